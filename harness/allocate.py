@@ -1,0 +1,110 @@
+"""Shared allocations: how a budget is spread over the sites. Shapes in, shapes out; no weights, no torch.
+
+The budget rule: at least `ratio` of the prunable parameters goes, and what goes beyond is less than one step of the
+coarsest unit in play.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from harness.anatomy import Anatomy, Site
+from harness.errors import OverBudget
+
+KINDS = ("attention", "mlp")
+
+
+def to_remove(anatomy: Anatomy, ratio: float) -> int:
+    """Parameters that have to go."""
+    return math.ceil(round(ratio * anatomy.params(prunable=True), 6))
+
+
+def _sites(anatomy: Anatomy, kinds: Iterable[str], layers: Iterable[int] | None) -> list[Site]:
+    allowed = None if layers is None else set(layers)
+    return [s for s in anatomy.blocks() if s.kind in kinds and (allowed is None or s.layer in allowed)]
+
+
+def _removed(anatomy: Anatomy, site: Site, units: int) -> int:
+    return anatomy.site_params(site, site.units) - anatomy.site_params(site, site.units - units)
+
+
+def uniform(
+    anatomy: Anatomy, ratio: float, kinds: Iterable[str] = KINDS, layers: Iterable[int] | None = None
+) -> dict[str, int]:
+    """The same share from every site.
+
+    Coarse units (KV groups) round down, the finest (MLP channels) make up the difference, so that layers stay equal.
+    """
+    sites = _sites(anatomy, kinds, layers)
+    step = {kind: max(anatomy.unit_params(s) for s in sites if s.kind == kind) for kind in {s.kind for s in sites}}
+    groups = [[s for s in sites if s.kind == kind] for kind in sorted(step, key=lambda k: -step[k])]
+    gone: dict[str, int] = {}
+    left = to_remove(anatomy, ratio)
+    for i, group in enumerate(groups):
+        finer = sum(anatomy.site_params(s, s.units) for other in groups[i + 1 :] for s in other)
+        whole = finer + sum(anatomy.site_params(s, s.units) for s in group)
+        most = max(s.units for s in group)
+        first = math.floor(max(left, 0) / whole * most) if finer else 0
+        for count in range(first, most + 1):
+            chosen = {s.name: math.ceil(count / most * s.units) for s in group}
+            removed = sum(_removed(anatomy, s, chosen[s.name]) for s in group)
+            if left - removed <= finer:
+                break
+        gone |= chosen
+        left -= removed
+    if left > 0:
+        raise OverBudget(f"{ratio:g} of the prunable parameters cannot go from the {' and '.join(kinds)} sites alone")
+    # Equal layers may overshoot by a unit in each of them; give back while that is a coarse step or more.
+    coarsest = max(step.values(), default=0)
+    for site in reversed([s for s in (groups[-1] if groups else []) if gone[s.name]]):
+        back = _removed(anatomy, site, gone[site.name]) - _removed(anatomy, site, gone[site.name] - 1)
+        if -left >= coarsest and back <= -left:
+            gone[site.name] -= 1
+            left += back
+    return {s.name: s.units - gone[s.name] for s in sites}
+
+
+def ranked(
+    anatomy: Anatomy,
+    ratio: float,
+    scores: Mapping[str, Sequence[float]],
+    kinds: Iterable[str] = KINDS,
+    layers: Iterable[int] | None = None,
+    least: int = 1,
+) -> dict[str, list[int]]:
+    """The global allocation: units of all sites compete by score per parameter; each site keeps `least`."""
+    sites = _sites(anatomy, kinds, layers)
+    worth = [np.asarray(scores[s.name], dtype=np.float64) / anatomy.unit_params(s) for s in sites]
+    owner = np.concatenate([np.full(s.units, i) for i, s in enumerate(sites)])
+    unit = np.concatenate([np.arange(s.units) for s in sites])
+    order = np.argsort(np.concatenate(worth), kind="stable")
+    keep = [np.ones(s.units, dtype=bool) for s in sites]
+    count = [s.units for s in sites]
+    left = to_remove(anatomy, ratio)
+    for at in order:
+        if left <= 0:
+            break
+        i = int(owner[at])
+        if count[i] <= least:
+            continue
+        left -= anatomy.site_params(sites[i], count[i]) - anatomy.site_params(sites[i], count[i] - 1)
+        count[i] -= 1
+        keep[i][unit[at]] = False
+    if left > 0:
+        raise OverBudget(
+            f"keeping {least} unit(s) in every site leaves more than {1 - ratio:g} of the prunable parameters",
+            "ask for a smaller ratio or let sites go empty (least=0)",
+        )
+    return {s.name: np.flatnonzero(k).tolist() for s, k in zip(sites, keep, strict=True)}
+
+
+def best(shape: Mapping[str, int], scores: Mapping[str, Sequence[float]]) -> dict[str, list[int]]:
+    """The highest scoring units of each site, as many as the shape keeps; ties go to the lower index."""
+    chosen = {}
+    for site, units in shape.items():
+        order = np.argsort(-np.asarray(scores[site], dtype=np.float64), kind="stable")
+        chosen[site] = sorted(order[:units].tolist())
+    return chosen

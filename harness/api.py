@@ -1,0 +1,249 @@
+"""What plug-ins see. Nothing here imports torch, so describing a method costs milliseconds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import pluggy
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.anatomy import Anatomy
+
+API_VERSION = 1
+hookimpl = pluggy.HookimplMarker("harness")
+
+Shape = Mapping[str, int]
+"""Units kept per site; a site that is not named keeps all of them."""
+
+
+# --- what a plug-in registers: data only ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Param:
+    """One setting of a plug-in with its value under both presets."""
+
+    quick: Any
+    help: str
+    paper: Any = None
+    choices: tuple[Any, ...] = ()
+
+    def default(self, preset: str) -> Any:
+        return self.paper if preset == "paper" and self.paper is not None else self.quick
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every registered thing tells about itself before it is imported."""
+
+    name: str
+    target: str
+    summary: str
+    version: str = "1"
+    parameters: Mapping[str, Param] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunerSpec(Spec):
+    paper: str = ""
+    kinds: tuple[str, ...] = ("structured",)
+    budgets: tuple[str, ...] = ("ratio",)
+    families: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+    needs: tuple[str, ...] = ()
+    updates_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpec(Spec):
+    runtimes: tuple[str, ...] = ("eager",)
+    dtype: str = "fp32"
+    workload: str = "prefill:1x128"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorSpec(Spec):
+    groups: tuple[str, ...] = ()
+    quick_limit: int | None = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverySpec(Spec):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """A model before its weights: shape facts in the words of its config.json, and where to get the rest."""
+
+    name: str
+    summary: str
+    config: Mapping[str, Any]
+    source: str
+    revision: str = ""
+    loader: str = "harness.models.loading:from_hub"
+    licence: str = ""
+    gated: bool = False
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may remain: `ratio` of the prunable parameters gone, or a latency (`x` of dense, or `ms`)."""
+
+    kind: str
+    value: float
+    unit: str = ""
+
+    @staticmethod
+    def ratio(text: str | float) -> Budget:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < 1:
+            raise UsageError(f"ratio {text!r} is not a share", "give a number from 0 up to but not including 1: 0.3")
+        return Budget("ratio", value)
+
+    @staticmethod
+    def latency(text: str) -> Budget:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(x|ms)", text.strip())
+        if not found or not float(found[1]) > 0 or (found[2] == "x" and float(found[1]) > 1):
+            raise UsageError(f"latency {text!r} is not a budget", "give a share of dense (0.7x) or a time (25ms)")
+        return Budget("latency", float(found[1]), found[2])
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.value:g}{self.unit}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`prefill:BxS` (time to first token), `decode:BxC` (one token at context C), `image:BxP`."""
+
+    kind: str
+    batch: int
+    size: int
+
+    @staticmethod
+    def parse(text: str) -> Workload:
+        found = re.fullmatch(r"(prefill|decode|image):([1-9]\d*)x([1-9]\d*)", text.strip())
+        if not found:
+            raise UsageError(f"workload {text!r} is not known", "give prefill:BATCHxTOKENS or decode:BATCHxCONTEXT")
+        return Workload(found[1], int(found[2]), int(found[3]))
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.batch}x{self.size}"
+
+
+@dataclass
+class Cut:
+    """A pruner's decision. The harness applies it; the pruner changes nothing itself.
+
+    keep      site -> indices of the units that stay; sites not named stay whole
+    masks     tensor name -> bool tensor of the tensor's shape, False where an element becomes zero
+    rewrites  tensor name -> new value at the dense shape (merged adapters, compensated biases)
+    """
+
+    keep: Mapping[str, Iterable[int]] = field(default_factory=dict)
+    masks: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    rewrites: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    why: str = ""
+
+
+@dataclass
+class Score:
+    """One figure of one evaluator, with what each document contributed.
+
+    value is the mean of `documents`, or its exponential where `scale` is "exp-mean" (perplexity).
+    """
+
+    documents: Mapping[str, float]
+    higher_is_better: bool
+    scale: str = "mean"
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+Scores = dict[str, Score]
+
+
+@dataclass
+class DeviceInfo:
+    """What a probe found. `fingerprint` is what makes two measurements comparable."""
+
+    usable: bool
+    reason: str = ""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How one visit to one model is timed; the same for dense and pruned."""
+
+    warmup: int = 2
+    iterations: int = 5
+
+
+@dataclass
+class Samples:
+    """Raw nanoseconds of one visit, with the state of the device around it."""
+
+    wall_ns: list[int]
+    cpu_ns: list[int] | None = None
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What a run lends to a pruner, an evaluator or a recovery."""
+
+    anatomy: Anatomy
+    tokenizer: Any
+    work_dir: Path
+    seed: Callable[..., int]
+    calibration: Callable[..., torch.Tensor]
+    progress: Callable[..., None] = lambda *_, **__: None
+    workloads: Sequence[Workload] = ()
+    limit: int | None = None
+    latency: Any = None
+    device: Any = None
+
+
+# --- what a plug-in implements ------------------------------------------------------------------
+
+
+@runtime_checkable
+class Pruner(Protocol):
+    """Optional beside it: `prepare(model, ctx) -> state` (budget-free, cached, shared by every budget; a flat dict
+    of tensors and plain values) and `shape(anatomy, ratio) -> Shape` (what a ratio would leave, without a model)."""
+
+    def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut: ...
+
+
+@runtime_checkable
+class Device(Protocol):
+    def probe(self) -> DeviceInfo: ...
+    def prepare(self, model: Any, workload: Workload) -> Any: ...
+    def measure(self, handle: Any, plan: TimingPlan) -> Samples: ...
+    def close(self, handle: Any) -> None: ...
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    def evaluate(self, model: Any, ctx: Context) -> Scores: ...
+
+
+@runtime_checkable
+class Recovery(Protocol):
+    def recover(self, model: Any, teacher: Any, ctx: Context) -> None: ...

@@ -1,0 +1,40 @@
+"""Errors a user sees: one line of cause, one of remedy, and the exit code that goes with them."""
+
+
+class HarnessError(Exception):
+    """Something a person can act on. Anything else that escapes is a bug of ours."""
+
+    exit_code = 1
+    status = "failed"
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        super().__init__(cause)
+        self.cause, self.remedy = cause, remedy
+
+
+class UsageError(HarnessError):
+    """A name or a value on the command line that cannot be meant."""
+
+    exit_code = 2
+
+
+class EnvironmentFault(HarnessError):
+    """Disk, weights, network, device: the command is right, the machine is not ready."""
+
+    exit_code = 3
+
+
+class Unsupported(HarnessError):
+    """This combination cannot work; a row with its reason, not a crash."""
+
+    status = "unsupported"
+
+
+class OverBudget(HarnessError):
+    """The method ran and kept more than it was asked to."""
+
+    status = "over_budget"
+
+
+class BadCut(HarnessError):
+    """A pruner returned something that is not a cut of this model."""

@@ -1,0 +1,108 @@
+"""The hooks of harness. Read this page first.
+
+A hook registers data and never does the work: pluggy calls every plug-in, so a hook that pruned would prune with all
+of them. The class that does the work is named by `target` and imported when it is run.
+
+A plug-in is an installed distribution with one entry point in the group `harness` that names a module:
+
+    [project.entry-points.harness]
+    mine = "harness_mine"
+
+Keep that module light: no torch, no transformers at its top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from harness.api import DeviceSpec, EvaluatorSpec, ModelCard, PrunerSpec, RecoverySpec
+
+if TYPE_CHECKING:
+    import click
+
+    from harness.events import Event
+
+hookspec = pluggy.HookspecMarker("harness")
+
+
+@hookspec
+def harness_register_pruners() -> Iterable[PrunerSpec]:  # type: ignore[empty-body]
+    """Methods that decide what to cut.
+
+    @hookimpl
+    def harness_register_pruners():
+        return [PrunerSpec(name="mine", target="harness_mine:Mine", summary="keeps the first units")]
+    """
+
+
+@hookspec
+def harness_register_devices() -> Iterable[DeviceSpec]:  # type: ignore[empty-body]
+    """Places where a model is timed.
+
+    @hookimpl
+    def harness_register_devices():
+        return [DeviceSpec(name="board", target="harness_board:Board", summary="my board over SSH")]
+    """
+
+
+@hookspec
+def harness_register_evaluators() -> Iterable[EvaluatorSpec]:  # type: ignore[empty-body]
+    """Figures of quality, one score per document.
+
+    @hookimpl
+    def harness_register_evaluators():
+        return [EvaluatorSpec(name="poems", target="harness_poems:Poems", summary="perplexity on poems")]
+    """
+
+
+@hookspec
+def harness_register_recoveries() -> Iterable[RecoverySpec]:  # type: ignore[empty-body]
+    """What may follow a cut, the same for every method.
+
+    @hookimpl
+    def harness_register_recoveries():
+        return [RecoverySpec(name="heal", target="harness_heal:Heal", summary="least squares on the outputs")]
+    """
+
+
+@hookspec
+def harness_register_models() -> Iterable[ModelCard]:  # type: ignore[empty-body]
+    """Aliases for models, with their shapes, so that planning needs no download.
+
+    @hookimpl
+    def harness_register_models():
+        return [ModelCard(name="my-1b", summary="ours", source="org/my-1b", config={"model_type": "llama", ...})]
+    """
+
+
+@hookspec
+def harness_register_commands(cli: click.Group) -> None:
+    """Add commands to `harness`.
+
+    @hookimpl
+    def harness_register_commands(cli):
+        cli.add_command(my_command)
+    """
+
+
+@hookspec
+def harness_event(event: Event) -> None:
+    """Hear what a run does: a frozen object per event, whose fields may grow.
+
+    @hookimpl
+    def harness_event(event):
+        print(event.name, event.cell, event.stage, event.seconds)
+    """
+
+
+@hookspec
+def harness_environment(device: str) -> dict[str, Any]:  # type: ignore[empty-body]
+    """Facts to write into a record's environment, under the plug-in's name.
+
+    @hookimpl
+    def harness_environment(device):
+        return {"room_temperature_c": read_sensor()}
+    """

@@ -1,0 +1,187 @@
+"""Discovery: one entry point at a time. A broken plug-in is a line with its reason, never a crash."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from harness import hookspecs
+from harness.api import DeviceSpec, EvaluatorSpec, ModelCard, PrunerSpec, RecoverySpec
+from harness.errors import HarnessError, UsageError
+
+KINDS = {
+    "pruner": ("harness_register_pruners", PrunerSpec),
+    "device": ("harness_register_devices", DeviceSpec),
+    "evaluator": ("harness_register_evaluators", EvaluatorSpec),
+    "recovery": ("harness_register_recoveries", RecoverySpec),
+    "model": ("harness_register_models", ModelCard),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    plugin: str
+    distribution: str
+    version: str
+
+
+@dataclass
+class Registry:
+    """Every registered name with its spec and origin, and every plug-in that could not be read."""
+
+    manager: pluggy.PluginManager
+    specs: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    origins: dict[tuple[str, str], Origin] = field(default_factory=dict)
+    broken: dict[Origin, str] = field(default_factory=dict)
+
+    def get(self, kind: str, name: str) -> Any:
+        """The spec under this name, or an error that says what was probably meant."""
+        if name in self.specs[kind]:
+            return self.specs[kind][name]
+        raise unknown(kind, name, self.specs[kind], self._elsewhere(name))
+
+    def _elsewhere(self, name: str) -> str:
+        for origin, reason in self.broken.items():
+            if origin.plugin.replace("_", "-") == name:
+                return f"its plug-in is installed but broken: {reason}"
+        for room in ("plugins", "devices"):
+            folder = Path(__file__).parent.parent / room / name.replace("-", "_")
+            if (folder / "pyproject.toml").exists():
+                return f"it is in this checkout but not installed: pip install -e {room}/{folder.name}"
+        return ""
+
+    def load(self, kind: str, name: str) -> Any:
+        """The class behind a name, imported now."""
+        spec = self.get(kind, name)
+        try:
+            return resolve(spec.target)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, HarnessError):
+                raise
+            origin = self.origins[kind, name]
+            raise HarnessError(
+                f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}",
+                f"repair or uninstall {origin.distribution} {origin.version}",
+            ) from error
+
+
+def resolve(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> UsageError:
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1)
+    remedy = elsewhere or (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
+    return UsageError(f"no {kind} {name!r}", remedy)
+
+
+def _entry_points() -> Iterator[tuple[EntryPoint, Origin]]:
+    only = os.environ.get("HARNESS_PLUGINS")
+    wanted = None if only is None else {name.strip() for name in only.split(",")} | {"builtin"}
+    seen = set()
+    for point in sorted(entry_points(group="harness"), key=lambda p: (p.name != "builtin", p.name)):
+        if point.name in seen or (wanted is not None and point.name not in wanted):
+            continue
+        seen.add(point.name)
+        dist = point.dist
+        yield point, Origin(point.name, dist.name if dist else "?", dist.version if dist else "?")
+
+
+def _hooks_of(manager: pluggy.PluginManager, plugin: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for caller in manager.get_hookcallers(plugin) or []:
+        for impl in caller.get_hookimpls():
+            if impl.plugin is plugin:
+                yield caller.name, impl.function
+
+
+def _read(registry: Registry, plugin: ModuleType, origin: Origin) -> None:
+    """Take all of a plug-in's registrations, or none."""
+    found: list[tuple[str, Any]] = []
+    for hook, function in _hooks_of(registry.manager, plugin):
+        for kind, (name, spec_type) in KINDS.items():
+            if hook == name:
+                specs = list(function())
+                if wrong := [s for s in specs if not isinstance(s, spec_type)]:
+                    raise TypeError(f"{hook} returned {type(wrong[0]).__name__}, not {spec_type.__name__}")
+                found += [(kind, spec) for spec in specs]
+    for kind, spec in found:
+        if (other := registry.origins.get((kind, spec.name))) is not None:
+            raise ValueError(f"{kind} {spec.name!r} is already registered by {other.distribution}")
+    for kind, spec in found:
+        registry.specs[kind][spec.name] = spec
+        registry.origins[kind, spec.name] = origin
+
+
+@cache
+def registry() -> Registry:
+    """All plug-ins of this process, read once."""
+    manager = pluggy.PluginManager("harness")
+    manager.add_hookspecs(hookspecs)
+    result = Registry(manager)
+    for point, origin in _entry_points():
+        plugin = None
+        try:
+            plugin = point.load()
+            manager.register(plugin, name=point.name)
+            manager.check_pending()
+            _read(result, plugin, origin)
+        except (Exception, SystemExit) as error:
+            if plugin is not None and manager.is_registered(plugin):
+                manager.unregister(plugin)
+            result.broken[origin] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return result
+
+
+def rows(kind: str | None = None) -> list[dict[str, Any]]:
+    """What `harness list` shows: one row per registered name, one per broken plug-in."""
+    known = registry()
+    found = []
+    for (row_kind, name), origin in known.origins.items():
+        if kind in (None, row_kind):
+            found.append(
+                {
+                    "name": name,
+                    "kind": row_kind,
+                    "ok": True,
+                    "version": origin.version,
+                    "origin": origin.distribution,
+                    "summary": known.specs[row_kind][name].summary,
+                    "reason": "",
+                }
+            )
+    for origin, reason in known.broken.items():
+        found.append(
+            {
+                "name": origin.plugin,
+                "kind": "plugin",
+                "ok": False,
+                "version": origin.version,
+                "origin": origin.distribution,
+                "summary": "",
+                "reason": reason,
+            }
+        )
+    return found
+
+
+def emit(event: Any) -> None:
+    """Tell listeners; a listener that raises must not take the run with it."""
+    for plugin in registry().manager.get_plugins():
+        for name, function in _hooks_of(registry().manager, plugin):
+            if name == "harness_event":
+                try:
+                    function(event)
+                except Exception as error:
+                    registry().broken[Origin(str(registry().manager.get_name(plugin)), "listener", "")] = repr(error)

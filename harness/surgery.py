@@ -1,0 +1,128 @@
+"""Applies a cut. The only place that changes shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.anatomy import Anatomy
+from harness.anatomy.llama import FAMILIES, config_of, embedding_scale, norm_scale, rename, survivors
+from harness.api import Cut
+from harness.checkpoints.modeling import fill
+from harness.errors import BadCut
+
+
+@dataclass(frozen=True)
+class CheckedCut:
+    """A cut whose every index, mask and rewrite belongs to this model."""
+
+    keep: Mapping[str, list[int]]
+    masks: Mapping[str, Tensor]
+    rewrites: Mapping[str, Tensor]
+    why: str
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return {site: len(units) for site, units in self.keep.items()}
+
+
+def check(anatomy: Anatomy, cut: Cut) -> CheckedCut:
+    """The cut in canonical form: sorted indices, only sites that lose something."""
+    if not isinstance(cut, Cut):
+        raise BadCut(f"the pruner returned {type(cut).__name__}, not a Cut")
+    keep = {}
+    for name, units in cut.keep.items():
+        chosen = [int(u) for u in units]
+        if name not in anatomy.sites:
+            raise BadCut(f"the cut names site {name!r}, which this model has not")
+        most = anatomy.sites[name].units
+        if wrong := [u for u in chosen if not 0 <= u < most]:
+            raise BadCut(f"the cut keeps unit {wrong[0]} of {name}, which has units 0 to {most - 1}")
+        if len(set(chosen)) != len(chosen):
+            raise BadCut(f"the cut keeps a unit of {name} twice")
+        if len(chosen) < most:
+            keep[name] = sorted(chosen)
+    for what, tensors in (("mask", cut.masks), ("rewrite", cut.rewrites)):
+        for name, tensor in tensors.items():
+            if name not in anatomy.tensors:
+                raise BadCut(f"the cut has a {what} for {name!r}, which this model has not")
+            if tuple(tensor.shape) != anatomy.tensors[name]:
+                raise BadCut(f"the {what} of {name} is {tuple(tensor.shape)}, the tensor {anatomy.tensors[name]}")
+    if not survivors(anatomy, {name: len(units) for name, units in keep.items()}):
+        raise BadCut("the cut leaves no layer", "ask for a smaller ratio")
+    if keep.get("hidden") == []:
+        raise BadCut("the cut leaves no residual stream")
+    masks = {name: mask.bool() for name, mask in cut.masks.items()}
+    return CheckedCut(keep, masks, dict(cut.rewrites), cut.why)
+
+
+def dense_state(model: Any) -> dict[str, Tensor]:
+    """A model's tensors under the anatomy's names, tied ones once."""
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
+
+
+def written(state: Mapping[str, Tensor], cut: CheckedCut) -> dict[str, Tensor]:
+    """The dense tensors after rewrites and masks, before anything is sliced."""
+    state = dict(state)
+    for name, value in cut.rewrites.items():
+        state[name] = value.to(state[name])
+    for name, mask in cut.masks.items():
+        state[name] = state[name] * mask.to(state[name])
+    return state
+
+
+def apply(model: Any, anatomy: Anatomy, cut: CheckedCut) -> Any:
+    """A new, smaller model; the dense one is left as it was."""
+    state = written(dense_state(model), cut)
+    shape = anatomy.complete(cut.shape)
+    indices: dict[tuple[str, int], Tensor] = {}
+    left = {}
+    for name in anatomy.tensor_shapes(shape):
+        tensor = state[name]
+        for site, member in anatomy.cuts.get(name, ()):
+            if site in cut.keep:
+                key = (site, member.block)
+                if key not in indices:
+                    units = torch.tensor(cut.keep[site], dtype=torch.long)
+                    indices[key] = (units[:, None] * member.block + torch.arange(member.block)).flatten()
+                tensor = tensor.index_select(member.dim, indices[key].to(tensor.device))
+        left[name] = tensor
+    if "hidden" in cut.keep:
+        _narrow(anatomy, left, shape["hidden"])
+    numbers = survivors(anatomy, shape)
+    tensors = {rename(name, numbers): tensor.detach().clone() for name, tensor in left.items()}
+    smaller = fill(config_of(anatomy, shape), tensors)
+    smaller.generation_config = model.generation_config
+    return smaller
+
+
+def _narrow(anatomy: Anatomy, state: dict[str, Tensor], kept: int) -> None:
+    """Norms and embedding factors of a narrower residual stream."""
+    offset = FAMILIES[anatomy.family].norm_offset
+    for name in state:
+        if name.endswith("norm.weight") and "self_attn" not in name:
+            state[name] = (state[name] + offset) * norm_scale(anatomy, name, kept) - offset
+    if (scale := embedding_scale(anatomy, kept)) != 1:
+        state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"] * scale
+
+
+def zeroed(model: Any, anatomy: Anatomy, cut: CheckedCut) -> dict[str, Tensor]:
+    """The dense tensors with the cut units set to zero: what the sliced model must agree with."""
+    state = {name: tensor.clone() for name, tensor in written(dense_state(model), cut).items()}
+    for name, units in cut.keep.items():
+        site = anatomy.sites[name]
+        gone = sorted(set(range(site.units)) - set(units))
+        for member in site.members:
+            tensor = state[member.tensor].movedim(member.dim, 0)
+            tensor.unflatten(0, (site.units, member.block))[gone] = 0
+        if not units:
+            for owned in site.owned:
+                state[owned].zero_()
+    return state
