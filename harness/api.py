@@ -65,6 +65,8 @@ class PrunerSpec(Spec):
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpec(Spec):
     runtimes: tuple[str, ...] = ("eager",)
+    clock: str = "wall"  # the clock that is ranked: wall or cpu
+    provenance: str = "device"  # device, emulator or simulated
     dtype: str = "fp32"
     workload: str = "prefill:1x128"
 
@@ -72,7 +74,7 @@ class DeviceSpec(Spec):
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorSpec(Spec):
     groups: tuple[str, ...] = ()
-    quick_limit: int | None = 40
+    reads: tuple[str, ...] = ()  # text sources whose identity enters its keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +214,13 @@ class Context:
     tokenizer: Any
     work_dir: Path
     seed: Callable[..., int]
-    calibration: Callable[..., torch.Tensor]
+    calibration: Callable[[int, int], torch.Tensor] | None
     progress: Callable[..., None] = lambda *_, **__: None
     workloads: Sequence[Workload] = ()
     limit: int | None = None
+    folder: Path | None = None
+    memory_peak: int | None = None
     latency: Any = None
-    device: Any = None
 
 
 # --- what a plug-in implements ------------------------------------------------------------------

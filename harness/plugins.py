@@ -176,12 +176,20 @@ def rows(kind: str | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def emit(event: Any) -> None:
-    """Tell listeners; a listener that raises must not take the run with it."""
-    for plugin in registry().manager.get_plugins():
-        for name, function in _hooks_of(registry().manager, plugin):
-            if name == "harness_event":
+def answers(hook: str, argument: Any) -> Iterator[tuple[str, Any]]:
+    """What each plug-in's hook answers; one that raises must not take the run with it."""
+    known = registry()
+    for plugin in known.manager.get_plugins():
+        for name, function in _hooks_of(known.manager, plugin):
+            if name == hook:
+                where = str(known.manager.get_name(plugin))
                 try:
-                    function(event)
+                    yield where, function(argument)
                 except Exception as error:
-                    registry().broken[Origin(str(registry().manager.get_name(plugin)), "listener", "")] = repr(error)
+                    known.broken[Origin(where, hook, "")] = f"{type(error).__name__}: {error}"
+
+
+def emit(event: Any) -> None:
+    """Tell whoever listens."""
+    for _ in answers("harness_event", event):
+        pass

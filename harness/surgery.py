@@ -80,12 +80,25 @@ def written(state: Mapping[str, Tensor], cut: CheckedCut) -> dict[str, Tensor]:
 
 def apply(model: Any, anatomy: Anatomy, cut: CheckedCut) -> Any:
     """A new, smaller model; the dense one is left as it was."""
-    state = written(dense_state(model), cut)
     shape = anatomy.complete(cut.shape)
+    left = _sliced(anatomy, cut, written(dense_state(model), cut))
+    if "hidden" in cut.keep:
+        _narrow(anatomy, left, shape["hidden"])
+    numbers = survivors(anatomy, shape)
+    tensors = {rename(name, numbers): tensor.detach().clone() for name, tensor in left.items()}
+    smaller = fill(config_of(anatomy, shape), tensors)
+    smaller.generation_config = model.generation_config
+    return smaller
+
+
+def _sliced(anatomy: Anatomy, cut: CheckedCut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the cut leaves of these tensors; those of empty sites are gone."""
     indices: dict[tuple[str, int], Tensor] = {}
     left = {}
-    for name in anatomy.tensor_shapes(shape):
-        tensor = state[name]
+    for name in anatomy.tensor_shapes(cut.shape):
+        if name not in tensors:
+            continue
+        tensor = tensors[name]
         for site, member in anatomy.cuts.get(name, ()):
             if site in cut.keep:
                 key = (site, member.block)
@@ -94,13 +107,13 @@ def apply(model: Any, anatomy: Anatomy, cut: CheckedCut) -> Any:
                     indices[key] = (units[:, None] * member.block + torch.arange(member.block)).flatten()
                 tensor = tensor.index_select(member.dim, indices[key].to(tensor.device))
         left[name] = tensor
-    if "hidden" in cut.keep:
-        _narrow(anatomy, left, shape["hidden"])
-    numbers = survivors(anatomy, shape)
-    tensors = {rename(name, numbers): tensor.detach().clone() for name, tensor in left.items()}
-    smaller = fill(config_of(anatomy, shape), tensors)
-    smaller.generation_config = model.generation_config
-    return smaller
+    return left
+
+
+def masked_elements(anatomy: Anatomy, cut: CheckedCut) -> int:
+    """Prunable elements that stay in the file and are zero by decision."""
+    left = _sliced(anatomy, cut, {name: mask for name, mask in cut.masks.items() if name not in anatomy.head})
+    return sum(int((~mask).sum()) for mask in left.values())
 
 
 def _narrow(anatomy: Anatomy, state: dict[str, Tensor], kept: int) -> None:

@@ -63,6 +63,11 @@ def config(words: Mapping[str, Any]) -> Any:
     return made(**{key: value for key, value in words.items() if key not in skip})
 
 
+def words_of(model: Any) -> dict[str, Any]:
+    """The words of a model's config."""
+    return model.config.to_dict() | {"model_type": model.config.model_type}
+
+
 def empty(words: Mapping[str, Any]) -> Any:
     """A model of this config whose parameters have shapes and no storage; buffers are real."""
     from accelerate import init_empty_weights

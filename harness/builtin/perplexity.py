@@ -1,0 +1,63 @@
+"""Perplexity over fixed windows of a text: the raw rows joined by blank lines, cut into equal pieces."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from harness import data
+from harness.anatomy.llama import FAMILIES
+from harness.api import Context, Score, Scores
+from harness.errors import UsageError
+
+
+class Perplexity:
+    text: ClassVar[str]
+
+    def __init__(self, window: int = 512) -> None:
+        if window < 2:
+            raise UsageError(f"a window of {window} tokens predicts nothing", "give window=512")
+        self.window = window
+
+    def evaluate(self, model: Any, ctx: Context) -> Scores:
+        import torch
+
+        text = data.read(self.text)
+        tokens = data.tokenize(ctx.tokenizer, text.documents)
+        windows = tokens[: len(tokens) // self.window * self.window].reshape(-1, self.window)[: ctx.limit]
+        if not len(windows):
+            raise UsageError(f"{self.text} has no window of {self.window} tokens", "give a smaller window")
+        bos = ctx.tokenizer.bos_token_id if FAMILIES[ctx.anatomy.family].needs_bos else None
+        losses = {}
+        with torch.inference_mode():
+            for at, window in enumerate(windows):
+                losses[f"{self.text}/{at}"] = self._loss(model, window, bos)
+                ctx.progress(at + 1, len(windows))
+        details = {
+            "tokens": len(tokens),
+            "windows": len(windows),
+            "window": self.window,
+            "tokens_scored": len(windows) * (self.window - (bos is None)),
+            "bos": bos,
+            "data": text.identity,
+        }
+        return {"": Score(losses, higher_is_better=False, scale="exp-mean", details=details)}
+
+    def _loss(self, model: Any, window: Any, bos: int | None) -> float:
+        import torch
+
+        row = window if bos is None else torch.cat([torch.tensor([bos]), window])
+        row = row.to(model.device)
+        logits = model(row[None], use_cache=False).logits[0, :-1]
+        return float(torch.nn.functional.cross_entropy(logits.float(), row[1:]))
+
+
+class Passages(Perplexity):
+    text = "passages"
+
+
+class Wikitext2(Perplexity):
+    text = "wikitext2"
+
+
+class C4(Perplexity):
+    text = "c4"

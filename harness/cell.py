@@ -1,0 +1,259 @@
+"""The life of one cell: load, prepare, prune, cut, recover, save, reload, measure, evaluate, record.
+
+Every stage's result is stored under its key before the next begins, so a killed run continues where it was.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from harness import accounting, keys, plan, records, seeds, stats
+from harness.api import Context, Score
+from harness.artefacts import Artefacts
+from harness.checkpoints import fresh
+from harness.environment import environment
+from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError
+from harness.events import Event
+from harness.latency import timing
+from harness.plan import Evaluation, Plan
+from harness.plugins import emit, registry
+from harness.records import Record
+from harness.store import Store
+
+
+class Reporter:
+    """What a run tells while it goes; this one keeps quiet."""
+
+    def planned(self, plan: Plan, cell: str) -> None: ...
+    def stage(self, name: str) -> None: ...
+    def progress(self, done: int, total: int) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+class Cell:
+    """One plan on its way to a record."""
+
+    def __init__(self, plan: Plan, store: Store, reporter: Reporter, command: str = "") -> None:
+        self.plan, self.store, self.reporter, self.command = plan, store, reporter, command
+        self.cost = records.Cost()
+        self.started = now()
+        self.cached = False
+        self._told = 0
+
+    def run(self) -> Record:
+        self.store.prepare()
+        if self.plan.obstacle is None:
+            plan.find_weights(self.plan)
+        self.id = self.plan.cell
+        self.reporter.planned(self.plan, self.id)
+        if (found := self._finished()) is not None:
+            return found
+        with self.store.lease(self.id, self.reporter.notice) as beat:
+            self.beat = beat
+            if (found := self._finished()) is not None:  # whoever we waited for has done it
+                return found
+            emit(Event(name="cell-started", cell=self.id))
+            record = self._live()
+            self.store.save_record(record.sealed())
+            emit(Event(name="cell-finished", cell=self.id, status=record.status))
+            self.store.sweep()
+        self._tell_notices()
+        return record.sealed()
+
+    def _finished(self) -> Record | None:
+        found = self.store.record(self.id)
+        self._tell_notices()
+        if found is not None and found.status == "ok" and self.store.path(found.artefact.path).exists():
+            self.cached = True
+            return found
+        return None
+
+    def _tell_notices(self) -> None:
+        while self._told < len(self.store.notices):
+            self.reporter.notice(self.store.notices[self._told])
+            self._told += 1
+
+    def _live(self) -> Record:
+        try:
+            if self.plan.obstacle is not None:
+                raise self.plan.obstacle
+            return self._measured()
+        except (EnvironmentFault, UsageError):
+            raise
+        except HarnessError as error:
+            return self._record(error.status, error.cause + (f" ({error.remedy})" if error.remedy else ""))
+        except Exception as error:
+            log = self.store.log_traceback(self.id)
+            return self._record("failed", f"{type(error).__name__}: {error} (traceback: {log})")
+
+    def _measured(self) -> Record:
+        made = Artefacts(self.plan, self.store, self.stage, self.context, self.cost)
+        artefact, budget = made.ensure()
+        if budget.achieved < budget.asked - 1e-9:
+            error = OverBudget(f"{budget.asked:g} was to go, {self.plan.spec.pruner} removed {budget.achieved:.6g}")
+            return self._record(error.status, error.cause, artefact=artefact, budget=budget)
+        latency, memory = {}, records.MemoryPair()
+        for workload in self.plan.workloads:
+            latency[str(workload)] = self._time(made, artefact, workload)
+        if self.plan.device.provenance == "device":
+            memory = self._memory(made, artefact)
+        scores = {}
+        for evaluation in self.plan.evaluations:
+            scores |= self._evaluate(made, artefact, evaluation, memory)
+        flops = {
+            str(w): records.Pair(
+                dense=accounting.flops(self.plan.anatomy, {}, w),
+                pruned=accounting.flops(self.plan.anatomy, artefact.shape, w),
+            )
+            for w in self.plan.workloads
+        }
+        record = self._record(
+            "ok", "", artefact=artefact, budget=budget, latency=latency, memory=memory, flops=flops, scores=scores
+        )
+        made.describe(record)
+        return record
+
+    # --- stages ---
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        self.reporter.stage(name)
+        self.beat(name)
+        emit(Event(name="stage-started", cell=self.id, stage=name))
+        start = time.monotonic()
+        yield self.reporter.progress
+        emit(Event(name="stage-finished", cell=self.id, stage=name, seconds=time.monotonic() - start))
+
+    def _time(self, made: Artefacts, artefact: records.Artefact, workload: Any) -> records.Latency:
+        parts = self.plan.measure_parts(artefact.sha256, str(workload))
+        key = keys.key("measure", parts)
+        if (stored := self.store.stage("measure", key)) is None:
+            protocol = timing.PROTOCOLS[self.plan.spec.preset]
+            device = registry().load("device", self.plan.device.name)()
+            with self.stage(f"time {workload}") as progress:
+                rounds = timing.interleave(
+                    device,
+                    made.dense(),
+                    made.pruned(),
+                    workload,
+                    protocol.plan,
+                    protocol.rounds,
+                    lambda done: progress(done, protocol.rounds),
+                )
+            found = timing.latency(rounds, self.plan.device.clock, protocol.plan, self.plan.device.provenance)
+            found.samples = self.store.side_file(timing.raw(rounds))
+            stored = found.model_dump(mode="json")
+            self.store.save_stage("measure", key, parts, stored)
+        return records.Latency.model_validate(stored)
+
+    def _memory(self, made: Artefacts, artefact: records.Artefact) -> records.MemoryPair:
+        workload = self.plan.workloads[0]
+        found = {}
+        for side, content in (("dense", self.plan.model_key()), ("pruned", artefact.sha256)):
+            parts = self.plan.measure_parts(content, str(workload)) | {"what": "memory"}
+            key = keys.key("memory", parts)
+            if (stored := self.store.stage("memory", key)) is None:
+                with self.stage(f"memory of {side}"):
+                    folder = self.plan.folder if side == "dense" else self.store.path(artefact.path)
+                    scratch = self.store.scratch(f"memory-{self.id}")
+                    stored = fresh.ask(folder, scratch / "out", self.plan.spec.dtype, workload)["memory"]  # type: ignore[arg-type]
+                self.store.save_stage("memory", key, parts, stored)
+            found[side] = records.Memory.model_validate(stored)
+        what = f"resident bytes above the imported libraries, {workload}, eager on this CPU"
+        return records.MemoryPair(**found, what=what)
+
+    def _evaluate(
+        self, made: Artefacts, artefact: records.Artefact, evaluation: Evaluation, memory: records.MemoryPair
+    ) -> dict[str, records.ScoreRecord]:
+        sides = {}
+        for side, content in (("dense", self.plan.model_key()), ("pruned", artefact.sha256)):
+            parts = self.plan.eval_parts(content, evaluation)
+            key = keys.key("eval", parts)
+            if (stored := self.store.stage("eval", key)) is None:
+                start = time.monotonic()
+                with self.stage(f"{evaluation.label} of {side}") as progress:
+                    model = made.dense() if side == "dense" else made.pruned()
+                    ctx = self.context(
+                        progress,
+                        tokenizer=made.tokenizer(),
+                        folder=self.store.path(artefact.path) if side == "pruned" else None,
+                        memory_peak=getattr(getattr(memory, side), "peak", None),
+                    )
+                    evaluator = registry().load("evaluator", evaluation.spec.name)(**evaluation.parameters)
+                    found = evaluator.evaluate(model, ctx)
+                stored = {name: score_words(score, self.store) for name, score in found.items()}
+                self.store.save_stage("eval", key, parts, stored)
+                self.cost.evaluate_s += time.monotonic() - start
+            sides[side] = stored
+        merged = {}
+        for name, words in sides["pruned"].items():
+            label = f"{evaluation.label}.{name}" if name else evaluation.label
+            dense = sides["dense"].get(name) or {}
+            merged[label] = records.ScoreRecord(
+                **words, dense=dense.get("value"), dense_stderr=dense.get("stderr")
+            )
+        return merged
+
+    def context(self, progress: Callable[..., None], **more: Any) -> Context:
+        spec = self.plan.spec
+        return Context(
+            anatomy=self.plan.anatomy,
+            work_dir=self.store.scratch(f"work-{self.id}"),
+            seed=lambda *axis: seeds.seed(spec.seed, *axis),
+            progress=progress,
+            workloads=self.plan.workloads,
+            limit=spec.limit,
+            **{"tokenizer": None, "calibration": None, **more},
+        )
+
+    def _record(self, status: Any, reason: str, **parts: Any) -> Record:
+        artefact = parts.get("artefact")
+        content = artefact.sha256 if artefact else ""
+        return Record(
+            id=self.id,
+            status=status,
+            reason=reason,
+            started=self.started,
+            finished=now(),
+            keys=records.Keys(
+                cut=keys.key("cut", self.plan.cut_parts()),
+                artefact=keys.key("artefact", self.plan.artefact_parts()),
+                measure={w: keys.key("measure", self.plan.measure_parts(content, w)) for w in parts.get("latency", {})},
+                eval={
+                    e.label: keys.key("eval", self.plan.eval_parts(content, e))
+                    for e in self.plan.evaluations
+                    if parts.get("scores")
+                },
+            ),
+            spec=self.plan.spec,
+            cost=self.cost,
+            environment=environment(self.plan.device.name, dict(self.plan.info.fingerprint)),
+            history=[records.Change(when=now(), what="created", command=self.command)],
+            **parts,
+        )
+
+
+def score_words(score: Score, store: Store) -> dict[str, Any]:
+    """A score as the record holds it, its documents in a side file."""
+    import math
+
+    mean, stderr = stats.mean_stderr(list(score.documents.values()))
+    value = math.exp(mean) if score.scale == "exp-mean" else mean
+    if not math.isfinite(value):
+        raise HarnessError("the evaluation is not a number: the pruned model overflows", "ask for a smaller ratio")
+    return {
+        "value": value,
+        "stderr": value * stderr if stderr is not None and score.scale == "exp-mean" else stderr,
+        "n": len(score.documents),
+        "higher_is_better": score.higher_is_better,
+        "details": dict(score.details),
+        "samples": store.side_file({"scale": score.scale, "documents": dict(score.documents)}),
+    }
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

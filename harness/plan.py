@@ -1,0 +1,308 @@
+"""From what was asked to what will be done: names resolved, defaults filled in, keys known. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness import accounting, data, keys, plugins
+from harness.anatomy import Anatomy, anatomy_of
+from harness.api import Budget, DeviceInfo, DeviceSpec, EvaluatorSpec, ModelCard, Param, PrunerSpec, Workload
+from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
+from harness.latency import timing
+from harness.models.cards import card as find_card
+from harness.models.loading import locate
+from harness.records import BudgetSpec, RunSpec
+
+DEFAULT_MODEL, DEFAULT_RATIO, DEFAULT_CALIBRATION = "smollm2-135m", 0.2, "passages"
+QUICK_LIMIT = 40  # documents per evaluator under the quick preset
+CUT_VERSION = 1  # raise when surgery or accounting changes what a cut means
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user may say; None is "you choose"."""
+
+    pruner: str
+    model: str = DEFAULT_MODEL
+    ratio: str | float | None = None
+    latency: str | None = None
+    device: str = "cpu"
+    runtime: str | None = None
+    dtype: str | None = None
+    workloads: Sequence[str] = ()
+    preset: str = "quick"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recovery: str = "none"
+    calibration: str = DEFAULT_CALIBRATION
+    evaluators: Sequence[str] = ("smoke",)
+    limit: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluator with its parameters and the identity of what it reads."""
+
+    label: str
+    spec: EvaluatorSpec
+    parameters: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+
+@dataclass
+class Plan:
+    """A cell, ready to run. `obstacle` says why it cannot, if that is known already."""
+
+    spec: RunSpec
+    pruner: PrunerSpec
+    device: DeviceSpec
+    info: DeviceInfo
+    card: ModelCard
+    folder: Path | None
+    evaluations: list[Evaluation]
+    calibration: Mapping[str, Any] | None
+    obstacle: HarnessError | None = None
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.spec.budget.kind, self.spec.budget.value, self.spec.budget.unit)
+
+    @property
+    def workloads(self) -> list[Workload]:
+        return [Workload.parse(text) for text in self.spec.workloads]
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        return anatomy_of(self.card.config)
+
+    @cached_property
+    def predicted(self) -> dict[str, int] | None:
+        """The shape the method expects to leave, where it can tell without a model."""
+        made = plugins.registry().load("pruner", self.spec.pruner)(**self.spec.parameters)
+        if self.spec.budget.kind != "ratio" or not hasattr(made, "shape"):
+            return None
+        shape = made.shape(self.anatomy, self.spec.budget.value)
+        return None if shape is None else self.anatomy.complete(shape)
+
+    # --- what each stage depends on ---
+
+    def model_key(self) -> dict[str, Any]:
+        return {"model": self.spec.model, "revision": self.spec.revision, "dtype": self.spec.dtype}
+
+    def prepare_parts(self) -> dict[str, Any]:
+        origin = plugins.registry().origins["pruner", self.spec.pruner]
+        return {
+            **self.model_key(),
+            "pruner": self.spec.pruner,
+            "version": f"{origin.version}/{self.pruner.version}",
+            "parameters": self.spec.parameters,
+            "calibration": self.calibration,
+            "seed": self.spec.seed,
+            "cut_version": CUT_VERSION,
+        }
+
+    def cut_parts(self) -> dict[str, Any]:
+        return {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": None}
+
+    def artefact_parts(self) -> dict[str, Any]:
+        return {"cut": keys.key("cut", self.cut_parts()), "recovery": self.spec.recovery}
+
+    def measure_parts(self, content: Any, workload: str) -> dict[str, Any]:
+        return {
+            "artefact": content,
+            "against": self.model_key(),
+            "device": dict(self.info.fingerprint),
+            "runtime": self.spec.runtime,
+            "workload": workload,
+            "protocol": timing.PROTOCOLS[self.spec.preset].parts(),
+        }
+
+    def eval_parts(self, content: Any, evaluation: Evaluation) -> dict[str, Any]:
+        origin = plugins.registry().origins["evaluator", evaluation.spec.name]
+        return {
+            "artefact": content,
+            "evaluator": evaluation.spec.name,
+            "version": f"{origin.version}/{evaluation.spec.version}",
+            "parameters": evaluation.parameters,
+            "data": evaluation.data,
+            "workloads": [] if evaluation.data else self.spec.workloads,
+            "limit": self.spec.limit,
+            "batch_size": 1,
+            "dtype": self.spec.dtype,
+        }
+
+    def cell_parts(self) -> dict[str, Any]:
+        return {
+            "artefact": {**self.cut_parts(), "recovery": self.spec.recovery},
+            "measure": [self.measure_parts("", workload) for workload in self.spec.workloads],
+            "eval": {e.label: self.eval_parts("", e) for e in self.evaluations},
+        }
+
+    @property
+    def cell(self) -> str:
+        return keys.key("cell", self.cell_parts())
+
+    # --- what it will take ---
+
+    def work_flops(self) -> float:
+        """Forward passes ahead, in FLOPs: dense and pruned, timing and evaluation."""
+        total = 0.0
+        for workload in self.workloads:
+            total += 30 * accounting.flops(self.anatomy, {}, workload)
+        for evaluation in self.evaluations:
+            if (window := evaluation.parameters.get("window")) is not None:
+                once = accounting.flops(self.anatomy, {}, Workload("prefill", 1, window))
+                head = 2 * window * self.anatomy.config["hidden_size"] * self.anatomy.config["vocab_size"]
+                total += 2 * (self.spec.limit or 400) * (once + head)
+        return total
+
+
+def make(request: Request) -> Plan:
+    """Resolve a request. Wrong names and values raise; what merely cannot work becomes the plan's obstacle."""
+    known = plugins.registry()
+    pruner: PrunerSpec = known.get("pruner", request.pruner)
+    device: DeviceSpec = known.get("device", request.device)
+    known.get("recovery", request.recovery)
+    if request.preset not in ("quick", "paper"):
+        raise UsageError(f"no preset {request.preset!r}", "give quick or paper")
+    if request.limit is not None and request.limit < 1:
+        raise UsageError(f"limit {request.limit} leaves nothing to evaluate", "give --limit 1 or more")
+    dtype = request.dtype or device.dtype
+    if dtype not in accounting.BYTES:
+        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(accounting.BYTES)}")
+    runtime = request.runtime or device.runtimes[0]
+    if runtime not in device.runtimes:
+        raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
+    workloads = [str(Workload.parse(text)) for text in request.workloads] or [device.workload]
+    budget = _budget(request, pruner)
+    parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
+    found = evaluations(request.evaluators, request.preset)
+    limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)
+    calibration = data.locate(request.calibration, data.CALIBRATE)[0] if "calibration" in pruner.needs else None
+    info = plugins.registry().load("device", device.name)().probe()
+    if not info.usable:
+        raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
+    card = find_card(request.model)
+    spec = RunSpec(
+        pruner=pruner.name,
+        parameters=parameters,
+        preset=request.preset,  # type: ignore[arg-type]
+        model=card.name,
+        revision="",
+        dtype=dtype,  # type: ignore[arg-type]
+        budget=BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit),  # type: ignore[arg-type]
+        device=device.name,
+        runtime=runtime,
+        workloads=workloads,
+        recovery=request.recovery,
+        calibration=request.calibration if calibration else "",
+        evaluators=[e.label for e in found],
+        limit=limit,
+        seed=request.seed,
+    )
+    plan = Plan(spec, pruner, device, info, card, None, found, calibration)
+    plan.obstacle = _obstacle(plan)
+    return plan
+
+
+def find_weights(plan: Plan) -> None:
+    """Fix which weights are meant; fetches or converts them when they are not at hand."""
+    plan.folder, plan.spec.revision = locate(plan.card)
+
+
+def _obstacle(plan: Plan) -> HarnessError | None:
+    try:
+        family = plan.anatomy.family
+    except Unsupported as error:
+        return error
+    if family not in plan.pruner.families and plan.pruner.budgets:
+        return Unsupported(
+            f"{plan.pruner.name} does not know the family {family}", f"it knows {', '.join(plan.pruner.families)}"
+        )
+    if plan.spec.budget.kind == "latency":
+        return Unsupported(
+            "latency budgets need a cost model of the device, which this version does not have yet",
+            "give --ratio; the latency is measured and reported",
+        )
+    for workload in plan.workloads:
+        try:
+            accounting.flops(plan.anatomy, {}, workload)
+        except Unsupported as error:
+            return error
+        longest = plan.anatomy.config.get("max_position_embeddings") or math.inf
+        if workload.size > longest:
+            return Unsupported(f"{plan.spec.model} sees {longest} tokens, {workload} asks for more")
+    return None
+
+
+def _budget(request: Request, pruner: PrunerSpec) -> Budget:
+    if request.ratio is not None and request.latency is not None:
+        raise UsageError("a cell has one budget", "give --ratio or --latency")
+    budget = None
+    if request.ratio is not None:
+        budget = Budget.ratio(request.ratio)
+    if request.latency is not None:
+        budget = Budget.latency(request.latency)
+    if not pruner.budgets:
+        if budget is not None and budget.value != 0:
+            raise UsageError(f"{pruner.name} cuts nothing and takes no budget", "leave the budget out")
+        return Budget("ratio", 0.0)
+    return budget or Budget("ratio", DEFAULT_RATIO)
+
+
+def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A plug-in's parameters under a preset, with what the user set, in the type of the default."""
+    found = {name: param.default(preset) for name, param in known.items()}
+    for name, text in given.items():
+        if name not in known:
+            raise plugins.unknown(f"parameter of {owner}", name, known)
+        found[name] = _typed(f"{owner}: {name}", text, known[name])
+    return found
+
+
+def _typed(what: str, text: Any, param: Param) -> Any:
+    kind = type(param.quick)
+    try:
+        if kind is bool:
+            value: Any = {"true": True, "false": False, "1": True, "0": False}[str(text).lower()]
+        else:
+            value = text if isinstance(text, kind) else kind(text)
+    except (ValueError, KeyError):
+        raise UsageError(f"{what}={text} is not a {kind.__name__}", f"for example {param.quick}") from None
+    if param.choices and value not in param.choices:
+        raise UsageError(f"{what}={text} is not known", f"known: {', '.join(map(str, param.choices))}")
+    return value
+
+
+def evaluations(wanted: Sequence[str], preset: str) -> list[Evaluation]:
+    """Evaluators by name or group, once each, in order. `name:key=value` sets a parameter."""
+    return [_evaluation(text, preset) for text in _expand(wanted)]
+
+
+def _expand(wanted: Sequence[str]) -> list[str]:
+    specs = plugins.registry().specs["evaluator"]
+    found: dict[str, None] = {}
+    for text in wanted:
+        members = [name for name, spec in specs.items() if text in spec.groups]
+        for name in members or [text]:
+            found[name] = None
+    return list(found)
+
+
+def _evaluation(text: str, preset: str) -> Evaluation:
+    name, *pairs = text.split(":")
+    specs = plugins.registry().specs["evaluator"]
+    if name not in specs:
+        groups = {group for spec in specs.values() for group in spec.groups}
+        raise plugins.unknown("evaluator", name, {*specs, *groups})
+    given = dict(pair.partition("=")[::2] for pair in pairs)
+    parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
+    identity = {source: data.locate(source)[0] for source in specs[name].reads}
+    label = ":".join([name, *(f"{k}={parameters[k]}" for k in sorted(given))])
+    return Evaluation(label, specs[name], parameters, identity)
+

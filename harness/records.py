@@ -1,0 +1,207 @@
+"""The record: the JSON of one cell. Units stand in the names; every field says what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.keys import canonical
+
+SCHEMA = 1
+OUTSIDE_DIGEST = ("trust", "history", "digest")
+Status = Literal["planned", "running", "ok", "failed", "unsupported", "timeout", "over_budget", "unstable"]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Keys(Part):
+    cut: str = Field(description="what was cut out of what, how, and from which data")
+    artefact: str = Field(description="the cut and what recovered it")
+    measure: dict[str, str] = Field({}, description="per workload: artefact, device, runtime, protocol")
+    eval: dict[str, str] = Field({}, description="per evaluator: artefact, evaluator, data, limit, dtype")
+
+
+class BudgetSpec(Part):
+    kind: Literal["ratio", "latency"]
+    value: float
+    unit: str = Field("", description="for latency: x (of dense) or ms")
+
+
+class RunSpec(Part):
+    """What was asked for, every default filled in."""
+
+    pruner: str
+    parameters: dict[str, Any] = Field({}, description="all parameters of the pruner as used")
+    preset: Literal["quick", "paper"]
+    model: str
+    revision: str = Field("", description="what names the dense weights' content; empty if they were not found")
+    dtype: Literal["fp32", "bf16", "fp16"]
+    budget: BudgetSpec
+    device: str
+    runtime: str
+    workloads: list[str]
+    recovery: str
+    calibration: str
+    evaluators: list[str]
+    limit: int | None = Field(None, description="documents (windows, for perplexities) per evaluator; null is all")
+    seed: int
+
+
+class Artefact(Part):
+    path: str = Field(description="the model folder, relative to the runs folder")
+    sha256: str = Field(description="over every file that makes the model")
+    params: int
+    params_dense: int
+    params_nonzero: int
+    ratio_blocks: float = Field(description="share of the prunable parameters removed or zeroed")
+    ratio_total: float = Field(description="share of all parameters removed or zeroed")
+    bytes: int = Field(description="size of the safetensors on disk")
+    shape: dict[str, int] = Field(description="units kept per site, for sites that lost some")
+    weights_updated: bool
+
+
+class BudgetResult(Part):
+    asked: float
+    achieved: float
+    predicted: float | None = Field(None, description="what the shape alone promised")
+    unused: float = Field(description="what was cut beyond the asked, as a share of the same whole")
+    probes: list[dict[str, Any]] = Field([], description="every try on the way to a latency")
+
+
+class Timing(Part):
+    median_ns: float
+    p90_ns: float
+    ci95_ns: tuple[float, float] | None
+    n: int
+
+
+class Clock(Part):
+    """One clock's view: dense, pruned, and their ratio paired by round."""
+
+    dense: Timing
+    pruned: Timing
+    speedup: float
+    speedup_ci95: tuple[float, float] | None
+    noise_floor: float | None = Field(None, description="how far dense/dense strays from 1, 95 %")
+
+
+class Latency(Clock):
+    clock: str = Field(description="the clock that is ranked: wall, cpu or device")
+    other_clock: dict[str, Clock] = Field({}, description="the clocks that are not")
+    rounds: int
+    warmup: int
+    processes: int = Field(description="1: both models live in one process")
+    provenance: Literal["device", "emulator", "simulated"]
+    samples: str = Field("", description="name of the side file with the raw samples")
+
+
+class Memory(Part):
+    average: int
+    peak: int
+
+
+class MemoryPair(Part):
+    dense: Memory | None = None
+    pruned: Memory | None = None
+    reason: str = Field("", description="why it could not be read")
+    what: str = ""
+
+
+class Pair(Part):
+    dense: float | None = None
+    pruned: float | None = None
+    reason: str = Field("", description="why it could not be read")
+
+
+class ScoreRecord(Part):
+    value: float
+    stderr: float | None
+    n: int
+    dense: float | None = None
+    dense_stderr: float | None = None
+    higher_is_better: bool
+    details: dict[str, Any] = Field({}, description="tokens, windows, BOS, and the identity of the data")
+    samples: str = Field("", description="name of the side file with the scores per document")
+
+
+class Cost(Part):
+    prepare_s: float = 0
+    search_s: float = 0
+    profile_s: float = 0
+    recover_s: float = 0
+    evaluate_s: float = 0
+    train_tokens: int = 0
+
+
+class Git(Part):
+    commit: str
+    dirty: bool
+
+
+class Environment(Part):
+    git: Git | None = Field(None, description="the checkout harness runs from; null when it is installed")
+    packages: dict[str, str]
+    host: dict[str, Any]
+    device: dict[str, Any] = Field({}, description="fingerprint of the device, and what plug-ins add")
+
+
+class Conformance(Part):
+    kit: str
+    passed: int
+    of: int
+
+
+class Gate(Part):
+    name: str
+    guards: str = Field(description="the clock it guards, or what else")
+    ok: bool
+    detail: str = ""
+
+
+class Change(Part):
+    when: str
+    what: str
+    command: str = ""
+
+
+class Record(Part):
+    schema_: int = Field(SCHEMA, alias="schema")
+    id: str
+    status: Status
+    reason: str = ""
+    started: str
+    finished: str
+    keys: Keys
+    spec: RunSpec
+    artefact: Artefact | None = None
+    budget: BudgetResult | None = None
+    latency: dict[str, Latency] = {}
+    memory: MemoryPair = MemoryPair()
+    flops: dict[str, Pair] = Field({}, description="per workload, multiply-adds times two")
+    energy: Pair = Pair(reason="no meter on this device")
+    scores: dict[str, ScoreRecord] = {}
+    cost: Cost = Cost()
+    environment: Environment
+    conformance: Conformance | None = Field(None, description="null until the pruner was checked by the kit")
+    gates: list[Gate] = []
+    trust: str = "self-reported"
+    history: list[Change] = []
+    digest: str = Field("", description="sha256 of all but trust, history and itself")
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    def words(self) -> dict[str, Any]:
+        """Plain JSON words."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def sealed(self) -> Record:
+        return self.model_copy(update={"digest": digest(self.words())})
+
+
+def digest(words: dict[str, Any]) -> str:
+    inside = {name: value for name, value in words.items() if name not in OUTSIDE_DIGEST}
+    return hashlib.sha256(canonical(inside).encode()).hexdigest()

@@ -1,0 +1,99 @@
+"""The commands as functions: run, load, evaluate, measure."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import plan, process, seeds
+from harness.anatomy import anatomy_of
+from harness.api import Context, Workload
+from harness.cell import Cell, Reporter, score_words
+from harness.checkpoints import read_config
+from harness.errors import UsageError
+from harness.latency import timing
+from harness.plan import Request
+from harness.plugins import registry
+from harness.records import Latency, Record, ScoreRecord
+from harness.store import Store
+
+
+def run(
+    pruner: str, *, out: Path | str | None = None, reporter: Reporter | None = None, command: str = "", **asked: Any
+) -> Record:
+    """Run one cell, or answer from the store. Keywords are those of `harness.plan.Request`.
+
+    >>> record = harness.run("magnitude", model="tiny", ratio=0.2, limit=5)
+    """
+    request = Request(pruner=pruner, **asked)
+    process.prepare(request.dtype or "fp32")
+    return Cell(plan.make(request), Store(Path(out) if out else None), reporter or Reporter(), command).run()
+
+
+def load(path: Path | str, dtype: str | None = None) -> Any:
+    """The model of a folder, pruned or not, without running code from the folder."""
+    process.prepare(dtype or "fp32")
+    from harness.checkpoints import folders
+
+    return folders.read(Path(path), dtype)
+
+
+def evaluate(
+    path: Path | str,
+    evaluators: Sequence[str] = ("smoke",),
+    *,
+    limit: int | None = None,
+    dtype: str = "fp32",
+    preset: str = "quick",
+    workloads: Sequence[str] = ("prefill:1x128",),
+    seed: int = 0,
+    out: Path | str | None = None,
+) -> dict[str, ScoreRecord]:
+    """Scores of a saved model, without a dense one beside it."""
+    from harness.checkpoints import folders
+
+    folder, store, found = Path(path), Store(Path(out) if out else None), {}
+    model, tokenizer = load(folder, dtype), folders.tokenizer(folder)
+    for evaluation in plan.evaluations(evaluators, preset):
+        with tempfile.TemporaryDirectory() as work_dir:
+            ctx = Context(
+                anatomy=anatomy_of(read_config(folder)),
+                tokenizer=tokenizer,
+                work_dir=Path(work_dir),
+                seed=lambda *axis: seeds.seed(seed, *axis),
+                calibration=None,
+                workloads=[Workload.parse(text) for text in workloads],
+                limit=limit,
+                folder=folder,
+            )
+            evaluator = registry().load("evaluator", evaluation.spec.name)(**evaluation.parameters)
+            for name, score in evaluator.evaluate(model, ctx).items():
+                found[f"{evaluation.label}.{name}" if name else evaluation.label] = ScoreRecord(
+                    **score_words(score, store)
+                )
+    return found
+
+
+def measure(
+    path: Path | str,
+    workload: str = "prefill:1x128",
+    *,
+    against: Path | str | None = None,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    preset: str = "quick",
+) -> Latency:
+    """Time a saved model, interleaved with the dense one (or with itself, which shows the noise)."""
+    if preset not in timing.PROTOCOLS:
+        raise UsageError(f"no preset {preset!r}", "give quick or paper")
+    spec, protocol = registry().get("device", device), timing.PROTOCOLS[preset]
+    model = load(path, dtype)
+    other = load(against, dtype) if against else model
+    rounds = timing.interleave(
+        registry().load("device", device)(), other, model, Workload.parse(workload), protocol.plan, protocol.rounds
+    )
+    return timing.latency(rounds, spec.clock, protocol.plan, spec.provenance)
+
+
