@@ -116,7 +116,8 @@ class Artefacts:
                 raise EnvironmentFault(
                     f"cannot save the model: {error.strerror or error}", "make room, or set HARNESS_RUNS"
                 ) from error
-            fresh.check(smaller, scratch, self.store.scratch(f"fresh-{self.key}") / "out", plan.spec.dtype)
+            out = self.store.scratch(f"fresh-{self.key}") / "out"
+            memory = fresh.check(smaller, scratch, out, plan.spec.dtype, plan.workloads[0])
         stored, nonzero = accounting.count(smaller)
         masked = surgery.masked_elements(anatomy, cut)
         ratio_blocks, ratio_total = accounting.ratios(anatomy, stored - masked)
@@ -140,6 +141,7 @@ class Artefacts:
             unused=ratio_blocks - plan.spec.budget.value,
         )
         self.store.commit(scratch, self.folder)
+        self.store.save_stage("memory", *plan.memory_key(artefact.sha256), memory)
         return artefact, budget
 
     def _check_space(self) -> None:

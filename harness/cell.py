@@ -154,8 +154,7 @@ class Cell:
         workload = self.plan.workloads[0]
         found = {}
         for side, content in (("dense", self.plan.model_key()), ("pruned", artefact.sha256)):
-            parts = self.plan.measure_parts(content, str(workload)) | {"what": "memory"}
-            key = keys.key("memory", parts)
+            key, parts = self.plan.memory_key(content)
             if (stored := self.store.stage("memory", key)) is None:
                 with self.stage(f"memory of {side}"):
                     folder = self.plan.folder if side == "dense" else self.store.path(artefact.path)

@@ -122,6 +122,11 @@ class Plan:
             "protocol": timing.PROTOCOLS[self.spec.preset].parts(),
         }
 
+    def memory_key(self, content: Any) -> tuple[str, dict[str, Any]]:
+        """Memory is read in a fresh process on this CPU, under the first workload."""
+        parts = self.measure_parts(content, self.spec.workloads[0])
+        return keys.key("memory", parts), parts
+
     def eval_parts(self, content: Any, evaluation: Evaluation) -> dict[str, Any]:
         origin = plugins.registry().origins["evaluator", evaluation.spec.name]
         return {

@@ -36,24 +36,24 @@ def logits(model: Any) -> Any:
         return model(probe_tokens(model.config.vocab_size).to(model.device), use_cache=False).logits.float().cpu()
 
 
-def ask(folder: Path, out: Path, dtype: str, workload: Workload | None = None) -> dict[str, Any]:
+def ask(folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, Any]:
     """Run this module in a process of its own and read what it wrote."""
-    command = [sys.executable, "-m", "harness.checkpoints.fresh", str(folder), str(out), "--dtype", dtype]
-    if workload is not None:
-        command += ["--workload", str(workload)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "harness.checkpoints.fresh", str(folder), str(out)]
+    done = subprocess.run(
+        [*command, "--dtype", dtype, "--workload", str(workload)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise HarnessError(f"a fresh process could not open the saved model {folder}: {last}", "see the log")
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise HarnessError(f"a fresh process could not open {folder.name}: {last}", "run again with --debug")
     return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def check(model: Any, folder: Path, out: Path, dtype: str) -> float:
-    """The largest difference between a model in memory and its saved folder, as a share of the largest logit."""
+def check(model: Any, folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, int]:
+    """Prove that a saved folder is the model in memory; the memory it takes comes along."""
     from safetensors.torch import load_file
 
     expected = logits(model)
-    ask(folder, out, dtype)
+    answer = ask(folder, out, dtype, workload)
     found = load_file(out.with_suffix(".safetensors"))["logits"]
     difference = float((found - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE[dtype]:  # also when it is not a number
@@ -61,7 +61,7 @@ def check(model: Any, folder: Path, out: Path, dtype: str) -> float:
             f"the saved model differs from the one in memory: {difference:.2g} of the largest logit",
             "this is a bug of harness or of the model's family; please report it with cut.json",
         )
-    return difference
+    return answer["memory"]
 
 
 class Watch:
@@ -89,14 +89,18 @@ class Watch:
         self.thread.join()
 
 
-def memory(folder: Path, dtype: str, workload: Workload) -> dict[str, int]:
-    """Average and peak resident bytes of a model and its run, above the imported libraries."""
+def measured(folder: Path, dtype: str, workload: Workload) -> tuple[Any, dict[str, int]]:
+    """A folder's model, and the resident bytes, average and peak, that it and its run added to the process."""
     from harness.builtin.cpu import Cpu
-    from harness.checkpoints import folders
+    from harness.checkpoints import folders, modeling
 
+    device = Cpu()
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config, stand_in = modeling.classes("llama")
+    device.prepare(stand_in(config(**sizes, num_attention_heads=1)), Workload("prefill", 1, 8))()  # lazy imports
     with Watch() as loading:
         model = folders.read(folder, dtype)
-        run = Cpu().prepare(model, workload)
+        run = device.prepare(model, workload)
         run()
     with Watch() as running:
         start = time.monotonic()
@@ -106,7 +110,7 @@ def memory(folder: Path, dtype: str, workload: Workload) -> dict[str, int]:
                 break
     offset = running.base - loading.base
     during = [offset + sample for sample in running.samples]
-    return {"average": int(sum(during) / len(during)), "peak": max(*loading.samples, *during)}
+    return model, {"average": int(sum(during) / len(during)), "peak": max(*loading.samples, *during)}
 
 
 def main() -> None:
@@ -114,19 +118,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--dtype", default="fp32")
-    parser.add_argument("--workload", type=Workload.parse)
+    parser.add_argument("--workload", type=Workload.parse, default="prefill:1x128")
     asked = parser.parse_args()
     process.prepare(asked.dtype)
     from safetensors.torch import save_file
 
-    from harness.checkpoints import folders
-
-    words: dict[str, Any] = {}
-    if asked.workload is not None:
-        words["memory"] = memory(asked.folder, asked.dtype, asked.workload)
-    else:
-        save_file({"logits": logits(folders.read(asked.folder, asked.dtype))}, asked.out.with_suffix(".safetensors"))
-    asked.out.with_suffix(".json").write_text(json.dumps(words), encoding="utf-8")
+    model, memory = measured(asked.folder, asked.dtype, asked.workload)
+    save_file({"logits": logits(model)}, asked.out.with_suffix(".safetensors"))
+    asked.out.with_suffix(".json").write_text(json.dumps({"memory": memory}), encoding="utf-8")
 
 
 if __name__ == "__main__":

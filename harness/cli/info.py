@@ -1,0 +1,102 @@
+"""`harness info NAME`: everything a spec or a card says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from harness import plugins
+
+
+@click.command("info")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def command(name: str, as_json: bool) -> None:
+    """All about one pruner, device, evaluator, recovery or model.
+
+    \b
+    harness info magnitude
+    harness info llama3.2-1b
+    """
+    known = plugins.registry()
+    found = [(kind, specs[name]) for kind, specs in known.specs.items() if name in specs]
+    if not found:
+        try:
+            found = [("model", card(name))]
+        except plugins.UsageError:
+            every = {n for specs in known.specs.values() for n in specs}
+            raise plugins.unknown("name", name, every) from None
+    told = [describe(kind, spec) for kind, spec in found]
+    if as_json:
+        click.echo(json.dumps(told[0] if len(told) == 1 else told, indent=2, default=str))
+        return
+    for words in told:
+        show(words)
+
+
+def card(name: str) -> Any:
+    from harness.models.cards import card as find
+
+    return find(name)
+
+
+def describe(kind: str, spec: Any) -> dict[str, Any]:
+    words = {"kind": kind, **{f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}}
+    origin = plugins.registry().origins.get((kind, spec.name))
+    words["origin"] = f"{origin.distribution} {origin.version}" if origin else ""
+    if kind == "model":
+        words |= shapes(spec.config)
+    elif "parameters" in words:
+        words["parameters"] = {
+            name: {
+                "help": param.help,
+                "quick": param.default("quick"),
+                "paper": param.default("paper"),
+                "choices": list(param.choices),
+            }
+            for name, param in spec.parameters.items()
+        }
+    return words
+
+
+def shapes(config: Any) -> dict[str, Any]:
+    from harness.anatomy import anatomy_of
+    from harness.errors import Unsupported
+
+    try:
+        anatomy = anatomy_of(config)
+    except Unsupported as error:
+        return {"unsupported": f"{error.cause}; {error.remedy}"}
+    kinds = sorted({site.kind for site in anatomy.sites.values()})
+    return {
+        "params": anatomy.params(),
+        "params_prunable": anatomy.params(prunable=True),
+        "sites": {kind: sum(site.kind == kind for site in anatomy.sites.values()) for kind in kinds},
+        "units": {kind: max(s.units for s in anatomy.sites.values() if s.kind == kind) for kind in kinds},
+    }
+
+
+def show(words: dict[str, Any]) -> None:
+    click.secho(f"{words.pop('name')} ", bold=True, nl=False)
+    click.echo(f"({words.pop('kind')}) {words.pop('summary')}")
+    parameters = words.pop("parameters", {})
+    config = words.pop("config", {})
+    for name, value in words.items():
+        if value in ("", (), {}, None):
+            continue
+        if isinstance(value, tuple):
+            value = ", ".join(map(str, value))
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v:,}" for k, v in value.items())
+        click.echo(f"  {name.replace('_', ' '):18} {f'{value:,}' if type(value) is int else value}")
+    for name, value in config.items():
+        click.echo(click.style(f"  config.{name:27} {value}", dim=True))
+    if parameters:
+        click.echo("  parameters (--set name=value)")
+    for name, param in parameters.items():
+        values = f"{param['quick']}" + (f" (paper: {param['paper']})" if param["paper"] != param["quick"] else "")
+        choices = f" [{', '.join(map(str, param['choices']))}]" if param["choices"] else ""
+        click.echo(f"    {name:16} {values}{choices}: {param['help']}")

@@ -1,0 +1,75 @@
+"""`harness run`: one cell."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+import click
+
+from harness.errors import UsageError
+
+
+@click.command("run")
+@click.option("--pruner", required=True, help="Method; see `harness list pruners`.")
+@click.option("--model", default="smollm2-135m", show_default=True, help="Alias, hub id, folder or GGUF file.")
+@click.option("--ratio", help="Share of the prunable parameters to remove, e.g. 0.3.")
+@click.option("--latency", help="Latency to reach: 0.7x of dense, or 25ms.")
+@click.option("--device", default="cpu", show_default=True, help="Where latency is measured.")
+@click.option("--runtime", help="How the device runs the model.")
+@click.option("--dtype", help="fp32, bf16 or fp16.")
+@click.option("--workload", "workloads", multiple=True, help="prefill:BxS or decode:BxC; may be given again.")
+@click.option("--preset", default="quick", show_default=True, help="quick or paper.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A parameter of the pruner.")
+@click.option("--calibration", default="passages", show_default=True, help="Text for methods that need it.")
+@click.option("--recovery", default="none", show_default=True, help="What follows the cut.")
+@click.option("--eval", "evaluators", default="smoke", show_default=True, help="Evaluators or groups, comma separated.")
+@click.option("--limit", type=int, help="Documents (windows) per evaluator.  [quick: 40, paper: all]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; load nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The record on stdout and nothing else.")
+def command(dry_run: bool, as_json: bool, settings: tuple[str, ...], evaluators: str, **asked: Any) -> None:
+    """Prune a model, prove the result, time it, evaluate it, record it.
+
+    \b
+    harness run --pruner magnitude --ratio 0.2 --limit 20
+    harness run --pruner magnitude --model llama3.2-1b --dry-run
+    """
+    from harness import process
+
+    process.prepare(asked["dtype"] or "fp32")
+    from harness import plan
+    from harness.cli import output
+
+    asked["settings"] = dict(_pair(text) for text in settings)
+    asked["evaluators"] = [name.strip() for name in evaluators.split(",") if name.strip()]
+    made = plan.make(plan.Request(**asked))
+    if dry_run:
+        if made.obstacle is not None:
+            raise made.obstacle
+        output.print_plan(made, as_json)
+        return
+    from harness.cell import Cell
+    from harness.store import Store
+
+    reporter = output.Terminal(quiet=as_json)
+    command_line = shlex.join(["harness", *(word for word in sys.argv[1:] if word != "--json")])
+    cell = Cell(made, Store(), reporter, command_line)
+    try:
+        record = cell.run()
+    finally:
+        reporter.close()
+    if as_json:
+        output.print_json(record.words())
+    else:
+        output.print_record(record, cell.store.root, cell.cached)
+    if record.status != "ok":
+        click.get_current_context().exit(1)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--set {text} is not a setting", "give --set name=value")
+    return name, value
