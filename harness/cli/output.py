@@ -25,12 +25,20 @@ def print_json(words: Any) -> None:
     print(json.dumps(words, indent=2, sort_keys=True))
 
 
+def console(**options: Any) -> Console:
+    """Tables keep their width in a pipe, where rich would assume 80 columns."""
+    made = Console(highlight=False, **options)
+    if not made.is_terminal:
+        made.width = 110
+    return made
+
+
 class Terminal(Reporter):
     """The plan, then one line per stage with a bar where it counts."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console(stderr=True)
         self.progress_bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),
@@ -110,7 +118,7 @@ def print_plan(plan: Plan, as_json: bool, cell: str = "") -> None:
     if as_json:
         print_json(words)
         return
-    console, spec = Console(highlight=False), plan.spec
+    spec = plan.spec
     settings = ", ".join(f"{k}={v}" for k, v in spec.parameters.items())
     rows = [
         ("pruner", spec.pruner + (f" ({settings})" if settings else "")),
@@ -142,14 +150,14 @@ def print_plan(plan: Plan, as_json: bool, cell: str = "") -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(f"[dim]{escape(name)}[/]", escape(value))
-    console.print(table)
+    console().print(table)
 
 
 def print_record(record: Record, root: Path, cached: bool) -> None:
-    console, spec = Console(highlight=False), record.spec
-    console.print()
+    out, spec = console(), record.spec
+    out.print()
     if record.status != "ok":
-        console.print(f"[bold red]{record.status}[/]: {escape(record.reason)}", soft_wrap=True)
+        out.print(f"[bold red]{record.status}[/]: {escape(record.reason)}", soft_wrap=True)
         return
     artefact, budget = record.artefact, record.budget
     assert artefact is not None
@@ -160,22 +168,22 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
         table.add_column(name, justify="left" if not name else "right")
     for name, dense, pruned, change in record_rows(record):
         table.add_row(escape(name), dense, pruned, change)
-    console.print(table)
+    out.print(table)
     for workload, timing in record.latency.items():
         floor = f"{timing.noise_floor:.1%}" if timing.noise_floor is not None else "unknown"
-        console.print(
+        out.print(
             f"{workload}: ranked by {timing.clock} time, {timing.rounds} rounds; noise floor {floor} (dense against itself)"
             + ("" if timing.provenance == "device" else f"; {timing.provenance}, not a measurement"),
             soft_wrap=True,
         )
-    console.print(
+    out.print(
         f"budget: {budget.asked:.2%} asked, {budget.achieved:.3%} of the prunable parameters gone"
         f" ({artefact.ratio_total:.3%} of all), {budget.unused:.3%} beyond",
         soft_wrap=True,
     )
-    console.print(f"model:  {root / artefact.path}", soft_wrap=True)
-    console.print(f"record: {root / 'records' / (record.id + '.json')}", soft_wrap=True)
-    console.print(f"again:  {escape(reproduce(record))}", soft_wrap=True)
+    out.print(f"model:  {root / artefact.path}", soft_wrap=True)
+    out.print(f"record: {root / 'records' / (record.id + '.json')}", soft_wrap=True)
+    out.print(f"again:  {escape(reproduce(record))}", soft_wrap=True)
 
 
 def record_rows(record: Record) -> list[tuple[str, str, str, str]]:

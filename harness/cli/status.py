@@ -1,0 +1,91 @@
+"""`harness status`: the cells of this folder, and why two of them are not one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from harness.errors import UsageError
+from harness.store import Store
+
+
+@click.command("status")
+@click.argument("cell", required=False)
+@click.option("--why", is_flag=True, help="For each cell, the nearest other one and what differs.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def command(cell: str | None, why: bool, as_json: bool) -> None:
+    """The cells of this folder: done, at work, interrupted, failed. CELL may be the beginning of an id.
+
+    \b
+    harness status
+    harness status --why 2c6f
+    """
+    store = Store()
+    rows = cells(store)
+    if cell is not None:
+        rows = [row for row in rows if row["id"].startswith(cell)]
+        if not rows:
+            raise UsageError(f"no cell {cell!r} in {store.root}", "harness status lists them")
+    if why:
+        parts = store.components("cell")
+        for row in rows:
+            row["nearest"], row["differs"] = nearest(row["id"], parts)
+    for notice in store.notices:
+        click.echo(f"note: {notice}", err=True)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        click.echo(f"no cells in {store.root}; harness run --pruner magnitude makes one")
+    for row in rows:
+        state = click.style(f"{row['status']:11}", bold=True)
+        click.echo(f"{row['id'][:12]}  {state}  {row['what']}  {row['detail']}")
+        if why and row["nearest"]:
+            for path, ours, theirs in row["differs"]:
+                click.echo(f"              {path}: {ours!r}, in {row['nearest'][:12]}: {theirs!r}")
+        elif why:
+            click.echo("              the only cell here")
+
+
+def cells(store: Store) -> list[dict[str, Any]]:
+    """One row per cell: from its record, from its lease, or from the trace of a run that was cut off."""
+    found = {}
+    for record in store.records():
+        spec = record.spec
+        found[record.id] = {
+            "id": record.id,
+            "status": record.status,
+            "what": said(spec.model_dump()),
+            "detail": record.reason or record.finished,
+        }
+    leases = store.leases()
+    for cell in store.components("cell"):
+        lease = leases.get(cell)
+        if lease is not None and lease["alive"]:
+            state = {"status": "running", "detail": f"{lease['stage']}, pid {lease['pid']} on {lease['host']}"}
+        elif cell not in found:
+            state = {"status": "interrupted", "detail": "the same command continues it"}
+        else:
+            continue
+        found[cell] = {"id": cell, "what": said(store.stage("cell", cell) or {}), **state}
+    return [found[cell] for cell in sorted(found)]
+
+
+def said(spec: dict[str, Any]) -> str:
+    if not spec:
+        return "(unreadable)"
+    budget = spec["budget"]
+    return f"{spec['pruner']} {spec['model']} {budget['kind']} {budget['value']:g}{budget['unit']} on {spec['device']}"
+
+
+def nearest(cell: str, parts: dict[str, Any]) -> tuple[str, list[tuple[str, Any, Any]]]:
+    """The other cell with the fewest differing components."""
+    from harness.keys import explain
+
+    others = {other: list(explain(parts.get(cell, {}), words)) for other, words in parts.items() if other != cell}
+    if not others or cell not in parts:
+        return "", []
+    best = min(others, key=lambda other: (len(others[other]), other))
+    return best, others[best]
