@@ -231,4 +231,6 @@ class Artefacts:
 
         sealed = record.sealed()
         self.store.write(self.folder / "record.json", sealed.words())
-        self.store.write_bytes(self.folder / "README.md", card(sealed, self.plan.card, any(self.folder.glob("modeling_*.py"))).encode())
+        self.store.write_bytes(
+            self.folder / "README.md", card(sealed, self.plan.card, any(self.folder.glob("modeling_*.py"))).encode()
+        )

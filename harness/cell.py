@@ -28,7 +28,7 @@ from harness.store import Store
 class Reporter:
     """What a run tells while it goes; this one keeps quiet."""
 
-    def planned(self, plan: Plan, cell: str) -> None: ...
+    def planned(self, plan: Plan) -> None: ...
     def stage(self, name: str) -> None: ...
     def progress(self, done: int, total: int) -> None: ...
     def notice(self, text: str) -> None: ...
@@ -46,10 +46,11 @@ class Cell:
 
     def run(self) -> Record:
         self.store.prepare()
+        self.reporter.planned(self.plan)
         if self.plan.obstacle is None:
+            self.reporter.stage("find the weights")
             plan.find_weights(self.plan)
         self.id = self.plan.cell
-        self.reporter.planned(self.plan, self.id)
         if (found := self._finished()) is not None:
             return found
         with self.store.lease(self.id, self.reporter.notice) as beat:
@@ -102,7 +103,7 @@ class Cell:
             latency[str(workload)] = self._time(made, artefact, workload)
         if self.plan.device.provenance == "device":
             memory = self._memory(made, artefact)
-        scores = {}
+        scores: dict[str, records.ScoreRecord] = {}
         for evaluation in self.plan.evaluations:
             scores |= self._evaluate(made, artefact, evaluation, memory)
         flops = {
@@ -164,7 +165,7 @@ class Cell:
                 self.store.save_stage("memory", key, parts, stored)
             found[side] = records.Memory.model_validate(stored)
         what = f"resident bytes above the imported libraries, {workload}, eager on this CPU"
-        return records.MemoryPair(**found, what=what)
+        return records.MemoryPair(dense=found["dense"], pruned=found["pruned"], what=what)
 
     def _evaluate(
         self, made: Artefacts, artefact: records.Artefact, evaluation: Evaluation, memory: records.MemoryPair
@@ -193,9 +194,7 @@ class Cell:
         for name, words in sides["pruned"].items():
             label = f"{evaluation.label}.{name}" if name else evaluation.label
             dense = sides["dense"].get(name) or {}
-            merged[label] = records.ScoreRecord(
-                **words, dense=dense.get("value"), dense_stderr=dense.get("stderr")
-            )
+            merged[label] = records.ScoreRecord(**words, dense=dense.get("value"), dense_stderr=dense.get("stderr"))
         return merged
 
     def context(self, progress: Callable[..., None], **more: Any) -> Context:

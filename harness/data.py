@@ -74,7 +74,7 @@ def local(name: str, role: str = EVALUATE) -> Found | None:
     if name not in SOURCES:
         raise UsageError(f"no text source {name!r}", f"known: {', '.join(SOURCES)}")
     source = SOURCES[name]
-    for path in _files(source.files[role]):
+    if (path := next(_files(source.files[role]), None)) is not None:
         return _identity(name, role, path.name, file_sha256(path)), lambda: list(_jsonl(path, source.field))
     if source.package:
         try:

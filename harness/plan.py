@@ -11,11 +11,12 @@ from typing import Any
 
 from harness import accounting, data, keys, plugins
 from harness.anatomy import Anatomy, anatomy_of
-from harness.api import Budget, DeviceInfo, DeviceSpec, EvaluatorSpec, ModelCard, Param, PrunerSpec, Workload
+from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.latency import timing
 from harness.models.cards import card as find_card
 from harness.models.loading import locate
+from harness.options import Evaluation, evaluations, settings
 from harness.records import BudgetSpec, RunSpec
 
 DEFAULT_MODEL, DEFAULT_RATIO, DEFAULT_CALIBRATION = "smollm2-135m", 0.2, "passages"
@@ -42,16 +43,6 @@ class Request:
     evaluators: Sequence[str] = ("smoke",)
     limit: int | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluator with its parameters and the identity of what it reads."""
-
-    label: str
-    spec: EvaluatorSpec
-    parameters: Mapping[str, Any]
-    data: Mapping[str, Any]
 
 
 @dataclass
@@ -196,11 +187,11 @@ def make(request: Request) -> Plan:
     spec = RunSpec(
         pruner=pruner.name,
         parameters=parameters,
-        preset=request.preset,  # type: ignore[arg-type]
+        preset=request.preset,
         model=card.name,
         revision="",
-        dtype=dtype,  # type: ignore[arg-type]
-        budget=BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit),  # type: ignore[arg-type]
+        dtype=dtype,
+        budget=BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit),
         device=device.name,
         runtime=runtime,
         workloads=workloads,
@@ -258,56 +249,3 @@ def _budget(request: Request, pruner: PrunerSpec) -> Budget:
             raise UsageError(f"{pruner.name} cuts nothing and takes no budget", "leave the budget out")
         return Budget("ratio", 0.0)
     return budget or Budget("ratio", DEFAULT_RATIO)
-
-
-def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A plug-in's parameters under a preset, with what the user set, in the type of the default."""
-    found = {name: param.default(preset) for name, param in known.items()}
-    for name, text in given.items():
-        if name not in known:
-            raise plugins.unknown(f"parameter of {owner}", name, known)
-        found[name] = _typed(f"{owner}: {name}", text, known[name])
-    return found
-
-
-def _typed(what: str, text: Any, param: Param) -> Any:
-    kind = type(param.quick)
-    try:
-        if kind is bool:
-            value: Any = {"true": True, "false": False, "1": True, "0": False}[str(text).lower()]
-        else:
-            value = text if isinstance(text, kind) else kind(text)
-    except (ValueError, KeyError):
-        raise UsageError(f"{what}={text} is not a {kind.__name__}", f"for example {param.quick}") from None
-    if param.choices and value not in param.choices:
-        raise UsageError(f"{what}={text} is not known", f"known: {', '.join(map(str, param.choices))}")
-    return value
-
-
-def evaluations(wanted: Sequence[str], preset: str) -> list[Evaluation]:
-    """Evaluators by name or group, once each, in order. `name:key=value` sets a parameter."""
-    return [_evaluation(text, preset) for text in _expand(wanted)]
-
-
-def _expand(wanted: Sequence[str]) -> list[str]:
-    specs = plugins.registry().specs["evaluator"]
-    found: dict[str, None] = {}
-    for text in wanted:
-        members = [name for name, spec in specs.items() if text in spec.groups]
-        for name in members or [text]:
-            found[name] = None
-    return list(found)
-
-
-def _evaluation(text: str, preset: str) -> Evaluation:
-    name, *pairs = text.split(":")
-    specs = plugins.registry().specs["evaluator"]
-    if name not in specs:
-        groups = {group for spec in specs.values() for group in spec.groups}
-        raise plugins.unknown("evaluator", name, {*specs, *groups})
-    given = dict(pair.partition("=")[::2] for pair in pairs)
-    parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
-    identity = {source: data.locate(source)[0] for source in specs[name].reads}
-    label = ":".join([name, *(f"{k}={parameters[k]}" for k in sorted(given))])
-    return Evaluation(label, specs[name], parameters, identity)
-

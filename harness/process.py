@@ -12,6 +12,7 @@ def prepare(dtype: str = "fp32") -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # ours is the only bar
     if dtype != "fp32" and "torch" not in sys.modules and announces_amx():
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
     if "transformers" not in sys.modules:

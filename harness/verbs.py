@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import plan, process, seeds
+from harness import options, plan, process, seeds
 from harness.anatomy import anatomy_of
 from harness.api import Context, Workload
 from harness.cell import Cell, Reporter, score_words
@@ -56,7 +56,7 @@ def evaluate(
 
     folder, store, found = Path(path), Store(Path(out) if out else None), {}
     model, tokenizer = load(folder, dtype), folders.tokenizer(folder)
-    for evaluation in plan.evaluations(evaluators, preset):
+    for evaluation in options.evaluations(evaluators, preset):
         with tempfile.TemporaryDirectory() as work_dir:
             ctx = Context(
                 anatomy=anatomy_of(read_config(folder)),
@@ -95,5 +95,3 @@ def measure(
         registry().load("device", device)(), other, model, Workload.parse(workload), protocol.plan, protocol.rounds
     )
     return timing.latency(rounds, spec.clock, protocol.plan, spec.provenance)
-
-

@@ -46,4 +46,3 @@ def card(record: Record, source: ModelCard, uneven: bool) -> str:
     lines += [f"Made with `--pruner {spec.pruner}{settings} --seed {spec.seed}`; `cut.json` says what was kept,"]
     lines += ["`record.json` holds the evidence.", ""]
     return "\n".join(lines)
-

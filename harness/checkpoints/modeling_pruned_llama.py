@@ -53,7 +53,9 @@ class PrunedLlamaConfig(LlamaConfig):
                 if not isinstance(getattr(layer, name), int) or getattr(layer, name) < 1:
                     raise ValueError(f"layer {i}: {name} is {getattr(layer, name)!r}, not a positive number")
             if layer.num_attention_heads % layer.num_key_value_heads:
-                raise ValueError(f"layer {i}: {layer.num_attention_heads} heads over {layer.num_key_value_heads} groups")
+                raise ValueError(
+                    f"layer {i}: {layer.num_attention_heads} heads over {layer.num_key_value_heads} groups"
+                )
 
 
 class PrunedLlamaDecoderLayer(LlamaDecoderLayer):

@@ -47,7 +47,9 @@ def devices(names: list[str] | None = None) -> list[dict[str, Any]]:
     for name in names or plugins.registry().specs["device"]:
         try:
             info = plugins.registry().load("device", name)().probe()
-            detail = ", ".join(f"{k} {v}" for k, v in info.fingerprint.items() if v != "") if info.usable else info.reason
+            detail = (
+                ", ".join(f"{k} {v}" for k, v in info.fingerprint.items() if v != "") if info.usable else info.reason
+            )
             found.append(row("device", name, info.usable, detail))
         except HarnessError as error:
             if names:

@@ -49,9 +49,9 @@ class Terminal(Reporter):
         )
         self.task: Any = None
 
-    def planned(self, plan: Plan, cell: str) -> None:
+    def planned(self, plan: Plan) -> None:
         if not self.quiet:
-            print_plan(plan, as_json=False, cell=cell)
+            print_plan(plan, as_json=False)
             sys.stdout.flush()
 
     def stage(self, name: str) -> None:
@@ -113,7 +113,7 @@ def estimate(plan: Plan) -> float:
     return 30 + 3 * plan.work_flops() / rate
 
 
-def print_plan(plan: Plan, as_json: bool, cell: str = "") -> None:
+def print_plan(plan: Plan, as_json: bool) -> None:
     words = plan_words(plan) if plan.obstacle is None else None
     if as_json:
         print_json(words)
@@ -144,9 +144,8 @@ def print_plan(plan: Plan, as_json: bool, cell: str = "") -> None:
         ("evaluate", ", ".join(spec.evaluators) + (f", limit {spec.limit}" if spec.limit else ", all documents")),
     ]
     if words is not None:
-        rows.append(("estimate", f"about {max(1, round(words['estimate_cpu_s'] / 60))} CPU-minutes, if nothing is known yet"))
-    if cell:
-        rows.append(("cell", cell))
+        minutes = max(1, round(words["estimate_cpu_s"] / 60))
+        rows.append(("estimate", f"about {minutes} CPU-minute{'s' * (minutes > 1)}, less what is already known"))
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(f"[dim]{escape(name)}[/]", escape(value))
@@ -172,7 +171,8 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
     for workload, timing in record.latency.items():
         floor = f"{timing.noise_floor:.1%}" if timing.noise_floor is not None else "unknown"
         out.print(
-            f"{workload}: ranked by {timing.clock} time, {timing.rounds} rounds; noise floor {floor} (dense against itself)"
+            f"{workload}: ranked by {timing.clock} time, {timing.rounds} rounds; noise floor {floor} "
+            + "(dense against itself)"
             + ("" if timing.provenance == "device" else f"; {timing.provenance}, not a measurement"),
             soft_wrap=True,
         )
@@ -210,10 +210,9 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
         if name.startswith("footprint"):
             continue
         kind = "perplexity" if not score.higher_is_better else "score"
-        value = f"{score.value:.3f}" + (f" ± {score.stderr:.3f}" if score.stderr is not None else "")
-        reference = f"{score.dense:.3f}" + (f" ± {score.dense_stderr:.3f}" if score.dense_stderr is not None else "") if score.dense else "-"
-        change = f"{score.value / score.dense:.3f}x" if score.dense else ""
-        rows.append((f"{name} {kind} (n={score.n})", reference, value, change))
+        change = f"{_figure(score.value / score.dense)}x" if score.dense else ""
+        before, after = _spread(score.dense, score.dense_stderr), _spread(score.value, score.stderr)
+        rows.append((f"{name} {kind} (n={score.n})", before, after, change))
     rows.append(_count("parameters", artefact.params_dense, artefact.params))
     if artefact.params_nonzero < 0.99 * artefact.params:
         rows.append(_count("parameters, non-zero", artefact.params_dense, artefact.params_nonzero))
@@ -232,6 +231,16 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
         rows.append(_scaled("memory peak, MB", memory.dense.peak, memory.pruned.peak))
     rows.append(("energy", "-", "-", record.energy.reason))
     return rows
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+
+
+def _spread(value: float | None, stderr: float | None) -> str:
+    if value is None:
+        return "-"
+    return _figure(value) + (f" ± {_figure(stderr)}" if stderr is not None else "")
 
 
 def _count(name: str, dense: int, pruned: int) -> tuple[str, str, str, str]:

@@ -19,7 +19,9 @@ def tables(records: Sequence[Record]) -> str:
             outside.append(f"- {record.spec.pruner} on {record.spec.model}: **{record.status}**: {record.reason}")
         elif not measured:
             kinds = sorted({t.provenance for t in record.latency.values()})
-            outside.append(f"- {record.spec.pruner} on {record.spec.model}: {', '.join(kinds)}, not measured on a device")
+            outside.append(
+                f"- {record.spec.pruner} on {record.spec.model}: {', '.join(kinds)}, not measured on a device"
+            )
         for workload in measured:
             groups.setdefault((record.spec.model, record.spec.device, workload), []).append(record)
     parts = [_group(*key, found) for key, found in sorted(groups.items())]

@@ -41,9 +41,11 @@ def _convert(path: Path, folder: Path, config: Mapping[str, Any] | None) -> None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from harness import process
     from harness.checkpoints import folders, modeling
     from harness.surgery import dense_state
 
+    process.hush()
     try:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

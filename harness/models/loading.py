@@ -143,8 +143,10 @@ def tiny(card: ModelCard) -> tuple[Path, str]:
     def make(folder: Path) -> None:
         import torch
 
+        from harness import process
         from harness.checkpoints import folders, modeling
 
+        process.hush()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _, model_class = modeling.classes(card.config["model_type"])

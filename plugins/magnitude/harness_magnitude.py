@@ -82,8 +82,10 @@ class Magnitude:
             return Cut(masks=smallest(weights, goal), why="least magnitude in each matrix")
         fewest, of = PATTERNS[self.granularity]
         if not math.isclose(budget.value, fewest / of):
-            raise Unsupported(f"{self.granularity} zeroes {fewest / of:g} of the weights, not {budget.value:g}",
-                              f"give --ratio {fewest / of:g}")
+            raise Unsupported(
+                f"{self.granularity} zeroes {fewest / of:g} of the weights, not {budget.value:g}",
+                f"give --ratio {fewest / of:g}",
+            )
         return Cut(masks=n_of_m(weights, fewest, of, goal), why=f"least magnitude, {self.granularity} along rows")
 
 

@@ -1,0 +1,73 @@
+"""Parameters and evaluators as a user writes them, resolved against what plug-ins registered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness import data, plugins
+from harness.api import EvaluatorSpec, Param
+from harness.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluator with its parameters and the identity of what it reads."""
+
+    label: str
+    spec: EvaluatorSpec
+    parameters: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+
+def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A plug-in's parameters under a preset, with what the user set, in the type of the default."""
+    found = {name: param.default(preset) for name, param in known.items()}
+    for name, text in given.items():
+        if name not in known:
+            raise plugins.unknown(f"parameter of {owner}", name, known)
+        found[name] = _typed(f"{owner}: {name}", text, known[name])
+    return found
+
+
+def _typed(what: str, text: Any, param: Param) -> Any:
+    kind = type(param.quick)
+    try:
+        if kind is bool:
+            value: Any = {"true": True, "false": False, "1": True, "0": False}[str(text).lower()]
+        else:
+            value = text if isinstance(text, kind) else kind(text)
+    except (ValueError, KeyError):
+        raise UsageError(f"{what}={text} is not a {kind.__name__}", f"for example {param.quick}") from None
+    if param.choices and value not in param.choices:
+        raise UsageError(f"{what}={text} is not known", f"known: {', '.join(map(str, param.choices))}")
+    return value
+
+
+def evaluations(wanted: Sequence[str], preset: str) -> list[Evaluation]:
+    """Evaluators by name or group, once each, in order. `name:key=value` sets a parameter."""
+    return [_evaluation(text, preset) for text in _expand(wanted)]
+
+
+def _expand(wanted: Sequence[str]) -> list[str]:
+    specs = plugins.registry().specs["evaluator"]
+    found: dict[str, None] = {}
+    for text in wanted:
+        members = [name for name, spec in specs.items() if text in spec.groups]
+        for name in members or [text]:
+            found[name] = None
+    return list(found)
+
+
+def _evaluation(text: str, preset: str) -> Evaluation:
+    name, *pairs = text.split(":")
+    specs = plugins.registry().specs["evaluator"]
+    if name not in specs:
+        groups = {group for spec in specs.values() for group in spec.groups}
+        raise plugins.unknown("evaluator", name, {*specs, *groups})
+    given = dict(pair.partition("=")[::2] for pair in pairs)
+    parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
+    identity = {source: data.locate(source)[0] for source in specs[name].reads}
+    label = ":".join([name, *(f"{k}={parameters[k]}" for k in sorted(given))])
+    return Evaluation(label, specs[name], parameters, identity)
