@@ -1,0 +1,44 @@
+"""Shared by all tests: no network, folders of their own, tiny random models of every family."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+settings.register_profile(
+    "calm", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("calm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """One cache of made models for the session, not the user's."""
+    os.environ["HARNESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    return Path(os.environ["HARNESS_CACHE"])
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """An empty runs folder that commands and functions write to."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("HARNESS_RUNS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def shared_data(monkeypatch):
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the development data set is not beside this checkout")
+    monkeypatch.setenv("HARNESS_DATA", str(SHARED / "data"))
+    return SHARED / "data"
