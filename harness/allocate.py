@@ -6,6 +6,7 @@ coarsest unit in play. numpy waits inside the functions: plug-ins import this mo
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -45,23 +46,34 @@ def uniform(
         finer = sum(anatomy.site_params(s, s.units) for other in groups[i + 1 :] for s in other)
         whole = finer + sum(anatomy.site_params(s, s.units) for s in group)
         most = max(s.units for s in group)
+
+        def chosen(count: int, group: list[Site] = group, most: int = most) -> dict[str, int]:
+            return {s.name: math.ceil(count / most * s.units) for s in group}
+
+        def enough(count: int, group: list[Site] = group, need: int = left - finer) -> bool:
+            """What the finer kinds cannot take goes from this one."""
+            taken = chosen(count, group)
+            return sum(_removed(anatomy, s, taken[s.name]) for s in group) >= need
+
         first = math.floor(max(left, 0) / whole * most) if finer else 0
-        for count in range(first, most + 1):
-            chosen = {s.name: math.ceil(count / most * s.units) for s in group}
-            removed = sum(_removed(anatomy, s, chosen[s.name]) for s in group)
-            if left - removed <= finer:
-                break
-        gone |= chosen
+        count = min(first + bisect.bisect_left(range(first, most + 1), True, key=enough), most)
+        taken = chosen(count)
+        removed = sum(_removed(anatomy, s, taken[s.name]) for s in group)
+        gone |= taken
         left -= removed
     if left > 0:
         raise OverBudget(f"{ratio:g} of the prunable parameters cannot go from the {' and '.join(kinds)} sites alone")
     # Equal layers may overshoot by a unit in each of them; give back while that is a coarse step or more.
     coarsest = max(step.values(), default=0)
-    for site in reversed([s for s in (groups[-1] if groups else []) if gone[s.name]]):
-        back = _removed(anatomy, site, gone[site.name]) - _removed(anatomy, site, gone[site.name] - 1)
-        if -left >= coarsest and back <= -left:
+    for site in [s for group in reversed(groups) for s in reversed(group)]:
+        while gone[site.name] and -left >= coarsest:
+            back = _removed(anatomy, site, gone[site.name]) - _removed(anatomy, site, gone[site.name] - 1)
+            if back > -left:
+                break
             gone[site.name] -= 1
             left += back
+            if site in groups[-1]:
+                break
     return {s.name: s.units - gone[s.name] for s in sites}
 
 

@@ -86,11 +86,10 @@ class Plan:
         return {"model": self.spec.model, "revision": self.spec.revision, "dtype": self.spec.dtype}
 
     def prepare_parts(self) -> dict[str, Any]:
-        origin = plugins.registry().origins["pruner", self.spec.pruner]
         return {
             **self.model_key(),
             "pruner": self.spec.pruner,
-            "version": f"{origin.version}/{self.pruner.version}",
+            "version": plugins.code_version("pruner", self.spec.pruner),
             "parameters": self.spec.parameters,
             "calibration": self.calibration,
             "seed": self.spec.seed,
@@ -101,7 +100,10 @@ class Plan:
         return {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": None}
 
     def artefact_parts(self) -> dict[str, Any]:
-        return {"cut": keys.key("cut", self.cut_parts()), "recovery": self.spec.recovery}
+        return {"cut": keys.key("cut", self.cut_parts()), "recovery": self.recovery_part()}
+
+    def recovery_part(self) -> dict[str, str]:
+        return {"name": self.spec.recovery, "version": plugins.code_version("recovery", self.spec.recovery)}
 
     def measure_parts(self, content: Any, workload: str) -> dict[str, Any]:
         return {
@@ -119,11 +121,10 @@ class Plan:
         return keys.key("memory", parts), parts
 
     def eval_parts(self, content: Any, evaluation: Evaluation) -> dict[str, Any]:
-        origin = plugins.registry().origins["evaluator", evaluation.spec.name]
         return {
             "artefact": content,
             "evaluator": evaluation.spec.name,
-            "version": f"{origin.version}/{evaluation.spec.version}",
+            "version": plugins.code_version("evaluator", evaluation.spec.name),
             "parameters": evaluation.parameters,
             "data": evaluation.data,
             "workloads": [] if evaluation.data else self.spec.workloads,
@@ -134,7 +135,7 @@ class Plan:
 
     def cell_parts(self) -> dict[str, Any]:
         return {
-            "artefact": {**self.cut_parts(), "recovery": self.spec.recovery},
+            "artefact": {**self.cut_parts(), "recovery": self.recovery_part()},
             "measure": [self.measure_parts("", workload) for workload in self.spec.workloads],
             "eval": {e.label: self.eval_parts("", e) for e in self.evaluations},
         }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,6 +76,33 @@ class Registry:
                 f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}",
                 f"repair or uninstall {origin.distribution} {origin.version}",
             ) from error
+
+
+def code_version(kind: str, name: str) -> str:
+    """What names a plug-in's code in keys: its versions, and for an editable install the text itself.
+
+    Whoever is writing a method changes it many times under one version; yesterday's result is not today's.
+    """
+    spec, origin = registry().specs[kind][name], registry().origins[kind, name]
+    words = f"{origin.version}/{spec.version}"
+    if not _editable(origin.distribution):
+        return words
+    found = importlib.util.find_spec(spec.target.partition(":")[0])
+    if found is None or found.origin is None:
+        return words
+    path = Path(found.origin)
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    text = b"".join(file.read_bytes() for file in files)
+    return f"{words}+{hashlib.sha256(text).hexdigest()[:12]}"
+
+
+@cache
+def _editable(name: str) -> bool:
+    try:
+        told = distribution(name).read_text("direct_url.json")
+    except PackageNotFoundError:
+        return False
+    return bool(told and json.loads(told).get("dir_info", {}).get("editable"))
 
 
 def resolve(target: str) -> Any:
@@ -140,7 +170,7 @@ def registry() -> Registry:
         except (Exception, SystemExit) as error:
             if plugin is not None and manager.is_registered(plugin):
                 manager.unregister(plugin)
-            result.broken[origin] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            result.broken[origin] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return result
 
 

@@ -49,6 +49,7 @@ class Anatomy:
     head: frozenset[str]
     cuts: Mapping[str, tuple[tuple[str, Member], ...]] = field(init=False, repr=False)
     owners: Mapping[str, str] = field(init=False, repr=False)
+    costs: Mapping[str, tuple[int, int]] = field(init=False, repr=False)  # per site: of a unit, of what no unit owns
 
     def __post_init__(self) -> None:
         cuts: dict[str, list[tuple[str, Member]]] = {}
@@ -57,6 +58,12 @@ class Anatomy:
                 cuts.setdefault(member.tensor, []).append((site.name, member))
         object.__setattr__(self, "cuts", {name: tuple(found) for name, found in cuts.items()})
         object.__setattr__(self, "owners", {t: s.name for s in self.sites.values() for t in s.owned})
+        costs = {}
+        for site in self.sites.values():
+            unit = sum(math.prod(self.tensors[m.tensor]) // self.tensors[m.tensor][m.dim] * m.block for m in site.members)
+            whole = sum(math.prod(self.tensors[name]) for name in site.owned)
+            costs[site.name] = (unit, whole - unit * site.units)
+        object.__setattr__(self, "costs", costs)
 
     # --- sites ---
 
@@ -99,14 +106,12 @@ class Anatomy:
 
     def unit_params(self, site: Site) -> int:
         """Parameters that go with one unit while the others stay."""
-        return sum(math.prod(self.tensors[m.tensor]) // self.tensors[m.tensor][m.dim] * m.block for m in site.members)
+        return self.costs[site.name][0]
 
     def site_params(self, site: Site, units: int) -> int:
         """Parameters of a site at so many units: an empty site loses its norm and biases too."""
-        if units == 0:
-            return 0
-        fixed = sum(math.prod(self.tensors[name]) for name in site.owned) - self.unit_params(site) * site.units
-        return self.unit_params(site) * units + fixed
+        unit, fixed = self.costs[site.name]
+        return unit * units + fixed if units else 0
 
 
 def anatomy_of(config: Mapping[str, Any]) -> Anatomy:

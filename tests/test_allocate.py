@@ -1,0 +1,104 @@
+"""The budget rule: at least the asked share goes, and less than one coarsest step more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import best, plugins, ranked, uniform
+from harness.accounting import ratios
+from harness.allocate import to_remove
+from harness.anatomy import anatomy_of
+from harness.errors import OverBudget
+
+from .families import ALL, tiny
+
+RATIOS = st.floats(0, 0.9, allow_nan=False)
+
+
+def step(anatomy) -> float:
+    """The coarsest unit with the norm and biases that go with a site's last one."""
+    return max(
+        anatomy.site_params(s, s.units) - anatomy.site_params(s, s.units - 1)
+        if s.units > 1
+        else anatomy.site_params(s, 1)
+        for s in anatomy.blocks()
+    ) + max(anatomy.site_params(s, 1) - anatomy.unit_params(s) for s in anatomy.blocks())
+
+
+def cards():
+    return [card.config for card in plugins.registry().specs["model"].values()]
+
+
+@given(RATIOS, st.sampled_from(range(4)))
+def test_uniform_obeys_the_rule_on_real_shapes(ratio, which):
+    anatomy = anatomy_of(cards()[which])
+    shape = uniform(anatomy, ratio)
+    gone = anatomy.params() - anatomy.params(shape)
+    assert to_remove(anatomy, ratio) <= gone < to_remove(anatomy, ratio) + step(anatomy)
+
+
+@pytest.mark.parametrize("family", ALL)
+@given(RATIOS)
+def test_uniform_obeys_the_rule_on_tiny_shapes(family, ratio):
+    _, anatomy = tiny(family)
+    gone = anatomy.params() - anatomy.params(uniform(anatomy, ratio))
+    assert to_remove(anatomy, ratio) <= gone < to_remove(anatomy, ratio) + step(anatomy)
+
+
+@pytest.mark.parametrize("family", [*ALL, "smollm2"])
+@given(RATIOS, RATIOS)
+def test_a_larger_ratio_never_leaves_more(family, one, other):
+    anatomy = anatomy_of(cards()[1]) if family == "smollm2" else tiny(family)[1]
+    low, high = sorted((one, other))
+    assert anatomy.params(uniform(anatomy, high)) <= anatomy.params(uniform(anatomy, low))
+
+
+def test_zero_cuts_nothing():
+    anatomy = anatomy_of(cards()[1])
+    assert uniform(anatomy, 0) == {s.name: s.units for s in anatomy.blocks()}
+
+
+def test_uniform_leaves_equal_layers_where_the_rule_allows():
+    anatomy = anatomy_of(cards()[1])
+    shape = uniform(anatomy, 0.2)
+    assert len({units for name, units in shape.items() if name.endswith("mlp")}) == 1
+    assert ratios(anatomy, anatomy.params(shape))[0] == pytest.approx(0.2, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ALL)
+@given(st.floats(0, 0.7), st.integers(0, 2**31))
+def test_ranked_obeys_the_rule(family, ratio, seed):
+    _, anatomy = tiny(family)
+    torch.manual_seed(seed)
+    scores = {s.name: torch.rand(s.units) for s in anatomy.blocks()}
+    try:
+        keep = ranked(anatomy, ratio, scores)
+    except OverBudget:
+        full = {s.name: 1 for s in anatomy.blocks()}
+        assert anatomy.params() - anatomy.params(full) < to_remove(anatomy, ratio)
+        return
+    gone = anatomy.params() - anatomy.params({name: len(units) for name, units in keep.items()})
+    assert to_remove(anatomy, ratio) <= gone < to_remove(anatomy, ratio) + step(anatomy)
+    assert all(keep.values())
+
+
+def test_ranked_takes_the_cheapest_first():
+    _, anatomy = tiny("llama")
+    scores = {s.name: torch.ones(s.units) * 1e6 for s in anatomy.blocks()}
+    scores["layers.1.mlp"] = torch.arange(20.0)
+    keep = ranked(anatomy, 5 * 98 / anatomy.params(prunable=True), scores)
+    assert keep["layers.1.mlp"] == list(range(5, 20))
+    assert all(len(units) == anatomy.sites[name].units for name, units in keep.items() if name != "layers.1.mlp")
+
+
+def test_ranked_says_when_it_cannot():
+    _, anatomy = tiny("llama")
+    with pytest.raises(OverBudget, match="keeping 1 unit"):
+        ranked(anatomy, 0.999, {s.name: torch.ones(s.units) for s in anatomy.blocks()})
+
+
+def test_best_keeps_the_highest_and_breaks_ties_low():
+    assert best({"a": 2, "b": 2}, {"a": [1.0, 3.0, 2.0], "b": [1.0, 1.0, 1.0]}) == {"a": [1, 2], "b": [0, 1]}

@@ -1,0 +1,87 @@
+"""Shared importances against a plain loop over the model."""
+
+from __future__ import annotations
+
+import torch
+
+from harness import scores
+
+from .families import ALL, tiny
+
+BATCHES = [torch.arange(8).view(1, 8) * 5 % 48, torch.arange(16).view(2, 8) * 11 % 48]
+
+
+def test_magnitude_sums_the_coupled_group():
+    for family in ALL:
+        model, anatomy = tiny(family)
+        found = scores.magnitude(anatomy, model.state_dict())
+        mlp = model.model.layers[1].mlp
+        channel = mlp.gate_proj.weight[3].pow(2).sum() + mlp.up_proj.weight[3].pow(2).sum()
+        torch.testing.assert_close(found["layers.1.mlp"][3], (channel + mlp.down_proj.weight[:, 3].pow(2).sum()).detach())
+        attention, d = model.model.layers[2].self_attn, anatomy.config["head_dim"]
+        group = anatomy.config["num_attention_heads"] // anatomy.config["num_key_value_heads"]
+        rows = slice(group * d, 2 * group * d)  # the query heads of the second KV head stand together
+        want = attention.q_proj.weight[rows].pow(2).sum() + attention.o_proj.weight[:, rows].pow(2).sum()
+        for linear in (attention.k_proj, attention.v_proj):
+            want = want + linear.weight[d : 2 * d].pow(2).sum()
+        torch.testing.assert_close(found["layers.2.attention"][1], want.detach())
+
+
+def test_output_magnitude_sums_column_norms():
+    model, anatomy = tiny("llama")
+    found = scores.output_magnitude(anatomy, model.state_dict())
+    torch.testing.assert_close(found["layers.0.mlp"], model.model.layers[0].mlp.down_proj.weight.detach().norm(dim=0))
+    columns = model.model.layers[0].self_attn.o_proj.weight.detach().norm(dim=0)
+    torch.testing.assert_close(found["layers.0.attention"], columns.view(4, -1).sum(1))
+
+
+def test_taylor_is_weight_times_gradient():
+    model, anatomy = tiny("qwen3")
+    found = scores.taylor(model, anatomy, BATCHES[:1])
+    model.zero_grad()
+    model(input_ids=BATCHES[0], labels=BATCHES[0]).loss.backward()
+    mlp = model.model.layers[0].mlp
+    parts = [(linear.weight * linear.weight.grad).abs() for linear in (mlp.gate_proj, mlp.up_proj)]
+    want = sum(part.sum(1) for part in parts) + (mlp.down_proj.weight * mlp.down_proj.weight.grad).abs().sum(0)
+    torch.testing.assert_close(found["layers.0.mlp"], want.detach(), rtol=1e-4, atol=1e-6)
+    model.zero_grad()
+
+
+def test_stream_sees_what_a_whole_forward_sees():
+    for family in ALL:
+        model, _ = tiny(family)
+        seen = {}
+
+        def note(module, args, seen=seen):
+            squares = args[0].pow(2).flatten(0, -2).sum(0)
+            seen["sum"] = seen.get("sum", 0) + squares
+
+        hook = model.model.layers[2].mlp.down_proj.register_forward_pre_hook(note)
+        with torch.no_grad():
+            for batch in BATCHES:
+                model(batch, use_cache=False)
+        hook.remove()
+        norms = {layer.index: layer.norms for layer in scores.stream(model, BATCHES)}
+        torch.testing.assert_close(norms[2]["mlp.down_proj"], seen["sum"] / 3, rtol=1e-4, atol=1e-4)
+
+
+def test_stream_lets_a_changed_layer_feed_the_next():
+    model, _ = tiny("llama")
+    before = {layer.index: layer.norms["self_attn.q_proj"] for layer in scores.stream(model, BATCHES)}
+    weight = model.model.layers[0].mlp.down_proj.weight
+    kept = weight.detach().clone()
+    after = {}
+    for layer in scores.stream(model, BATCHES):
+        after[layer.index] = layer.norms["self_attn.q_proj"]
+        if layer.index == 0:
+            weight.data.zero_()
+    weight.data.copy_(kept)
+    torch.testing.assert_close(before[0], after[0])
+    assert not torch.allclose(before[1], after[1])
+
+
+def test_activation_scores_every_unit():
+    model, anatomy = tiny("gemma")
+    found = scores.activation(model, anatomy, BATCHES)
+    assert {name: len(score) for name, score in found.items()} == {s.name: s.units for s in anatomy.blocks()}
+    assert all(bool((score > 0).all()) for score in found.values())
