@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import data, keys, records
+from harness import accounting, data, keys, records
 from harness.api import Cut
 from harness.checkpoints import folder_bytes, folder_sha256, fresh
 from harness.errors import EnvironmentFault
@@ -93,12 +93,12 @@ class Artefacts:
             setattr(self.cost, name, seconds)
 
     def _make(self) -> tuple[Artefact, BudgetResult]:
-        from harness import accounting, surgery
+        from harness import surgery
         from harness.checkpoints import folders
 
         plan, anatomy = self.plan, self.plan.anatomy
-        cut = self._cut()
         self._check_space()
+        cut = self._cut()
         with self.stage("cut"):
             smaller = surgery.apply(self.dense(), anatomy, cut)
         if plan.spec.recovery != "none":
@@ -145,10 +145,11 @@ class Artefacts:
         return artefact, budget
 
     def _check_space(self) -> None:
-        need = 2 * self.plan.anatomy.params() * 4
-        if (free := free_space(self.store.root)) < need // 2:
+        """Said before the work, not after it."""
+        need = accounting.stored_bytes(self.plan.anatomy.params(), self.plan.spec.dtype)
+        if (free := free_space(self.store.root)) < need:
             raise EnvironmentFault(
-                f"{self.store.root} has {free / 1e6:.0f} MB free, the model may need {need / 2e6:.0f} MB",
+                f"{self.store.root} has {free / 1e6:.1f} MB free, the model may need {need / 1e6:.1f} MB",
                 "make room, or write elsewhere: HARNESS_RUNS=DIR",
             )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.builtin.cpu import cores, cpu_model
+from harness.host import cores, cpu_model
 from harness.records import Environment, Git
 
 PACKAGES = ("prune-harness", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "lm-eval")

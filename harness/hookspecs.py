@@ -74,7 +74,7 @@ def harness_register_models() -> Iterable[ModelCard]:  # type: ignore[empty-body
 
     @hookimpl
     def harness_register_models():
-        return [ModelCard(name="my-1b", summary="ours", source="org/my-1b", config={"model_type": "llama", ...})]
+        return [ModelCard(name="my-1b", summary="ours", source="org/my-1b", config=SHAPES)]
     """
 
 

@@ -60,7 +60,9 @@ def harness(*words, site=None, **env):
     )
 
 
-@pytest.mark.parametrize("words", [["list"], ["--help"], ["list", "pruners"], ["info", "magnitude"], ["list", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["list"], ["--help"], ["list", "pruners"], ["info", "magnitude"], ["list", "--json"]]
+)
 def test_describing_imports_nothing_heavy(words):
     code = (
         "import sys; from harness.cli import main\n"
@@ -140,7 +142,9 @@ def test_a_listener_hears_a_run_and_may_fail(site, runs):
         "import sys\nfrom harness import hookimpl\n@hookimpl\ndef harness_event(event):\n"
         "    print('heard', event.name, event.stage, file=sys.stderr)\n    raise ValueError('deaf')\n",
     )
-    done = harness("run", "--pruner", "dense", "--model", "tiny", "--device", "null", "--limit", "1", "--json", site=site)
+    done = harness(
+        "run", "--pruner", "dense", "--model", "tiny", "--device", "null", "--limit", "1", "--json", site=site
+    )
     assert done.returncode == 0, done.stderr
     assert "heard cell-started" in done.stderr
     assert "heard stage-finished prune" in done.stderr

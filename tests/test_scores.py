@@ -17,7 +17,9 @@ def test_magnitude_sums_the_coupled_group():
         found = scores.magnitude(anatomy, model.state_dict())
         mlp = model.model.layers[1].mlp
         channel = mlp.gate_proj.weight[3].pow(2).sum() + mlp.up_proj.weight[3].pow(2).sum()
-        torch.testing.assert_close(found["layers.1.mlp"][3], (channel + mlp.down_proj.weight[:, 3].pow(2).sum()).detach())
+        torch.testing.assert_close(
+            found["layers.1.mlp"][3], (channel + mlp.down_proj.weight[:, 3].pow(2).sum()).detach()
+        )
         attention, d = model.model.layers[2].self_attn, anatomy.config["head_dim"]
         group = anatomy.config["num_attention_heads"] // anatomy.config["num_key_value_heads"]
         rows = slice(group * d, 2 * group * d)  # the query heads of the second KV head stand together

@@ -131,9 +131,7 @@ def test_a_pruned_model_can_be_pruned_again(family):
     between = anatomy_of(modeling.words_of(once))
     assert {n: tuple(t.shape) for n, t in dense_state(once).items()} == dict(between.tensors)
     twice = apply(once, between, check(between, Cut(keep={"layers.2.mlp": [0, 2], "layers.1.attention": [0]})))
-    straight = check(
-        anatomy, Cut(keep={"layers.0.attention": [], "layers.2.mlp": [1, 7], "layers.1.attention": [0]})
-    )
+    straight = check(anatomy, Cut(keep={"layers.0.attention": [], "layers.2.mlp": [1, 7], "layers.1.attention": [0]}))
     assert torch.equal(logits(twice), logits(apply(model, anatomy, straight)))
 
 
@@ -153,19 +151,19 @@ def test_masks_and_rewrites_reach_the_tensors():
     new = torch.randn(anatomy.tensors["model.layers.0.mlp.down_proj.bias"])
     cut = check(
         anatomy,
-        Cut(
-            keep={"layers.1.mlp": range(10)}, masks={name: mask}, rewrites={"model.layers.0.mlp.down_proj.bias": new}
-        ),
+        Cut(keep={"layers.1.mlp": range(10)}, masks={name: mask}, rewrites={"model.layers.0.mlp.down_proj.bias": new}),
     )
     smaller = apply(model, anatomy, cut)
     assert not smaller.get_parameter(name)[~mask[:10]].any()
     assert torch.equal(smaller.get_parameter("model.layers.0.mlp.down_proj.bias"), new)
     assert masked_elements(anatomy, cut) == int((~mask[:10]).sum())
-    assert torch.equal(model.get_parameter(name) * mask, zeroed(model, anatomy, check(anatomy, Cut(masks={name: mask})))[name])
+    assert torch.equal(
+        model.get_parameter(name) * mask, zeroed(model, anatomy, check(anatomy, Cut(masks={name: mask})))[name]
+    )
 
 
 def test_a_cut_survives_its_file(tmp_path):
-    model, anatomy = tiny("qwen2")
+    _, anatomy = tiny("qwen2")
     name = "model.layers.1.mlp.up_proj.weight"
     mask = torch.rand(anatomy.tensors[name]) > 0.5
     cut = check(anatomy, Cut(keep={"layers.0.mlp": [3, 1]}, masks={name: mask}, why="a test"))

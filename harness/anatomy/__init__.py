@@ -60,7 +60,9 @@ class Anatomy:
         object.__setattr__(self, "owners", {t: s.name for s in self.sites.values() for t in s.owned})
         costs = {}
         for site in self.sites.values():
-            unit = sum(math.prod(self.tensors[m.tensor]) // self.tensors[m.tensor][m.dim] * m.block for m in site.members)
+            unit = sum(
+                math.prod(self.tensors[m.tensor]) // self.tensors[m.tensor][m.dim] * m.block for m in site.members
+            )
             whole = sum(math.prod(self.tensors[name]) for name in site.owned)
             costs[site.name] = (unit, whole - unit * site.units)
         object.__setattr__(self, "costs", costs)

@@ -91,16 +91,15 @@ class Watch:
 
 def measured(folder: Path, dtype: str, workload: Workload) -> tuple[Any, dict[str, int]]:
     """A folder's model, and the resident bytes, average and peak, that it and its run added to the process."""
-    from harness.builtin.cpu import Cpu
     from harness.checkpoints import folders, modeling
+    from harness.latency.workloads import runner
 
-    device = Cpu()
     sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     config, stand_in = modeling.classes("llama")
-    device.prepare(stand_in(config(**sizes, num_attention_heads=1)), Workload("prefill", 1, 8))()  # lazy imports
+    runner(stand_in(config(**sizes, num_attention_heads=1)), Workload("prefill", 1, 8))()  # lazy imports
     with Watch() as loading:
         model = folders.read(folder, dtype)
-        run = device.prepare(model, workload)
+        run = runner(model, workload)
         run()
     with Watch() as running:
         start = time.monotonic()
