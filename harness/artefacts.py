@@ -170,9 +170,10 @@ class Artefacts:
             self.store.set_aside(folder, "was changed since it was saved")
         pruner = registry().load("pruner", self.plan.spec.pruner)(**self.plan.spec.parameters)
         state = self._prepared(pruner)
+        model = self.dense()
         start = time.monotonic()
         with self.stage("prune") as progress:
-            decided: Cut = pruner.prune(self.dense(), self.plan.budget, self._context(progress), state)
+            decided: Cut = pruner.prune(model, self.plan.budget, self._context(progress), state)
             cut = surgery.check(self.plan.anatomy, decided)
         self.cost.search_s = time.monotonic() - start
         scratch = self.store.scratch(f"cut-{key}")
@@ -195,9 +196,10 @@ class Artefacts:
         if stored is not None and folder.exists() and folder_sha256(folder) == stored["sha256"]:
             self.cost.prepare_s = stored["prepare_s"]
             return states.read(folder)
+        model = self.dense()
         start = time.monotonic()
         with self.stage("prepare") as progress:
-            state = pruner.prepare(self.dense(), self._context(progress))
+            state = pruner.prepare(model, self._context(progress))
         self.cost.prepare_s = time.monotonic() - start
         scratch = self.store.scratch(f"state-{key}")
         states.write(state, scratch)

@@ -127,7 +127,7 @@ class Plan:
             "version": plugins.code_version("evaluator", evaluation.spec.name),
             "parameters": evaluation.parameters,
             "data": evaluation.data,
-            "workloads": [] if evaluation.data else self.spec.workloads,
+            "machine": [] if evaluation.data else [self.spec.device, *self.spec.workloads],
             "limit": self.spec.limit,
             "batch_size": 1,
             "dtype": self.spec.dtype,
@@ -169,6 +169,8 @@ def make(request: Request) -> Plan:
         raise UsageError(f"no preset {request.preset!r}", "give quick or paper")
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"limit {request.limit} leaves nothing to evaluate", "give --limit 1 or more")
+    if request.calibration not in data.SOURCES:
+        raise plugins.unknown("calibration text", request.calibration, data.SOURCES)
     dtype = request.dtype or device.dtype
     if dtype not in accounting.BYTES:
         raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(accounting.BYTES)}")

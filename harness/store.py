@@ -23,6 +23,7 @@ from harness.errors import EnvironmentFault, HarnessError
 from harness.keys import KEY_VERSION, canonical
 
 HEARTBEAT_S = 5.0
+MINE = f"@{socket.gethostname()}@{os.getpid()}"  # whose scratch a name in tmp/ is; folders may be shared by hosts
 
 
 def default_root() -> Path:
@@ -43,7 +44,7 @@ class Store:
         """Make the folder and prove that it can be written, before minutes are spent."""
         with guarded(self.root):
             self.path("tmp").mkdir(parents=True, exist_ok=True)
-            probe = self.path("tmp", f"probe-{os.getpid()}")
+            probe = self.path("tmp", f"probe{MINE}")
             probe.write_bytes(b"x" * 4096)
             probe.unlink()
         self.sweep(lambda pid: not _alive(pid))  # what killed processes left behind
@@ -51,8 +52,8 @@ class Store:
     def sweep(self, over: Callable[[int], bool] = lambda pid: pid == os.getpid()) -> None:
         """Clear the scratch space of processes that are done, by default of this one."""
         for left in self.path("tmp").iterdir():
-            pid = left.name.rpartition("-")[2]
-            if pid.isdigit() and over(int(pid)):
+            host, _, pid = left.name.partition("@")[2].rpartition("@")
+            if host == socket.gethostname() and pid.isdigit() and over(int(pid)):
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
                 else:
@@ -60,7 +61,7 @@ class Store:
 
     def scratch(self, name: str) -> Path:
         """An empty folder that `commit` turns into the real one; swept away if this process dies."""
-        folder = self.path("tmp", f"{name}-{os.getpid()}")
+        folder = self.path("tmp", f"{name}{MINE}")
         shutil.rmtree(folder, ignore_errors=True)
         with guarded(self.root):
             folder.mkdir(parents=True)
@@ -87,7 +88,7 @@ class Store:
     def write_bytes(self, path: Path, content: bytes) -> None:
         with guarded(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self.path("tmp", f"{path.name}-{threading.get_ident()}-{os.getpid()}")
+            scratch = self.path("tmp", f"{path.name}-{threading.get_ident()}{MINE}")
             scratch.parent.mkdir(parents=True, exist_ok=True)
             with scratch.open("wb") as file:
                 file.write(content)

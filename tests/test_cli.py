@@ -43,6 +43,7 @@ USAGE = {
     "evaluator parameter": ((*MAGNITUDE, "--eval", "passages:windw=3"), "windw", "did you mean 'window'?"),
     "evaluator value": ((*MAGNITUDE, "--eval", "passages:window=x"), "window=x is not a int", "512"),
     "recovery": ((*MAGNITUDE, "--recovery", "magic"), "no recovery 'magic'", "known: none"),
+    "calibration": ((*MAGNITUDE, "--calibration", "c5"), "no calibration text 'c5'", "did you mean 'c4'?"),
     "preset": ((*MAGNITUDE, "--preset", "fast"), "no preset 'fast'", "quick or paper"),
     "parameter": ((*MAGNITUDE, "--set", "nrm=1"), "no parameter of pruner magnitude 'nrm'", "did you mean 'norm'?"),
     "parameter value": ((*MAGNITUDE, "--set", "norm=3"), "norm=3 is not known", "known: 1, 2"),

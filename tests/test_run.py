@@ -56,7 +56,7 @@ def untimed(record) -> dict:
 
 def test_a_record_holds_the_evidence(made):
     folder, record, stages = made
-    assert stages.seen[:3] == ["find the weights", "prepare", "load"]
+    assert stages.seen[:3] == ["find the weights", "load", "prepare"]
     assert record.artefact.params == harness.load(folder / record.artefact.path).num_parameters()
     assert record.budget.asked == 0.2
     assert record.budget.achieved >= 0.2
@@ -338,3 +338,14 @@ def test_killed_at_twenty_random_moments(tmp_path):
     whole = time.monotonic() - start
     rng = random.Random(time.time_ns())
     survive(tmp_path, [rng.uniform(0, whole) for _ in range(20)], tmp_path / "reference")
+
+
+@pytest.mark.slow
+def test_the_default_model_is_real(runs):
+    """SmolLM2 out of its package: the published size, and a perplexity that only trained weights have."""
+    record = harness.run("dense", device="null", limit=4)
+    assert record.status == "ok", record.reason
+    assert record.artefact.params == 134_515_008
+    assert record.scores["passages"].value == record.scores["passages"].dense
+    assert 15 < record.scores["passages"].value < 30
+    assert (runs / record.artefact.path / "config.json").exists()

@@ -113,3 +113,18 @@ def test_single_values_have_no_interval():
     assert stats.interval([1.0]) is None
     assert stats.ratio([2.0], [1.0]) == (2.0, None)
     assert stats.mean_stderr([2.0]) == (2.0, None)
+
+
+def test_old_configs_keep_their_rope_and_their_card():
+    from harness.anatomy import anatomy_of
+    from harness.anatomy.llama import config_of
+    from harness.checkpoints import modeling
+
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    words = {"model_type": "llama", "vocab_size": 48, "hidden_size": 32, "intermediate_size": 20}
+    words |= {"num_hidden_layers": 2, "num_attention_heads": 4, "rope_theta": 5e5, "rope_scaling": scaling}
+    cut = modeling.config(config_of(anatomy_of(words), {"layers.0.mlp": 3}))
+    assert cut.model_type == "pruned_llama"
+    assert cut.rope_parameters["rope_theta"] == 5e5
+    assert cut.rope_parameters["factor"] == 4.0
+    assert scaling == {"rope_type": "linear", "factor": 4.0}

@@ -44,7 +44,8 @@ def ask(folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, An
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise HarnessError(f"a fresh process could not open {folder.name}: {last}", "run again with --debug")
+        remedy = "the machine may have run out of memory" if done.returncode < 0 else "please report it"
+        raise HarnessError(f"a fresh process could not open the saved model: {last}", remedy)
     return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
 
 

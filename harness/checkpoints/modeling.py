@@ -5,6 +5,7 @@ The file is written for Llama; the other families' are the same text under their
 
 from __future__ import annotations
 
+import copy
 import linecache
 import sys
 from collections.abc import Mapping
@@ -60,7 +61,8 @@ def config(words: Mapping[str, Any]) -> Any:
     """A config object from the words of a config.json."""
     made, _ = classes(str(words["model_type"]))
     skip = ("model_type", "architectures", "auto_map", "transformers_version")
-    return made(**{key: value for key, value in words.items() if key not in skip})
+    # configs fill in their nested words in place
+    return made(**{key: copy.deepcopy(value) for key, value in words.items() if key not in skip})
 
 
 def words_of(model: Any) -> dict[str, Any]:
