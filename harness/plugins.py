@@ -6,12 +6,12 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import json
 import os
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,30 +79,24 @@ class Registry:
 
 
 def code_version(kind: str, name: str) -> str:
-    """What names a plug-in's code in keys: its versions, and for an editable install the text itself.
+    """What names a plug-in's code in keys: its versions, and the text itself where it is run from a checkout.
 
     Whoever is writing a method changes it many times under one version; yesterday's result is not today's.
     """
     spec, origin = registry().specs[kind][name], registry().origins[kind, name]
-    words = f"{origin.version}/{spec.version}"
-    if not _editable(origin.distribution):
-        return words
-    found = importlib.util.find_spec(spec.target.partition(":")[0])
+    return f"{origin.version}/{spec.version}{source_mark(spec.target.partition(':')[0])}"
+
+
+def source_mark(module: str) -> str:
+    """`+hash` of a module's source, or of its package's; nothing for what was installed from a wheel."""
+    found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
-        return words
+        return ""
     path = Path(found.origin)
+    if any(path.is_relative_to(sysconfig.get_path(where)) for where in ("purelib", "platlib")):
+        return ""
     files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-    text = b"".join(file.read_bytes() for file in files)
-    return f"{words}+{hashlib.sha256(text).hexdigest()[:12]}"
-
-
-@cache
-def _editable(name: str) -> bool:
-    try:
-        told = distribution(name).read_text("direct_url.json")
-    except PackageNotFoundError:
-        return False
-    return bool(told and json.loads(told).get("dir_info", {}).get("editable"))
+    return f"+{hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:12]}"
 
 
 def resolve(target: str) -> Any:
