@@ -42,3 +42,17 @@ def shared_data(monkeypatch):
         pytest.skip("the development data set is not beside this checkout")
     monkeypatch.setenv("HARNESS_DATA", str(SHARED / "data"))
     return SHARED / "data"
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Saves the ten seconds of a fresh interpreter where a test is not about it; what it would do is done here."""
+    import json
+
+    from harness.checkpoints import fresh
+
+    def ask(folder, out, dtype, workload):
+        fresh.answer(folder, out, dtype, workload)
+        return json.loads(out.with_suffix(".json").read_text())
+
+    monkeypatch.setattr(fresh, "ask", ask)

@@ -251,7 +251,7 @@ def test_json_is_alone_on_stdout(runs):
     assert "simulated" in run("leaderboard").stdout
 
 
-def test_the_printed_command_is_the_same_cell(runs):
+def test_the_printed_command_is_the_same_cell(runs, one_process):
     import shlex
 
     from harness.cli.output import reproduce
@@ -269,7 +269,7 @@ def test_a_failed_cell_exits_1_with_its_reason(runs):
     assert json.loads(done.stdout)["status"] == "unsupported"
 
 
-def test_why_names_the_component(runs):
+def test_why_names_the_component(runs, one_process):
     for limit in (1, 2):
         harness.run("dense", model="tiny", device="null", limit=limit)
     rows = json.loads(run("status", "--why", "--json").stdout)

@@ -104,7 +104,7 @@ def test_another_device_uses_the_same_artefact(made):
     assert other.latency["prefill:1x128"].provenance == "simulated"
 
 
-def test_another_budget_uses_the_same_statistics(made):
+def test_another_budget_uses_the_same_statistics(made, one_process):
     folder, _, _ = made
     stages = Stages()
     other = harness.run("magnitude", ratio=0.5, out=folder, reporter=stages, **QUICK)
@@ -113,7 +113,7 @@ def test_another_budget_uses_the_same_statistics(made):
     assert other.budget.achieved >= 0.5
 
 
-def test_zero_is_identity(runs):
+def test_zero_is_identity(runs, one_process):
     record = harness.run("magnitude", ratio=0, **QUICK)
     assert record.artefact.params == record.artefact.params_dense
     assert record.scores["passages"].value == record.scores["passages"].dense
@@ -121,7 +121,7 @@ def test_zero_is_identity(runs):
 
 
 @pytest.mark.parametrize(("granularity", "ratio"), [("unstructured", 0.35), ("2:4", 0.5)])
-def test_element_masks_keep_shapes_and_make_zeros(runs, granularity, ratio):
+def test_element_masks_keep_shapes_and_make_zeros(runs, one_process, granularity, ratio):
     record = harness.run("magnitude", ratio=ratio, settings={"granularity": granularity}, **QUICK)
     assert record.status == "ok", record.reason
     artefact = record.artefact
@@ -141,7 +141,7 @@ def test_the_wrong_ratio_for_a_pattern_is_refused(runs):
     assert "--ratio 0.5" in record.reason
 
 
-def test_global_allocation_and_uneven_layers(runs):
+def test_global_allocation_and_uneven_layers(runs, one_process):
     record = harness.run("magnitude", ratio=0.4, settings={"allocation": "global"}, **QUICK)
     assert record.status == "ok", record.reason
     folder = runs / record.artefact.path
@@ -184,7 +184,7 @@ assert tokenizer.decode(prompt.input_ids[0]) == "The river"
     assert done.returncode == 0, done.stderr
 
 
-def test_bf16(runs):
+def test_bf16(runs, one_process):
     record = harness.run("random", ratio=0.3, dtype="bf16", **QUICK)
     assert record.status == "ok", record.reason
     assert harness.load(runs / record.artefact.path).dtype == torch.bfloat16
@@ -200,7 +200,7 @@ def test_evaluate_and_measure_are_functions(made):
     assert latency.provenance == "simulated"
 
 
-def test_an_artefact_that_was_changed_is_made_again(runs):
+def test_an_artefact_that_was_changed_is_made_again(runs, one_process):
     first = harness.run("random", ratio=0.3, **QUICK)
     weights = runs / first.artefact.path / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -214,7 +214,7 @@ def test_an_artefact_that_was_changed_is_made_again(runs):
 
 
 @pytest.mark.parametrize("harm", ["truncate", "edit"])
-def test_a_damaged_record_is_named_and_made_again(runs, harm):
+def test_a_damaged_record_is_named_and_made_again(runs, one_process, harm):
     first = harness.run("dense", **QUICK)
     path = runs / "records" / f"{first.id}.json"
     text = path.read_text()
@@ -226,7 +226,7 @@ def test_a_damaged_record_is_named_and_made_again(runs, harm):
     assert json.loads(path.read_text())["digest"] == again.digest
 
 
-def test_failures_are_rows_and_never_hits(runs, monkeypatch):
+def test_failures_are_rows_and_never_hits(runs, one_process, monkeypatch):
     from harness.builtin.pruners import Random
 
     monkeypatch.setattr(Random, "prune", lambda *_: harness.Cut(keep={"layers.0.mlp": [999]}))
@@ -271,7 +271,7 @@ def test_an_unsupported_family_lists_the_supported(runs, tmp_path):
     assert "supported: gemma, llama, mistral, qwen2, qwen3" in record.reason
 
 
-def test_disk_full_loses_nothing(runs, monkeypatch):
+def test_disk_full_loses_nothing(runs, one_process, monkeypatch):
     import errno
 
     from harness.checkpoints import folders

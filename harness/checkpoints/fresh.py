@@ -113,6 +113,15 @@ def measured(folder: Path, dtype: str, workload: Workload) -> tuple[Any, dict[st
     return model, {"average": int(sum(during) / len(during)), "peak": max(*loading.samples, *during)}
 
 
+def answer(folder: Path, out: Path, dtype: str, workload: Workload) -> None:
+    """Write OUT.safetensors and OUT.json."""
+    from safetensors.torch import save_file
+
+    model, memory = measured(folder, dtype, workload)
+    save_file({"logits": logits(model)}, out.with_suffix(".safetensors"))
+    out.with_suffix(".json").write_text(json.dumps({"memory": memory}), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -121,11 +130,7 @@ def main() -> None:
     parser.add_argument("--workload", type=Workload.parse, default="prefill:1x128")
     asked = parser.parse_args()
     process.prepare(asked.dtype)
-    from safetensors.torch import save_file
-
-    model, memory = measured(asked.folder, asked.dtype, asked.workload)
-    save_file({"logits": logits(model)}, asked.out.with_suffix(".safetensors"))
-    asked.out.with_suffix(".json").write_text(json.dumps({"memory": memory}), encoding="utf-8")
+    answer(asked.folder, asked.out, asked.dtype, asked.workload)
 
 
 if __name__ == "__main__":
