@@ -13,10 +13,11 @@ from harness.errors import Unsupported
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
-def ratios(anatomy: Anatomy, remaining: int) -> tuple[float, float]:
-    """Share removed of the prunable and of all parameters, from what remains of all."""
-    gone = anatomy.params() - remaining
-    return gone / anatomy.params(prunable=True), gone / anatomy.params()
+def ratios(anatomy: Anatomy, shape: Shape, masked: int = 0) -> tuple[float, float]:
+    """Share removed of the prunable and of all parameters; what is masked counts as removed."""
+    prunable, whole = anatomy.params(prunable=True), anatomy.params()
+    blocks = prunable - anatomy.params(shape, prunable=True) + masked
+    return blocks / prunable, (whole - anatomy.params(shape) + masked) / whole
 
 
 def flops(anatomy: Anatomy, shape: Shape, workload: Workload) -> int:

@@ -92,6 +92,7 @@ class ModelCard:
     source: str
     revision: str = ""
     loader: str = "harness.models.loading:from_hub"
+    package: str = ""  # a distribution that carries the weights
     licence: str = ""
     gated: bool = False
 

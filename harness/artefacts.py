@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from harness import accounting, data, keys, records
 from harness.api import Cut
 from harness.checkpoints import folder_bytes, folder_sha256, fresh
@@ -24,6 +26,7 @@ class Artefacts:
 
     def __init__(self, plan: Plan, store: Store, stage: Any, context: Callable[..., Any], cost: records.Cost) -> None:
         self.plan, self.store, self.stage, self.context, self.cost = plan, store, stage, context, cost
+        self.folder = Path()  # known once ensured
 
     # --- models ---
 
@@ -53,46 +56,52 @@ class Artefacts:
 
         return folders.tokenizer(self.plan.folder)  # type: ignore[arg-type]
 
-    # --- the folder ---
+    # --- folders of the store ---
 
-    @property
-    def key(self) -> str:
-        return keys.key("artefact", self.plan.artefact_parts())
+    def _kept(self, kind: str, parts: Any, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+        """A folder and the words that go with it: from the store if its files still are what was saved, else made.
 
-    @property
-    def folder(self) -> Path:
-        return self.store.path("artefacts", self.key)
+        Two cells that need the same one make it once.
+        """
+        key = keys.key(kind, parts)
+        folder = self.store.path(f"{kind}s", key)
+        with self.store.lock(f"{kind}-{key}"):
+            stored = self.store.stage(kind, key)
+            if stored is not None and folder.exists():
+                if folder_sha256(folder) == stored["sha256"]:
+                    for name, seconds in stored["cost"].items():  # what it took then counts for this cell too
+                        setattr(self.cost, name, seconds)
+                    return folder, stored["words"]
+                self.store.set_aside(folder, "was changed since it was saved")
+            scratch = self.store.scratch(f"{kind}-{key}")
+            try:
+                words = make(scratch)
+            except (OSError, SafetensorError) as error:
+                raise EnvironmentFault(
+                    f"cannot write to {self.store.root}: {getattr(error, 'strerror', None) or error}",
+                    "make room, or write elsewhere: HARNESS_RUNS=DIR",
+                ) from error
+            saved = {
+                "sha256": folder_sha256(scratch),
+                "words": words,
+                "cost": self.cost.model_dump(mode="json", exclude={"evaluate_s"}),
+            }
+            self.store.commit(scratch, folder)
+            self.store.save_stage(kind, key, parts, saved)
+        return folder, words
 
     def ensure(self) -> tuple[Artefact, BudgetResult]:
-        """The artefact of this plan, from the store if its files still are what was saved."""
-        with self.store.lock(f"artefact-{self.key}"):
-            return self._stored() or self._made()
+        """The proven artefact of this plan and how it met the budget."""
+        self.folder, words = self._kept("artefact", self.plan.artefact_parts(), self._make)
+        artefact = Artefact(
+            path=str(self.folder.relative_to(self.store.root)), sha256=folder_sha256(self.folder), **words["artefact"]
+        )
+        key, parts = self.plan.memory_key(artefact.sha256)
+        if words["memory_of"] == self.plan.spec.workloads[0] and self.store.stage("memory", key) is None:
+            self.store.save_stage("memory", key, parts, words["memory"])
+        return artefact, BudgetResult.model_validate(words["budget"])
 
-    def _stored(self) -> tuple[Artefact, BudgetResult] | None:
-        stored = self.store.stage("artefact", self.key)
-        if stored is not None and self.folder.exists():
-            if folder_sha256(self.folder) == stored["artefact"]["sha256"]:
-                self._spent(stored["cost"])
-                return Artefact.model_validate(stored["artefact"]), BudgetResult.model_validate(stored["budget"])
-            self.store.set_aside(self.folder, "was changed since it was saved")
-        return None
-
-    def _made(self) -> tuple[Artefact, BudgetResult]:
-        artefact, budget = self._make()
-        words = {
-            "artefact": artefact.model_dump(mode="json"),
-            "budget": budget.model_dump(mode="json"),
-            "cost": self.cost.model_dump(mode="json"),
-        }
-        self.store.save_stage("artefact", self.key, self.plan.artefact_parts(), words)
-        return artefact, budget
-
-    def _spent(self, cost: dict[str, float]) -> None:
-        """What earlier runs of these stages took counts for this cell too."""
-        for name, seconds in cost.items():
-            setattr(self.cost, name, seconds)
-
-    def _make(self) -> tuple[Artefact, BudgetResult]:
+    def _make(self, scratch: Path) -> dict[str, Any]:
         from harness import surgery
         from harness.checkpoints import folders
 
@@ -104,45 +113,37 @@ class Artefacts:
         if plan.spec.recovery != "none":
             start = time.monotonic()
             with self.stage(f"recover: {plan.spec.recovery}") as progress:
-                ctx = self._context(progress)
-                registry().load("recovery", plan.spec.recovery)().recover(smaller, self.dense(), ctx)
+                made = registry().load("recovery", plan.spec.recovery)()
+                made.recover(smaller, self.dense(), self._context(progress))
             self.cost.recover_s = time.monotonic() - start
         with self.stage("save and reload"):
-            scratch = self.store.scratch(f"artefact-{self.key}")
-            try:
-                folders.write(smaller, self.tokenizer(), scratch)
-                folders.write_cut(cut, self._origin(cut), scratch)
-            except OSError as error:
-                raise EnvironmentFault(
-                    f"cannot save the model: {error.strerror or error}", "make room, or set HARNESS_RUNS"
-                ) from error
-            out = self.store.scratch(f"fresh-{self.key}") / "out"
+            folders.write(smaller, self.tokenizer(), scratch)
+            folders.write_cut(cut, self._origin(cut), scratch)
+            out = self.store.scratch("fresh") / "out"
             memory = fresh.check(smaller, scratch, out, plan.spec.dtype, plan.workloads[0])
         stored, nonzero = accounting.count(smaller)
-        masked = surgery.masked_elements(anatomy, cut)
-        ratio_blocks, ratio_total = accounting.ratios(anatomy, stored - masked)
-        artefact = Artefact(
-            path=str(self.folder.relative_to(self.store.root)),
-            sha256=folder_sha256(scratch),
-            params=stored,
-            params_dense=anatomy.params(),
-            params_nonzero=nonzero,
-            ratio_blocks=ratio_blocks,
-            ratio_total=ratio_total,
-            bytes=folder_bytes(scratch),
-            shape=cut.shape,
-            weights_updated=bool(cut.rewrites) or plan.spec.recovery != "none",
-        )
-        predicted = plan.predicted
-        budget = BudgetResult(
-            asked=plan.spec.budget.value,
-            achieved=ratio_blocks,
-            predicted=accounting.ratios(anatomy, anatomy.params(predicted))[0] if predicted else None,
-            unused=ratio_blocks - plan.spec.budget.value,
-        )
-        self.store.commit(scratch, self.folder)
-        self.store.save_stage("memory", *plan.memory_key(artefact.sha256), memory)
-        return artefact, budget
+        blocks, total = accounting.ratios(anatomy, cut.shape, surgery.masked_elements(anatomy, cut))
+        asked, predicted = plan.spec.budget.value, plan.predicted
+        return {
+            "artefact": {
+                "params": stored,
+                "params_dense": anatomy.params(),
+                "params_nonzero": nonzero,
+                "ratio_blocks": blocks,
+                "ratio_total": total,
+                "bytes": folder_bytes(scratch),
+                "shape": cut.shape,
+                "weights_updated": bool(cut.rewrites) or plan.spec.recovery != "none",
+            },
+            "budget": {
+                "asked": asked,
+                "achieved": blocks,
+                "predicted": accounting.ratios(anatomy, predicted)[0] if predicted else None,
+                "unused": blocks - asked,
+            },
+            "memory": memory,
+            "memory_of": plan.spec.workloads[0],
+        }
 
     def _check_space(self) -> None:
         """Said before the work, not after it."""
@@ -157,17 +158,15 @@ class Artefacts:
 
     def _cut(self) -> Any:
         """What the method decided; asked once, kept for every recovery."""
+        from harness.checkpoints import folders
+
+        folder, _ = self._kept("cut", self.plan.cut_parts(), self._decide)
+        return folders.read_cut(folder)
+
+    def _decide(self, scratch: Path) -> None:
         from harness import surgery
         from harness.checkpoints import folders
 
-        key = keys.key("cut", self.plan.cut_parts())
-        folder = self.store.path("cuts", key)
-        stored = self.store.stage("cut", key)
-        if stored is not None and folder.exists():
-            if folder_sha256(folder) == stored["sha256"]:
-                self._spent(stored["cost"])
-                return folders.read_cut(folder)
-            self.store.set_aside(folder, "was changed since it was saved")
         pruner = registry().load("pruner", self.plan.spec.pruner)(**self.plan.spec.parameters)
         state = self._prepared(pruner)
         model = self.dense()
@@ -176,13 +175,7 @@ class Artefacts:
             decided: Cut = pruner.prune(model, self.plan.budget, self._context(progress), state)
             cut = surgery.check(self.plan.anatomy, decided)
         self.cost.search_s = time.monotonic() - start
-        scratch = self.store.scratch(f"cut-{key}")
         folders.write_cut(cut, self._origin(cut), scratch)
-        sha256 = folder_sha256(scratch)
-        self.store.commit(scratch, folder)
-        words = {"sha256": sha256, "cost": self.cost.model_dump(mode="json")}
-        self.store.save_stage("cut", key, self.plan.cut_parts(), words)
-        return cut
 
     def _prepared(self, pruner: Any) -> Any:
         """Budget-free statistics, shared by every budget."""
@@ -190,24 +183,16 @@ class Artefacts:
             return None
         from harness.checkpoints import states
 
-        key = keys.key("prepare", self.plan.prepare_parts())
-        folder = self.store.path("states", key)
-        stored = self.store.stage("prepare", key)
-        if stored is not None and folder.exists() and folder_sha256(folder) == stored["sha256"]:
-            self.cost.prepare_s = stored["prepare_s"]
-            return states.read(folder)
-        model = self.dense()
-        start = time.monotonic()
-        with self.stage("prepare") as progress:
-            state = pruner.prepare(model, self._context(progress))
-        self.cost.prepare_s = time.monotonic() - start
-        scratch = self.store.scratch(f"state-{key}")
-        states.write(state, scratch)
-        sha256 = folder_sha256(scratch)
-        self.store.commit(scratch, folder)
-        words = {"sha256": sha256, "prepare_s": self.cost.prepare_s}
-        self.store.save_stage("prepare", key, self.plan.prepare_parts(), words)
-        return state
+        def make(scratch: Path) -> None:
+            model = self.dense()
+            start = time.monotonic()
+            with self.stage("prepare") as progress:
+                state = pruner.prepare(model, self._context(progress))
+            self.cost.prepare_s = time.monotonic() - start
+            states.write(state, scratch)
+
+        folder, _ = self._kept("state", self.plan.prepare_parts(), make)
+        return states.read(folder)
 
     def _context(self, progress: Callable[..., None]) -> Any:
         tokenizer, spec = self.tokenizer(), self.plan.spec

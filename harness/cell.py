@@ -6,6 +6,7 @@ Every stage's result is stored under its key before the next begins, so a killed
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 from harness import accounting, keys, plan, records, seeds, stats
 from harness.api import Context, Score
 from harness.artefacts import Artefacts
-from harness.checkpoints import fresh
+from harness.checkpoints import folder_sha256, fresh
 from harness.environment import environment
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError
 from harness.events import Event
@@ -62,17 +63,33 @@ class Cell:
             record = self._live()
             self.store.save_record(record.sealed())
             emit(Event(name="cell-finished", cell=self.id, status=record.status))
-            self.store.sweep()
+            self.store.sweep(mine=True)
         self._tell_notices()
         return record.sealed()
 
     def _finished(self) -> Record | None:
         found = self.store.record(self.id)
         self._tell_notices()
-        if found is not None and found.status == "ok" and self.store.path(found.artefact.path).exists():
-            self.cached = True
-            return found
-        return None
+        if found is None or found.status != "ok" or self._evidence_is_gone(found):
+            return None
+        self.cached = True
+        return found
+
+    def _evidence_is_gone(self, record: Record) -> bool:
+        """A record is only as good as what it points to."""
+        assert record.artefact is not None
+        folder = self.store.path(record.artefact.path)
+        sides = [t.samples for t in record.latency.values()] + [s.samples for s in record.scores.values()]
+        if not folder.is_dir():
+            self.reporter.notice(f"the model of {record.id} is gone; making it again")
+        elif folder_sha256(folder) != record.artefact.sha256:
+            self.store.set_aside(folder, "was changed since it was saved")
+            self._tell_notices()
+        elif self.store.lacks(*sides):
+            self.reporter.notice(f"raw samples of {record.id} are gone; measuring again")
+        else:
+            return False
+        return True
 
     def _tell_notices(self) -> None:
         while self._told < len(self.store.notices):
@@ -133,7 +150,8 @@ class Cell:
     def _time(self, made: Artefacts, artefact: records.Artefact, workload: Any) -> records.Latency:
         parts = self.plan.measure_parts(artefact.sha256, str(workload))
         key = keys.key("measure", parts)
-        if (stored := self.store.stage("measure", key)) is None:
+        stored = self.store.stage("measure", key)
+        if stored is None or self.store.lacks(stored["samples"]):
             protocol = timing.PROTOCOLS[self.plan.spec.preset]
             device = registry().load("device", self.plan.device.name)()
             with self.stage(f"time {workload}") as progress:
@@ -174,7 +192,8 @@ class Cell:
         for side, content in (("dense", self.plan.model_key()), ("pruned", artefact.sha256)):
             parts = self.plan.eval_parts(content, evaluation)
             key = keys.key("eval", parts)
-            if (stored := self.store.stage("eval", key)) is None:
+            stored = self.store.stage("eval", key)
+            if stored is None or self.store.lacks(*(score["samples"] for score in stored.values())):
                 start = time.monotonic()
                 with self.stage(f"{evaluation.label} of {side}") as progress:
                     model = made.dense() if side == "dense" else made.pruned()
@@ -238,10 +257,11 @@ class Cell:
 
 def score_words(score: Score, store: Store) -> dict[str, Any]:
     """A score as the record holds it, its documents in a side file."""
-    import math
-
     mean, stderr = stats.mean_stderr(list(score.documents.values()))
-    value = math.exp(mean) if score.scale == "exp-mean" else mean
+    try:
+        value = math.exp(mean) if score.scale == "exp-mean" else mean
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value):
         raise HarnessError("the evaluation is not a number: the pruned model overflows", "ask for a smaller ratio")
     return {

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,9 +104,15 @@ def locate(name: str, role: str = EVALUATE) -> Found:
     return _identity(name, role, "/".join(source.hub[role]), text), lambda: rows
 
 
+def identity(name: str, role: str, fetch: bool = True) -> dict[str, Any]:
+    """What a text set is; unknown stays unknown where nothing may be fetched."""
+    found = locate(name, role) if fetch else local(name, role)
+    return found[0] if found else {"name": name, "role": role, "source": "to be fetched"}
+
+
 def read(name: str, role: str = EVALUATE) -> Text:
-    identity, rows = locate(name, role)
-    return Text(_role_rows(SOURCES[name].split, rows(), role), identity)
+    told, rows = locate(name, role)
+    return Text(_role_rows(SOURCES[name].split, rows(), role), told)
 
 
 def _identity(name: str, role: str, where: str, sha256: str) -> dict[str, Any]:
@@ -148,6 +155,7 @@ def _arrow(path: Path, name: str) -> list[str]:
         return pyarrow.ipc.open_stream(file).read_all()[name].to_pylist()
 
 
+@cache
 def _hub(repo: str, config: str, split: str, name: str) -> list[str] | None:
     import datasets
 

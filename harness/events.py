@@ -13,5 +13,4 @@ class Event:
     cell: str
     stage: str = ""
     seconds: float = 0.0
-    cached: bool = False
     status: str = ""

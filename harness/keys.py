@@ -22,9 +22,11 @@ def key(kind: str, components: Mapping[str, Any]) -> str:
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
     """Nested components as dotted paths."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value)) or value
     if isinstance(value, Mapping) and value:
         found: dict[str, Any] = {}
-        for name in sorted(value):
+        for name in value:
             found |= flat(value[name], f"{path}.{name}" if path else str(name))
         return found
     return {path: value}

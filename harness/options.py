@@ -45,9 +45,9 @@ def _typed(what: str, text: Any, param: Param) -> Any:
     return value
 
 
-def evaluations(wanted: Sequence[str], preset: str) -> list[Evaluation]:
+def evaluations(wanted: Sequence[str], preset: str, fetch: bool = True) -> list[Evaluation]:
     """Evaluators by name or group, once each, in order. `name:key=value` sets a parameter."""
-    return [_evaluation(text, preset) for text in _expand(wanted)]
+    return [_evaluation(text, preset, fetch) for text in _expand(wanted)]
 
 
 def _expand(wanted: Sequence[str]) -> list[str]:
@@ -60,7 +60,7 @@ def _expand(wanted: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _evaluation(text: str, preset: str) -> Evaluation:
+def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
     name, *pairs = text.split(":")
     specs = plugins.registry().specs["evaluator"]
     if name not in specs:
@@ -68,6 +68,7 @@ def _evaluation(text: str, preset: str) -> Evaluation:
         raise plugins.unknown("evaluator", name, {*specs, *groups})
     given = dict(pair.partition("=")[::2] for pair in pairs)
     parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
-    identity = {source: data.locate(source)[0] for source in specs[name].reads}
+    plugins.registry().load("evaluator", name)(**parameters)  # wrong values are said before any work
+    identity = {source: data.identity(source, data.EVALUATE, fetch) for source in specs[name].reads}
     label = ":".join([name, *(f"{k}={parameters[k]}" for k in sorted(given))])
     return Evaluation(label, specs[name], parameters, identity)

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness import accounting, data, keys, plugins
 from harness.anatomy import Anatomy, anatomy_of
+from harness.anatomy.llama import sliding_window
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.latency import timing
@@ -109,7 +110,13 @@ class Plan:
         return {
             "artefact": content,
             "against": self.model_key(),
-            "device": dict(self.info.fingerprint),
+            "device": {
+                "name": self.device.name,
+                "version": plugins.code_version("device", self.device.name),
+                "clock": self.device.clock,
+                "provenance": self.device.provenance,
+                "fingerprint": dict(self.info.fingerprint),
+            },
             "runtime": self.spec.runtime,
             "workload": workload,
             "protocol": timing.PROTOCOLS[self.spec.preset].parts(),
@@ -159,8 +166,11 @@ class Plan:
         return total
 
 
-def make(request: Request) -> Plan:
-    """Resolve a request. Wrong names and values raise; what merely cannot work becomes the plan's obstacle."""
+def make(request: Request, fetch: bool = True) -> Plan:
+    """Resolve a request. Wrong names and values raise; what merely cannot work becomes the plan's obstacle.
+
+    Without `fetch`, text that is not on this machine stays unidentified instead of being asked for.
+    """
     known = plugins.registry()
     pruner: PrunerSpec = known.get("pruner", request.pruner)
     device: DeviceSpec = known.get("device", request.device)
@@ -180,9 +190,11 @@ def make(request: Request) -> Plan:
     workloads = [str(Workload.parse(text)) for text in request.workloads] or [device.workload]
     budget = _budget(request, pruner)
     parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
-    found = evaluations(request.evaluators, request.preset)
+    found = evaluations(request.evaluators, request.preset, fetch)
     limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)
-    calibration = data.locate(request.calibration, data.CALIBRATE)[0] if "calibration" in pruner.needs else None
+    calibration = None
+    if "calibration" in pruner.needs:
+        calibration = data.identity(request.calibration, data.CALIBRATE, fetch)
     info = plugins.registry().load("device", device.name)().probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
@@ -233,9 +245,16 @@ def _obstacle(plan: Plan) -> HarnessError | None:
             accounting.flops(plan.anatomy, {}, workload)
         except Unsupported as error:
             return error
-        longest = plan.anatomy.config.get("max_position_embeddings") or math.inf
-        if workload.size > longest:
-            return Unsupported(f"{plan.spec.model} sees {longest} tokens, {workload} asks for more")
+        if workload.kind == "decode" and any(
+            sliding_window(plan.anatomy.config, site.layer or 0) for site in plan.anatomy.blocks()
+        ):
+            return Unsupported("a sliding cache cannot step back one token to be timed again", "give prefill:BxS")
+    longest = plan.anatomy.config.get("max_position_embeddings") or math.inf
+    asked = {str(w): w.size + (w.kind == "decode") for w in plan.workloads}
+    asked |= {e.label: e.parameters["window"] for e in plan.evaluations if "window" in e.parameters}
+    for what, tokens in asked.items():
+        if tokens > longest:
+            return Unsupported(f"{plan.spec.model} sees {longest} tokens, {what} asks for {tokens}", "ask for less")
     return None
 
 

@@ -1,14 +1,12 @@
-"""What is written, and how it survives a crash: atomic files, a lease per cell, damage that is named and set aside."""
+"""What is written under which name: records, stage results, raw samples, and who is working on what."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import gzip
 import hashlib
 import json
 import os
-import shutil
 import socket
 import threading
 import time
@@ -19,101 +17,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from harness.errors import EnvironmentFault, HarnessError
+from harness.errors import HarnessError
+from harness.files import Files, alive, guarded
 from harness.keys import KEY_VERSION, canonical
 
 HEARTBEAT_S = 5.0
-MINE = f"@{socket.gethostname()}@{os.getpid()}"  # whose scratch a name in tmp/ is; folders may be shared by hosts
 
 
-def default_root() -> Path:
-    return Path(os.environ.get("HARNESS_RUNS") or "runs").resolve()
-
-
-class Store:
-    """A folder of records, artefacts and stage results. Notices collect what a user should hear about."""
+class Store(Files):
+    """The runs folder."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = Path(root) if root else default_root()
-        self.notices: list[str] = []
-
-    def path(self, *parts: str) -> Path:
-        return self.root.joinpath(*parts)
-
-    def prepare(self) -> None:
-        """Make the folder and prove that it can be written, before minutes are spent."""
-        with guarded(self.root):
-            self.path("tmp").mkdir(parents=True, exist_ok=True)
-            probe = self.path("tmp", f"probe{MINE}")
-            probe.write_bytes(b"x" * 4096)
-            probe.unlink()
-        self.sweep(lambda pid: not _alive(pid))  # what killed processes left behind
-
-    def sweep(self, over: Callable[[int], bool] = lambda pid: pid == os.getpid()) -> None:
-        """Clear the scratch space of processes that are done, by default of this one."""
-        for left in self.path("tmp").iterdir():
-            host, _, pid = left.name.partition("@")[2].rpartition("@")
-            if host == socket.gethostname() and pid.isdigit() and over(int(pid)):
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
-
-    def scratch(self, name: str) -> Path:
-        """An empty folder that `commit` turns into the real one; swept away if this process dies."""
-        folder = self.path("tmp", f"{name}{MINE}")
-        shutil.rmtree(folder, ignore_errors=True)
-        with guarded(self.root):
-            folder.mkdir(parents=True)
-        return folder
-
-    def commit(self, scratch: Path, final: Path) -> None:
-        """Make a finished folder appear under its name, whole."""
-        with guarded(self.root):
-            for file in scratch.rglob("*"):
-                if file.is_file():
-                    _fsync(file)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            if final.exists():
-                shutil.rmtree(final)
-            scratch.rename(final)
-            _fsync(final.parent)
-
-    # --- JSON ---
-
-    def write(self, path: Path, words: Any) -> None:
-        text = json.dumps(words, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        self.write_bytes(path, text.encode())
-
-    def write_bytes(self, path: Path, content: bytes) -> None:
-        with guarded(self.root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self.path("tmp", f"{path.name}-{threading.get_ident()}{MINE}")
-            scratch.parent.mkdir(parents=True, exist_ok=True)
-            with scratch.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
-            _fsync(path.parent)
-
-    def read(self, path: Path) -> Any:
-        """The JSON of a file, or None if there is none or it is damaged; damage is named and set aside."""
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            self.set_aside(path, "is truncated or not JSON")
-            return None
-
-    def set_aside(self, path: Path, why: str) -> None:
-        aside = path.with_name(f"{path.name}.damaged")
-        with guarded(self.root):
-            if aside.is_dir():
-                shutil.rmtree(aside)
-            path.replace(aside)
-        self.notices.append(f"{path} {why}; set aside as {aside.name}, not used")
+        super().__init__(root or Path(os.environ.get("HARNESS_RUNS") or "runs"))
 
     def side_file(self, words: Any) -> str:
         """Compressed JSON named by its hash: raw samples, scores per document."""
@@ -123,6 +38,10 @@ class Store:
         if not path.exists():
             self.write_bytes(path, gzip.compress(text, mtime=0))
         return name
+
+    def lacks(self, *names: str) -> bool:
+        """Whether any of these side files is missing."""
+        return not all(self.path("samples", name).is_file() for name in names if name)
 
     def read_side_file(self, name: str) -> Any:
         path = self.path("samples", name)
@@ -248,11 +167,13 @@ class Store:
         found = {}
         for path in sorted(self.path("leases").glob("*.json")):
             words = self.read(path)
-            if isinstance(words, dict):
-                words["alive"] = time.time() - words.get("heartbeat", 0) < 3 * HEARTBEAT_S
-                if words["alive"] and words.get("host") == socket.gethostname():
-                    words["alive"] = _alive(int(words["pid"]))
+            try:
+                words["alive"] = time.time() - words["heartbeat"] < 3 * HEARTBEAT_S
+                if words["alive"] and words["host"] == socket.gethostname():
+                    words["alive"] = alive(words["pid"])
                 found[path.stem] = words
+            except (TypeError, KeyError):
+                self.notices.append(f"{path} is not a lease; ignored")
         return found
 
     def log_traceback(self, cell: str) -> Path:
@@ -261,36 +182,5 @@ class Store:
         return path
 
 
-@contextlib.contextmanager
-def guarded(root: Path) -> Iterator[None]:
-    """Disk trouble as one line of cause and one of remedy."""
-    try:
-        yield
-    except OSError as error:
-        remedy = {
-            errno.ENOSPC: "make room, or write elsewhere: HARNESS_RUNS=DIR",
-            errno.EDQUOT: "your quota is used up: write elsewhere: HARNESS_RUNS=DIR",
-        }.get(error.errno or 0, "give a folder that can be written: HARNESS_RUNS=DIR")
-        raise EnvironmentFault(f"cannot write to {root}: {error.strerror or error}", remedy) from error
-
-
 def _seal(kind: str, key: str, value: Any) -> str:
     return hashlib.sha256(canonical([kind, key, value]).encode()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

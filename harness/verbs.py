@@ -27,6 +27,9 @@ def run(
 
     >>> record = harness.run("magnitude", model="tiny", ratio=0.2, limit=5)
     """
+    for name in ("evaluators", "workloads"):
+        if isinstance(asked.get(name), str):
+            asked[name] = asked[name].split(",")
     request = Request(pruner=pruner, **asked)
     process.prepare(request.dtype or "fp32")
     return Cell(plan.make(request), Store(Path(out) if out else None), reporter or Reporter(), command).run()
@@ -54,6 +57,8 @@ def evaluate(
     """Scores of a saved model, without a dense one beside it."""
     from harness.checkpoints import folders
 
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit} leaves nothing to evaluate", "give 1 or more")
     folder, store, found = Path(path), Store(Path(out) if out else None), {}
     model, tokenizer = load(folder, dtype), folders.tokenizer(folder)
     for evaluation in options.evaluations(evaluators, preset):

@@ -65,7 +65,7 @@ def test_uniform_leaves_equal_layers_where_the_rule_allows():
     anatomy = anatomy_of(cards()[1])
     shape = uniform(anatomy, 0.2)
     assert len({units for name, units in shape.items() if name.endswith("mlp")}) == 1
-    assert ratios(anatomy, anatomy.params(shape))[0] == pytest.approx(0.2, abs=1e-3)
+    assert ratios(anatomy, shape)[0] == pytest.approx(0.2, abs=1e-3)
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -102,3 +102,14 @@ def test_ranked_says_when_it_cannot():
 
 def test_best_keeps_the_highest_and_breaks_ties_low():
     assert best({"a": 2, "b": 2}, {"a": [1.0, 3.0, 2.0], "b": [1.0, 1.0, 1.0]}) == {"a": [1, 2], "b": [0, 1]}
+
+
+def test_a_narrower_stream_counts_its_blocks_only():
+    """What the embedding loses is not prunable: half the width is half the blocks, and more of the whole."""
+    anatomy = anatomy_of(cards()[1])
+    blocks, total = ratios(anatomy, {"hidden": 288})
+    assert blocks == pytest.approx(0.5, abs=1e-3)
+    assert total == pytest.approx(0.5, abs=1e-3)
+    assert ratios(anatomy, {"layers.0.mlp": 0})[0] == pytest.approx(
+        (3 * 576 * 1536 + 576) / anatomy.params(prunable=True)
+    )

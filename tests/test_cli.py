@@ -43,7 +43,8 @@ USAGE = {
     "evaluator parameter": ((*MAGNITUDE, "--eval", "passages:windw=3"), "windw", "did you mean 'window'?"),
     "evaluator value": ((*MAGNITUDE, "--eval", "passages:window=x"), "window=x is not a int", "512"),
     "recovery": ((*MAGNITUDE, "--recovery", "magic"), "no recovery 'magic'", "known: none"),
-    "calibration": ((*MAGNITUDE, "--calibration", "c5"), "no calibration text 'c5'", "did you mean 'c4'?"),
+    "calibration": ((*MAGNITUDE, "--calibration", "c5"), "no calibration text 'c5'", "known: c4, passages"),
+    "window": ((*MAGNITUDE, "--eval", "passages:window=1"), "a window of 1 tokens", "window=512"),
     "preset": ((*MAGNITUDE, "--preset", "fast"), "no preset 'fast'", "quick or paper"),
     "parameter": ((*MAGNITUDE, "--set", "nrm=1"), "no parameter of pruner magnitude 'nrm'", "did you mean 'norm'?"),
     "parameter value": ((*MAGNITUDE, "--set", "norm=3"), "norm=3 is not known", "known: 1, 2"),
@@ -158,6 +159,54 @@ def test_pickles_are_not_opened(folder, runs):
 def test_no_weights_in_the_folder(folder, runs):
     (folder / "model.safetensors").unlink()
     refused(dense(folder), 3, "holds no weights", "model.safetensors")
+
+
+def test_stray_files_are_not_weights(folder, runs):
+    from safetensors.torch import load_file, save_file
+
+    zeros = {name: tensor * 0 for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(zeros, folder / "old.safetensors")
+    assert harness.load(folder).lm_head.weight.abs().max() > 0
+
+
+def test_quantised_weights_are_refused(folder, runs):
+    words = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(words | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    done = dense(folder)
+    assert done.returncode == 1
+    assert "quantised" in json.loads(done.stdout)["reason"]
+
+
+@pytest.mark.parametrize("words", [[], {"model_type": "llama"}, {"model_type": "llama", "hidden_size": 0}])
+def test_configs_that_say_too_little(folder, runs, words):
+    (folder / "config.json").write_text(json.dumps(words))
+    refused(dense(folder), 3, "config", "")
+
+
+def test_a_folder_without_a_tokenizer(folder, runs):
+    (folder / "tokenizer.json").unlink()
+    refused(dense(folder), 3, "has no tokenizer.json", "tokenizer")
+
+
+def test_more_tokens_than_the_model_sees(runs):
+    for words in (["--workload", "decode:1x2048"], ["--eval", "passages:window=4096"]):
+        done = run(*MAGNITUDE, "--json", *words)
+        assert done.returncode == 1
+        assert "sees 2048 tokens" in json.loads(done.stdout)["reason"]
+
+
+def test_a_disk_that_fills_up_midway(tmp_path, folder):
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(mount)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        filled = mount / "other"
+        filled.write_bytes(b"x" * 40_000)
+        done = run("run", "--pruner", "dense", "--model", "tiny", "--device", "null", "--json", HARNESS_RUNS=str(mount))
+        refused(done, 3, "No space left on device", "make room")
+    finally:
+        subprocess.run(["umount", str(mount)], check=False)
 
 
 def test_unreadable_config(folder, runs):

@@ -21,7 +21,20 @@ PLUGINS = [path for room in ("plugins", "devices") for path in sorted((ROOT / ro
 
 # Who may import whom: a module imports its own rank or below. Ranks read from the bottom of the design's arrow.
 RANKS = [
-    ("errors", "api", "hookspecs", "events", "keys", "stats", "seeds", "records", "process", "host", "plugins"),
+    (
+        "errors",
+        "api",
+        "hookspecs",
+        "events",
+        "keys",
+        "files",
+        "stats",
+        "seeds",
+        "records",
+        "process",
+        "host",
+        "plugins",
+    ),
     ("anatomy", "allocate", "accounting", "scores", "store", "checkpoints", "data", "options"),
     ("surgery", "latency", "models", "recovery", "environment"),
     ("builtin", "plan", "artefacts", "cell"),

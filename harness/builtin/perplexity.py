@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from harness import data
 from harness.anatomy.llama import FAMILIES
 from harness.api import Context, Score, Scores
-from harness.errors import UsageError
+from harness.errors import Unsupported, UsageError
 
 
 class Perplexity:
@@ -25,7 +25,7 @@ class Perplexity:
         tokens = data.tokenize(ctx.tokenizer, text.documents)
         windows = tokens[: len(tokens) // self.window * self.window].reshape(-1, self.window)[: ctx.limit]
         if not len(windows):
-            raise UsageError(f"{self.text} has no window of {self.window} tokens", "give a smaller window")
+            raise Unsupported(f"{self.text} has no window of {self.window} tokens", "give a smaller window")
         bos = ctx.tokenizer.bos_token_id if FAMILIES[ctx.anatomy.family].needs_bos else None
         losses = {}
         with torch.inference_mode():

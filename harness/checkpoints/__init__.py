@@ -25,13 +25,16 @@ def folder_sha256(folder: Path) -> str:
 
 
 def folder_bytes(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors") if not p.name.startswith("cut."))
+    return sum(p.stat().st_size for p in folder.glob("model*.safetensors"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        words = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(words, dict):
+            raise EnvironmentFault(f"{path} is not a config", "give a folder of a saved model")
+        return words
     except FileNotFoundError:
         raise EnvironmentFault(f"{folder} has no config.json", "give a folder of a saved model") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -32,7 +32,8 @@ def card(record: Record, source: ModelCard, uneven: bool) -> str:
         )
     for name, score in record.scores.items():
         if not name.startswith("footprint"):
-            lines.append(f"| {name} (n={score.n}) | {score.dense:.4g} | {score.value:.4g} |")
+            dense = "" if score.dense is None else f"{score.dense:.4g}"
+            lines.append(f"| {name} (n={score.n}) | {dense} | {score.value:.4g} |")
     lines.append("")
     if uneven:
         lines += [

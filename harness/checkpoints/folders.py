@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from harness.anatomy import anatomy_of
 from harness.checkpoints import modeling, read_config
-from harness.errors import EnvironmentFault, HarnessError
+from harness.errors import EnvironmentFault, UsageError
 from harness.surgery import CheckedCut
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,35 +68,45 @@ def read_cut(folder: Path) -> CheckedCut:
     return CheckedCut(words["keep"], masks, rewrites, words["why"])
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, as transformers would choose them; strays are not read."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            raise EnvironmentFault(f"{index} is not a readable index", "fetch it again") from None
+        if lost := [name for name in names if not (folder / name).is_file()]:
+            raise EnvironmentFault(f"{folder} lacks {lost[0]}, which its index names", "fetch the missing files")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
+    if pickles:
+        raise EnvironmentFault(
+            f"{folder} holds its weights as pickles ({pickles[0]}), which harness does not open",
+            "convert them to safetensors first",
+        )
+    raise EnvironmentFault(f"{folder} holds no weights", "put model.safetensors beside its config.json")
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder's safetensors; a damaged file is named."""
-    files = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("cut."))
-    if not files:
-        pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
-        if pickles:
-            raise EnvironmentFault(
-                f"{folder} holds its weights as pickles ({pickles[0]}), which harness does not open",
-                "convert them to safetensors first",
-            )
-        raise EnvironmentFault(f"{folder} holds no weights", "put model.safetensors beside its config.json")
+    """All tensors of a folder; a damaged file is named."""
     found = {}
-    for path in files:
+    for path in weight_files(folder):
         try:
             with safe_open(path, "pt") as file:
                 found.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise EnvironmentFault(f"{path} is damaged: {error}", "fetch or save it again") from None
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        if lost := listed - set(found):
-            raise EnvironmentFault(f"{folder} lacks {len(lost)} tensors its index names", "fetch the missing files")
     return found
 
 
 def read(folder: Path, dtype: str | None = None, words: dict[str, Any] | None = None) -> Any:
     """The model of a folder, even or uneven, from harness's own classes: no code of the folder is run."""
     words = words or read_config(folder)
+    if dtype is not None and dtype not in TORCH_DTYPES:
+        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(TORCH_DTYPES)}")
     anatomy = anatomy_of(words)
     state = {name: tensor for name, tensor in weights(folder).items() if name in anatomy.tensors}
     target = TORCH_DTYPES[dtype] if dtype else None
@@ -108,6 +118,8 @@ def read(folder: Path, dtype: str | None = None, words: dict[str, Any] | None = 
                 f"{name} in {folder} is {tuple(state[name].shape)} where its config.json says {dims}",
                 "the config and the weights are of different models",
             )
+        if not state[name].is_floating_point() or state[name].element_size() < 2:
+            raise EnvironmentFault(f"{name} in {folder} is quantised ({state[name].dtype})", "give unquantised weights")
         if target:
             state[name] = state[name].to(target)
     model = modeling.fill({**anatomy.config, "model_type": words["model_type"]}, state)
@@ -123,5 +135,5 @@ def tokenizer(folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     if not (folder / "tokenizer.json").exists():
-        raise HarnessError(f"{folder} has no tokenizer.json", "save the tokenizer with the model")
+        raise EnvironmentFault(f"{folder} has no tokenizer.json", "save the model's tokenizer with it")
     return PreTrainedTokenizerFast.from_pretrained(folder)

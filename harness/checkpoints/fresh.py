@@ -15,9 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from harness import process
 from harness.api import Workload
-from harness.errors import HarnessError
+from harness.errors import EnvironmentFault, HarnessError
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 5e-3}  # of the largest logit
 
@@ -44,8 +46,10 @@ def ask(folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, An
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        remedy = "the machine may have run out of memory" if done.returncode < 0 else "please report it"
-        raise HarnessError(f"a fresh process could not open the saved model: {last}", remedy)
+        cause = f"a fresh process could not prove the saved model: {last}"
+        if done.returncode == EnvironmentFault.exit_code:
+            raise EnvironmentFault(cause, "make room, or write elsewhere: HARNESS_RUNS=DIR")
+        raise HarnessError(cause, "the machine may have run out of memory" if done.returncode < 0 else "")
     return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
 
 
@@ -130,7 +134,17 @@ def main() -> None:
     parser.add_argument("--workload", type=Workload.parse, default="prefill:1x128")
     asked = parser.parse_args()
     process.prepare(asked.dtype)
-    answer(asked.folder, asked.out, asked.dtype, asked.workload)
+    try:
+        answer(asked.folder, asked.out, asked.dtype, asked.workload)
+    except HarnessError as error:
+        sys.exit(told(error.cause, error.exit_code))
+    except (OSError, SafetensorError) as error:  # the disk
+        sys.exit(told(str(error), EnvironmentFault.exit_code))
+
+
+def told(cause: str, code: int) -> int:
+    print(cause, file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import cached_property
 from typing import Any
 
 import click
@@ -23,24 +24,22 @@ COMMANDS = {
 
 class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *sorted(self.added())]
+        return [*COMMANDS, *sorted(self.added)]
 
+    @cached_property
     def added(self) -> dict[str, click.Command]:
         """Commands that plug-ins bring."""
         from harness import plugins
 
-        if "added" not in self.__dict__:
-            extra = click.Group()
-            for _ in plugins.answers("harness_register_commands", extra):
-                pass
-            self.__dict__["added_commands"] = {k: v for k, v in extra.commands.items() if k not in COMMANDS}
-            self.__dict__["added"] = lambda: self.__dict__["added_commands"]
-        return self.__dict__["added_commands"]
+        extra = click.Group()
+        for _ in plugins.answers("harness_register_commands", extra):
+            pass
+        return {name: command for name, command in extra.commands.items() if name not in COMMANDS}
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in COMMANDS:
             return importlib.import_module(f"harness.cli.{COMMANDS[name][0]}").command
-        return self.added().get(name)
+        return self.added.get(name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
@@ -51,7 +50,7 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, line) for name, (_, line) in COMMANDS.items()]
-        rows += [(name, command.get_short_help_str()) for name, command in sorted(self.added().items())]
+        rows += [(name, command.get_short_help_str()) for name, command in sorted(self.added.items())]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

@@ -80,6 +80,19 @@ class Terminal(Reporter):
             self.progress_bar.stop()
 
 
+def trace() -> None:
+    """Every event of this process on stderr."""
+    from harness.api import hookimpl
+    from harness.plugins import registry
+
+    class Trace:
+        @hookimpl
+        def harness_event(self, event: Any) -> None:
+            print(f"trace: {event.name} {event.stage} {event.seconds:.2f} s {event.status}".rstrip(), file=sys.stderr)
+
+    registry().manager.register(Trace(), name="trace")
+
+
 def plan_words(plan: Plan) -> dict[str, Any]:
     """The plan as data: what `--dry-run --json` prints."""
     anatomy, spec = plan.anatomy, plan.spec
@@ -137,7 +150,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
         for workload, dense in words["flops"].items():
             pruned = words["flops_after"][workload]
             rows.append(
-                (f"FLOPs {workload}", f"{dense / 1e9:,.3f} G" + (f" -> {pruned / 1e9:,.3f} G" if pruned else ""))
+                (f"FLOPs {workload}", f"{dense / 1e9:,.4g} G" + (f" -> {pruned / 1e9:,.4g} G" if pruned else ""))
             )
     rows += [
         ("device", f"{spec.device}, {spec.runtime}, {', '.join(spec.workloads)}"),
@@ -193,7 +206,7 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
     for workload, timing in record.latency.items():
         dense, pruned = timing.dense, timing.pruned
         bounds = timing.speedup_ci95
-        change = f"{timing.speedup:.3f}x faster" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
+        change = f"{timing.speedup:.3f}x speed" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
         rows.append(
             (f"{workload} {timing.clock} ms", f"{dense.median_ns / 1e6:.2f}", f"{pruned.median_ns / 1e6:.2f}", change)
         )
@@ -203,7 +216,7 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
                     f"{workload} {name} ms",
                     f"{other.dense.median_ns / 1e6:.2f}",
                     f"{other.pruned.median_ns / 1e6:.2f}",
-                    f"{other.speedup:.3f}x",
+                    f"{other.speedup:.3f}x speed",
                 )
             )
     for name, score in record.scores.items():
@@ -221,8 +234,8 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
             rows.append(
                 (
                     f"FLOPs {workload}, G",
-                    f"{pair.dense / 1e9:,.3f}",
-                    f"{pair.pruned / 1e9:,.3f}",
+                    f"{pair.dense / 1e9:,.4g}",
+                    f"{pair.pruned / 1e9:,.4g}",
                     f"{pair.pruned / pair.dense - 1:+.1%}",
                 )
             )
@@ -256,7 +269,7 @@ def reproduce(record: Record) -> str:
     spec = record.spec
     words = ["harness", "run", "--pruner", spec.pruner, "--model", spec.model, "--preset", spec.preset]
     if spec.pruner != "dense":
-        flag = f"{spec.budget.value:g}{spec.budget.unit}"
+        flag = f"{spec.budget.value!r}{spec.budget.unit}"
         words += [f"--{spec.budget.kind}", flag]
     words += ["--device", spec.device, "--runtime", spec.runtime, "--dtype", spec.dtype]
     for workload in spec.workloads:

@@ -28,8 +28,11 @@ from harness.errors import UsageError
 @click.option("--limit", type=int, help="Documents (windows) per evaluator.  [quick: 40, paper: all]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; load nothing.")
+@click.option("--trace", is_flag=True, help="Tell every event on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="The record on stdout and nothing else.")
-def command(dry_run: bool, as_json: bool, settings: tuple[str, ...], evaluators: str, **asked: Any) -> None:
+def command(
+    dry_run: bool, trace: bool, as_json: bool, settings: tuple[str, ...], evaluators: str, **asked: Any
+) -> None:
     """Prune a model, prove the result, time it, evaluate it, record it.
 
     \b
@@ -44,12 +47,14 @@ def command(dry_run: bool, as_json: bool, settings: tuple[str, ...], evaluators:
 
     asked["settings"] = dict(_pair(text) for text in settings)
     asked["evaluators"] = [name.strip() for name in evaluators.split(",") if name.strip()]
-    made = plan.make(plan.Request(**asked))
+    made = plan.make(plan.Request(**asked), fetch=not dry_run)
     if dry_run:
         if made.obstacle is not None:
             raise made.obstacle
         output.print_plan(made, as_json)
         return
+    if trace:
+        output.trace()
     from harness.cell import Cell
     from harness.store import Store
 

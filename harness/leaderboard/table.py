@@ -1,4 +1,7 @@
-"""A plain Markdown table per model, device and workload. Only what a real device measured enters."""
+"""A plain Markdown table per model, precision, device and workload. Only what a real device measured enters.
+
+Scores that were taken differently (window, number of documents) stand in different columns.
+"""
 
 from __future__ import annotations
 
@@ -6,57 +9,68 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from harness.records import Latency, Record
+from harness.keys import canonical
+from harness.records import Latency, Record, ScoreRecord
 
 
 def tables(records: Sequence[Record]) -> str:
     """All tables, and below them every cell that has no row, with its reason."""
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+    groups: dict[tuple[str, ...], list[Record]] = {}
     outside = []
     for record in records:
-        measured = {w: t for w, t in record.latency.items() if t.provenance == "device"}
+        spec = record.spec
+        who = f"- {spec.pruner} on {spec.model} ({record.id[:8]})"
+        measured = [w for w, t in record.latency.items() if t.provenance == "device"]
         if record.status != "ok":
-            outside.append(f"- {record.spec.pruner} on {record.spec.model}: **{record.status}**: {record.reason}")
+            outside.append(f"{who}: **{record.status}**: {record.reason}")
         elif not measured:
             kinds = sorted({t.provenance for t in record.latency.values()})
-            outside.append(
-                f"- {record.spec.pruner} on {record.spec.model}: {', '.join(kinds)}, not measured on a device"
-            )
+            outside.append(f"{who}: {', '.join(kinds)}, not measured on a device")
         for workload in measured:
-            groups.setdefault((record.spec.model, record.spec.device, workload), []).append(record)
-    parts = [_group(*key, found) for key, found in sorted(groups.items())]
+            machine = canonical(record.environment.device)
+            key = (spec.model, spec.revision, spec.dtype, spec.device, machine, workload)
+            groups.setdefault(key, []).append(record)
+    parts = [_group(workload, found) for (*_, workload), found in sorted(groups.items())]
     if outside:
         parts.append("Not in a table:\n\n" + "\n".join(sorted(outside)))
     return "\n\n".join(parts)
 
 
-def _group(model: str, device: str, workload: str, records: list[Record]) -> str:
+def _group(workload: str, records: list[Record]) -> str:
     timings = [record.latency[workload] for record in records]
     floors = [t.noise_floor for t in timings if t.noise_floor is not None]
-    names = sorted({n for record in records for n in record.scores if not n.startswith("footprint")})
+    columns = sorted({_column(name, score) for record in records for name, score in _scores(record).items()})
     rows = []
     for record in sorted(records, key=lambda r: -r.latency[workload].speedup):
-        artefact = record.artefact
+        artefact, spec = record.artefact, record.spec
         assert artefact is not None
-        spec = record.spec
+        settings = spec.parameters | ({"seed": spec.seed} if spec.seed else {})
         row = {
             "pruner": spec.pruner,
-            "settings": " ".join(f"{k}={v}" for k, v in spec.parameters.items()),
+            "settings": " ".join(f"{k}={v}" for k, v in settings.items()),
             "preset": spec.preset,
             "removed": f"{artefact.ratio_blocks:.2%}",
             "params": f"{artefact.params_nonzero:,}",
             "speed-up [95 %]": _speedup(record.latency[workload]),
             "ms": f"{record.latency[workload].pruned.median_ns / 1e6:.2f}",
         }
-        for name in names:
-            score = record.scores.get(name)
-            row[name] = f"{score.value:.4g} (n={score.n})" if score else "-"
-        rows.append(row | {"cell": record.id[:8]})
+        values = {_column(name, score): f"{score.value:.4g}" for name, score in _scores(record).items()}
+        rows.append(row | {column: values.get(column, "-") for column in columns} | {"cell": record.id[:8]})
+    spec, machine = records[0].spec, records[0].environment.device
     clocks = " and ".join(sorted({t.clock for t in timings}))
     floor = f"; noise floor {max(floors):.1%}" if floors else ""
-    return f"### {model} on {device}, {workload}, by {clocks} time{floor}\n\n" + tabulate(
-        rows, headers="keys", tablefmt="github", disable_numparse=True
-    )
+    where = f"{spec.device} ({machine.get('model', '')}, {machine.get('threads', '?')} threads)"
+    title = f"### {spec.model}, {spec.dtype}, on {where}, {workload}, by {clocks} time{floor}"
+    return f"{title}\n\n{tabulate(rows, headers='keys', tablefmt='github', disable_numparse=True)}"
+
+
+def _scores(record: Record) -> dict[str, ScoreRecord]:
+    return {name: score for name, score in record.scores.items() if not name.startswith("footprint")}
+
+
+def _column(name: str, score: ScoreRecord) -> str:
+    window = f", window {score.details['window']}" if "window" in score.details else ""
+    return f"{name}{window}, n={score.n}"
 
 
 def _speedup(timing: Latency) -> str:

