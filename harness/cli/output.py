@@ -122,8 +122,8 @@ def estimate(plan: Plan) -> float:
         a @ a
         done += 1
     rate = 2 * 384**3 * done / spent
-    # Imports, saving and the fresh processes cost about half a minute; a model reaches a third of a plain product.
-    return 30 + 3 * plan.work_flops() / rate
+    # Imports, saving and the fresh processes cost about half a minute; a model is not quite a plain product.
+    return 30 + 1.5 * plan.work_flops() / rate
 
 
 def print_plan(plan: Plan, as_json: bool) -> None:
