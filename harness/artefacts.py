@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,29 +28,31 @@ class Artefacts:
     def __init__(self, plan: Plan, store: Store, stage: Any, context: Callable[..., Any], cost: records.Cost) -> None:
         self.plan, self.store, self.stage, self.context, self.cost = plan, store, stage, context, cost
         self.folder = Path()  # known once ensured
+        self.opened = False
 
     # --- models ---
 
     @cached_property
-    def _dense(self) -> Any:
+    def dense(self) -> Any:
         from harness import process
         from harness.checkpoints import folders
 
         process.hush()
-        with self.stage("load"):
+        with nullcontext() if self.opened else self.stage("load"):
+            self.opened = True
             return folders.read(self.plan.folder, self.plan.spec.dtype)  # type: ignore[arg-type]
 
-    def dense(self) -> Any:
-        return self._dense
+    @contextmanager
+    def _lent(self) -> Iterator[Any]:
+        """The dense model for a method to work on; what it changed in place is not what others get."""
+        yield self.dense
+        self.__dict__.pop("dense")
 
     @cached_property
-    def _pruned(self) -> Any:
+    def pruned(self) -> Any:
         from harness.checkpoints import folders
 
         return folders.read(self.folder, self.plan.spec.dtype)
-
-    def pruned(self) -> Any:
-        return self._pruned
 
     def tokenizer(self) -> Any:
         from harness.checkpoints import folders
@@ -109,12 +112,12 @@ class Artefacts:
         self._check_space()
         cut = self._cut()
         with self.stage("cut"):
-            smaller = surgery.apply(self.dense(), anatomy, cut)
+            smaller = surgery.apply(self.dense, anatomy, cut)
         if plan.spec.recovery != "none":
             start = time.monotonic()
             with self.stage(f"recover: {plan.spec.recovery}") as progress:
                 made = registry().load("recovery", plan.spec.recovery)()
-                made.recover(smaller, self.dense(), self._context(progress))
+                made.recover(smaller, self.dense, self._context(progress))
             self.cost.recover_s = time.monotonic() - start
         with self.stage("save and reload"):
             folders.write(smaller, self.tokenizer(), scratch)
@@ -169,12 +172,12 @@ class Artefacts:
 
         pruner = registry().load("pruner", self.plan.spec.pruner)(**self.plan.spec.parameters)
         state = self._prepared(pruner)
-        model = self.dense()
-        start = time.monotonic()
-        with self.stage("prune") as progress:
-            decided: Cut = pruner.prune(model, self.plan.budget, self._context(progress), state)
-            cut = surgery.check(self.plan.anatomy, decided)
-        self.cost.search_s = time.monotonic() - start
+        with self._lent() as model:
+            start = time.monotonic()
+            with self.stage("prune") as progress:
+                decided: Cut = pruner.prune(model, self.plan.budget, self._context(progress), state)
+                cut = surgery.check(self.plan.anatomy, decided)
+            self.cost.search_s = time.monotonic() - start
         folders.write_cut(cut, self._origin(cut), scratch)
 
     def _prepared(self, pruner: Any) -> Any:
@@ -184,11 +187,11 @@ class Artefacts:
         from harness.checkpoints import states
 
         def make(scratch: Path) -> None:
-            model = self.dense()
-            start = time.monotonic()
-            with self.stage("prepare") as progress:
-                state = pruner.prepare(model, self._context(progress))
-            self.cost.prepare_s = time.monotonic() - start
+            with self._lent() as model:
+                start = time.monotonic()
+                with self.stage("prepare") as progress:
+                    state = pruner.prepare(model, self._context(progress))
+                self.cost.prepare_s = time.monotonic() - start
             states.write(state, scratch)
 
         folder, _ = self._kept("state", self.plan.prepare_parts(), make)

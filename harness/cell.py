@@ -105,7 +105,7 @@ class Cell:
             raise
         except HarnessError as error:
             return self._record(error.status, error.cause + (f" ({error.remedy})" if error.remedy else ""))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a method may end itself, not the harness
             log = self.store.log_traceback(self.id)
             return self._record("failed", f"{type(error).__name__}: {error} (traceback: {log})")
 
@@ -157,8 +157,8 @@ class Cell:
             with self.stage(f"time {workload}") as progress:
                 rounds = timing.interleave(
                     device,
-                    made.dense(),
-                    made.pruned(),
+                    made.dense,
+                    made.pruned,
                     workload,
                     protocol.plan,
                     protocol.rounds,
@@ -196,7 +196,7 @@ class Cell:
             if stored is None or self.store.lacks(*(score["samples"] for score in stored.values())):
                 start = time.monotonic()
                 with self.stage(f"{evaluation.label} of {side}") as progress:
-                    model = made.dense() if side == "dense" else made.pruned()
+                    model = made.dense if side == "dense" else made.pruned
                     ctx = self.context(
                         progress,
                         tokenizer=made.tokenizer(),

@@ -281,6 +281,21 @@ def test_failures_are_rows_and_never_hits(runs, one_process, monkeypatch):
     assert harness.run("random", ratio=0.3, seed=1, **QUICK).status == "ok"
 
 
+def test_a_method_that_changes_the_model_in_place_changes_nothing(runs, one_process, monkeypatch):
+    """Only what a cut declares reaches the pruned model, and nothing the dense one."""
+    from harness.builtin.pruners import Dense
+
+    def meddle(self, model, *_):
+        for parameter in model.parameters():
+            parameter.data.mul_(3)
+        return harness.Cut()
+
+    before = harness.run("random", ratio=0.3, **QUICK).scores["passages"].dense
+    monkeypatch.setattr(Dense, "prune", meddle)
+    record = harness.run("dense", **QUICK)
+    assert record.scores["passages"].value == record.scores["passages"].dense == before
+
+
 def test_a_crash_of_a_method_leaves_a_traceback(runs, monkeypatch):
     from harness.builtin.pruners import Random
 
