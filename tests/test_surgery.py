@@ -118,10 +118,10 @@ def test_flops_of_a_shape_are_those_of_the_counter(family):
         cut, workload = check(anatomy, cut), Workload.parse(text)
         smaller = apply(model, anatomy, cut)
         hollow = modeling.empty(modeling.words_of(smaller)).to("meta")
-        counted = accounting.counted_flops(hollow, workload)
-        assert counted == pytest.approx(accounting.flops(anatomy, cut.shape, workload), rel=2e-3, abs=0)
-        if version("transformers") == "5.23.0":  # older ones also count the few of the rotary angles
-            assert counted == accounting.flops(anatomy, cut.shape, workload)
+        more = accounting.counted_flops(hollow, workload) - accounting.flops(anatomy, cut.shape, workload)
+        # before 5.23 the counter also sees the few products of the rotary angles
+        angles = 0 if version("transformers") == "5.23.0" else 2 * anatomy.config["head_dim"] * workload.size
+        assert 0 <= more <= angles
 
     holds()
 
