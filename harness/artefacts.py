@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from harness import accounting, data, keys, records
 from harness.api import Cut
 from harness.checkpoints import folder_bytes, folder_sha256, fresh
 from harness.errors import EnvironmentFault
+from harness.files import guarded
 from harness.models.loading import free_space
 from harness.plan import Plan
 from harness.plugins import registry
@@ -54,6 +53,7 @@ class Artefacts:
 
         return folders.read(self.folder, self.plan.spec.dtype)
 
+    @cached_property
     def tokenizer(self) -> Any:
         from harness.checkpoints import folders
 
@@ -61,8 +61,8 @@ class Artefacts:
 
     # --- folders of the store ---
 
-    def _kept(self, kind: str, parts: Any, make: Callable[[Path], Any]) -> tuple[Path, Any]:
-        """A folder and the words that go with it: from the store if its files still are what was saved, else made.
+    def _kept(self, kind: str, parts: Any, make: Callable[[Path], Any]) -> tuple[Path, str, Any]:
+        """A folder, its hash and the words that go with it: from the store if the files are unchanged, else made.
 
         Two cells that need the same one make it once.
         """
@@ -74,31 +74,24 @@ class Artefacts:
                 if folder_sha256(folder) == stored["sha256"]:
                     for name, seconds in stored["cost"].items():  # what it took then counts for this cell too
                         setattr(self.cost, name, seconds)
-                    return folder, stored["words"]
+                    return folder, stored["sha256"], stored["words"]
                 self.store.set_aside(folder, "was changed since it was saved")
             scratch = self.store.scratch(f"{kind}-{key}")
-            try:
-                words = make(scratch)
-            except (OSError, SafetensorError) as error:
-                raise EnvironmentFault(
-                    f"cannot write to {self.store.root}: {getattr(error, 'strerror', None) or error}",
-                    "make room, or write elsewhere: HARNESS_RUNS=DIR",
-                ) from error
+            words = make(scratch)
+            sha256 = folder_sha256(scratch)
             saved = {
-                "sha256": folder_sha256(scratch),
+                "sha256": sha256,
                 "words": words,
                 "cost": self.cost.model_dump(mode="json", exclude={"evaluate_s"}),
             }
             self.store.commit(scratch, folder)
             self.store.save_stage(kind, key, parts, saved)
-        return folder, words
+        return folder, sha256, words
 
     def ensure(self) -> tuple[Artefact, BudgetResult]:
         """The proven artefact of this plan and how it met the budget."""
-        self.folder, words = self._kept("artefact", self.plan.artefact_parts(), self._make)
-        artefact = Artefact(
-            path=str(self.folder.relative_to(self.store.root)), sha256=folder_sha256(self.folder), **words["artefact"]
-        )
+        self.folder, sha256, words = self._kept("artefact", self.plan.artefact_parts(), self._make)
+        artefact = Artefact(path=str(self.folder.relative_to(self.store.root)), sha256=sha256, **words["artefact"])
         key, parts = self.plan.memory_key(artefact.sha256)
         if words["memory_of"] == self.plan.spec.workloads[0] and self.store.stage("memory", key) is None:
             self.store.save_stage("memory", key, parts, words["memory"])
@@ -120,8 +113,9 @@ class Artefacts:
                 made.recover(smaller, self.dense, self._context(progress))
             self.cost.recover_s = time.monotonic() - start
         with self.stage("save and reload"):
-            folders.write(smaller, self.tokenizer(), scratch)
-            folders.write_cut(cut, self._origin(cut), scratch)
+            with guarded(self.store.root):
+                folders.write(smaller, self.tokenizer, scratch)
+                folders.write_cut(cut, self._origin(cut), scratch)
             out = self.store.scratch("fresh") / "out"
             memory = fresh.check(smaller, scratch, out, plan.spec.dtype, plan.workloads[0])
         stored, nonzero = accounting.count(smaller)
@@ -163,7 +157,7 @@ class Artefacts:
         """What the method decided; asked once, kept for every recovery."""
         from harness.checkpoints import folders
 
-        folder, _ = self._kept("cut", self.plan.cut_parts(), self._decide)
+        folder, *_ = self._kept("cut", self.plan.cut_parts(), self._decide)
         return folders.read_cut(folder)
 
     def _decide(self, scratch: Path) -> None:
@@ -178,7 +172,8 @@ class Artefacts:
                 decided: Cut = pruner.prune(model, self.plan.budget, self._context(progress), state)
                 cut = surgery.check(self.plan.anatomy, decided)
             self.cost.search_s = time.monotonic() - start
-        folders.write_cut(cut, self._origin(cut), scratch)
+        with guarded(self.store.root):
+            folders.write_cut(cut, self._origin(cut), scratch)
 
     def _prepared(self, pruner: Any) -> Any:
         """Budget-free statistics, shared by every budget."""
@@ -192,13 +187,14 @@ class Artefacts:
                 with self.stage("prepare") as progress:
                     state = pruner.prepare(model, self._context(progress))
                 self.cost.prepare_s = time.monotonic() - start
-            states.write(state, scratch)
+            with guarded(self.store.root):
+                states.write(state, scratch)
 
-        folder, _ = self._kept("state", self.plan.prepare_parts(), make)
+        folder, *_ = self._kept("state", self.plan.prepare_parts(), make)
         return states.read(folder)
 
     def _context(self, progress: Callable[..., None]) -> Any:
-        tokenizer, spec = self.tokenizer(), self.plan.spec
+        tokenizer, spec = self.tokenizer, self.plan.spec
         ctx = self.context(progress, tokenizer=tokenizer)
         ctx.calibration = lambda count, length: data.calibration(
             spec.calibration, tokenizer, count, length, ctx.seed("calibration")

@@ -199,21 +199,21 @@ class Cell:
                     model = made.dense if side == "dense" else made.pruned
                     ctx = self.context(
                         progress,
-                        tokenizer=made.tokenizer(),
+                        tokenizer=made.tokenizer,
                         folder=self.store.path(artefact.path) if side == "pruned" else None,
                         memory_peak=getattr(getattr(memory, side), "peak", None),
                     )
-                    evaluator = registry().load("evaluator", evaluation.spec.name)(**evaluation.parameters)
-                    found = evaluator.evaluate(model, ctx)
+                    found = evaluation.build().evaluate(model, ctx)
                 stored = {name: score_words(score, self.store) for name, score in found.items()}
                 self.store.save_stage("eval", key, parts, stored)
                 self.cost.evaluate_s += time.monotonic() - start
             sides[side] = stored
         merged = {}
         for name, words in sides["pruned"].items():
-            label = f"{evaluation.label}.{name}" if name else evaluation.label
             dense = sides["dense"].get(name) or {}
-            merged[label] = records.ScoreRecord(**words, dense=dense.get("value"), dense_stderr=dense.get("stderr"))
+            merged[evaluation.score_name(name)] = records.ScoreRecord(
+                **words, dense=dense.get("value"), dense_stderr=dense.get("stderr")
+            )
         return merged
 
     def context(self, progress: Callable[..., None], **more: Any) -> Context:

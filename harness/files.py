@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from harness.errors import EnvironmentFault
 
 _NUMBERS = itertools.count()
@@ -115,12 +117,14 @@ def guarded(root: Path) -> Iterator[None]:
     """Disk trouble as one line of cause and one of remedy."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         remedy = {
             errno.ENOSPC: "make room, or write elsewhere: HARNESS_RUNS=DIR",
             errno.EDQUOT: "your quota is used up: write elsewhere: HARNESS_RUNS=DIR",
-        }.get(error.errno or 0, "give a folder that can be written: HARNESS_RUNS=DIR")
-        raise EnvironmentFault(f"cannot write to {root}: {error.strerror or error}", remedy) from error
+        }.get(getattr(error, "errno", None) or 0, "give a folder that can be written: HARNESS_RUNS=DIR")
+        raise EnvironmentFault(
+            f"cannot write to {root}: {getattr(error, 'strerror', None) or error}", remedy
+        ) from error
 
 
 def _no_constant(word: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import data, plugins
-from harness.api import EvaluatorSpec, Param
+from harness.api import Evaluator, EvaluatorSpec, Param
 from harness.errors import UsageError
 
 
@@ -19,6 +19,13 @@ class Evaluation:
     spec: EvaluatorSpec
     parameters: Mapping[str, Any]
     data: Mapping[str, Any]
+
+    def build(self) -> Evaluator:
+        return plugins.registry().load("evaluator", self.spec.name)(**self.parameters)
+
+    def score_name(self, name: str) -> str:
+        """An evaluator's main score stands under its own label, the others behind a dot."""
+        return f"{self.label}.{name}" if name else self.label
 
 
 def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +75,8 @@ def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
         raise plugins.unknown("evaluator", name, {*specs, *groups})
     given = dict(pair.partition("=")[::2] for pair in pairs)
     parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
-    plugins.registry().load("evaluator", name)(**parameters)  # wrong values are said before any work
     identity = {source: data.identity(source, data.EVALUATE, fetch) for source in specs[name].reads}
     label = ":".join([name, *(f"{k}={parameters[k]}" for k in sorted(given))])
-    return Evaluation(label, specs[name], parameters, identity)
+    made = Evaluation(label, specs[name], parameters, identity)
+    made.build()  # wrong values are said before any work
+    return made

@@ -73,11 +73,8 @@ def evaluate(
                 limit=limit,
                 folder=folder,
             )
-            evaluator = registry().load("evaluator", evaluation.spec.name)(**evaluation.parameters)
-            for name, score in evaluator.evaluate(model, ctx).items():
-                found[f"{evaluation.label}.{name}" if name else evaluation.label] = ScoreRecord(
-                    **score_words(score, store)
-                )
+            for name, score in evaluation.build().evaluate(model, ctx).items():
+                found[evaluation.score_name(name)] = ScoreRecord(**score_words(score, store))
     return found
 
 

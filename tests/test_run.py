@@ -309,6 +309,15 @@ def test_a_crash_of_a_method_leaves_a_traceback(runs, monkeypatch):
     assert "in crash" in next((runs / "logs").iterdir()).read_text()
 
 
+def test_a_file_a_method_misses_is_not_a_full_disk(runs, monkeypatch):
+    from harness.builtin.pruners import Random
+
+    monkeypatch.setattr(Random, "prune", lambda *_: Path("/nowhere/at/all").read_text())
+    record = harness.run("random", ratio=0.3, **QUICK)
+    assert record.status == "failed"
+    assert "FileNotFoundError" in record.reason
+
+
 def test_a_latency_budget_is_a_row_that_says_why(runs):
     record = harness.run("magnitude", latency="0.7x", **QUICK)
     assert record.status == "unsupported"
