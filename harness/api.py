@@ -64,11 +64,14 @@ class PrunerSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpec(Spec):
+    """`target` is called with `runtime=` where there is more than one to choose from."""
+
     runtimes: tuple[str, ...] = ("eager",)
-    clock: str = "wall"  # the clock that is ranked: wall or cpu
+    clock: str = "wall"  # the clock that is ranked: wall, cpu or device
     provenance: str = "device"  # device, emulator or simulated
     dtype: str = "fp32"
     workload: str = "prefill:1x128"
+    in_process: bool = False  # models run in the caller's process, so that careful timing opens fresh ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,24 +190,38 @@ class DeviceInfo:
     reason: str = ""
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
+    clock: str = ""  # ranked instead of the spec's, where the machine or its user decides
+    notes: tuple[str, ...] = ()  # one line each: what a user should know before trusting it
 
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """How one visit to one model is timed; the same for dense and pruned."""
+    """How one visit to one model is timed; the same for dense and pruned.
+
+    At least `iterations` timed passes, and as many as fill `seconds`.
+    """
 
     warmup: int = 2
     iterations: int = 5
+    seconds: float = 0.0
 
 
 @dataclass
 class Samples:
-    """Raw nanoseconds of one visit, with the state of the device around it."""
+    """Raw nanoseconds of one visit, with the state of the device around it.
+
+    before, after   counters and readings; the names that gates understand stand in `harness.latency.gates`
+    memory          bytes of this model alone while it ran: average and peak
+    energy_j        joules of the timed passes, where a meter can be read
+    """
 
     wall_ns: list[int]
     cpu_ns: list[int] | None = None
+    device_ns: list[int] | None = None
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, int] | None = None
+    energy_j: float | None = None
 
 
 @dataclass
@@ -237,6 +254,8 @@ class Pruner(Protocol):
 
 @runtime_checkable
 class Device(Protocol):
+    """Optional beside it: `place`, the torch device where a model should lie before `prepare` ("cpu" if absent)."""
+
     def probe(self) -> DeviceInfo: ...
     def prepare(self, model: Any, workload: Workload) -> Any: ...
     def measure(self, handle: Any, plan: TimingPlan) -> Samples: ...

@@ -153,7 +153,7 @@ class Cell:
         stored = self.store.stage("measure", key)
         if stored is None or self.store.lacks(stored["samples"]):
             protocol = timing.PROTOCOLS[self.plan.spec.preset]
-            device = registry().load("device", self.plan.device.name)()
+            device = registry().device(self.plan.device.name, self.plan.spec.runtime)
             with self.stage(f"time {workload}") as progress:
                 rounds = timing.interleave(
                     device,

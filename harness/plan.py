@@ -195,7 +195,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
     calibration = None
     if "calibration" in pruner.needs:
         calibration = data.identity(request.calibration, data.CALIBRATE, fetch)
-    info = plugins.registry().load("device", device.name)().probe()
+    info = plugins.registry().device(device.name, runtime).probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
     card = find_card(request.model)

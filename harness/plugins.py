@@ -77,6 +77,12 @@ class Registry:
                 f"repair or uninstall {origin.distribution} {origin.version}",
             ) from error
 
+    def device(self, name: str, runtime: str = "") -> Any:
+        """A device, ready to be asked; told its runtime where it has a choice."""
+        runtimes = self.get("device", name).runtimes
+        made = self.load("device", name)
+        return made(runtime=runtime or runtimes[0]) if len(runtimes) > 1 else made()
+
 
 def code_version(kind: str, name: str) -> str:
     """What names a plug-in's code in keys: its versions, and the text itself where it is run from a checkout.

@@ -94,6 +94,6 @@ def measure(
     model = load(path, dtype)
     other = load(against, dtype) if against else model
     rounds = timing.interleave(
-        registry().load("device", device)(), other, model, Workload.parse(workload), protocol.plan, protocol.rounds
+        registry().device(device), other, model, Workload.parse(workload), protocol.plan, protocol.rounds
     )
     return timing.latency(rounds, spec.clock, protocol.plan, spec.provenance)

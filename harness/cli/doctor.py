@@ -46,7 +46,7 @@ def devices(names: list[str] | None = None) -> list[dict[str, Any]]:
     found = []
     for name in names or plugins.registry().specs["device"]:
         try:
-            info = plugins.registry().load("device", name)().probe()
+            info = plugins.registry().device(name).probe()
             detail = (
                 ", ".join(f"{k} {v}" for k, v in info.fingerprint.items() if v != "") if info.usable else info.reason
             )
