@@ -9,15 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import accounting, data, keys, records
-from harness.api import Cut
+from harness import accounting, keys, records
 from harness.checkpoints import folder_bytes, folder_sha256, fresh
 from harness.errors import EnvironmentFault
 from harness.files import guarded
 from harness.models.loading import free_space
 from harness.plan import Plan
 from harness.plugins import registry
-from harness.records import Artefact, BudgetResult
+from harness.records import Artefact
 from harness.store import Store
 
 
@@ -42,7 +41,7 @@ class Artefacts:
             return folders.read(self.plan.folder, self.plan.spec.dtype)  # type: ignore[arg-type]
 
     @contextmanager
-    def _lent(self) -> Iterator[Any]:
+    def lent(self) -> Iterator[Any]:
         """The dense model for a method to work on; what it changed in place is not what others get."""
         yield self.dense
         self.__dict__.pop("dense")
@@ -61,7 +60,7 @@ class Artefacts:
 
     # --- folders of the store ---
 
-    def _kept(self, kind: str, parts: Any, make: Callable[[Path], Any]) -> tuple[Path, str, Any]:
+    def kept(self, kind: str, parts: Any, make: Callable[[Path], Any]) -> tuple[Path, str, Any]:
         """A folder, its hash and the words that go with it: from the store if the files are unchanged, else made.
 
         Two cells that need the same one make it once.
@@ -88,14 +87,15 @@ class Artefacts:
             self.store.save_stage(kind, key, parts, saved)
         return folder, sha256, words
 
-    def ensure(self) -> tuple[Artefact, BudgetResult]:
-        """The proven artefact of this plan and how it met the budget."""
-        self.folder, sha256, words = self._kept("artefact", self.plan.artefact_parts(), self._make)
+    def ensure(self) -> tuple[Artefact, dict[str, Any]]:
+        """The proven artefact of this plan and what its cut promised."""
+        self.__dict__.pop("pruned", None)
+        self.folder, sha256, words = self.kept("artefact", self.plan.artefact_parts(), self._make)
         artefact = Artefact(path=str(self.folder.relative_to(self.store.root)), sha256=sha256, **words["artefact"])
         key, parts = self.plan.memory_key(artefact.sha256)
         if words["memory_of"] == self.plan.spec.workloads[0] and self.store.stage("memory", key) is None:
             self.store.save_stage("memory", key, parts, words["memory"])
-        return artefact, BudgetResult.model_validate(words["budget"])
+        return artefact, words["budget"]
 
     def _make(self, scratch: Path) -> dict[str, Any]:
         from harness import surgery
@@ -103,24 +103,28 @@ class Artefacts:
 
         plan, anatomy = self.plan, self.plan.anatomy
         self._check_space()
-        cut = self._cut()
+        cut, search = self.cut()
         with self.stage("cut"):
             smaller = surgery.apply(self.dense, anatomy, cut)
         if plan.spec.recovery != "none":
+            from harness.decide import Decision
+
             start = time.monotonic()
             with self.stage(f"recover: {plan.spec.recovery}") as progress:
                 made = registry().load("recovery", plan.spec.recovery)()
-                made.recover(smaller, self.dense, self._context(progress))
+                made.recover(smaller, self.dense, Decision(self).context(progress))
             self.cost.recover_s = time.monotonic() - start
         with self.stage("save and reload"):
             with guarded(self.store.root):
                 folders.write(smaller, self.tokenizer, scratch)
-                folders.write_cut(cut, self._origin(cut), scratch)
+                folders.write_cut(cut, self.origin(cut), scratch)
             out = self.store.scratch("fresh") / "out"
             memory = fresh.check(smaller, scratch, out, plan.spec.dtype, plan.workloads[0])
         stored, nonzero = accounting.count(smaller)
         blocks, total = accounting.ratios(anatomy, cut.shape, surgery.masked_elements(anatomy, cut))
-        asked, predicted = plan.spec.budget.value, plan.predicted
+        predicted = plan.predicted
+        if predicted is not None:
+            search = {"predicted": accounting.ratios(anatomy, predicted)[0]}
         return {
             "artefact": {
                 "params": stored,
@@ -132,12 +136,7 @@ class Artefacts:
                 "shape": cut.shape,
                 "weights_updated": bool(cut.rewrites) or plan.spec.recovery != "none",
             },
-            "budget": {
-                "asked": asked,
-                "achieved": blocks,
-                "predicted": accounting.ratios(anatomy, predicted)[0] if predicted else None,
-                "unused": blocks - asked,
-            },
+            "budget": search,
             "memory": memory,
             "memory_of": plan.spec.workloads[0],
         }
@@ -153,55 +152,43 @@ class Artefacts:
 
     # --- the cut ---
 
-    def _cut(self) -> Any:
-        """What the method decided; asked once, kept for every recovery."""
+    def cut(self) -> tuple[Any, dict[str, Any]]:
+        """What the method decided, asked once and kept for every recovery; and how a latency was reached."""
         from harness.checkpoints import folders
+        from harness.decide import Decision
 
-        folder, *_ = self._kept("cut", self.plan.cut_parts(), self._decide)
-        return folders.read_cut(folder)
+        folder, _, words = self.kept("cut", self.plan.cut_parts(), lambda scratch: Decision(self).write(scratch))
+        return folders.read_cut(folder), words
 
-    def _decide(self, scratch: Path) -> None:
-        from harness import surgery
-        from harness.checkpoints import folders
+    @cached_property
+    def cost_model(self) -> Any:
+        """The device's cost model for the first workload, measured now if nobody did before."""
+        if (known := self.known_cost_model()) is not None:
+            return known
+        from harness.latency.profile import Target
+        from harness.latency.shelf import Shelf, device_words
+        from harness.latency.table import CostModel
 
-        pruner = registry().load("pruner", self.plan.spec.pruner)(**self.plan.spec.parameters)
-        state = self._prepared(pruner)
-        with self._lent() as model:
-            start = time.monotonic()
-            with self.stage("prune") as progress:
-                decided: Cut = pruner.prune(model, self.plan.budget, self._context(progress), state)
-                cut = surgery.check(self.plan.anatomy, decided)
-            self.cost.search_s = time.monotonic() - start
-        with guarded(self.store.root):
-            folders.write_cut(cut, self._origin(cut), scratch)
+        plan, spec = self.plan, self.plan.spec
+        device = registry().device(spec.device, spec.runtime)
+        words = device_words(plan.device, plan.info)
+        target = Target(spec.model, plan.anatomy, words, spec.runtime, spec.dtype, plan.workloads[0], "quick")
+        start = time.monotonic()
+        with self.stage("profile the device") as progress:
+            table = Shelf(self.store).fill(target, device, lambda _, done, total: progress(done, total))
+        self.cost.profile_s = time.monotonic() - start
+        return CostModel(table, plan.anatomy)
 
-    def _prepared(self, pruner: Any) -> Any:
-        """Budget-free statistics, shared by every budget."""
-        if not hasattr(pruner, "prepare"):
-            return None
-        from harness.checkpoints import states
+    def known_cost_model(self) -> Any:
+        from harness.latency.shelf import Shelf, device_words
+        from harness.latency.table import CostModel
 
-        def make(scratch: Path) -> None:
-            with self._lent() as model:
-                start = time.monotonic()
-                with self.stage("prepare") as progress:
-                    state = pruner.prepare(model, self._context(progress))
-                self.cost.prepare_s = time.monotonic() - start
-            with guarded(self.store.root):
-                states.write(state, scratch)
+        plan, spec = self.plan, self.plan.spec
+        words = device_words(plan.device, plan.info)
+        table = Shelf(self.store).find(plan.anatomy, words, spec.runtime, spec.dtype, plan.workloads[0])
+        return None if table is None else CostModel(table, plan.anatomy)
 
-        folder, *_ = self._kept("state", self.plan.prepare_parts(), make)
-        return states.read(folder)
-
-    def _context(self, progress: Callable[..., None]) -> Any:
-        tokenizer, spec = self.tokenizer, self.plan.spec
-        ctx = self.context(progress, tokenizer=tokenizer)
-        ctx.calibration = lambda count, length: data.calibration(
-            spec.calibration, tokenizer, count, length, ctx.seed("calibration")
-        )
-        return ctx
-
-    def _origin(self, cut: Any) -> dict[str, Any]:
+    def origin(self, cut: Any) -> dict[str, Any]:
         named = {*cut.masks, *cut.rewrites}
         return {
             "model": self.plan.model_key() | {"source": self.plan.card.source, "licence": self.plan.card.licence},

@@ -1,10 +1,14 @@
-"""The machine this runs on."""
+"""The machine this runs on: what it is, and counters that tell how busy it was."""
 
 from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_dir
 
 
 def cpu_model() -> str:
@@ -19,3 +23,36 @@ def cpu_model() -> str:
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_dir() -> Path:
+    return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("harness"))
+
+
+def counters() -> dict[str, Any]:
+    """Time and what competed for it. What this system does not tell is left out."""
+    found: dict[str, Any] = {"time_ns": time.monotonic_ns(), "own_ns": time.process_time_ns()}
+    if hasattr(os, "getloadavg"):
+        found["load_1m"] = round(os.getloadavg()[0], 2)
+    try:
+        some = Path("/proc/pressure/cpu").read_text(encoding="utf-8").splitlines()[0]
+        found["pressure_us"] = int(some.rpartition("total=")[2])
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        line = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0]
+        user, nice, system, _, _, irq, softirq, steal = (int(word) for word in line.split()[1:9])
+        tick = 10**9 // os.sysconf("SC_CLK_TCK")
+        found |= {"busy_ns": (user + nice + system + irq + softirq) * tick, "steal_ns": steal * tick}
+    except (OSError, ValueError):
+        pass
+    return found
+
+
+def pressure() -> float | None:
+    """Share of the last ten seconds in which some task waited for a core."""
+    try:
+        some = Path("/proc/pressure/cpu").read_text(encoding="utf-8").splitlines()[0]
+        return float(some.partition("avg10=")[2].split()[0]) / 100
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,49 +1,22 @@
-"""From what was asked to what will be done: names resolved, defaults filled in, keys known. No torch."""
+"""A cell, ready to run: what it is made of, what each of its stages depends on. No torch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import accounting, data, keys, plugins
+from harness import accounting, keys, plugins
 from harness.anatomy import Anatomy, anatomy_of
-from harness.anatomy.llama import sliding_window
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Workload
-from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
-from harness.latency import timing
-from harness.models.cards import card as find_card
-from harness.models.loading import locate
-from harness.options import Evaluation, evaluations, settings
-from harness.records import BudgetSpec, RunSpec
+from harness.errors import HarnessError
+from harness.latency import match, timing
+from harness.options import Evaluation
+from harness.records import RunSpec
 
-DEFAULT_MODEL, DEFAULT_RATIO, DEFAULT_CALIBRATION = "smollm2-135m", 0.2, "passages"
-QUICK_LIMIT = 40  # documents per evaluator under the quick preset
 CUT_VERSION = 1  # raise when surgery or accounting changes what a cut means
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a user may say; None is "you choose"."""
-
-    pruner: str
-    model: str = DEFAULT_MODEL
-    ratio: str | float | None = None
-    latency: str | None = None
-    device: str = "cpu"
-    runtime: str | None = None
-    dtype: str | None = None
-    workloads: Sequence[str] = ()
-    preset: str = "quick"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    recovery: str = "none"
-    calibration: str = DEFAULT_CALIBRATION
-    evaluators: Sequence[str] = ("smoke",)
-    limit: int | None = None
-    seed: int = 0
 
 
 @dataclass
@@ -59,6 +32,8 @@ class Plan:
     evaluations: list[Evaluation]
     calibration: Mapping[str, Any] | None
     obstacle: HarnessError | None = None
+    tighten: float = 1.0  # a latency is aimed lower where the finished model missed it
+    cost_table: str | None = None  # content of the table that the method sees
 
     @property
     def budget(self) -> Budget:
@@ -67,6 +42,21 @@ class Plan:
     @property
     def workloads(self) -> list[Workload]:
         return [Workload.parse(text) for text in self.spec.workloads]
+
+    @property
+    def clock(self) -> str:
+        """The clock that is ranked."""
+        return self.info.clock or self.device.clock
+
+    @property
+    def protocol(self) -> timing.TimingProtocol:
+        protocol = timing.PROTOCOLS[self.spec.preset]
+        return protocol if self.device.in_process else replace(protocol, fresh=False)
+
+    @property
+    def sees_latency(self) -> bool:
+        """Whether the method itself looks at the device's cost model."""
+        return "latency" in self.pruner.needs or "latency" in self.pruner.budgets
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -98,7 +88,11 @@ class Plan:
         }
 
     def cut_parts(self) -> dict[str, Any]:
-        return {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": None}
+        parts = {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": self.cost_table}
+        if self.spec.budget.kind == "latency":
+            matched = {"tighten": self.tighten, "workload": self.spec.workloads[0], "runtime": self.spec.runtime}
+            parts["matched"] = matched | {"device": self.device_part(), "protocol": match.PROBING.parts()}
+        return parts
 
     def artefact_parts(self) -> dict[str, Any]:
         return {"cut": keys.key("cut", self.cut_parts()), "recovery": self.recovery_part()}
@@ -110,16 +104,19 @@ class Plan:
         return {
             "artefact": content,
             "against": self.model_key(),
-            "device": {
-                "name": self.device.name,
-                "version": plugins.code_version("device", self.device.name),
-                "clock": self.device.clock,
-                "provenance": self.device.provenance,
-                "fingerprint": dict(self.info.fingerprint),
-            },
+            "device": self.device_part(),
             "runtime": self.spec.runtime,
             "workload": workload,
-            "protocol": timing.PROTOCOLS[self.spec.preset].parts(),
+            "protocol": self.protocol.parts(),
+        }
+
+    def device_part(self) -> dict[str, Any]:
+        return {
+            "name": self.device.name,
+            "version": plugins.code_version("device", self.device.name),
+            "clock": self.clock,
+            "provenance": self.device.provenance,
+            "fingerprint": dict(self.info.fingerprint),
         }
 
     def memory_key(self, content: Any) -> tuple[str, dict[str, Any]]:
@@ -164,110 +161,3 @@ class Plan:
                 head = 2 * window * self.anatomy.config["hidden_size"] * self.anatomy.config["vocab_size"]
                 total += 2 * (self.spec.limit or 400) * (once + head)
         return total
-
-
-def make(request: Request, fetch: bool = True) -> Plan:
-    """Resolve a request. Wrong names and values raise; what merely cannot work becomes the plan's obstacle.
-
-    Without `fetch`, text that is not on this machine stays unidentified instead of being asked for.
-    """
-    known = plugins.registry()
-    pruner: PrunerSpec = known.get("pruner", request.pruner)
-    device: DeviceSpec = known.get("device", request.device)
-    known.get("recovery", request.recovery)
-    if request.preset not in ("quick", "paper"):
-        raise UsageError(f"no preset {request.preset!r}", "give quick or paper")
-    if request.limit is not None and request.limit < 1:
-        raise UsageError(f"limit {request.limit} leaves nothing to evaluate", "give --limit 1 or more")
-    if request.calibration not in data.SOURCES:
-        raise plugins.unknown("calibration text", request.calibration, data.SOURCES)
-    dtype = request.dtype or device.dtype
-    if dtype not in accounting.BYTES:
-        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(accounting.BYTES)}")
-    runtime = request.runtime or device.runtimes[0]
-    if runtime not in device.runtimes:
-        raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
-    workloads = [str(Workload.parse(text)) for text in request.workloads] or [device.workload]
-    budget = _budget(request, pruner)
-    parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
-    found = evaluations(request.evaluators, request.preset, fetch)
-    limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)
-    calibration = None
-    if "calibration" in pruner.needs:
-        calibration = data.identity(request.calibration, data.CALIBRATE, fetch)
-    info = plugins.registry().device(device.name, runtime).probe()
-    if not info.usable:
-        raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
-    card = find_card(request.model)
-    spec = RunSpec(
-        pruner=pruner.name,
-        parameters=parameters,
-        preset=request.preset,
-        model=card.name,
-        revision="",
-        dtype=dtype,
-        budget=BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit),
-        device=device.name,
-        runtime=runtime,
-        workloads=workloads,
-        recovery=request.recovery,
-        calibration=request.calibration if calibration else "",
-        evaluators=[e.label for e in found],
-        limit=limit,
-        seed=request.seed,
-    )
-    plan = Plan(spec, pruner, device, info, card, None, found, calibration)
-    plan.obstacle = _obstacle(plan)
-    return plan
-
-
-def find_weights(plan: Plan) -> None:
-    """Fix which weights are meant; fetches or converts them when they are not at hand."""
-    plan.folder, plan.spec.revision = locate(plan.card)
-
-
-def _obstacle(plan: Plan) -> HarnessError | None:
-    try:
-        family = plan.anatomy.family
-    except Unsupported as error:
-        return error
-    if family not in plan.pruner.families and plan.pruner.budgets:
-        return Unsupported(
-            f"{plan.pruner.name} does not know the family {family}", f"it knows {', '.join(plan.pruner.families)}"
-        )
-    if plan.spec.budget.kind == "latency":
-        return Unsupported(
-            "latency budgets need a cost model of the device, which this version does not have yet",
-            "give --ratio; the latency is measured and reported",
-        )
-    for workload in plan.workloads:
-        try:
-            accounting.flops(plan.anatomy, {}, workload)
-        except Unsupported as error:
-            return error
-        if workload.kind == "decode" and any(
-            sliding_window(plan.anatomy.config, site.layer or 0) for site in plan.anatomy.blocks()
-        ):
-            return Unsupported("a sliding cache cannot step back one token to be timed again", "give prefill:BxS")
-    longest = plan.anatomy.config.get("max_position_embeddings") or math.inf
-    asked = {str(w): w.size + (w.kind == "decode") for w in plan.workloads}
-    asked |= {e.label: e.parameters["window"] for e in plan.evaluations if "window" in e.parameters}
-    for what, tokens in asked.items():
-        if tokens > longest:
-            return Unsupported(f"{plan.spec.model} sees {longest} tokens, {what} asks for {tokens}", "ask for less")
-    return None
-
-
-def _budget(request: Request, pruner: PrunerSpec) -> Budget:
-    if request.ratio is not None and request.latency is not None:
-        raise UsageError("a cell has one budget", "give --ratio or --latency")
-    budget = None
-    if request.ratio is not None:
-        budget = Budget.ratio(request.ratio)
-    if request.latency is not None:
-        budget = Budget.latency(request.latency)
-    if not pruner.budgets:
-        if budget is not None and budget.value != 0:
-            raise UsageError(f"{pruner.name} cuts nothing and takes no budget", "leave the budget out")
-        return Budget("ratio", 0.0)
-    return budget or Budget("ratio", DEFAULT_RATIO)

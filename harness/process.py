@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+
+from harness.host import cache_dir, cpu_model
+
+TAMED_ISA = "AVX512_CORE_BF16"
+TRIAL = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); torch.nn.functional.linear(a, a) @ a"
 
 
 def prepare(dtype: str = "fp32") -> None:
@@ -13,8 +21,8 @@ def prepare(dtype: str = "fp32") -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # ours is the only bar
-    if dtype != "fp32" and "torch" not in sys.modules and announces_amx():
-        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    if dtype != "fp32" and "torch" not in sys.modules and "ONEDNN_MAX_CPU_ISA" not in os.environ and amx_kills():
+        os.environ["ONEDNN_MAX_CPU_ISA"] = TAMED_ISA
     if "transformers" not in sys.modules:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -24,6 +32,28 @@ def announces_amx() -> bool:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
+
+
+def amx_kills() -> bool:
+    """Whether a bf16 product ends the process here: tried in another one, once per CPU and torch."""
+    if not announces_amx():
+        return False
+    notes = cache_dir() / "amx.json"
+    key = f"{cpu_model()}, torch {version('torch')}"
+    try:
+        known = json.loads(notes.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, check=False).returncode < 0
+        try:
+            notes.parent.mkdir(parents=True, exist_ok=True)
+            scratch = notes.with_suffix(f".{os.getpid()}")
+            scratch.write_text(json.dumps(known), encoding="utf-8")
+            scratch.replace(notes)
+        except OSError:
+            pass  # it will be tried again
+    return bool(known[key])
 
 
 def hush() -> None:

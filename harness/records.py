@@ -65,16 +65,19 @@ class Artefact(Part):
 
 
 class BudgetResult(Part):
-    asked: float
-    achieved: float
+    asked: float = Field(description="share to remove; for latency the limit, in its own unit (x of dense, or ms)")
+    achieved: float = Field(description="in the same unit; a latency by the ranked clock")
+    achieved_ci95: tuple[float, float] | None = Field(None, description="of a latency, paired by round")
     predicted: float | None = Field(None, description="what the shape alone promised")
-    unused: float = Field(description="what was cut beyond the asked, as a share of the same whole")
+    unused: float = Field(description="how far beyond what was asked, in the same unit")
     probes: list[dict[str, Any]] = Field([], description="every try on the way to a latency")
 
 
 class Timing(Part):
     median_ns: float
     p90_ns: float
+    p90_bound_ns: float | None = Field(None, description="what p90 does not exceed, 99 %; null: too few samples to say")
+    p99_bound_ns: float | None = Field(None, description="what p99 does not exceed, 99 %; null below 459 samples")
     ci95_ns: tuple[float, float] | None
     n: int
 
@@ -94,7 +97,7 @@ class Latency(Clock):
     other_clock: dict[str, Clock] = Field({}, description="the clocks that are not")
     rounds: int
     warmup: int
-    processes: int = Field(description="1: both models live in one process")
+    processes: int = Field(description="1: both models live in one process; more: one per visit")
     provenance: Literal["device", "emulator", "simulated"]
     samples: str = Field("", description="name of the side file with the raw samples")
 
@@ -115,6 +118,10 @@ class Pair(Part):
     dense: float | None = None
     pruned: float | None = None
     reason: str = Field("", description="why it could not be read")
+
+
+class Energy(Pair):
+    what: str = ""
 
 
 class ScoreRecord(Part):
@@ -182,7 +189,7 @@ class Record(Part):
     latency: dict[str, Latency] = {}
     memory: MemoryPair = MemoryPair()
     flops: dict[str, Pair] = Field({}, description="per workload, multiply-adds times two")
-    energy: Pair = Pair(reason="no meter on this device")
+    energy: Energy = Energy(reason="no meter on this device")
     scores: dict[str, ScoreRecord] = {}
     cost: Cost = Cost()
     environment: Environment

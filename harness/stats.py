@@ -52,3 +52,63 @@ def quantile(values: Sequence[float], share: float) -> float:
 def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     middle = statistics.fmean(values)
     return middle, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+# --- quantiles that a sample can and cannot bound ---
+
+CONFIDENCE = 0.99
+
+
+def fewest(share: float, confidence: float = CONFIDENCE) -> int:
+    """So many samples it takes before the largest of them bounds this quantile from above."""
+    return math.ceil(math.log(1 - confidence) / math.log(share))
+
+
+def quantile_bound(values: Sequence[float], share: float, confidence: float = CONFIDENCE) -> float | None:
+    """What the quantile does not exceed, from order statistics alone; None where the sample is too small to say."""
+    count, below = len(values), 0.0
+    for k in range(count):
+        below += math.exp(
+            math.lgamma(count + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(count - k + 1)
+            + k * math.log(share)
+            + (count - k) * math.log1p(-share)
+        )
+        if below >= confidence:
+            return sorted(values)[k]
+    return None
+
+
+def tail(count: int, share: float) -> str:
+    """Why there is no figure for this quantile; empty if there is one."""
+    need = fewest(share)
+    return f"p{share * 100:g}: n/a (n={count} < {need})" if count < need else ""
+
+
+# --- predictions ---
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Rank correlation; ties share their mean rank."""
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        order = sorted(range(len(values)), key=lambda i: values[i])
+        found = [0.0] * len(values)
+        start = 0
+        for end in range(1, len(order) + 1):
+            if end == len(order) or values[order[end]] != values[order[start]]:
+                for i in order[start:end]:
+                    found[i] = (start + end - 1) / 2
+                start = end
+        return found
+
+    try:
+        return statistics.correlation(ranks(first), ranks(second))
+    except statistics.StatisticsError:  # one of them is constant
+        return 0.0
+
+
+def mape(predicted: Sequence[float], measured: Sequence[float]) -> float:
+    """Mean relative error of predictions."""
+    return statistics.fmean(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import options, plan, process, seeds
+from harness import options, planning, process, seeds
 from harness.anatomy import anatomy_of
 from harness.api import Context, Workload
 from harness.cell import Cell, Reporter, score_words
 from harness.checkpoints import read_config
-from harness.errors import UsageError
+from harness.errors import EnvironmentFault, UsageError
 from harness.latency import timing
-from harness.plan import Request
+from harness.planning import Request
 from harness.plugins import registry
 from harness.records import Latency, Record, ScoreRecord
 from harness.store import Store
@@ -23,7 +24,7 @@ from harness.store import Store
 def run(
     pruner: str, *, out: Path | str | None = None, reporter: Reporter | None = None, command: str = "", **asked: Any
 ) -> Record:
-    """Run one cell, or answer from the store. Keywords are those of `harness.plan.Request`.
+    """Run one cell, or answer from the store. Keywords are those of `harness.planning.Request`.
 
     >>> record = harness.run("magnitude", model="tiny", ratio=0.2, limit=5)
     """
@@ -32,7 +33,7 @@ def run(
             asked[name] = asked[name].split(",")
     request = Request(pruner=pruner, **asked)
     process.prepare(request.dtype or "fp32")
-    return Cell(plan.make(request), Store(Path(out) if out else None), reporter or Reporter(), command).run()
+    return Cell(planning.make(request), Store(Path(out) if out else None), reporter or Reporter(), command).run()
 
 
 def load(path: Path | str, dtype: str | None = None) -> Any:
@@ -84,16 +85,20 @@ def measure(
     *,
     against: Path | str | None = None,
     device: str = "cpu",
+    runtime: str = "",
     dtype: str = "fp32",
     preset: str = "quick",
 ) -> Latency:
     """Time a saved model, interleaved with the dense one (or with itself, which shows the noise)."""
     if preset not in timing.PROTOCOLS:
         raise UsageError(f"no preset {preset!r}", "give quick or paper")
-    spec, protocol = registry().get("device", device), timing.PROTOCOLS[preset]
+    spec, timed = registry().get("device", device), registry().device(device, runtime)
+    info = timed.probe()
+    if not info.usable:
+        raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
+    clock, protocol = info.clock or spec.clock, replace(timing.PROTOCOLS[preset], fresh=False)
     model = load(path, dtype)
     other = load(against, dtype) if against else model
-    rounds = timing.interleave(
-        registry().device(device), other, model, Workload.parse(workload), protocol.plan, protocol.rounds
-    )
-    return timing.latency(rounds, spec.clock, protocol.plan, spec.provenance)
+    dense, pruned = (timing.here(timed, one, Workload.parse(workload)) for one in (other, model))
+    rounds = timing.interleave(dense, pruned, protocol, clock)
+    return timing.latency(rounds, clock, protocol, spec.provenance)

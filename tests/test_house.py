@@ -36,8 +36,8 @@ RANKS = [
         "plugins",
     ),
     ("anatomy", "allocate", "accounting", "scores", "store", "checkpoints", "data", "options"),
-    ("surgery", "latency", "models", "recovery", "environment"),
-    ("builtin", "plan", "artefacts", "cell"),
+    ("surgery", "latency", "export", "models", "recovery", "environment"),
+    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "cell"),
     ("verbs", "leaderboard"),
     ("cli",),
 ]

@@ -128,7 +128,10 @@ def anatomy_of(config: Mapping[str, Any]) -> Anatomy:
             f"model family {model_type or '(none)'!r} has no anatomy yet", f"supported: {', '.join(sorted(FAMILIES))}"
         )
     for name in REQUIRED:
-        if type(config.get(name)) is not int or config[name] < 1:
+        least = (
+            0 if name == "num_hidden_layers" else 1
+        )  # a model without layers is what every other one costs more than
+        if type(config.get(name)) is not int or config[name] < least:
             raise EnvironmentFault(
                 f"the model's config has no usable {name}: {config.get(name)!r}", "repair config.json"
             )

@@ -182,6 +182,8 @@ def config_of(anatomy: Anatomy, shape: Shape) -> dict[str, Any]:
     if "hidden" in anatomy.sites:
         known |= _hidden_config(anatomy, shape["hidden"])
     known["num_hidden_layers"] = len(layers)
+    if not layers:
+        return known | {"model_type": base, "layer_types": None}
     if known.get("layer_types"):
         known["layer_types"] = [known["layer_types"][old] for old in numbers]
         if "max_window_layers" in known:

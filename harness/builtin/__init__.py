@@ -31,13 +31,21 @@ def harness_register_devices():
         DeviceSpec(
             name="cpu",
             target=f"{HERE}.cpu:Cpu",
-            summary="this machine's CPU, in process; ranked by process CPU time",
+            summary="this machine's CPU, one thread; ranked by process CPU time",
+            runtimes=("eager", "onnxruntime"),
             clock="cpu",
+            in_process=True,
         ),
         DeviceSpec(
             name="null",
             target=f"{HERE}.null:Null",
             summary="a made-up machine of one TFLOP/s: exact, instant, never in a leaderboard",
+            provenance="simulated",
+        ),
+        DeviceSpec(
+            name="staircase",
+            target=f"{HERE}.null:Staircase",
+            summary="a made-up machine with tiles, launches and dips, as GPUs have them; never in a leaderboard",
             provenance="simulated",
         ),
     ]

@@ -1,51 +1,102 @@
-"""The CPU of this machine: eager torch in this process, wall time and process CPU time."""
+"""The CPU of this machine, in this process: wall time and process CPU time, eager torch or ONNX Runtime.
+
+One thread unless the environment says otherwise: on a machine that others use, the CPU time of one thread repeats
+within a few per cent where wall time, and the CPU time of threads that wait for each other, do not.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
-from harness.host import cores, cpu_model
+from harness.host import cores, counters, cpu_model, pressure
 from harness.latency.workloads import runner
+
+CALM = 0.01  # share of the last seconds in which some task waited
+MOST = 10_000  # passes of one visit
 
 
 class Cpu:
+    def __init__(self, runtime: str = "eager") -> None:
+        self.runtime = runtime
+        words = os.environ.get("HARNESS_CPU_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1"
+        self.threads = int(words) if words.isdigit() and int(words) else 0
+        self.clock = os.environ.get("HARNESS_CPU_CLOCK", "cpu")
+
     def probe(self) -> DeviceInfo:
-        threads = os.environ.get("OMP_NUM_THREADS", "")
-        return DeviceInfo(
-            usable=True,
-            fingerprint={
-                "kind": "cpu",
-                "model": cpu_model(),
-                "cores": cores(),
-                "threads": int(threads) if threads.isdigit() else cores(),
-                "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
-                "torch": version("torch"),
-            },
-            state=self._state(),
-        )
+        if not self.threads:
+            return DeviceInfo(False, "HARNESS_CPU_THREADS or OMP_NUM_THREADS is not a number of threads")
+        if self.clock not in ("cpu", "wall", "auto"):
+            return DeviceInfo(False, f"HARNESS_CPU_CLOCK={self.clock} is not cpu, wall or auto")
+        isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+        fingerprint = {
+            "kind": "cpu",
+            "model": cpu_model(),
+            "cores": cores(),
+            "threads": self.threads,
+            "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
+            "isa_limit": isa,
+            "torch": version("torch"),
+        }
+        notes = (f"oneDNN is kept to {isa}: this machine announces AMX and ends what uses it",) if isa else ()
+        if self.runtime == "onnxruntime":
+            from harness.export.ort import installed
+
+            if (reason := installed()) is not None:
+                return DeviceInfo(False, reason)
+            fingerprint["onnxruntime"] = version("onnxruntime")
+        return DeviceInfo(True, fingerprint=fingerprint, state=self._state(), clock=self._ranked(), notes=notes)
+
+    def _ranked(self) -> str:
+        """CPU time, unless the user asks for wall time or for whichever this moment allows."""
+        if self.clock != "auto":
+            return self.clock
+        waited = pressure()
+        return "wall" if waited is not None and waited < CALM else "cpu"
 
     def _state(self) -> dict[str, Any]:
-        return {"load_1m": round(os.getloadavg()[0], 2)}
+        return counters() | {"cores": cores(), "threads": self.threads}
 
-    def prepare(self, model: Any, workload: Workload) -> Callable[[], None]:
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """The device's threads while it times; the rest of the run keeps its own."""
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def prepare(self, model: Any, workload: Workload) -> Any:
+        if self.runtime == "onnxruntime":
+            from harness.export.ort import Session
+
+            return Session.of(model, workload, self.threads)
         return runner(model, workload)
 
-    def measure(self, handle: Callable[[], None], plan: TimingPlan) -> Samples:
-        before = self._state()
-        for _ in range(plan.warmup):
-            handle()
-        wall, cpu = [], []
-        for _ in range(plan.iterations):
-            wall_start, cpu_start = time.perf_counter_ns(), time.process_time_ns()
-            handle()
-            cpu.append(time.process_time_ns() - cpu_start)
-            wall.append(time.perf_counter_ns() - wall_start)
-        return Samples(wall, cpu, before, self._state())
+    def measure(self, handle: Any, plan: TimingPlan) -> Samples:
+        run: Callable[[], Any] = getattr(handle, "run", handle)
+        wall: list[int] = []
+        cpu: list[int] = []
+        with self._threads():
+            before = self._state()
+            for _ in range(plan.warmup):
+                run()
+            start = time.perf_counter()
+            while len(wall) < plan.iterations or (time.perf_counter() - start < plan.seconds and len(wall) < MOST):
+                wall_start, cpu_start = time.perf_counter_ns(), time.process_time_ns()
+                run()
+                cpu.append(time.process_time_ns() - cpu_start)
+                wall.append(time.perf_counter_ns() - wall_start)
+            return Samples(wall, cpu, before=before, after=self._state())
 
-    def close(self, handle: Callable[[], None]) -> None:
-        return None
+    def close(self, handle: Any) -> None:
+        if hasattr(handle, "close"):
+            handle.close()

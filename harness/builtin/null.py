@@ -1,8 +1,9 @@
-"""A made-up machine whose time is FLOPs: for plans, tests and methods without a device at hand."""
+"""Made-up machines: instant, exact, never in a leaderboard. For plans, tests, and methods without a device at hand."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 from harness.accounting import flops
 from harness.anatomy import anatomy_of
@@ -13,16 +14,55 @@ CALL_NS = 1000
 
 
 class Null:
+    """Time is FLOPs."""
+
+    fingerprint: ClassVar[dict[str, Any]] = {"kind": "null", "flops_per_ns": FLOPS_PER_NS, "call_ns": CALL_NS}
+
     def probe(self) -> DeviceInfo:
-        return DeviceInfo(usable=True, fingerprint={"kind": "null", "flops_per_ns": FLOPS_PER_NS, "call_ns": CALL_NS})
+        return DeviceInfo(usable=True, fingerprint=self.fingerprint)
 
     def prepare(self, model: Any, workload: Workload) -> int:
         from harness.checkpoints.modeling import words_of
 
-        return CALL_NS + flops(anatomy_of(words_of(model)), {}, workload) // FLOPS_PER_NS
+        return round(self.time(words_of(model), workload))
+
+    def time(self, words: dict[str, Any], workload: Workload) -> float:
+        return CALL_NS + flops(anatomy_of(words), {}, workload) / FLOPS_PER_NS
 
     def measure(self, handle: int, plan: TimingPlan) -> Samples:
         return Samples(wall_ns=[handle] * plan.iterations)
 
     def close(self, handle: int) -> None:
         return None
+
+
+class Staircase(Null):
+    """Time as a GPU spends it: widths round up to whole tiles, every sub-layer costs its launch, and some widths dip.
+
+    An MLP works in tiles of 64 channels, attention in whole groups; every fourth tile count finds a better
+    kernel and is faster than its lower neighbour would lead one to expect, so that time is not monotone.
+    """
+
+    TILES: ClassVar[dict[str, int]] = {"attention": 1, "mlp": 64}  # units in a tile
+    LAUNCH_NS = 2000
+    DIP = 0.06
+
+    fingerprint: ClassVar[dict[str, Any]] = {"kind": "staircase", "tiles": TILES, "launch_ns": LAUNCH_NS, "dip": DIP}
+
+    def time(self, words: dict[str, Any], workload: Workload) -> float:
+        anatomy = anatomy_of(words)
+        hidden, tokens = int(anatomy.config["hidden_size"]), workload.batch * workload.size
+        if workload.kind == "decode":
+            tokens = workload.batch
+        total = CALL_NS + 2 * workload.batch * hidden * int(anatomy.config["vocab_size"]) / FLOPS_PER_NS
+        for site in anatomy.blocks():
+            total += self.LAUNCH_NS + self.sublayer(site.kind, site.units, anatomy.unit_params(site), tokens)
+        return total
+
+    def sublayer(self, kind: str, units: int, unit_params: int, tokens: int) -> float:
+        """What one sub-layer costs above its launch."""
+        tile = self.TILES[kind]
+        tiles = math.ceil(units / tile)
+        dip = 1 - self.DIP if tiles % 4 == 0 else 1.0
+        rows = math.ceil(tokens / 16) * 16
+        return 2 * unit_params * tile * tiles * rows * dip / FLOPS_PER_NS

@@ -81,7 +81,8 @@ def weights() -> list[dict[str, Any]]:
 
 def surroundings() -> list[dict[str, Any]]:
     from harness.errors import EnvironmentFault
-    from harness.models.loading import cache_dir, free_space
+    from harness.host import cache_dir
+    from harness.models.loading import free_space
     from harness.store import Store
 
     store = Store()

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness import accounting
+from harness import accounting, stats
 from harness.cell import Reporter
 from harness.plan import Plan
 from harness.records import Record
@@ -136,7 +136,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     rows = [
         ("pruner", spec.pruner + (f" ({settings})" if settings else "")),
         ("model", f"{spec.model} {spec.revision}".strip() + f", {spec.dtype}"),
-        ("budget", f"{plan.budget}" + (" of the prunable parameters go" if plan.budget.kind == "ratio" else "")),
+        ("budget", budget_words(plan)),
     ]
     if words is not None:
         after = words["params_after"]
@@ -165,11 +165,19 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     console().print(table)
 
 
+def budget_words(plan: Plan) -> str:
+    if plan.budget.kind == "ratio":
+        return f"{plan.budget} of the prunable parameters go"
+    what = "of dense " if plan.budget.unit == "x" else ""
+    return f"{plan.budget} {what}at most, {plan.spec.workloads[0]} on {plan.spec.device} by {plan.clock} time"
+
+
 def print_record(record: Record, root: Path, cached: bool) -> None:
     out, spec = console(), record.spec
     out.print()
     if record.status != "ok":
         out.print(f"[bold red]{record.status}[/]: {escape(record.reason)}", soft_wrap=True)
+    if record.status not in ("ok", "unstable"):
         return
     artefact, budget = record.artefact, record.budget
     assert artefact is not None
@@ -186,17 +194,34 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
         out.print(
             f"{workload}: ranked by {timing.clock} time, {timing.rounds} rounds; noise floor {floor} "
             + "(dense against itself)"
-            + ("" if timing.provenance == "device" else f"; {timing.provenance}, not a measurement"),
+            + ("" if timing.provenance == "device" else f"; {timing.provenance}, not a measurement")
+            + f"; {stats.tail(timing.pruned.n, 0.99) or f'p99 at most {(timing.pruned.p99_bound_ns or 0) / 1e6:.2f} ms'}",
             soft_wrap=True,
         )
-    out.print(
-        f"budget: {budget.asked:.2%} asked, {budget.achieved:.3%} of the prunable parameters gone"
-        f" ({artefact.ratio_total:.3%} of all), {budget.unused:.3%} beyond",
-        soft_wrap=True,
-    )
+    for gate in record.gates:
+        if not gate.ok:
+            out.print(
+                f"[yellow]gate {gate.name} failed[/], guards {gate.guards} time: {escape(gate.detail)}", soft_wrap=True
+            )
+    out.print(f"budget: {budget_result(record)}", soft_wrap=True)
     out.print(f"model:  {root / artefact.path}", soft_wrap=True)
     out.print(f"record: {root / 'records' / (record.id + '.json')}", soft_wrap=True)
     out.print(f"again:  {escape(reproduce(record))}", soft_wrap=True)
+
+
+def budget_result(record: Record) -> str:
+    budget, artefact, unit = record.budget, record.artefact, record.spec.budget.unit
+    assert artefact is not None
+    assert budget is not None
+    gone = f"{artefact.ratio_blocks:.3%} of the prunable parameters gone ({artefact.ratio_total:.3%} of all)"
+    if record.spec.budget.kind == "ratio":
+        return f"{budget.asked:.2%} asked, {gone}, {budget.unused:.3%} beyond"
+    bounds = budget.achieved_ci95
+    spread = f" [{bounds[0]:.4g}, {bounds[1]:.4g}]" if bounds else ""
+    return (
+        f"{budget.asked:g}{unit} asked, {budget.achieved:.4g}{unit}{spread} measured, {budget.unused:.2g}{unit} unused,"
+        f" {len(budget.probes)} probes; {gone}"
+    )
 
 
 def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
@@ -242,7 +267,12 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
     memory = record.memory
     if memory.dense and memory.pruned:
         rows.append(_scaled("memory peak, MB", memory.dense.peak, memory.pruned.peak))
-    rows.append(("energy", "-", "-", record.energy.reason))
+    energy = record.energy
+    if energy.dense and energy.pruned is not None:
+        change = f"{energy.pruned / energy.dense - 1:+.1%}"
+        rows.append(("energy, J per pass", f"{energy.dense:.3g}", f"{energy.pruned:.3g}", change))
+    else:
+        rows.append(("energy", "-", "-", energy.reason))
     return rows
 
 

@@ -42,12 +42,12 @@ def command(
     from harness import process
 
     process.prepare(asked["dtype"] or "fp32")
-    from harness import plan
+    from harness import planning
     from harness.cli import output
 
     asked["settings"] = dict(_pair(text) for text in settings)
     asked["evaluators"] = [name.strip() for name in evaluators.split(",") if name.strip()]
-    made = plan.make(plan.Request(**asked), fetch=not dry_run)
+    made = planning.make(planning.Request(**asked), fetch=not dry_run)
     if dry_run:
         if made.obstacle is not None:
             raise made.obstacle

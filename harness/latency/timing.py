@@ -5,32 +5,71 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from harness import stats
 from harness.api import Device, Samples, TimingPlan, Workload
-from harness.records import Clock, Latency, Timing
+from harness.records import Clock, Energy, Latency, Memory, MemoryPair, Timing
 
-VERSION = "interleaved-1"
+VERSION = "interleaved-2"
+CLOCKS = ("device", "cpu", "wall")
+FLOOR_LIMIT = 0.10  # a dense model that differs from itself by more measures nothing; also when to look twice
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How much is measured; part of every measure key."""
+class TimingProtocol:
+    """How much is measured; part of every measure key.
+
+    `fresh` opens a process per visit, where the device runs in ours: what differs between processes (where memory
+    lies, above all) then stands in the interval. Otherwise both models stay resident.
+    """
 
     rounds: int
     warmup: int
     iterations: int
+    seconds: float
+    fresh: bool = False
 
     def parts(self) -> dict[str, Any]:
         return {"version": VERSION, **asdict(self)}
 
     @property
     def plan(self) -> TimingPlan:
-        return TimingPlan(self.warmup, self.iterations)
+        return TimingPlan(self.warmup, self.iterations, self.seconds)
 
 
-PROTOCOLS = {"quick": Protocol(rounds=5, warmup=1, iterations=3), "paper": Protocol(rounds=10, warmup=3, iterations=10)}
+PROTOCOLS = {
+    "quick": TimingProtocol(rounds=5, warmup=1, iterations=3, seconds=0.05),
+    "paper": TimingProtocol(rounds=10, warmup=3, iterations=10, seconds=1.0, fresh=True),
+}
+
+
+class Session(Protocol):
+    """One model, ready to be timed."""
+
+    def measure(self, plan: TimingPlan) -> Samples: ...
+    def close(self) -> None: ...
+
+
+Opener = Callable[[], Session]
+
+
+@dataclass
+class Here:
+    """A model of this process on a device."""
+
+    device: Device
+    handle: Any
+
+    def measure(self, plan: TimingPlan) -> Samples:
+        return self.device.measure(self.handle, plan)
+
+    def close(self) -> None:
+        self.device.close(self.handle)
+
+
+def here(device: Device, model: Any, workload: Workload) -> Opener:
+    return lambda: Here(device, device.prepare(model, workload))
 
 
 @dataclass
@@ -40,66 +79,97 @@ class Rounds:
     dense: list[Samples]
     pruned: list[Samples]
     again: list[Samples]
+    processes: int = 1
+
+    def visits(self) -> list[Samples]:
+        return self.dense + self.pruned + self.again
+
+    def clocks(self) -> list[str]:
+        """The clocks that every visit has."""
+        return [name for name in CLOCKS if all(getattr(visit, f"{name}_ns") for visit in self.visits())]
 
 
 def interleave(
-    device: Device,
-    dense: Any,
-    pruned: Any,
-    workload: Workload,
-    plan: TimingPlan,
-    rounds: int,
-    told: Callable[[int], None] = lambda _: None,
+    dense: Opener,
+    pruned: Opener,
+    protocol: TimingProtocol,
+    ranked: str,
+    told: Callable[[int, int], None] = lambda *_: None,
 ) -> Rounds:
-    handles = [device.prepare(dense, workload), device.prepare(pruned, workload)]
-    found = Rounds([], [], [])
+    """The rounds of a protocol; as many again where the ranked clock's noise floor is too high to say anything."""
+    found = Rounds([], [], [], processes=0 if protocol.fresh else 1)
+    resident: list[Session] = []
+    openers = (dense, pruned, dense)
     try:
-        for at in range(rounds):
-            found.dense.append(device.measure(handles[0], plan))
-            found.pruned.append(device.measure(handles[1], plan))
-            found.again.append(device.measure(handles[0], plan))
-            told(at + 1)
+        if not protocol.fresh:
+            resident += [dense()]
+            resident += [pruned()]
+        total = protocol.rounds
+        while len(found.dense) < total:
+            visits = []
+            for which, opener in enumerate(openers):
+                if protocol.fresh:
+                    visits.append(_once(opener, protocol.plan))
+                    found.processes += 1
+                else:
+                    visits.append(resident[which % 2].measure(protocol.plan))
+            for kept, visit in zip((found.dense, found.pruned, found.again), visits, strict=True):
+                kept.append(visit)
+            told(len(found.dense), total)
+            if len(found.dense) == total == protocol.rounds and _floor(found, ranked) > FLOOR_LIMIT:
+                total *= 2
     finally:
-        for handle in handles:
-            device.close(handle)
+        for session in resident:
+            session.close()
     return found
+
+
+def _once(opener: Opener, plan: TimingPlan) -> Samples:
+    session = opener()
+    try:
+        return session.measure(plan)
+    finally:
+        session.close()
+
+
+def _floor(rounds: Rounds, ranked: str) -> float:
+    name = ranked if ranked in rounds.clocks() else "wall"
+    return stats.noise_floor(medians(rounds.dense, name), medians(rounds.again, name)) or 0.0
+
+
+def medians(samples: list[Samples], clock: str) -> list[float]:
+    return [statistics.median(getattr(visit, f"{clock}_ns")) for visit in samples]
 
 
 def clock(rounds: Rounds, name: str) -> Clock:
     """One clock's figures, the ratio paired by round."""
-
-    def visits(samples: list[Samples]) -> list[list[int]]:
-        return [list(getattr(s, f"{name}_ns")) for s in samples]
-
-    def medians(samples: list[list[int]]) -> list[float]:
-        return [statistics.median(visit) for visit in samples]
-
-    dense, pruned, again = visits(rounds.dense), visits(rounds.pruned), visits(rounds.again)
-    both = [statistics.geometric_mean(pair) for pair in zip(medians(dense), medians(again), strict=True)]
-    speedup, bounds = stats.ratio(both, medians(pruned))
+    dense, pruned, again = (medians(visits, name) for visits in (rounds.dense, rounds.pruned, rounds.again))
+    both = [statistics.geometric_mean(pair) for pair in zip(dense, again, strict=True)]
+    speedup, bounds = stats.ratio(both, pruned)
     return Clock(
-        dense=timing(dense + again, both),
-        pruned=timing(pruned, medians(pruned)),
+        dense=timing(rounds.dense + rounds.again, name, both),
+        pruned=timing(rounds.pruned, name, pruned),
         speedup=speedup,
         speedup_ci95=bounds,
-        noise_floor=stats.noise_floor(medians(dense), medians(again)),
+        noise_floor=stats.noise_floor(dense, again),
     )
 
 
-def timing(visits: list[list[int]], medians: list[float]) -> Timing:
-    pooled = [ns for visit in visits for ns in visit]
+def timing(visits: list[Samples], clock: str, by_round: list[float]) -> Timing:
+    pooled = [ns for visit in visits for ns in getattr(visit, f"{clock}_ns")]
     return Timing(
         median_ns=statistics.median(pooled),
         p90_ns=stats.quantile(pooled, 0.9),
-        ci95_ns=stats.interval(medians),
+        p90_bound_ns=stats.quantile_bound(pooled, 0.9),
+        p99_bound_ns=stats.quantile_bound(pooled, 0.99),
+        ci95_ns=stats.interval(by_round),
         n=len(pooled),
     )
 
 
-def latency(rounds: Rounds, ranked: str, plan: TimingPlan, provenance: Any) -> Latency:
+def latency(rounds: Rounds, ranked: str, protocol: TimingProtocol, provenance: Any) -> Latency:
     """The record of one workload: the ranked clock in front, the others beside it."""
-    names = ["wall"] + (["cpu"] if all(s.cpu_ns for s in rounds.dense + rounds.pruned + rounds.again) else [])
-    clocks = {name: clock(rounds, name) for name in names}
+    clocks = {name: clock(rounds, name) for name in rounds.clocks()}
     if ranked not in clocks:
         ranked = "wall"
     front = clocks.pop(ranked)
@@ -108,10 +178,33 @@ def latency(rounds: Rounds, ranked: str, plan: TimingPlan, provenance: Any) -> L
         clock=ranked,
         other_clock=clocks,
         rounds=len(rounds.dense),
-        warmup=plan.warmup,
-        processes=1,
+        warmup=protocol.warmup,
+        processes=rounds.processes,
         provenance=provenance,
     )
+
+
+def memory(rounds: Rounds, what: str) -> MemoryPair | None:
+    """What the device itself says each model took while it ran; None where it does not say."""
+    sides = {}
+    for side, visits in (("dense", rounds.dense + rounds.again), ("pruned", rounds.pruned)):
+        told = [visit.memory for visit in visits if visit.memory]
+        if len(told) < len(visits):
+            return None
+        average = int(statistics.fmean(m["average"] for m in told))
+        sides[side] = Memory(average=average, peak=max(m["peak"] for m in told))
+    return MemoryPair(**sides, what=what)
+
+
+def energy(rounds: Rounds, clock: str) -> Energy | None:
+    """Joules per pass; None where no meter was read."""
+    sides = {}
+    for side, visits in (("dense", rounds.dense + rounds.again), ("pruned", rounds.pruned)):
+        read = [(v.energy_j, len(getattr(v, f"{clock}_ns"))) for v in visits if v.energy_j is not None]
+        if not read:
+            return None
+        sides[side] = sum(joules for joules, _ in read) / sum(passes for _, passes in read)
+    return Energy(**sides, what="joules per pass")
 
 
 def raw(rounds: Rounds) -> dict[str, Any]:

@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from platformdirs import user_cache_dir
 
 from harness.api import ModelCard
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault
+from harness.host import cache_dir
 from harness.plugins import resolve
-
-
-def cache_dir() -> Path:
-    return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("harness"))
 
 
 def locate(card: ModelCard) -> tuple[Path, str]:

@@ -1,0 +1,143 @@
+"""What a method decides: directly for a ratio, by way of the matcher for a latency."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import accounting, data
+from harness.allocate import uniform
+from harness.api import Budget, Cut, Shape
+from harness.files import guarded
+from harness.plugins import registry
+
+if TYPE_CHECKING:
+    from harness.artefacts import Artefacts
+    from harness.surgery import CheckedCut
+
+TRAINING_RUNS = 2  # a method that trains is run for its first guess, and once more if that missed
+LATENCY_RUNS = 4
+
+
+class Decision:
+    """One cut of one plan, on its way into a folder."""
+
+    def __init__(self, made: Artefacts) -> None:
+        self.made, self.plan, self.store = made, made.plan, made.store
+        self.pruner = registry().load("pruner", self.plan.spec.pruner)(**self.plan.spec.parameters)
+        self.asked: dict[str, CheckedCut] = {}
+
+    def write(self, scratch: Path) -> dict[str, Any]:
+        """The cut's files; the words that go with them tell how a latency was reached."""
+        from harness.checkpoints import folders
+
+        start = time.monotonic()
+        words: dict[str, Any] = {}
+        if self.plan.budget.kind == "ratio":
+            cut = self.ask(self.plan.budget)
+        else:
+            words, cut = self._matched()
+        self.made.cost.search_s = time.monotonic() - start
+        with guarded(self.store.root):
+            folders.write_cut(cut, self.made.origin(cut), scratch)
+        return words
+
+    def ask(self, budget: Budget) -> CheckedCut:
+        """Run the method, once per budget."""
+        from harness import surgery
+
+        key = str(budget)
+        if key not in self.asked:
+            state = self.state
+            with self.made.lent() as model, self.made.stage(f"prune to {budget}") as progress:
+                decided: Cut = self.pruner.prune(model, budget, self.context(progress), state)
+                self.asked = {key: surgery.check(self.plan.anatomy, decided)}  # the last one is the one that is used
+        return self.asked[key]
+
+    @cached_property
+    def state(self) -> Any:
+        """Budget-free statistics, shared by every budget."""
+        if not hasattr(self.pruner, "prepare"):
+            return None
+        from harness.checkpoints import states
+
+        def make(scratch: Path) -> None:
+            with self.made.lent() as model:
+                start = time.monotonic()
+                with self.made.stage("prepare") as progress:
+                    state = self.pruner.prepare(model, self.context(progress))
+                self.made.cost.prepare_s = time.monotonic() - start
+            with guarded(self.store.root):
+                states.write(state, scratch)
+
+        folder, *_ = self.made.kept("state", self.plan.prepare_parts(), make)
+        return states.read(folder)
+
+    def context(self, progress: Callable[..., None]) -> Any:
+        tokenizer, spec = self.made.tokenizer, self.plan.spec
+        ctx = self.made.context(progress, tokenizer=tokenizer)
+        ctx.calibration = lambda count, length: data.calibration(
+            spec.calibration, tokenizer, count, length, ctx.seed("calibration")
+        )
+        ctx.latency = self.made.cost_model if self.plan.sees_latency else None
+        return ctx
+
+    # --- latency ---
+
+    def _matched(self) -> tuple[dict[str, Any], CheckedCut]:
+        from harness.latency import match
+
+        plan, budget = self.plan, self.plan.budget
+        limit = budget.value * plan.tighten
+        device = registry().device(plan.device.name, plan.spec.runtime)
+        bed = match.Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, budget.unit)
+        trains = "training" in plan.pruner.needs
+        with self.made.stage(f"match {budget}") as progress:
+            told = iter(range(1, 1000))
+
+            def measure(shape: Shape) -> match.Measured:
+                found = bed.measure(shape)
+                progress(next(told), match.PROBES)
+                return found
+
+            if "latency" in plan.pruner.budgets:
+                runs = TRAINING_RUNS if trains else LATENCY_RUNS
+
+                def ask(limit: float) -> Shape:
+                    return self.ask(Budget("latency", limit, budget.unit)).shape
+
+                found = match.native(plan.anatomy, ask, measure, limit, bed.scale(), runs)
+                return self._words(found), self.ask(Budget("latency", found.setting, budget.unit))
+            matcher = match.Matcher(plan.anatomy, self._method(trains), self._estimate(), measure, limit)
+            matcher.bias = bed.scale()
+            found = matcher.run()
+        return self._words(found), self.ask(Budget("ratio", found.setting))
+
+    def _method(self, trains: bool) -> Any:
+        from harness.latency.match import PROBES, Method
+
+        anatomy = self.plan.anatomy
+        promise = getattr(self.pruner, "shape", None)
+        if promise is not None and promise(anatomy, 0.01) is not None:
+            return Method(lambda r: promise(anatomy, r), lambda r: promise(anatomy, r))
+        return Method(
+            lambda r: uniform(anatomy, r),
+            lambda r: self.ask(Budget("ratio", r)).shape,
+            promises=False,
+            runs=TRAINING_RUNS if trains else PROBES,
+        )
+
+    def _estimate(self) -> Callable[[Shape], float]:
+        """Shares of dense: by the device's cost table where there is one, else by FLOPs."""
+        if (model := self.made.known_cost_model()) is not None:
+            return model.share
+        anatomy, workload = self.plan.anatomy, self.plan.workloads[0]
+        dense = accounting.flops(anatomy, {}, workload)
+        return lambda shape: accounting.flops(anatomy, shape, workload) / dense
+
+    def _words(self, found: Any) -> dict[str, Any]:
+        table = self.made.known_cost_model()
+        return found.words() | {"estimate": f"table {table.table.content[:8]}" if table else "FLOPs"}

@@ -1,0 +1,101 @@
+"""Where cost tables lie: found for a device as it is now, filled where there is none, exported and imported."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.anatomy import Anatomy
+from harness.api import Device, DeviceInfo, DeviceSpec, Workload
+from harness.errors import EnvironmentFault, UsageError
+from harness.latency.table import CostTable, anatomy_mark, table_key
+from harness.store import Store
+
+
+def device_words(spec: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
+    """What makes two devices the same one to a table."""
+    return {
+        "name": spec.name,
+        "fingerprint": dict(info.fingerprint),
+        "clock": info.clock or spec.clock,
+        "provenance": spec.provenance,
+    }
+
+
+class Shelf:
+    """The tables of a runs folder."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def path(self, key: str) -> Path:
+        return self.store.path("tables", f"{key}.json")
+
+    def find(
+        self, anatomy: Anatomy, device: dict[str, Any], runtime: str, dtype: str, workload: Workload
+    ) -> CostTable | None:
+        path = self.path(table_key(anatomy_mark(anatomy), device, runtime, dtype, str(workload)))
+        words = self.store.read(path)
+        if words is None:
+            return None
+        try:
+            return CostTable.model_validate(words)
+        except ValidationError:
+            self.store.set_aside(path, "is not a cost table of this version")
+            return None
+
+    def put(self, table: CostTable) -> Path:
+        self.store.write(self.path(table.key), table.words())
+        return self.path(table.key)
+
+    def fill(
+        self,
+        target: Any,
+        device: Device,
+        told: Callable[[str, int, int], None] = lambda *_: None,
+        again: bool = False,
+    ) -> CostTable:
+        """A table for a `profile.Target`, from the shelf or measured now; what was measured before a kill counts."""
+        from harness.latency.profile import Profile
+
+        where = (target.anatomy, target.device, target.runtime, target.dtype, target.workload)
+        key = table_key(anatomy_mark(target.anatomy), *where[1:4], str(target.workload))
+        with self.store.lock(f"table-{key}"):
+            found = self.find(*where)
+            if found is not None and not again and not (target.preset == "paper" and found.preset == "quick"):
+                return found
+            notes = self.store.path("tables", f"{key}.{target.preset}.visits.json")
+            visits = {name: [tuple(v) for v in rows] for name, rows in (self.store.read(notes) or {}).items()}
+            table = Profile(target, device, visits, lambda now: self.store.write(notes, now), told).run()
+            table.samples = self.store.side_file(visits)
+            table.finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            self.put(table)
+            notes.unlink(missing_ok=True)
+        return table
+
+
+def export(table: CostTable, path: Path) -> None:
+    try:
+        path.write_text(json.dumps(table.words(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write {path}: {error.strerror}", "give a file that can be written") from error
+
+
+def read(path: Path) -> CostTable:
+    """A table someone exported."""
+    try:
+        table = CostTable.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}", "give a file that --export wrote") from error
+    except (ValueError, ValidationError) as error:
+        fields = f" ({error.error_count()} fields are wrong)" if isinstance(error, ValidationError) else ""
+        raise UsageError(f"{path} is not a cost table{fields}", "give a file that --export wrote") from error
+    for name, curve in table.curves.items():
+        if len(curve.units) != len(curve.ns) or curve.units != sorted(set(curve.units)) or curve.units[:1] != [0]:
+            raise UsageError(f"{path}: the curve of {name} is not one", "give a file that --export wrote")
+    return table

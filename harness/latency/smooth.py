@@ -1,0 +1,51 @@
+"""A staircase made monotone and smooth, with gradients: what a search can climb."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def isotonic(values: np.ndarray) -> np.ndarray:
+    """The non-decreasing sequence closest in least squares (pool adjacent violators)."""
+    means: list[float] = []
+    counts: list[int] = []
+    for value in values:
+        means.append(float(value))
+        counts.append(1)
+        while len(means) > 1 and means[-2] > means[-1]:
+            count = counts.pop() + counts[-1]
+            means[-2] = (means[-1] * (count - counts[-1]) + means[-2] * counts[-1]) / count
+            means.pop()
+            counts[-1] = count
+    return np.repeat(means, counts)
+
+
+class Smooth:
+    """f(units) of one site: isotonic, averaged over about one step, linear between whole units.
+
+    Averaging over a window turns flat treads and high risers into a slope, so that a gradient says which way a step
+    lies. The window shrinks towards the ends, where the value is the staircase's own.
+    """
+
+    def __init__(self, staircase: np.ndarray, window: float = 1 / 12) -> None:
+        rising = isotonic(np.asarray(staircase, dtype=np.float64))
+        half = max(1, round(window * (len(rising) - 1) / 2))
+        sums = np.concatenate([[0.0], np.cumsum(rising)])
+        at = np.arange(len(rising))
+        reach = np.minimum(half, np.minimum(at, len(rising) - 1 - at))
+        averaged = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+        self.values = torch.from_numpy(isotonic(averaged))
+
+    @property
+    def top(self) -> float:
+        return float(self.values[-1])
+
+    def __call__(self, units: Any) -> Any:
+        last = len(self.values) - 1
+        low = units.detach().floor().clamp(0, max(last - 1, 0)).long()
+        high = (low + 1).clamp(max=last)
+        values = self.values.to(units.device)
+        return values[low] + (units - low) * (values[high] - values[low])

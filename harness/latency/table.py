@@ -1,0 +1,206 @@
+"""A device's cost table: time = fixed + sum over sites of f(units), as JSON, with how well it predicts whole models.
+
+Exact staircase here; the smooth view is in `smooth`, what is fitted to whole models in `predictor`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from harness import keys
+from harness.anatomy import Anatomy, Site
+from harness.anatomy.llama import sliding_window
+from harness.api import Shape
+from harness.errors import Unsupported
+from harness.records import Part
+
+SCHEMA = 1
+VERSION = "profile-1"
+
+
+class Curve(Part):
+    """What one site of a class costs at so many units, measured on physically sliced modules."""
+
+    units: list[int]
+    ns: list[float]
+    noise: float = Field(0.0, description="relative, of one point")
+
+
+class Validation(Part):
+    """Whole shapes that the table has not seen, predicted and measured in the same run."""
+
+    shapes: int
+    mape: float = Field(description="mean of |predicted / measured - 1|")
+    mape_unfitted: float = Field(description="the same without what was fitted to whole models")
+    within_5: float
+    within_10: float
+    spearman: float
+    repeatability: float = Field(description="mean relative difference of two measurements of one shape, as measured")
+    repeatability_corrected: float = Field(description="the same after the correction by the reference")
+    bias: dict[str, float] = Field({}, description="predicted / measured - 1 at chosen shapes")
+
+
+class Fit(Part):
+    """Whole models fitted: non-negative weights of named features, see `predictor`."""
+
+    features: list[str]
+    weights: list[float]
+    shapes: int
+    error: float = Field(description="mean relative error on shapes left out of the fit")
+
+
+class CostTable(Part):
+    schema_: int = Field(SCHEMA, alias="schema")
+    model: str
+    anatomy: str = Field(description="hash of the dense tensor shapes and sites")
+    params: int
+    device: dict[str, Any] = Field(description="name, fingerprint, clock, provenance")
+    runtime: str
+    dtype: str
+    workload: str
+    preset: Literal["quick", "paper"]
+    version: str = VERSION
+    fixed_ns: float = Field(description="the model without any layer")
+    curves: dict[str, Curve] = Field(description="per class of sites")
+    fit: Fit | None = Field(None, description="scales the additive sum to whole models")
+    predictor: Fit | None = Field(None, description="for shapes whose sites interact (a cut residual stream)")
+    validation: Validation | None = None
+    probes: int = Field(0, description="shapes measured")
+    seconds: float = Field(0, description="CPU seconds of this process")
+    samples: str = Field("", description="name of the side file with every visit")
+    finished: str = ""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    def words(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def content(self) -> str:
+        """What names this table in the keys of cuts that were made with it."""
+        return hashlib.sha256(keys.canonical(self.words()).encode()).hexdigest()
+
+    @property
+    def key(self) -> str:
+        device = self.device
+        return table_key(self.anatomy, device, self.runtime, self.dtype, self.workload)
+
+
+def table_key(anatomy: str, device: Mapping[str, Any], runtime: str, dtype: str, workload: str) -> str:
+    """The name a table is stored under: what it holds for, not what is in it."""
+    parts = {"anatomy": anatomy, "device": dict(device), "runtime": runtime, "dtype": dtype, "workload": workload}
+    return keys.key("table", parts | {"version": VERSION})
+
+
+def anatomy_mark(anatomy: Anatomy) -> str:
+    """Two models with the same shapes take the same time."""
+    windows = {s.name: sliding_window(anatomy.config, s.layer or 0) for s in anatomy.blocks()}
+    units = {name: site.units for name, site in anatomy.sites.items()}
+    words = keys.canonical([anatomy.family, {k: list(v) for k, v in anatomy.tensors.items()}, units, windows])
+    return hashlib.sha256(words.encode()).hexdigest()[:24]
+
+
+def cost_class(anatomy: Anatomy, site: Site) -> str:
+    """Sites of one class cost the same at the same number of units."""
+    window = sliding_window(anatomy.config, site.layer or 0) if site.kind == "attention" else None
+    unit = anatomy.unit_params(site)
+    return f"{site.kind} {site.units} x {unit}" + (f" window {window}" if window else "")
+
+
+def classes(anatomy: Anatomy) -> dict[str, list[Site]]:
+    """The sites inside the blocks by class, in order."""
+    found: dict[str, list[Site]] = {}
+    for site in anatomy.blocks():
+        found.setdefault(cost_class(anatomy, site), []).append(site)
+    return found
+
+
+class CostModel:
+    """What a method and the matcher ask: the time of a shape, exactly or smoothly. Times are nanoseconds."""
+
+    def __init__(self, table: CostTable, anatomy: Anatomy) -> None:
+        self.table, self.anatomy = table, anatomy
+        self.classes = classes(anatomy)
+
+    @cached_property
+    def staircases(self) -> dict[str, Any]:
+        """Per class the time at every number of units, 0 included."""
+        import numpy as np
+
+        found = {}
+        for name, sites in self.classes.items():
+            curve = self.table.curves[name]
+            found[name] = np.interp(np.arange(sites[0].units + 1), curve.units, curve.ns)
+        return found
+
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """What the fit makes of a class's time, and of the fixed part."""
+        plain = dict.fromkeys(["fixed", *self.classes], 1.0)
+        return (
+            plain | dict(zip(self.table.fit.features, self.table.fit.weights, strict=True)) if self.table.fit else plain
+        )
+
+    def additive(self, shape: Shape, fitted: bool = True) -> float:
+        shape = self.anatomy.complete(shape)
+        total = self.table.fixed_ns * (self.weights["fixed"] if fitted else 1.0)
+        for name, sites in self.classes.items():
+            steps = self.staircases[name]
+            part = math.fsum(float(steps[shape[site.name]]) for site in sites)
+            total += part * (self.weights[name] if fitted else 1.0)
+        return total
+
+    def time(self, shape: Shape) -> float:
+        """The exact view: steps and dents as they were measured."""
+        full = self.anatomy.complete(shape)
+        narrow = "hidden" in full and full["hidden"] != self.anatomy.sites["hidden"].units
+        if not narrow:
+            return self.additive(full)
+        if self.table.predictor is None:
+            raise Unsupported("this cost table knows no narrower residual stream", "harness profile --preset paper")
+        from harness.latency.predictor import predict
+
+        # The predictor is smooth; the staircase of the uncut stream gives it its steps.
+        whole = {**full, "hidden": self.anatomy.sites["hidden"].units}
+        learned = self.table.predictor
+        return self.additive(whole) * predict(learned, self.anatomy, full) / predict(learned, self.anatomy, whole)
+
+    @cached_property
+    def dense(self) -> float:
+        return self.time({})
+
+    @cached_property
+    def floor(self) -> float:
+        """The model without any layer: nothing that keeps the hidden size is faster."""
+        return self.additive({site.name: 0 for site in self.anatomy.blocks()})
+
+    def share(self, shape: Shape) -> float:
+        return self.time(shape) / self.dense
+
+    @cached_property
+    def _curves(self) -> dict[str, Any]:
+        from harness.latency.smooth import Smooth
+
+        return {name: Smooth(self.staircases[name] * self.weights[name]) for name in self.classes}
+
+    def smooth(self, units: Mapping[str, Any]) -> Any:
+        """Time of fractional units per site as a torch scalar with gradients; sites not named stay whole.
+
+        Monotone in every site, within the units there are; outside it goes on at the slope of the end.
+        """
+        import torch
+
+        total = torch.as_tensor(self.table.fixed_ns * self.weights["fixed"], dtype=torch.float64)
+        for name, sites in self.classes.items():
+            curve = self._curves[name]
+            asked = [torch.as_tensor(units[site.name]) for site in sites if site.name in units]
+            total = total + (len(sites) - len(asked)) * curve.top
+            if asked:
+                total = total + curve(torch.stack([one.reshape(()).double() for one in asked])).sum()
+        return total

@@ -1,0 +1,88 @@
+"""Whole models on the device: some fit the table to what sub-layers cost among neighbours, others judge it."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+
+from harness import stats
+from harness.allocate import uniform
+from harness.anatomy import Anatomy
+from harness.api import Shape
+from harness.latency import predictor
+from harness.latency.bench import Bench
+from harness.latency.table import CostModel, CostTable, Validation
+
+Run = Callable[[str, dict[str, Shape], int], None]
+
+
+def random_shapes(anatomy: Anatomy, count: int, seed: str, narrow: bool = False) -> list[Shape]:
+    """Uneven models of every size: a level for the whole, each sub-layer somewhere around it, some gone."""
+    draw = random.Random(seed)
+    found: list[Shape] = []
+    for i in range(count):
+        level = 0.15 + 0.85 * (i + draw.random()) / count
+        shape = {}
+        for site in anatomy.blocks():
+            share = min(1.0, max(0.0, draw.gauss(level, 0.2)))
+            shape[site.name] = 0 if draw.random() < 0.12 * (1 - level) else max(1, round(share * site.units))
+        if narrow and "hidden" in anatomy.sites:
+            shape["hidden"] = max(1, round((0.4 + 0.6 * draw.random()) * anatomy.sites["hidden"].units))
+        found.append(shape)
+    draw.shuffle(found)
+    return found
+
+
+def chosen_shapes(anatomy: Anatomy) -> dict[str, Shape]:
+    """Shapes that users ask for: dense, evenly narrowed, every third layer gone."""
+    third = {site.name: 0 for site in anatomy.blocks() if site.layer is not None and site.layer % 3 == 1}
+    return {
+        "dense": {},
+        "uniform 0.3": uniform(anatomy, 0.3),
+        "uniform 0.6": uniform(anatomy, 0.6),
+        "every third layer gone": third,
+    }
+
+
+def whole_models(table: CostTable, anatomy: Anatomy, fitting: int, unseen: int, bench: Bench, run: Run) -> None:
+    """Fit, then judge on shapes that neither the curves nor the fit have seen."""
+    even = [uniform(anatomy, ratio) for ratio in (0.15, 0.45, 0.75)]  # users ask for these most
+    seen = {f"fit {i}": s for i, s in enumerate([*even, *random_shapes(anatomy, fitting - len(even), "fit")])}
+    narrow = random_shapes(anatomy, max(2, fitting // 4), "narrow", narrow=True) if "hidden" in anatomy.sites else []
+    interacting = {f"fit narrow {i}": shape for i, shape in enumerate(narrow)}
+    chosen = {f"judge {name}": shape for name, shape in chosen_shapes(anatomy).items()}
+    judges = {f"judge {i}": shape for i, shape in enumerate(random_shapes(anatomy, unseen, "judge"))}
+    run("fit", seen | interacting, 1)
+    run("judge", judges | chosen, 2)
+
+    model = CostModel(table, anatomy)
+    times = [bench.time(name) for name in seen]
+    table.fit = predictor.fit([predictor.sums(model, shape) for shape in seen.values()], times, towards=1.0)
+    everything = seen | interacting
+    table.predictor = predictor.fit(
+        [predictor.sizes(anatomy, shape) for shape in everything.values()], [bench.time(name) for name in everything]
+    )
+    table.validation = judged(CostModel(table, anatomy), judges, chosen, bench)
+
+
+def judged(model: CostModel, judges: dict[str, Shape], chosen: dict[str, Shape], bench: Bench) -> Validation:
+    measured = [bench.time(name) for name in judges]
+    predicted = [model.time(shape) for shape in judges.values()]
+    errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
+    return Validation(
+        shapes=len(judges),
+        mape=statistics.fmean(errors),
+        mape_unfitted=stats.mape([model.additive(shape, fitted=False) for shape in judges.values()], measured),
+        within_5=sum(error <= 0.05 for error in errors) / len(errors),
+        within_10=sum(error <= 0.10 for error in errors) / len(errors),
+        spearman=stats.spearman(predicted, measured),
+        repeatability=repeatability([[ns for ns, _ in bench.visits[name]] for name in judges]),
+        repeatability_corrected=repeatability([[ns / r for ns, r in bench.visits[name]] for name in judges]),
+        bias={name.removeprefix("judge "): model.time(s) / bench.time(name) - 1 for name, s in chosen.items()},
+    )
+
+
+def repeatability(visits: list[list[float]]) -> float:
+    """How far a second measurement of the same shape lies from the first."""
+    return statistics.fmean(abs(second / first - 1) for first, second, *_ in visits)

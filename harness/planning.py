@@ -1,0 +1,177 @@
+"""From what was asked to a plan: names resolved, defaults filled in, obstacles found before any work. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness import accounting, data, plugins
+from harness.anatomy.llama import sliding_window
+from harness.api import Budget, DeviceSpec, PrunerSpec, Workload
+from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
+from harness.models.cards import card as find_card
+from harness.models.loading import locate
+from harness.options import evaluations, settings
+from harness.plan import Plan
+from harness.records import BudgetSpec, RunSpec
+
+DEFAULT_MODEL, DEFAULT_CALIBRATION = "smollm2-135m", "passages"
+DEFAULT_LATENCY, DEFAULT_RATIO = "0.8x", 0.2  # a ratio for methods whose cuts change no shape
+QUICK_LIMIT = 40  # documents per evaluator under the quick preset
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user may say; None is "you choose"."""
+
+    pruner: str
+    model: str = DEFAULT_MODEL
+    ratio: str | float | None = None
+    latency: str | None = None
+    device: str = "cpu"
+    runtime: str | None = None
+    dtype: str | None = None
+    workloads: Sequence[str] = ()
+    preset: str = "quick"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recovery: str = "none"
+    calibration: str = DEFAULT_CALIBRATION
+    evaluators: Sequence[str] = ("smoke",)
+    limit: int | None = None
+    seed: int = 0
+
+
+def make(request: Request, fetch: bool = True) -> Plan:
+    """Resolve a request. Wrong names and values raise; what merely cannot work becomes the plan's obstacle.
+
+    Without `fetch`, text that is not on this machine stays unidentified instead of being asked for.
+    """
+    known = plugins.registry()
+    pruner: PrunerSpec = known.get("pruner", request.pruner)
+    device: DeviceSpec = known.get("device", request.device)
+    known.get("recovery", request.recovery)
+    if request.preset not in ("quick", "paper"):
+        raise UsageError(f"no preset {request.preset!r}", "give quick or paper")
+    if request.limit is not None and request.limit < 1:
+        raise UsageError(f"limit {request.limit} leaves nothing to evaluate", "give --limit 1 or more")
+    if request.calibration not in data.SOURCES:
+        raise plugins.unknown("calibration text", request.calibration, data.SOURCES)
+    dtype = request.dtype or device.dtype
+    if dtype not in accounting.BYTES:
+        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(accounting.BYTES)}")
+    runtime = request.runtime or device.runtimes[0]
+    if runtime not in device.runtimes:
+        raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
+    workloads = [str(Workload.parse(text)) for text in request.workloads] or [device.workload]
+    parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
+    found = evaluations(request.evaluators, request.preset, fetch)
+    limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)
+    calibration = None
+    if "calibration" in pruner.needs:
+        calibration = data.identity(request.calibration, data.CALIBRATE, fetch)
+    info = plugins.registry().device(device.name, runtime).probe()
+    if not info.usable:
+        raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
+    card = find_card(request.model)
+    asked = _asked(request, pruner)
+    budget = asked or Budget("ratio", 0.0)
+    spec = RunSpec(
+        pruner=pruner.name,
+        parameters=parameters,
+        preset=request.preset,
+        model=card.name,
+        revision="",
+        dtype=dtype,
+        budget=BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit),
+        device=device.name,
+        runtime=runtime,
+        workloads=workloads,
+        recovery=request.recovery,
+        calibration=request.calibration if calibration else "",
+        evaluators=[e.label for e in found],
+        limit=limit,
+        seed=request.seed,
+    )
+    plan = Plan(spec, pruner, device, info, card, None, found, calibration)
+    if asked is None and pruner.budgets:
+        budget = _default(plan)
+        spec.budget = BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit)
+    plan.obstacle = _obstacle(plan)
+    return plan
+
+
+def find_weights(plan: Plan) -> None:
+    """Fix which weights are meant; fetches or converts them when they are not at hand."""
+    plan.folder, plan.spec.revision = locate(plan.card)
+
+
+def _obstacle(plan: Plan) -> HarnessError | None:
+    try:
+        family = plan.anatomy.family
+    except Unsupported as error:
+        return error
+    if family not in plan.pruner.families and plan.pruner.budgets:
+        return Unsupported(
+            f"{plan.pruner.name} does not know the family {family}", f"it knows {', '.join(plan.pruner.families)}"
+        )
+    kind = plan.spec.budget.kind
+    if kind == "latency" and "latency" not in plan.pruner.budgets and not changes_shapes(plan):
+        return Unsupported(
+            f"{plan.pruner.name} zeroes elements in place: no shape changes, so no dense kernel gets faster",
+            "give --ratio; the latency is measured and reported",
+        )
+    if kind == "ratio" and plan.pruner.budgets and "ratio" not in plan.pruner.budgets:
+        return Unsupported(f"{plan.pruner.name} prunes to a latency, not to a ratio", "give --latency 0.7x")
+    for workload in plan.workloads:
+        try:
+            accounting.flops(plan.anatomy, {}, workload)
+        except Unsupported as error:
+            return error
+        if workload.kind == "decode" and any(
+            sliding_window(plan.anatomy.config, site.layer or 0) for site in plan.anatomy.blocks()
+        ):
+            return Unsupported("a sliding cache cannot step back one token to be timed again", "give prefill:BxS")
+    longest = plan.anatomy.config.get("max_position_embeddings") or math.inf
+    asked = {str(w): w.size + (w.kind == "decode") for w in plan.workloads}
+    asked |= {e.label: e.parameters["window"] for e in plan.evaluations if "window" in e.parameters}
+    for what, tokens in asked.items():
+        if tokens > longest:
+            return Unsupported(f"{plan.spec.model} sees {longest} tokens, {what} asks for {tokens}", "ask for less")
+    return None
+
+
+def changes_shapes(plan: Plan) -> bool:
+    """Whether the method, with these parameters, removes units rather than zeroing elements."""
+    made = plugins.registry().load("pruner", plan.spec.pruner)(**plan.spec.parameters)
+    if hasattr(made, "shape"):
+        try:
+            shape = made.shape(plan.anatomy, 0.5)
+        except HarnessError:  # that much cannot go, less can
+            return True
+        if shape is not None:
+            return plan.anatomy.complete(shape) != plan.anatomy.full()
+    return not {"structured", "depth"}.isdisjoint(plan.pruner.kinds)
+
+
+def _default(plan: Plan) -> Budget:
+    try:
+        if changes_shapes(plan):
+            return Budget.latency(DEFAULT_LATENCY)
+    except Unsupported:
+        pass  # an obstacle that will be told
+    return Budget("ratio", DEFAULT_RATIO)
+
+
+def _asked(request: Request, pruner: PrunerSpec) -> Budget | None:
+    if request.ratio is not None and request.latency is not None:
+        raise UsageError("a cell has one budget", "give --ratio or --latency")
+    budget = None
+    if request.ratio is not None:
+        budget = Budget.ratio(request.ratio)
+    if request.latency is not None:
+        budget = Budget.latency(request.latency)
+    if not pruner.budgets and budget is not None and budget.value != 0:
+        raise UsageError(f"{pruner.name} cuts nothing and takes no budget", "leave the budget out")
+    return budget
