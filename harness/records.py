@@ -189,7 +189,7 @@ class Record(Part):
     latency: dict[str, Latency] = {}
     memory: MemoryPair = MemoryPair()
     flops: dict[str, Pair] = Field({}, description="per workload, multiply-adds times two")
-    energy: Energy = Energy(reason="no meter on this device")
+    energy: Energy = Energy(reason="no meter was read on this device")
     scores: dict[str, ScoreRecord] = {}
     cost: Cost = Cost()
     environment: Environment

@@ -34,7 +34,7 @@ class Timed(Part):
 
 
 def timed(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artefact, workload: Workload) -> Timed:
-    """From the store, or measured now. What a gate forbids to trust is not stored: asked again, it is measured again."""
+    """From the store, or measured now. What a gate forbids to trust is not stored, but measured again."""
     parts = plan.measure_parts(artefact.sha256, str(workload))
     key = keys.key("measure", parts)
     stored = store.stage("measure", key)

@@ -40,7 +40,11 @@ def made(tmp_path_factory):
     """One finished cell on the cpu device, shared by the tests that only look."""
     folder = tmp_path_factory.mktemp("made") / "runs"
     stages = Stages()
-    record = harness.run("magnitude", model="tiny", ratio=0.2, limit=2, out=folder, reporter=stages)
+    for _ in range(3):  # a busy machine may be told to try again, as a user is
+        stages = Stages()
+        record = harness.run("magnitude", model="tiny", ratio=0.2, limit=2, out=folder, reporter=stages)
+        if record.status != "unstable":
+            break
     assert record.status == "ok", record.reason
     return folder, record, stages
 
@@ -48,7 +52,7 @@ def made(tmp_path_factory):
 def untimed(record) -> dict:
     """A record without what measures time or this process."""
     words = record.words()
-    for name in ("latency", "memory", "cost", "started", "finished", "history", "digest", "environment"):
+    for name in ("latency", "gates", "memory", "cost", "started", "finished", "history", "digest", "environment"):
         words.pop(name)
     words["scores"].pop("footprint.memory_peak", None)
     return words
@@ -62,10 +66,15 @@ def test_a_record_holds_the_evidence(made):
     assert record.budget.achieved >= 0.2
     assert record.budget.achieved == pytest.approx(record.budget.predicted)
     timing = record.latency["prefill:1x128"]
-    assert (timing.clock, timing.rounds, timing.dense.n, timing.pruned.n) == ("cpu", 5, 30, 15)
+    assert timing.clock == "cpu"
+    assert timing.rounds in (5, 10)  # twice as many where five said nothing
+    assert set(timing.other_clock) == {"wall"}
     raw = Store(folder).read_side_file(timing.samples)
-    assert len(raw["dense"]) == len(raw["again"]) == 5
-    assert all(len(visit["cpu_ns"]) == 3 for visit in raw["pruned"])
+    assert len(raw["dense"]) == len(raw["pruned"]) == len(raw["again"]) == timing.rounds
+    assert all(len(visit["cpu_ns"]) == len(visit["wall_ns"]) >= 3 for visit in raw["pruned"])
+    assert timing.pruned.n == sum(len(visit["cpu_ns"]) for visit in raw["pruned"])
+    assert {gate.name for gate in record.gates} >= {"noise floor", "running"}
+    assert {gate.guards for gate in record.gates if gate.name == "noise floor"} == {"cpu", "wall"}
     documents = Store(folder).read_side_file(record.scores["passages"].samples)["documents"]
     mean = sum(documents.values()) / len(documents)
     assert record.scores["passages"].value == pytest.approx(float(torch.tensor(mean).exp()), rel=1e-5)

@@ -16,6 +16,7 @@ COMMANDS = {
     "run": ("run", "prune a model, prove it, measure it, record it"),
     "list": ("list", "what is installed: pruners, devices, evaluators, models, recoveries"),
     "info": ("info", "all about one name: paper, parameters, shapes"),
+    "profile": ("profile", "what each width costs on a device: the table behind latency budgets"),
     "doctor": ("doctor", "what this machine can do, and what is missing"),
     "status": ("status", "the cells of this folder; --why says what differs"),
     "leaderboard": ("leaderboard", "the records of this folder as a table"),

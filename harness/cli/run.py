@@ -56,6 +56,7 @@ def command(
     if trace:
         output.trace()
     from harness.cell import Cell
+    from harness.cli.record import print_record
     from harness.store import Store
 
     reporter = output.Terminal(quiet=as_json)
@@ -68,7 +69,7 @@ def command(
     if as_json:
         output.print_json(record.words())
     else:
-        output.print_record(record, cell.store.root, cell.cached)
+        print_record(record, cell.store.root, cell.cached)
     if record.status != "ok":
         click.get_current_context().exit(1)
 

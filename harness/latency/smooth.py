@@ -23,16 +23,23 @@ def isotonic(values: np.ndarray) -> np.ndarray:
     return np.repeat(means, counts)
 
 
+def longest_tread(rising: np.ndarray) -> int:
+    """So many units in a row cost the same."""
+    risers = np.flatnonzero(np.diff(rising) > 1e-9 * max(float(rising[-1]), 1e-30))
+    return int(np.diff(np.concatenate([[-1], risers, [len(rising) - 1]])).max())
+
+
 class Smooth:
     """f(units) of one site: isotonic, averaged over about one step, linear between whole units.
 
-    Averaging over a window turns flat treads and high risers into a slope, so that a gradient says which way a step
-    lies. The window shrinks towards the ends, where the value is the staircase's own.
+    Averaging over a window as long as the longest tread turns treads and risers into a slope, so that a gradient says
+    which way a step lies. The window shrinks towards the ends, where the value is the staircase's own.
     """
 
-    def __init__(self, staircase: np.ndarray, window: float = 1 / 12) -> None:
+    def __init__(self, staircase: np.ndarray) -> None:
         rising = isotonic(np.asarray(staircase, dtype=np.float64))
-        half = max(1, round(window * (len(rising) - 1) / 2))
+        units = len(rising) - 1
+        half = round(min(max(units / 12, longest_tread(rising)), units / 3) / 2) + 1
         sums = np.concatenate([[0.0], np.cumsum(rising)])
         at = np.arange(len(rising))
         reach = np.minimum(half, np.minimum(at, len(rising) - 1 - at))

@@ -1,0 +1,160 @@
+"""`harness profile`: a device's cost table for one model and workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.errors import EnvironmentFault, HarnessError, UsageError
+
+
+@click.command("profile")
+@click.option("--model", default="smollm2-135m", show_default=True, help="Alias, hub id, folder or GGUF file.")
+@click.option("--device", default="cpu", show_default=True, help="Where latency is measured.")
+@click.option("--runtime", help="How the device runs the model.")
+@click.option("--dtype", help="fp32, bf16 or fp16.")
+@click.option("--workload", help="prefill:BxS or decode:BxC.")
+@click.option("--preset", default="quick", show_default=True, help="quick: minutes; paper: every step, more shapes.")
+@click.option("--weights", default="random", show_default=True, help="random: latency needs shapes, not weights.")
+@click.option("--export", "target", type=click.Path(path_type=Path), help="Write the table to this file as well.")
+@click.option(
+    "--import", "source", type=click.Path(path_type=Path), help="Take a table from this file; measure nothing."
+)
+@click.option("--again", is_flag=True, help="Measure anew although there is a table.")
+@click.option("--json", "as_json", is_flag=True, help="The table on stdout and nothing else.")
+def command(target: Path | None, source: Path | None, again: bool, as_json: bool, **asked: Any) -> None:
+    """Measure what each sub-layer costs at each width, and how well that predicts whole models.
+
+    \b
+    harness profile --model smollm2-135m --workload prefill:1x128
+    harness profile --model llama3.2-1b --weights random --device cuda --runtime graph --export llama.json
+    """
+    from harness import process
+
+    process.prepare(asked["dtype"] or "fp32")
+    from harness.cli.output import Terminal, console, print_json
+    from harness.latency import shelf
+    from harness.store import Store
+
+    store = Store()
+    reporter = Terminal(quiet=as_json)
+    if source is not None:
+        store.prepare()
+        table = shelf.read(source)
+        path = shelf.Shelf(store).put(table)
+    else:
+        wanted, device = resolve(**asked)
+        store.prepare()
+        stages: dict[str, None] = {}
+
+        def told(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                reporter.stage(f"profile: {stage}")
+                stages[stage] = None
+            reporter.progress(done, total)
+
+        try:
+            table = shelf.Shelf(store).fill(wanted, device, told, again)
+        finally:
+            reporter.close()
+        path = shelf.Shelf(store).path(table.key)
+        for text in store.notices:
+            reporter.notice(text)
+    if target is not None:
+        shelf.export(table, target)
+    if as_json:
+        print_json(table.words())
+    else:
+        print_table(table, path, console())
+
+
+def resolve(
+    model: str,
+    device: str,
+    runtime: str | None,
+    dtype: str | None,
+    workload: str | None,
+    preset: str,
+    weights: str,
+) -> tuple[Any, Any]:
+    """What a table is asked for, and the device that can fill it."""
+    from harness import accounting
+    from harness.anatomy import anatomy_of
+    from harness.api import Workload
+    from harness.latency.profile import EFFORTS, Target
+    from harness.latency.shelf import device_words
+    from harness.models.cards import card as find_card
+    from harness.plugins import registry
+
+    if weights != "random":
+        raise UsageError(f"weights {weights!r} are not known", "give random: the time depends on the shape alone")
+    if preset not in EFFORTS:
+        raise UsageError(f"no preset {preset!r}", f"give {' or '.join(EFFORTS)}")
+    spec = registry().get("device", device)
+    runtime, dtype = runtime or spec.runtimes[0], dtype or spec.dtype
+    if runtime not in spec.runtimes:
+        raise UsageError(f"device {device} has no runtime {runtime!r}", f"known: {', '.join(spec.runtimes)}")
+    if dtype not in accounting.BYTES:
+        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(accounting.BYTES)}")
+    asked = Workload.parse(workload or spec.workload)
+    card = find_card(model)
+    anatomy = anatomy_of(card.config)
+    accounting.flops(anatomy, {}, asked)  # a workload that this family cannot have is said now
+    made = registry().device(device, runtime)
+    info = made.probe()
+    if not info.usable:
+        raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
+    need = accounting.stored_bytes(anatomy.params(), dtype)
+    if getattr(made, "place", "cpu") == "cpu" and need > free_memory():
+        raise EnvironmentFault(
+            f"{card.name} in {dtype} takes {need / 1e9:.1f} GB, {free_memory() / 1e9:.1f} GB are free",
+            "give --dtype bf16, a smaller model or a larger machine",
+        )
+    return Target(card.name, anatomy, device_words(spec, info), runtime, dtype, asked, preset), made
+
+
+def free_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def print_table(table: Any, path: Path, out: Any) -> None:
+    from rich import box
+    from rich.table import Table
+
+    device, judged = table.device, table.validation
+    machine = device["fingerprint"].get("model") or device["fingerprint"].get("name") or device["name"]
+    title = f"{table.model} on {device['name']} ({machine}), {table.runtime}, {table.dtype}, {table.workload}"
+    rows = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for name in ("one of", "units", "measured", "25 %", "50 %", "75 %", "whole, us"):
+        rows.add_column(name, justify="left" if name == "one of" else "right")
+    for name, curve in table.curves.items():
+        units = curve.units[-1]
+        shares = [_at(curve, round(share * units)) / 1e3 for share in (0.25, 0.5, 0.75, 1)]
+        figures = [f"{share:,.1f}" for share in shares]
+        rows.add_row(name.split()[0], f"{units:,}", f"{len(curve.units) - 1} widths", *figures)
+    rows.add_row("no layer", "", "", "", "", "", f"{table.fixed_ns / 1e3:,.1f}")
+    out.print(rows)
+    if judged is None:
+        raise HarnessError("this table was not validated", "harness profile --again")
+    out.print(
+        f"by {device['clock']} time; {judged.shapes} unseen whole shapes predicted within {judged.mape:.1%} on average"
+        f" (the machine repeats itself within {judged.repeatability:.1%}); rank correlation {judged.spearman:.3f};"
+        f" {judged.within_5:.0%} within 5 %, {judged.within_10:.0%} within 10 %",
+        soft_wrap=True,
+    )
+    bias = ", ".join(f"{name} {value:+.1%}" for name, value in judged.bias.items())
+    out.print(f"bias:  {bias}", soft_wrap=True)
+    if device["provenance"] != "device":
+        out.print(f"       {device['provenance']}, not a measurement")
+    out.print(f"cost:  {table.probes} shapes, {table.seconds:.0f} CPU-seconds")
+    out.print(f"table: {path}", soft_wrap=True)
+
+
+def _at(curve: Any, units: int) -> float:
+    import numpy as np
+
+    return float(np.interp(units, curve.units, curve.ns))

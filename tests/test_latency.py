@@ -1,0 +1,431 @@
+"""Cost tables, their views, and matching, on a made-up machine whose every step is known."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.accounting import flops
+from harness.allocate import uniform
+from harness.anatomy import anatomy_of
+from harness.api import Workload
+from harness.builtin.null import CALL_NS, Null, Staircase
+from harness.errors import HarnessError, OverBudget, UsageError
+from harness.latency import match, predictor, shelf, smooth, validate
+from harness.latency.pool import Pool
+from harness.latency.profile import Effort, Profile, Target, alone, copies, empty, grid
+from harness.latency.table import CostModel, CostTable, anatomy_mark, classes
+from harness.store import Store
+
+from .families import ALL, BASE, QUIRKS
+
+CONFIGS = {name: {**BASE, **QUIRKS[name], "model_type": name, "tie_word_embeddings": True} for name in ALL}
+
+WORKLOAD = Workload("prefill", 1, 64)
+THOROUGH = Effort(coarse=4, edges=400, rounds=1, fitting=8, unseen=30)
+FACTS = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 640,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "tie_word_embeddings": True,
+}
+ANATOMY = anatomy_of(FACTS)
+
+
+class Exact(Staircase):
+    """In picoseconds, so that rounding to whole numbers hides nothing; with steps of two sizes."""
+
+    TILES = {"attention": 2, "mlp": 64}
+
+    def prepare(self, model, workload):
+        from harness.checkpoints.modeling import words_of
+
+        return round(1000 * self.time(words_of(model), workload))
+
+
+class Wide(Exact):
+    TILES = {"attention": 1, "mlp": 128}
+
+
+def target(name="exact", anatomy=ANATOMY):
+    return Target(
+        name,
+        anatomy,
+        {"name": name, "fingerprint": {}, "clock": "wall", "provenance": "simulated"},
+        "eager",
+        "fp32",
+        WORKLOAD,
+        "quick",
+    )
+
+
+def profiled(device, anatomy=ANATOMY, effort=THOROUGH, visits=None, save=lambda v: None):
+    return Profile(
+        target(anatomy=anatomy), device, {} if visits is None else visits, save, lambda *_: None, effort
+    ).run()
+
+
+@pytest.fixture(scope="module", params=[Exact, Wide], ids=["steps of 64", "steps of 128"])
+def staircase(request):
+    device = request.param()
+    table = profiled(device)
+    return device, table, CostModel(table, ANATOMY)
+
+
+def true_time(device, shape):
+    """What the machine takes, from its own formula and not from a model."""
+    full = ANATOMY.complete(shape)
+    total = CALL_NS + 2 * 32 * 64 / 1000
+    for site in ANATOMY.blocks():
+        if full[site.name]:
+            total += device.LAUNCH_NS + device.sublayer(site.kind, full[site.name], ANATOMY.unit_params(site), 64)
+    return 1000 * total
+
+
+# --- the exact view ---
+
+
+def test_every_step_is_reproduced(staircase):
+    device, _, model = staircase
+    for name, sites in model.classes.items():
+        site = sites[0]
+        for units in range(1, site.units + 1):
+            cost = 1000 * (device.LAUNCH_NS + device.sublayer(site.kind, units, ANATOMY.unit_params(site), 64))
+            assert model.staircases[name][units] == pytest.approx(cost, rel=2e-4), (name, units)
+
+
+def test_the_machine_of_these_tests_dips():
+    costs = [Exact().sublayer("mlp", units, 96, 64) for units in range(1, 641)]
+    assert any(a > b for a, b in pairwise(costs))
+    assert len(set(costs)) == 10
+
+
+def test_whole_models_are_predicted(staircase):
+    device, table, model = staircase
+    assert table.validation.shapes == 30
+    assert table.validation.mape < 1e-3
+    assert table.validation.spearman > 0.99
+    for seed in range(50):
+        shape = validate.random_shapes(ANATOMY, 1, f"test {seed}")[0]
+        assert model.time(shape) == pytest.approx(true_time(device, shape), rel=1e-3)
+    assert model.floor == pytest.approx(true_time(device, empty(ANATOMY)), rel=2e-3)
+
+
+def test_fixed_costs_go_with_the_sublayer(staircase):
+    device, _, model = staircase
+    gone = model.dense - model.time({"layers.1.mlp": 0})
+    one = model.dense - model.time({"layers.1.mlp": 1})
+    assert gone - one >= 0.9 * 1000 * device.LAUNCH_NS
+
+
+# --- the smooth view ---
+
+
+def test_the_smooth_view_is_monotone_with_finite_gradients(staircase):
+    _, _, model = staircase
+    for name, sites in model.classes.items():
+        curve = model._curves[name]
+        units = torch.linspace(-0.5, sites[0].units + 0.5, 5000, dtype=torch.float64, requires_grad=True)
+        values = curve(units)
+        values.sum().backward()
+        assert torch.isfinite(values).all()
+        assert torch.isfinite(units.grad).all()
+        assert (units.grad >= 0).all()
+        assert (values.diff() >= -1e-9).all()
+        assert (units.grad > 0).float().mean() > 0.5  # treads are not flat to a search
+
+
+def test_the_smooth_view_agrees_with_finite_differences(staircase):
+    _, _, model = staircase
+    draw = random.Random(0)
+    units = {
+        s.name: torch.tensor(draw.uniform(0, s.units), dtype=torch.float64, requires_grad=True)
+        for s in ANATOMY.blocks()
+    }
+    model.smooth(units).backward()
+    for name in units:
+        step = 1e-5
+        moved = {n: u.detach() + (step if n == name else 0) for n, u in units.items()}
+        back = {n: u.detach() - (step if n == name else 0) for n, u in units.items()}
+        slope = (model.smooth(moved) - model.smooth(back)) / (2 * step)
+        assert float(units[name].grad) == pytest.approx(float(slope), rel=1e-4, abs=1e-3)
+
+
+def test_the_smooth_view_stays_near_the_stairs(staircase):
+    _, _, model = staircase
+    assert float(model.smooth({})) == pytest.approx(model.dense, rel=0.05)
+    assert float(model.smooth({s.name: torch.tensor(0.0) for s in ANATOMY.blocks()})) == pytest.approx(model.floor)
+    for name, sites in model.classes.items():
+        stairs = model.staircases[name]
+        smoothed = model._curves[name](torch.arange(sites[0].units + 1.0)).numpy()
+        assert np.abs(smoothed - stairs).max() <= 0.45 * stairs.max()
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=60))
+def test_isotonic_is_monotone_keeps_the_mean_and_leaves_order_alone(values):
+    found = smooth.isotonic(np.array(values))
+    assert (np.diff(found) >= -1e-6).all()
+    assert found.mean() == pytest.approx(np.mean(values), rel=1e-9, abs=1e-6)
+    assert np.allclose(smooth.isotonic(np.sort(values)), np.sort(values))
+
+
+# --- profiles ---
+
+
+def test_a_killed_profile_goes_on_where_it_was():
+    class Killed(Exception):
+        pass
+
+    kept, calls = {}, []
+
+    def save(visits):
+        kept.clear()
+        kept.update(json.loads(json.dumps(visits)))
+        calls.append(len(visits))
+        if len(calls) == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        profiled(Exact(), save=save)
+    assert kept
+
+    class Counting(Exact):
+        measured = 0
+
+        def measure(self, handle, plan):
+            Counting.measured += 1
+            return super().measure(handle, plan)
+
+    resumed = profiled(Counting(), visits={n: [tuple(v) for v in rows] for n, rows in kept.items()})
+    after = Counting.measured
+    Counting.measured = 0
+    whole = profiled(Counting())
+    assert after < Counting.measured
+    assert resumed.words() | {"seconds": 0} == whole.words() | {"seconds": 0}
+
+
+def test_a_device_without_signal_is_refused():
+    class Flat(Null):
+        def time(self, words, workload):
+            return 10**9 + flops(anatomy_of(words), {}, workload) / 1000
+
+    with pytest.raises(HarnessError, match="no signal"):
+        profiled(Flat())
+
+
+def test_probes_leave_the_cache_and_fit_the_model():
+    for name, sites in classes(ANATOMY).items():
+        shape = alone(ANATOMY, name, 1, "fp32")
+        assert sum(units > 0 for units in shape.values()) == copies(ANATOMY, name, "fp32") <= len(sites)
+    assert grid(3, 8) == [1, 2, 3]
+    assert grid(1536, 8)[-1] == 1536
+    assert all(units % 64 == 0 for units in grid(8192, 64)[3:])
+
+
+@pytest.mark.parametrize("family", list(CONFIGS))
+def test_a_pool_serves_every_shape_of_every_family(family):
+    anatomy = anatomy_of(CONFIGS[family])
+    pool = Pool(anatomy, "fp32")
+    for shape in [{}, empty(anatomy), *validate.random_shapes(anatomy, 4, family)]:
+        model = pool.model(shape)
+        assert sum(p.numel() for p in model.parameters()) == anatomy.params(shape)
+        with torch.inference_mode():
+            logits = model(torch.ones(1, 5, dtype=torch.long), use_cache=True, logits_to_keep=1).logits
+        assert torch.isfinite(logits).all()
+
+
+def test_classes_split_by_size_and_window():
+    uneven = anatomy_of({**FACTS, "per_layer_config": {"1": {"intermediate_size": 128}}, "model_type": "pruned_llama"})
+    assert len(classes(uneven)) == 3
+    windowed = anatomy_of({**CONFIGS["mistral"], "sliding_window": 16})
+    assert any("window 16" in name for name in classes(windowed))
+    assert anatomy_mark(uneven) != anatomy_mark(ANATOMY)
+
+
+# --- interacting sites ---
+
+
+def test_the_predictor_learns_products_of_sizes():
+    """A machine whose time is FLOPs, where the width of the stream multiplies that of every sub-layer."""
+    table = profiled(Null(), effort=Effort(coarse=4, edges=0, rounds=1, fitting=8, unseen=5))
+    model = CostModel(table, ANATOMY)
+    for shape in validate.random_shapes(ANATOMY, 10, "unseen", narrow=True):
+        true = CALL_NS + flops(ANATOMY, shape, WORKLOAD) / 1000
+        assert model.time(shape) == pytest.approx(true, rel=0.12)
+    assert min(table.predictor.weights) >= 0
+
+
+def test_a_fit_is_never_negative_and_finds_what_is_there():
+    draw = np.random.default_rng(0)
+    rows = [{"a": float(a), "b": float(b), "c": 1.0} for a, b in draw.uniform(1, 5, (20, 2))]
+    times = [3 * row["a"] + 0.5 * row["b"] + 2 for row in rows]
+    found = predictor.fit(rows, times)
+    assert found.weights == pytest.approx([3, 0.5, 2], rel=0.05)
+    assert found.error < 0.01
+    against = predictor.fit(rows, [row["a"] * 3 - row["b"] * 0.1 + 5 for row in rows])
+    assert min(against.weights) >= 0
+
+
+# --- the shelf ---
+
+
+def test_tables_are_exported_and_imported(tmp_path, runs, staircase):
+    _, table, _ = staircase
+    file = tmp_path / "table.json"
+    shelf.export(table, file)
+    read = shelf.read(file)
+    assert read == table
+    assert read.content == table.content
+    kept = shelf.Shelf(Store())
+    kept.put(read)
+    words = target().device
+    assert kept.find(ANATOMY, words, "eager", "fp32", WORKLOAD) == table
+    assert kept.find(ANATOMY, words, "eager", "bf16", WORKLOAD) is None
+    assert kept.find(ANATOMY, {**words, "clock": "cpu"}, "eager", "fp32", WORKLOAD) is None
+
+
+@pytest.mark.parametrize("damage", ["{}", "no", '{"schema": 1'])
+def test_a_file_that_is_no_table_is_said_to_be_none(tmp_path, damage):
+    file = tmp_path / "t.json"
+    file.write_text(damage)
+    with pytest.raises(UsageError, match="not a cost table"):
+        shelf.read(file)
+
+
+def test_a_crooked_curve_is_refused(tmp_path, staircase):
+    words = staircase[1].words()
+    name = next(iter(words["curves"]))
+    words["curves"][name]["units"].reverse()
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps(words))
+    with pytest.raises(UsageError, match="curve"):
+        shelf.read(file)
+
+
+# --- matching ---
+
+
+def bed(device, unit="x"):
+    return match.Bed(device, ANATOMY, "fp32", WORKLOAD, "wall", unit)
+
+
+def promising():
+    return match.Method(lambda r: uniform(ANATOMY, r), lambda r: uniform(ANATOMY, r))
+
+
+def by_flops(shape):
+    return flops(ANATOMY, shape, WORKLOAD) / flops(ANATOMY, {}, WORKLOAD)
+
+
+@pytest.mark.parametrize("limit", [0.95, 0.8, 0.7, 0.61, 0.5, 0.43, 0.35, 0.3])
+def test_feasible_budgets_are_met_with_less_than_a_step_unused(staircase, limit):
+    """Nothing that the method could leave with a smaller cut is fast enough."""
+    device, _, model = staircase
+    found = match.Matcher(ANATOMY, promising(), model.share, bed(device).measure, limit).run()
+    dense = true_time(device, {})
+    taken = true_time(device, uniform(ANATOMY, found.setting)) / dense
+    assert taken <= limit + 1e-9
+    smaller = [step / 2000 for step in range(2000) if step / 2000 < found.setting - 2 * match.FINEST]
+    assert all(true_time(device, uniform(ANATOMY, ratio)) / dense > limit for ratio in smaller)
+    assert len(found.probes) <= 3  # the table is exact: nothing is left to correct
+    assert found.probes[-1].measured == pytest.approx(taken, rel=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.9, 0.6, 0.4])
+def test_without_a_table_flops_are_the_first_guess(staircase, limit):
+    device, _, _ = staircase
+    found = match.Matcher(ANATOMY, promising(), by_flops, bed(device).measure, limit).run()
+    dense = true_time(device, {})
+    assert true_time(device, uniform(ANATOMY, found.setting)) / dense <= limit + 1e-9
+    a_little_less = uniform(ANATOMY, max(0.0, found.setting - 0.002))
+    assert true_time(device, a_little_less) / dense > limit
+    assert [p.ran for p in found.probes] == [False] * len(found.probes)
+
+
+def test_milliseconds_are_met_too(staircase):
+    device, _, model = staircase
+    lying = bed(device, "ms")
+    limit = 0.6 * lying.measure({}).value
+    matcher = match.Matcher(ANATOMY, promising(), model.share, lying.measure, limit)
+    matcher.bias = lying.scale()
+    found = matcher.run()
+    assert lying.measure(uniform(ANATOMY, found.setting)).value <= limit
+
+
+def test_faster_than_the_empty_model_is_said(staircase):
+    device, _, model = staircase
+    floor = model.floor / model.dense
+    with pytest.raises(OverBudget, match=f"faster than the empty model, which takes {floor:.3g}"):
+        match.Matcher(ANATOMY, promising(), model.share, bed(device).measure, floor * 0.9).run()
+
+
+def test_out_of_a_methods_reach_is_said(staircase):
+    device, _, model = staircase
+
+    def timid(ratio):
+        return uniform(ANATOMY, min(ratio, 0.2))
+
+    with pytest.raises(OverBudget, match="out of this method's reach"):
+        match.Matcher(ANATOMY, match.Method(timid, timid), model.share, bed(device).measure, 0.5).run()
+
+
+def test_a_method_that_trains_is_run_twice_at_most(staircase):
+    device, _, model = staircase
+    ran = []
+
+    def trained(ratio):
+        ran.append(ratio)
+        return uniform(ANATOMY, max(0.0, ratio - 0.02))  # leaves a little more than it was asked to
+
+    method = match.Method(lambda r: uniform(ANATOMY, r), trained, promises=False, runs=2)
+    found = match.Matcher(ANATOMY, method, model.share, bed(device).measure, 0.6).run()
+    assert len(ran) <= 2
+    assert [p.ran for p in found.probes].count(True) == len(ran)
+    assert true_time(device, trained(found.setting)) / true_time(device, {}) <= 0.6 + 1e-9
+
+
+def test_a_method_that_takes_latencies_is_asked_for_them(staircase):
+    device, _, model = staircase
+    asked = []
+
+    def ask(limit):
+        """Believes the machine to be a tenth faster than it is."""
+        asked.append(limit)
+        ratio = next(r / 500 for r in range(480) if 0.9 * model.share(uniform(ANATOMY, r / 500)) <= limit)
+        return uniform(ANATOMY, ratio)
+
+    found = match.native(ANATOMY, ask, bed(device).measure, 0.6, 1.0, runs=4)
+    assert asked[0] == 0.6
+    assert min(p.measured for p in found.probes if p.setting == found.setting) <= 0.6
+
+
+def test_noise_is_aimed_below_not_chased(staircase):
+    """With a measurement that scatters by a per cent, few probes are taken and none is taken for more than it is."""
+    device, _, _model = staircase
+    draw, over, dense = random.Random(3), 0, true_time(device, {})
+    for _ in range(40):
+
+        def measure(shape):
+            return match.Measured(true_time(device, shape) / dense * draw.gauss(1, 0.007), 0.02)
+
+        found = match.Matcher(ANATOMY, promising(), by_flops, measure, 0.7).run()
+        assert len(found.probes) <= match.PROBES
+        over += true_time(device, uniform(ANATOMY, found.setting)) / dense > 0.7
+    assert over <= 10
+
+
+def test_table_words_round_trip(staircase):
+    table = staircase[1]
+    assert CostTable.model_validate(json.loads(json.dumps(table.words()))) == table

@@ -1,0 +1,252 @@
+"""The timing protocol against planted truth, and what keeps its figures honest."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import stats
+from harness.api import Samples, TimingPlan
+from harness.latency import gates, timing
+
+OFFSET, WITHIN, DRIFT = 0.01, 0.005, 0.03  # sd between processes, sd within one, speed lost over a session
+SIMULATED = 500
+FRESH = timing.TimingProtocol(rounds=10, warmup=0, iterations=10, seconds=0, fresh=True)
+
+
+class Machine:
+    """A machine that slows down while it is used. Every process that opens a model has an offset of its own."""
+
+    def __init__(self, seed, visits=30):
+        self.draw, self.visits, self.done = random.Random(seed), visits, 0
+
+    def opener(self, true_ns):
+        def opened():
+            return Process(self, true_ns * math.exp(self.draw.gauss(0, OFFSET)))
+
+        return opened
+
+
+class Process:
+    def __init__(self, machine, ns):
+        self.machine, self.ns = machine, ns
+
+    def measure(self, plan):
+        slower = 1 + DRIFT * self.machine.done / self.machine.visits
+        self.machine.done += 1
+        noise = [math.exp(self.machine.draw.gauss(0, WITHIN)) for _ in range(plan.iterations)]
+        return Samples([round(self.ns * slower * n) for n in noise])
+
+    def close(self):
+        pass
+
+
+def interleaved(seed, ratio):
+    """The interval of the speed-up by the project's protocol."""
+    machine = Machine(seed)
+    rounds = timing.interleave(machine.opener(1e8), machine.opener(1e8 / ratio), FRESH, "wall")
+    return timing.clock(rounds, "wall").speedup_ci95
+
+
+def pooled(seed, ratio, pairs=1):
+    """What most tools do: one model after the other, all iterations in one bag, a t interval of the means."""
+    machine = Machine(seed, visits=2)
+    bags = []
+    for true in (1e8, 1e8 / ratio):
+        bags.append(machine.opener(true)().measure(TimingPlan(0, 50)).wall_ns)
+    dense, pruned = bags
+    middle = statistics.fmean(dense) / statistics.fmean(pruned)
+    spread = math.sqrt(sum((statistics.stdev(b) / statistics.fmean(b)) ** 2 / len(b) for b in bags))
+    return middle * (1 - 1.98 * spread), middle * (1 + 1.98 * spread)
+
+
+def called_different(protocol, ratio):
+    found = 0
+    for seed in range(SIMULATED):
+        low, high = protocol(seed, ratio)
+        found += low > 1 or high < 1
+    return found / SIMULATED
+
+
+def called_faster(protocol, ratio):
+    """Found means: the right direction, and the truth inside the interval's reach."""
+    return sum(protocol(seed, ratio)[0] > 1 for seed in range(SIMULATED)) / SIMULATED
+
+
+def test_equal_models_are_called_equal():
+    assert called_different(interleaved, 1.0) <= 0.06
+
+
+def test_five_per_cent_are_found():
+    assert called_faster(interleaved, 1.05) >= 0.95
+
+
+def test_pooling_fails_both():
+    """The counter-example: it calls equal models different, and misses a model that is 5 % faster in every tenth."""
+    assert called_different(pooled, 1.0) > 0.5
+    inside = 0
+    for seed in range(SIMULATED):
+        low, high = pooled(seed, 1.05)
+        inside += low <= 1.05 <= high and low > 1
+    assert inside / SIMULATED < 0.95
+
+
+def test_the_interval_holds_the_truth():
+    inside = 0
+    for seed in range(SIMULATED):
+        low, high = interleaved(seed + 10_000, 1.05)
+        inside += low <= 1.05 <= high
+    assert inside / SIMULATED >= 0.93
+
+
+def test_a_fresh_process_per_visit_is_closed_again():
+    opened = []
+
+    class Counted(Process):
+        def close(self):
+            opened.remove(self)
+
+    def opener():
+        made = Counted(Machine(0), 1e6)
+        opened.append(made)
+        assert len(opened) == 1
+        return made
+
+    rounds = timing.interleave(opener, opener, timing.TimingProtocol(3, 0, 2, 0, fresh=True), "wall")
+    assert not opened
+    assert rounds.processes == 9
+
+
+def test_rounds_are_doubled_once_where_dense_differs_from_itself():
+    class Restless(Process):
+        def measure(self, plan):
+            return Samples([round(1e6 * self.machine.draw.uniform(0.5, 2)) for _ in range(plan.iterations)])
+
+    machine = Machine(1)
+    protocol = timing.TimingProtocol(4, 0, 2, 0)
+    rounds = timing.interleave(lambda: Restless(machine, 1), lambda: Restless(machine, 1), protocol, "wall")
+    assert len(rounds.dense) == len(rounds.pruned) == len(rounds.again) == 8
+    calm = timing.interleave(machine.opener(1e6), machine.opener(1e6), protocol, "wall")
+    assert len(calm.dense) == 4
+
+
+def test_a_visit_that_fails_leaves_nothing_open():
+    closed = []
+
+    class Failing(Process):
+        def measure(self, plan):
+            raise RuntimeError("gone")
+
+        def close(self):
+            closed.append(self)
+
+    for fresh in (False, True):
+        closed.clear()
+        with pytest.raises(RuntimeError):
+            timing.interleave(
+                lambda: Failing(None, 1), lambda: Failing(None, 1), timing.TimingProtocol(2, 0, 1, 0, fresh), "wall"
+            )
+        assert len(closed) == (1 if fresh else 2)
+
+
+# --- quantiles ---
+
+
+def test_small_samples_bound_no_tail():
+    assert stats.fewest(0.99) == 459
+    assert stats.fewest(0.9) == 44
+    assert stats.tail(200, 0.99) == "p99: n/a (n=200 < 459)"
+    assert stats.tail(459, 0.99) == ""
+    assert stats.quantile_bound(list(range(458)), 0.99) is None
+    assert stats.quantile_bound(list(range(459)), 0.99) == 458
+
+
+@given(st.integers(44, 400), st.sampled_from([0.5, 0.9]))
+def test_quantile_bounds_are_binomial(count, share):
+    """Against the definition: the smallest order statistic whose rank exceeds the binomial's 99 % point."""
+    bound = stats.quantile_bound(list(range(count)), share)
+    below = [math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(count + 1)]
+    assert sum(below[: bound + 1]) >= 0.99 - 1e-9
+    assert sum(below[:bound]) < 0.99 + 1e-9
+
+
+def test_spearman_knows_order_only():
+    assert stats.spearman([1, 2, 3, 4], [10, 100, 1000, 1e9]) == pytest.approx(1)
+    assert stats.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert stats.spearman([1, 1, 2, 2], [1, 1, 2, 2]) == pytest.approx(1)
+    assert stats.spearman([1, 1, 1], [1, 2, 3]) == 0
+
+
+# --- gates ---
+
+
+def latency(floor_cpu=0.01, floor_wall=0.01):
+    rounds = timing.interleave(lambda: Both(), lambda: Both(), timing.TimingProtocol(3, 0, 3, 0), "cpu")
+    found = timing.latency(rounds, "cpu", timing.TimingProtocol(3, 0, 3, 0), "device")
+    found.noise_floor, found.other_clock["wall"].noise_floor = floor_cpu, floor_wall
+    return found
+
+
+class Both:
+    def measure(self, plan):
+        return Samples([100, 101, 102], [90, 91, 92])
+
+    def close(self):
+        pass
+
+
+CALM = {"cores": 2, "threads": 1}
+WINDOW = (
+    {"time_ns": 0, "own_ns": 0, "busy_ns": 0, "steal_ns": 0, "pressure_us": 0, **CALM},
+    {"time_ns": 10**9, "own_ns": 99 * 10**7, "busy_ns": 10**9, "steal_ns": 0, "pressure_us": 0, **CALM},
+)
+
+
+def test_a_calm_window_passes_every_gate():
+    found = gates.judge([WINDOW], latency(), "w")
+    assert {g.name for g in found} == {"pressure", "steal", "others", "running", "noise floor"}
+    assert all(g.ok for g in found)
+    assert not gates.failed(found, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("pressure", {"pressure_us": 60_000}),
+        ("steal", {"steal_ns": 2 * 10**7}),
+        ("others", {"busy_ns": 19 * 10**8}),
+        ("running", {"own_ns": 5 * 10**8}),
+    ],
+)
+def test_what_disturbs_wall_time_leaves_cpu_time_alone(name, after):
+    found = gates.judge([(WINDOW[0], WINDOW[1] | after)], latency(), "w")
+    assert name in [g.name for g in gates.failed(found, "wall")]
+    assert not gates.failed(found, "cpu")
+
+
+def test_each_clock_has_its_own_noise_floor():
+    found = gates.judge([WINDOW], latency(floor_cpu=0.02, floor_wall=0.4), "w")
+    assert [g.guards for g in found if not g.ok] == ["wall"]
+    found = gates.judge([WINDOW], latency(floor_cpu=0.4, floor_wall=0.02), "w")
+    assert [g.guards for g in gates.failed(found, "cpu")] == ["cpu"]
+
+
+def test_gates_of_accelerators():
+    state = {"throttle": ["sw_thermal"], "other_processes": 2, "fallback": ["Softmax"]}
+    calm = {"throttle": [], "other_processes": 0, "fallback": []}
+    found = gates.judge([(calm, state)], latency(), "w")
+    assert {g.name for g in gates.failed(found, "device")} == {"throttling", "alone", "fallback"}
+    assert {g.name for g in gates.failed(found, "cpu")} == {"fallback"}
+    capped = gates.judge([(calm, calm | {"throttle": ["sw_power_cap"]})], latency(), "w")
+    assert not gates.failed(capped, "device")
+    assert "sw_power_cap" in next(g.detail for g in capped if g.name == "throttling")
+    assert not [g for g in gates.judge([(calm, calm)], latency(), "w") if not g.ok]
+
+
+def test_readings_that_are_missing_make_no_gate():
+    assert {g.name for g in gates.judge([({}, {})], latency(), "w")} == {"noise floor"}
