@@ -254,7 +254,8 @@ class Pruner(Protocol):
 
 @runtime_checkable
 class Device(Protocol):
-    """Optional beside it: `place`, the torch device where a model should lie before `prepare` ("cpu" if absent)."""
+    """Optional beside it: `place`, the torch device where a model should lie before `prepare` ("cpu" if absent), and
+    `copies_weights`, true where every handle holds weights of its own, so that few are kept open at a time."""
 
     def probe(self) -> DeviceInfo: ...
     def prepare(self, model: Any, workload: Workload) -> Any: ...

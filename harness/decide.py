@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,9 @@ class Decision:
             state = self.state
             with self.made.lent() as model, self.made.stage(f"prune to {budget}") as progress:
                 decided: Cut = self.pruner.prune(model, budget, self.context(progress), state)
-                self.asked = {key: surgery.check(self.plan.anatomy, decided)}  # the last one is the one that is used
+                if "training" not in self.plan.pruner.needs:
+                    self.asked.clear()  # the last one is nearly always the one, and another run is cheap
+                self.asked[key] = surgery.check(self.plan.anatomy, decided)
         return self.asked[key]
 
     @cached_property
@@ -90,31 +93,42 @@ class Decision:
     def _matched(self) -> tuple[dict[str, Any], CheckedCut]:
         from harness.latency import match
 
-        plan, budget = self.plan, self.plan.budget
-        limit = budget.value * plan.tighten
+        plan, unit = self.plan, self.plan.budget.unit
         device = registry().device(plan.device.name, plan.spec.runtime)
-        bed = match.Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, budget.unit)
+        with self.made.stage(f"match {plan.budget}") as progress:
+            bed = match.Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, unit)
+            try:
+                kind, found = self._search(bed, progress)
+            finally:
+                bed.close()
+        table = self.made.known_cost_model()
+        words = found.words() | {"estimate": f"table {table.table.content[:8]}" if table else "FLOPs"}
+        return words, self.ask(Budget(kind, found.setting, unit if kind == "latency" else ""))
+
+    def _search(self, bed: Any, progress: Callable[..., None]) -> tuple[str, Any]:
+        """The setting that reaches the limit, and what kind of budget the method takes it as."""
+        from harness.latency import match
+
+        plan, told = self.plan, count(1)
+        limit, unit = plan.budget.value * plan.tighten, plan.budget.unit
         trains = "training" in plan.pruner.needs
-        with self.made.stage(f"match {budget}") as progress:
-            told = iter(range(1, 1000))
+        share, scale = self._estimate(), bed.scale()
 
-            def measure(shape: Shape) -> match.Measured:
-                found = bed.measure(shape)
-                progress(next(told), match.PROBES)
-                return found
+        def measure(shape: Shape) -> match.Measured:
+            found = bed.measure(shape)
+            progress(next(told), match.PROBES)
+            return found
 
-            if "latency" in plan.pruner.budgets:
-                runs = TRAINING_RUNS if trains else LATENCY_RUNS
+        if "latency" in plan.pruner.budgets:
 
-                def ask(limit: float) -> Shape:
-                    return self.ask(Budget("latency", limit, budget.unit)).shape
+            def ask(limit: float) -> Shape:
+                return self.ask(Budget("latency", limit, unit)).shape
 
-                found = match.native(plan.anatomy, ask, measure, limit, bed.scale(), runs)
-                return self._words(found), self.ask(Budget("latency", found.setting, budget.unit))
-            matcher = match.Matcher(plan.anatomy, self._method(trains), self._estimate(), measure, limit)
-            matcher.bias = bed.scale()
-            found = matcher.run()
-        return self._words(found), self.ask(Budget("ratio", found.setting))
+            runs = TRAINING_RUNS if trains else LATENCY_RUNS
+            return "latency", match.native(plan.anatomy, ask, lambda s: scale * share(s), measure, limit, runs)
+        matcher = match.Matcher(plan.anatomy, self._method(trains), share, measure, limit)
+        matcher.bias = scale
+        return "ratio", matcher.run()
 
     def _method(self, trains: bool) -> Any:
         from harness.latency.match import PROBES, Method
@@ -137,7 +151,3 @@ class Decision:
         anatomy, workload = self.plan.anatomy, self.plan.workloads[0]
         dense = accounting.flops(anatomy, {}, workload)
         return lambda shape: accounting.flops(anatomy, shape, workload) / dense
-
-    def _words(self, found: Any) -> dict[str, Any]:
-        table = self.made.known_cost_model()
-        return found.words() | {"estimate": f"table {table.table.content[:8]}" if table else "FLOPs"}

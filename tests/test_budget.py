@@ -13,6 +13,7 @@ from harness import plugins
 from harness.allocate import uniform
 from harness.api import Cut, PrunerSpec
 from harness.builtin.null import Null, Staircase
+from harness.cell import Reporter
 from harness.cli import cli
 from harness.errors import HarnessError
 from harness.latency import match
@@ -144,7 +145,7 @@ def test_a_method_that_sees_latency_gets_a_table(runs, one_process, monkeypatch)
     assert refused.status == "unsupported"
 
 
-class Drifting(Staircase):
+class Drifting(Null):
     """Random weights run faster on it than the real ones: what probes promise, the finished model misses."""
 
     def prepare(self, model, workload):
@@ -158,16 +159,16 @@ def test_a_finished_model_that_missed_is_cut_anew(runs, one_process, monkeypatch
     spec = dataclasses.replace(plugins.registry().get("device", "null"), name="drifting", target="t:Drifting")
     register(monkeypatch, "device", spec, Drifting)
 
-    class Notices(harness.cell.Reporter):
-        seen: list = []
+    seen = []
 
+    class Notices(Reporter):
         def notice(self, text):
-            self.seen.append(text)
+            seen.append(text)
 
     record = harness.run("random", latency="0.7x", reporter=Notices(), **{**QUICK, "device": "drifting"})
     assert record.status == "ok", record.reason
     assert record.budget.achieved <= 0.7
-    assert any("cutting a little more" in text for text in Notices.seen)
+    assert any("cutting a little more" in text for text in seen)
     assert len([p for p in record.budget.probes if p.get("final")]) > 1
 
 
@@ -217,7 +218,7 @@ def profile(*words):
     done = CliRunner().invoke(cli, ["profile", "--model", "tiny", "--device", "null", *words])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
-    return done.output
+    return done.stdout
 
 
 def test_profile_fills_shows_exports_and_imports(runs, tmp_path):
@@ -267,6 +268,6 @@ def test_llama_1b_is_profiled_from_its_card(runs):
     done = CliRunner().invoke(
         cli, ["profile", "--model", "llama3.2-1b", "--weights", "random", "--workload", "prefill:1x16", "--json"]
     )
-    table = json.loads(done.output)
+    table = json.loads(done.stdout)
     assert table["params"] == 1_235_814_400
     assert table["validation"]["spearman"] > 0.8

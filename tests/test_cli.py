@@ -315,7 +315,7 @@ def test_json_is_alone_on_stdout(runs):
 def test_the_printed_command_is_the_same_cell(runs, one_process):
     import shlex
 
-    from harness.cli.output import reproduce
+    from harness.cli.record import reproduce
 
     first = harness.run("random", ratio=0.3, model="tiny", device="null", limit=1)
     words = shlex.split(reproduce(first))
@@ -325,7 +325,7 @@ def test_the_printed_command_is_the_same_cell(runs, one_process):
 
 
 def test_a_failed_cell_exits_1_with_its_reason(runs):
-    done = run(*MAGNITUDE, "--latency", "0.7x", "--json")
+    done = run(*MAGNITUDE, "--latency", "0.7x", "--set", "granularity=2:4", "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["status"] == "unsupported"
 
@@ -339,7 +339,7 @@ def test_why_names_the_component(runs, one_process):
     assert {tuple(ours for _, ours, _ in row["differs"]) for row in rows} == {(1, 1), (2, 2)}
 
 
-@pytest.mark.parametrize("name", ["run", "list", "info", "doctor", "status", "leaderboard"])
+@pytest.mark.parametrize("name", ["run", "list", "info", "profile", "doctor", "status", "leaderboard"])
 def test_help_fits_a_screen_and_shows_an_example(name):
     done = run(name, "--help")
     assert done.returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from .families import ALL, BASE, QUIRKS
 CONFIGS = {name: {**BASE, **QUIRKS[name], "model_type": name, "tie_word_embeddings": True} for name in ALL}
 
 WORKLOAD = Workload("prefill", 1, 64)
-THOROUGH = Effort(coarse=4, edges=400, rounds=1, fitting=8, unseen=30)
+THOROUGH = Effort(coarse=4, edges=400, seconds=600, rounds=1, fitting=8, unseen=30)
 FACTS = {
     "model_type": "llama",
     "vocab_size": 64,
@@ -47,7 +48,7 @@ ANATOMY = anatomy_of(FACTS)
 class Exact(Staircase):
     """In picoseconds, so that rounding to whole numbers hides nothing; with steps of two sizes."""
 
-    TILES = {"attention": 2, "mlp": 64}
+    TILES: ClassVar = {"attention": 2, "mlp": 64}
 
     def prepare(self, model, workload):
         from harness.checkpoints.modeling import words_of
@@ -56,7 +57,7 @@ class Exact(Staircase):
 
 
 class Wide(Exact):
-    TILES = {"attention": 1, "mlp": 128}
+    TILES: ClassVar = {"attention": 1, "mlp": 128}
 
 
 def target(name="exact", anatomy=ANATOMY):
@@ -259,7 +260,7 @@ def test_classes_split_by_size_and_window():
 
 def test_the_predictor_learns_products_of_sizes():
     """A machine whose time is FLOPs, where the width of the stream multiplies that of every sub-layer."""
-    table = profiled(Null(), effort=Effort(coarse=4, edges=0, rounds=1, fitting=8, unseen=5))
+    table = profiled(Null(), effort=Effort(coarse=4, edges=0, seconds=0, rounds=1, fitting=8, unseen=5))
     model = CostModel(table, ANATOMY)
     for shape in validate.random_shapes(ANATOMY, 10, "unseen", narrow=True):
         true = CALL_NS + flops(ANATOMY, shape, WORKLOAD) / 1000
@@ -406,7 +407,7 @@ def test_a_method_that_takes_latencies_is_asked_for_them(staircase):
         ratio = next(r / 500 for r in range(480) if 0.9 * model.share(uniform(ANATOMY, r / 500)) <= limit)
         return uniform(ANATOMY, ratio)
 
-    found = match.native(ANATOMY, ask, bed(device).measure, 0.6, 1.0, runs=4)
+    found = match.native(ANATOMY, ask, lambda shape: 0.9 * model.share(shape), bed(device).measure, 0.6, runs=4)
     assert asked[0] == 0.6
     assert min(p.measured for p in found.probes if p.setting == found.setting) <= 0.6
 

@@ -327,12 +327,6 @@ def test_a_file_a_method_misses_is_not_a_full_disk(runs, monkeypatch):
     assert "FileNotFoundError" in record.reason
 
 
-def test_a_latency_budget_is_a_row_that_says_why(runs):
-    record = harness.run("magnitude", latency="0.7x", **QUICK)
-    assert record.status == "unsupported"
-    assert "cost model" in record.reason
-
-
 def test_an_unsupported_family_lists_the_supported(runs, tmp_path):
     folder = tmp_path / "gpt2"
     folder.mkdir()

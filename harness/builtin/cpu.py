@@ -24,6 +24,7 @@ MOST = 10_000  # passes of one visit
 class Cpu:
     def __init__(self, runtime: str = "eager") -> None:
         self.runtime = runtime
+        self.copies_weights = runtime == "onnxruntime"
         words = os.environ.get("HARNESS_CPU_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1"
         self.threads = int(words) if words.isdigit() and int(words) else 0
         self.clock = os.environ.get("HARNESS_CPU_CLOCK", "cpu")
@@ -49,7 +50,8 @@ class Cpu:
 
             if (reason := installed()) is not None:
                 return DeviceInfo(False, reason)
-            fingerprint["onnxruntime"] = version("onnxruntime")
+            packages = ("onnxruntime", "onnx", "onnxscript", "transformers")  # the latter three decide the graph
+            fingerprint |= {name: version(name) for name in packages}
         return DeviceInfo(True, fingerprint=fingerprint, state=self._state(), clock=self._ranked(), notes=notes)
 
     def _ranked(self) -> str:

@@ -16,6 +16,7 @@ from harness.latency.pool import Pool
 
 BETWEEN = 4  # visits from one reference to the next
 OPEN = 80  # models held open at a time: views into one pool, but their compiled forms are not
+OPEN_PARAMS = 400_000_000  # the same, where each of them holds weights of its own
 
 Visit = tuple[float, float]  # nanoseconds of the shape, and of the reference around it
 
@@ -51,9 +52,18 @@ class Bench:
 
     def run(self, shapes: Mapping[str, Shape], rounds: int) -> None:
         """Bring every shape to this many visits: all shapes once a round, in an order drawn anew."""
-        due = [name for name in shapes if len(self.visits.get(name, [])) < rounds]
-        for start in range(0, len(due), OPEN):
-            self._rounds({name: shapes[name] for name in due[start : start + OPEN]}, rounds)
+        batch: dict[str, Shape] = {}
+        for name in [name for name in shapes if len(self.visits.get(name, [])) < rounds]:
+            if len(batch) == OPEN or (batch and self._params([*batch.values(), shapes[name]]) > OPEN_PARAMS):
+                self._rounds(batch, rounds)
+                batch = {}
+            batch[name] = shapes[name]
+        self._rounds(batch, rounds)
+
+    def _params(self, shapes: list[Shape]) -> int:
+        if not getattr(self.device, "copies_weights", False):
+            return 0
+        return sum(self.pool.anatomy.params(shape) for shape in shapes)
 
     def _rounds(self, shapes: Mapping[str, Shape], rounds: int) -> None:
         handles: dict[str, Any] = {}

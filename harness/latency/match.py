@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.anatomy import Anatomy
-from harness.api import Device, Shape, Workload
+from harness.api import Device, Samples, Shape, TimingPlan, Workload
 from harness.errors import OverBudget
 from harness.latency import timing
 from harness.latency.pool import Pool
@@ -52,21 +52,36 @@ class Match:
         return {"setting": self.setting, "predicted": self.predicted, "probes": [asdict(p) for p in self.probes]}
 
 
+@dataclass
+class Kept:
+    """The dense model stays open from probe to probe."""
+
+    session: timing.Session
+
+    def measure(self, plan: TimingPlan) -> Samples:
+        return self.session.measure(plan)
+
+    def close(self) -> None:
+        return None
+
+
 class Bed:
     """A device with the dense shape on it, where other shapes are laid beside it. Values are shares of dense, or ms."""
 
     def __init__(self, device: Device, anatomy: Anatomy, dtype: str, workload: Workload, clock: str, unit: str) -> None:
         self.device, self.workload, self.clock, self.unit = device, workload, clock, unit
         self.pool = Pool(anatomy, dtype, getattr(device, "place", "cpu"))
-        self.dense = self.pool.model({})
+        self.dense = Kept(timing.here(device, self.pool.model({}), workload)())
 
     def measure(self, shape: Shape) -> Measured:
-        models = (self.dense, self.pool.model(shape))
-        dense, beside = (timing.here(self.device, model, self.workload) for model in models)
-        rounds = timing.interleave(dense, beside, PROBING, self.clock)
+        beside = timing.here(self.device, self.pool.model(shape), self.workload)
+        rounds = timing.interleave(lambda: self.dense, beside, PROBING, self.clock)
         found = timing.latency(rounds, self.clock, PROBING, "device")
         value = found.pruned.median_ns / 1e6 if self.unit == "ms" else 1 / found.speedup
         return Measured(value, found.noise_floor or 0.0)
+
+    def close(self) -> None:
+        self.dense.session.close()
 
     def scale(self) -> float:
         """What a share of dense is multiplied with to be in the budget's unit."""
@@ -208,25 +223,27 @@ def margin(noise: float) -> float:
 def native(
     anatomy: Anatomy,
     ask: Callable[[float], Shape],
+    estimate: Callable[[Shape], float],
     measure: Callable[[Shape], Measured],
     limit: float,
-    scale: float,
     runs: int,
 ) -> Match:
-    """A method that takes latencies: ask for the limit, measure what it leaves, ask for what that leaves over."""
+    """A method that takes latencies: ask for the limit, measure what it leaves, ask for what its cost model got wrong.
+
+    A budget left unused is the method's own steps where the model was right; only its errors are asked away.
+    """
     probes: list[Probe] = []
     asked = limit
-    for run in range(runs):
+    for _ in range(runs):
         shape = ask(asked)
-        found = measure(shape)
-        probes.append(Probe(asked, asked, found.value, found.noise, anatomy.params(shape), ran=True))
-        slack = margin(found.noise)
-        if limit * (1 - 2 * slack - 0.01) <= found.value <= limit * (1 - slack / 2):
+        found, estimated = measure(shape), estimate(shape)
+        probes.append(Probe(asked, estimated, found.value, found.noise, anatomy.params(shape), ran=True))
+        better = limit * (1 - margin(found.noise)) * estimated / found.value
+        if found.value > limit:
+            better = min(better, asked * 0.97)  # steps swallow small corrections
+        elif better <= asked * 1.01:
             break
-        missed = limit * (1 - slack) / found.value
-        asked = min(scale, asked * missed * (1 - 0.03 * run * (found.value > limit)))  # steps swallow small corrections
-        if asked == probes[-1].setting:
-            break
+        asked = better
     within = [probe for probe in probes if probe.measured <= limit]
     if not within:
         raise OverBudget(

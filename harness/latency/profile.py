@@ -32,15 +32,16 @@ class Effort:
     """How much is measured."""
 
     coarse: int  # widths of a class with many units
-    edges: int  # further widths, where the coarse grid does not explain itself
+    edges: int  # further widths, where the coarse grid does not explain itself; no new one after so many seconds
+    seconds: float
     rounds: int
     fitting: int  # whole shapes that the fit sees
     unseen: int  # whole shapes that judge it
 
 
 EFFORTS = {
-    "quick": Effort(coarse=8, edges=8, rounds=3, fitting=12, unseen=30),
-    "paper": Effort(coarse=64, edges=2000, rounds=5, fitting=40, unseen=60),
+    "quick": Effort(coarse=8, edges=400, seconds=20, rounds=3, fitting=12, unseen=30),
+    "paper": Effort(coarse=64, edges=4000, seconds=1800, rounds=5, fitting=40, unseen=60),
 }
 PLAN = TimingPlan(warmup=0, iterations=3, seconds=0.02)
 
@@ -177,7 +178,8 @@ class Profile:
         for name in self.classes:
             widths = [0, *self.widths(name)]
             gaps += [(name, low, high) for low, high in pairwise(widths)]
-        while gaps and left > 0:
+        until = time.monotonic() + self.effort.seconds
+        while gaps and left > 0 and time.monotonic() < until:
             gaps = sorted((gap for gap in gaps if self._hides(*gap)), key=self._weight, reverse=True)
             batch = gaps[: min(BETWEEN, left)]
             self._measure({(name, units) for name, low, high in batch for units in _inner(low, high, GOLDEN[:1])})

@@ -1,0 +1,181 @@
+"""A decoder as an ONNX graph of fixed shapes: one prompt (`prefill`) or one token at a context (`decode`).
+
+transformers' exporter traces and translates. Of onnxscript's optimiser only constant folding is run: its rewrite rules
+take longer than the whole rest of an export, and change nothing that ONNX Runtime does not do itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from harness.api import Workload
+from harness.errors import EnvironmentFault, Unsupported
+
+FILE = "model.onnx"
+OPSET = 20  # torch's own choice today, named so that a newer torch writes the same graph; runtimes of phones know it
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One graph on disk, its weights beside it in `model.onnx.data`."""
+
+    path: Path
+    workload: Workload
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
+    description: str
+
+
+def export(model: Any, workload: Workload, folder: Path) -> Exported:
+    """Write `model.onnx` into a folder; the model stays as it is, and its weights are streamed, not copied.
+
+    Graph of `prefill:BxS`: input_ids -> logits of the last position, keys and values.
+    Graph of `decode:BxC`: input_ids of one token, past keys and values of C -> logits, those of C + 1.
+    A layer without attention has neither.
+    """
+    require("onnx", "onnxscript")
+    if workload.kind not in ("prefill", "decode"):
+        raise Unsupported(f"there is no {workload.kind} workload of a decoder", "give prefill:BxS or decode:BxC")
+    with undisturbed():
+        return _write(model, workload, folder)
+
+
+def _write(model: Any, workload: Workload, folder: Path) -> Exported:
+    import onnx_ir
+
+    graph = _graph(model, _inputs(model, workload))
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx_ir.save(graph, folder / FILE, external_data=f"{FILE}.data")
+    inputs, outputs = _shapes(graph.graph.inputs), _shapes(graph.graph.outputs)
+    return Exported(folder / FILE, workload, inputs, outputs, _told(workload, inputs, outputs))
+
+
+def require(*packages: str) -> None:
+    """What `prune-harness[onnx]` brings must be there, and an exporter in transformers."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise EnvironmentFault(f"{', '.join(missing)} not installed", "pip install 'prune-harness[onnx]'")
+    if importlib.util.find_spec("transformers.exporters") is None:
+        raise Unsupported(f"transformers {version('transformers')} has no ONNX exporter", "pip install -U transformers")
+
+
+def _inputs(model: Any, workload: Workload) -> dict[str, Any]:
+    import torch
+
+    length = workload.size if workload.kind == "prefill" else 1
+    tokens = torch.ones(workload.batch, length, dtype=torch.long, device=model.device)
+    past = {"past_key_values": _past(model, workload)} if workload.kind == "decode" else {}
+    return {"input_ids": tokens, **past, "use_cache": True, "logits_to_keep": 1}
+
+
+def _past(model: Any, workload: Workload) -> Any:
+    """A cache of the workload's context. One real token shows which layers keep keys and values, and of what shape."""
+    import torch
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        token = torch.ones(workload.batch, 1, dtype=torch.long, device=model.device)
+        model(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    layers: list[Any] = cache.layers
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, DynamicLayer):
+            continue  # no attention
+        # a plain layer holds its keys and values and nothing else; a sliding one short of its window holds the same
+        layers[i] = DynamicLayer()
+        if layer.keys is None:
+            continue  # no layer at all has attention
+        window = getattr(layer, "sliding_window", None)
+        if window is not None and window <= workload.size:
+            raise Unsupported(
+                f"a cache that slides over {window} tokens does not hold a context of {workload.size}",
+                f"give decode:{workload.batch}xC with C below {window}, or prefill:BxS",
+            )
+        seen: list[Any] = [layer.keys, layer.values]
+        layers[i].update(*(t.new_zeros(*t.shape[:2], workload.size, t.shape[3]) for t in seen))
+    return cache
+
+
+def _graph(model: Any, inputs: dict[str, Any]) -> Any:
+    import onnx_ir.passes.common as passes
+    from onnxscript.optimizer import fold_constants_ir
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    try:
+        exporter = OnnxExporter()
+    except ImportError as error:
+        raise EnvironmentFault(str(error), "pip install -U 'prune-harness[onnx]'") from error
+    try:
+        made: Any = exporter.export(model, inputs, OnnxConfig(optimize=False, opset_version=OPSET))
+    finally:
+        vars(model).pop("forward", None)  # it puts the class's own one back on the model, which then holds itself
+    graph = made.program if hasattr(made, "program") else made.model  # an ONNXProgram in older versions
+    # the window of a sliding layer is no result
+    results = [value for value in graph.graph.outputs if not value.name.endswith("_sliding_window_tensor")]
+    graph.graph.outputs[:] = results
+    passes.InlinePass()(graph)
+    fold_constants_ir(graph)
+    for clean in (
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        clean(graph)
+    _straighten(graph.graph.initializers.values())
+    return graph
+
+
+def _straighten(weights: Any) -> None:
+    """Folded weights are transposed views, which numpy writes to files one number at a time: copy each on its way."""
+    import numpy
+    import onnx_ir
+
+    def straight(tensor: Any) -> Any:
+        return onnx_ir.LazyTensor(
+            lambda: onnx_ir.Tensor(numpy.ascontiguousarray(tensor.numpy())), dtype=tensor.dtype, shape=tensor.shape
+        )
+
+    for weight in weights:
+        if isinstance(weight.const_value, onnx_ir.Tensor) and not weight.const_value.numpy().flags.c_contiguous:
+            weight.const_value = straight(weight.const_value)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Silence, for standard output may be a record; and one collection in the end instead of hundreds on the way."""
+    quiet, collecting = logging.root.manager.disable, gc.isenabled()
+    logging.disable(logging.WARNING)
+    gc.disable()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(quiet)
+        if collecting:
+            gc.enable()
+        gc.collect()  # what was traced refers to itself, and would keep the weights
+
+
+def _shapes(values: Any) -> dict[str, tuple[int, ...]]:
+    return {value.name: tuple(int(size) for size in value.shape) for value in values}
+
+
+def _told(workload: Workload, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
+    past, present = (sum(name.endswith(".keys") for name in names) for names in (inputs, outputs))
+    cache = f"{past} layers in, of {present} out" if workload.kind == "decode" else f"{present} layers out"
+    return f"ONNX opset {OPSET}, {workload}: logits of the last position, keys and values of {cache}"
