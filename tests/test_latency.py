@@ -20,6 +20,7 @@ from harness.api import Workload
 from harness.builtin.null import CALL_NS, Null, Staircase
 from harness.errors import HarnessError, OverBudget, UsageError
 from harness.latency import match, predictor, shelf, smooth, validate
+from harness.latency.bench import Visits
 from harness.latency.pool import Pool
 from harness.latency.profile import Effort, Profile, Target, alone, copies, empty, grid
 from harness.latency.table import CostModel, CostTable, anatomy_mark, classes
@@ -73,9 +74,7 @@ def target(name="exact", anatomy=ANATOMY):
 
 
 def profiled(device, anatomy=ANATOMY, effort=THOROUGH, visits=None, save=lambda v: None):
-    return Profile(
-        target(anatomy=anatomy), device, {} if visits is None else visits, save, lambda *_: None, effort
-    ).run()
+    return Profile(target(anatomy=anatomy), device, visits or Visits(), save, lambda *_: None, effort).run()
 
 
 @pytest.fixture(scope="module", params=[Exact, Wide], ids=["steps of 64", "steps of 128"])
@@ -192,15 +191,14 @@ def test_a_killed_profile_goes_on_where_it_was():
     kept, calls = {}, []
 
     def save(visits):
-        kept.clear()
-        kept.update(json.loads(json.dumps(visits)))
-        calls.append(len(visits))
+        kept.update(json.loads(json.dumps(visits.words())))
+        calls.append(1)
         if len(calls) == 6:
             raise Killed
 
     with pytest.raises(Killed):
         profiled(Exact(), save=save)
-    assert kept
+    assert kept["shapes"]
 
     class Counting(Exact):
         measured = 0
@@ -209,7 +207,7 @@ def test_a_killed_profile_goes_on_where_it_was():
             Counting.measured += 1
             return super().measure(handle, plan)
 
-    resumed = profiled(Counting(), visits={n: [tuple(v) for v in rows] for n, rows in kept.items()})
+    resumed = profiled(Counting(), visits=Visits.read(kept))
     after = Counting.measured
     Counting.measured = 0
     whole = profiled(Counting())

@@ -1,7 +1,8 @@
 """Times many shapes of one model on one device, each against a reference that is visited again and again.
 
-A machine's speed drifts by more than shapes differ. Every visit is stored with the time of the reference around it, so
-that what is compared is their ratio. Visits are kept as they come: a killed profile goes on where it was.
+A machine's speed drifts by more than shapes differ. Every visit is stored with its place between visits of the
+reference, so that what is compared is its ratio to the reference around it: a running median, since one visit of the
+reference is as noisy as any other. Visits are kept as they come: a killed profile goes on where it was.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.api import Device, Shape, TimingPlan, Workload
@@ -18,7 +20,43 @@ BETWEEN = 4  # visits from one reference to the next
 OPEN = 80  # models held open at a time: views into one pool, but their compiled forms are not
 OPEN_PARAMS = 400_000_000  # the same, where each of them holds weights of its own
 
-Visit = tuple[float, float]  # nanoseconds of the shape, and of the reference around it
+AROUND = 2  # references on either side that a running median takes in
+
+
+@dataclass
+class Visits:
+    """All that was measured: the references in order; per shape its times, each with its place among them."""
+
+    references: list[float] = field(default_factory=list)
+    shapes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def words(self) -> dict[str, Any]:
+        return {"references": self.references, "shapes": self.shapes}
+
+    @staticmethod
+    def read(words: dict[str, Any] | None) -> Visits:
+        if not words:
+            return Visits()
+        return Visits(words["references"], {n: [(v[0], v[1]) for v in rows] for n, rows in words["shapes"].items()})
+
+    def count(self, name: str) -> int:
+        return len(self.shapes.get(name, []))
+
+    def ratios(self, name: str) -> list[float]:
+        """A shape's times over the reference's, as it ran around them."""
+        smooth = [
+            statistics.median(self.references[max(0, i - AROUND) : i + AROUND + 1]) for i in range(len(self.references))
+        ]
+        found = []
+        for ns, place in self.shapes[name]:
+            low = min(int(place), len(smooth) - 2)
+            found.append(ns / (smooth[low] + (place - low) * (smooth[low + 1] - smooth[low])))
+        return found
+
+    @property
+    def level(self) -> float:
+        """The reference's time, over the whole run."""
+        return statistics.median(self.references)
 
 
 class Bench:
@@ -30,7 +68,7 @@ class Bench:
         clock: str,
         plan: TimingPlan,
         reference: Shape,
-        visits: dict[str, list[Visit]],
+        visits: Visits,
         told: Callable[[], None] = lambda: None,
     ) -> None:
         self.device, self.pool, self.workload, self.clock, self.plan = device, pool, workload, clock, plan
@@ -53,7 +91,7 @@ class Bench:
     def run(self, shapes: Mapping[str, Shape], rounds: int) -> None:
         """Bring every shape to this many visits: all shapes once a round, in an order drawn anew."""
         batch: dict[str, Shape] = {}
-        for name in [name for name in shapes if len(self.visits.get(name, [])) < rounds]:
+        for name in [name for name in shapes if self.visits.count(name) < rounds]:
             if len(batch) == OPEN or (batch and self._params([*batch.values(), shapes[name]]) > OPEN_PARAMS):
                 self._rounds(batch, rounds)
                 batch = {}
@@ -69,7 +107,7 @@ class Bench:
         handles: dict[str, Any] = {}
         try:
             for at in range(rounds):
-                due = [name for name in shapes if len(self.visits.get(name, [])) <= at]
+                due = [name for name in shapes if self.visits.count(name) <= at]
                 random.Random(f"{at} {len(due)}").shuffle(due)
                 for name in due:
                     if name not in handles:
@@ -81,30 +119,25 @@ class Bench:
                 self.device.close(handle)
 
     def _between_references(self, names: list[str], handles: dict[str, Any]) -> None:
-        before = self.visit(self.handle)
+        references, start = self.visits.references, len(self.visits.references)
+        references.append(self.visit(self.handle))
         found = {name: self.visit(handles[name]) for name in names}
-        after = self.visit(self.handle)
+        references.append(self.visit(self.handle))
         for i, name in enumerate(names):
-            place = (i + 1) / (len(names) + 1)
-            self.visits.setdefault(name, []).append((found[name], before * (1 - place) + after * place))
+            self.visits.shapes.setdefault(name, []).append((found[name], start + (i + 1) / (len(names) + 1)))
         self.told()
 
     # --- what the visits say ---
 
-    @property
-    def level(self) -> float:
-        """The reference's time, over the whole run."""
-        return statistics.median(reference for visits in self.visits.values() for _, reference in visits)
-
     def time(self, name: str) -> float:
         """A shape's time at the reference's usual speed."""
-        return statistics.median(ns / reference for ns, reference in self.visits[name]) * self.level
+        return statistics.median(self.visits.ratios(name)) * self.visits.level
 
     def noise(self) -> float:
         """Relative spread of one visit around its shape's own middle, as a standard deviation."""
         around = []
-        for visits in self.visits.values():
-            ratios = [ns / reference for ns, reference in visits]
+        for name in self.visits.shapes:
+            ratios = self.visits.ratios(name)
             if len(ratios) > 1:
                 middle = statistics.fmean(ratios)
                 around += [(ratio / middle - 1) ** 2 * len(ratios) / (len(ratios) - 1) for ratio in ratios]

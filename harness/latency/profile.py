@@ -17,7 +17,7 @@ from harness.anatomy import Anatomy
 from harness.api import Device, Shape, TimingPlan, Workload
 from harness.errors import HarnessError
 from harness.latency import validate
-from harness.latency.bench import BETWEEN, Bench, Visit
+from harness.latency.bench import BETWEEN, Bench, Visits
 from harness.latency.pool import Pool
 from harness.latency.table import CostTable, Curve, anatomy_mark, classes
 
@@ -90,8 +90,8 @@ class Profile:
         self,
         target: Target,
         device: Device,
-        visits: dict[str, list[Visit]],
-        save: Callable[[dict[str, list[Visit]]], None],
+        visits: Visits,
+        save: Callable[[Visits], None],
         told: Callable[[str, int, int], None],
         effort: Effort | None = None,
     ) -> None:
@@ -113,7 +113,7 @@ class Profile:
 
     def _tell(self) -> None:
         self.save(self.bench.visits)
-        done = sum(len(visits) for name, visits in self.bench.visits.items() if name.startswith(self.stage))
+        done = sum(len(rows) for name, rows in self.bench.visits.shapes.items() if name.startswith(self.stage))
         self.told(self.stage, min(done, self.total), self.total)
 
     def _run(self, stage: str, shapes: dict[str, Shape], rounds: int) -> None:
@@ -137,7 +137,7 @@ class Profile:
         self._edges()
         table = self._table()
         validate.whole_models(table, self.anatomy, self.effort.fitting, self.effort.unseen, self.bench, self._run)
-        table.probes = len(self.bench.visits)
+        table.probes = len(self.bench.visits.shapes)
         table.seconds = round(time.process_time() - self.started, 1)
         return table
 
@@ -153,11 +153,11 @@ class Profile:
 
     def widths(self, name: str) -> list[int]:
         start = self._point(name, 0)[:-1]
-        return sorted(int(key[len(start) :]) for key in self.bench.visits if key.startswith(start))
+        return sorted(int(key[len(start) :]) for key in self.bench.visits.shapes if key.startswith(start))
 
     def _check_signal(self) -> None:
         """A device on which nothing is faster than everything has nothing to say."""
-        times = [self.bench.time(key) for key in self.bench.visits]
+        times = [self.bench.time(key) for key in self.bench.visits.shapes]
         gain, noise = 1 - min(times) / max(times), self.bench.noise()
         if gain < max(0.05, 3 * noise):
             raise HarnessError(

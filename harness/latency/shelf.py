@@ -61,6 +61,7 @@ class Shelf:
         again: bool = False,
     ) -> CostTable:
         """A table for a `profile.Target`, from the shelf or measured now; what was measured before a kill counts."""
+        from harness.latency.bench import Visits
         from harness.latency.profile import Profile
 
         where = (target.anatomy, target.device, target.runtime, target.dtype, target.workload)
@@ -70,9 +71,9 @@ class Shelf:
             if found is not None and not again and not (target.preset == "paper" and found.preset == "quick"):
                 return found
             notes = self.store.path("tables", f"{key}.{target.preset}.visits.json")
-            visits = {name: [tuple(v) for v in rows] for name, rows in (self.store.read(notes) or {}).items()}
-            table = Profile(target, device, visits, lambda now: self.store.write(notes, now), told).run()
-            table.samples = self.store.side_file(visits)
+            visits = Visits.read(self.store.read(notes))
+            table = Profile(target, device, visits, lambda now: self.store.write(notes, now.words()), told).run()
+            table.samples = self.store.side_file(visits.words())
             table.finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             self.put(table)
             notes.unlink(missing_ok=True)

@@ -77,8 +77,8 @@ def judged(model: CostModel, judges: dict[str, Shape], chosen: dict[str, Shape],
         within_5=sum(error <= 0.05 for error in errors) / len(errors),
         within_10=sum(error <= 0.10 for error in errors) / len(errors),
         spearman=stats.spearman(predicted, measured),
-        repeatability=repeatability([[ns for ns, _ in bench.visits[name]] for name in judges]),
-        repeatability_corrected=repeatability([[ns / r for ns, r in bench.visits[name]] for name in judges]),
+        repeatability=repeatability([[ns for ns, _ in bench.visits.shapes[name]] for name in judges]),
+        repeatability_corrected=repeatability([bench.visits.ratios(name) for name in judges]),
         bias={name.removeprefix("judge "): model.time(s) / bench.time(name) - 1 for name, s in chosen.items()},
     )
 
