@@ -58,7 +58,7 @@ class PrunerSpec(Spec):
     kinds: tuple[str, ...] = ("structured",)
     budgets: tuple[str, ...] = ("ratio",)
     families: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "gemma")
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # calibration, gradients, latency (fills ctx.latency), training (few runs per budget)
     updates_weights: bool = False
 
 
@@ -226,7 +226,11 @@ class Samples:
 
 @dataclass
 class Context:
-    """What a run lends to a pruner, an evaluator or a recovery."""
+    """What a run lends to a pruner, an evaluator or a recovery.
+
+    latency   for methods that need it: `time(shape)` in nanoseconds, exactly; `smooth({site: units})`, a torch scalar
+              with gradients; `dense`, `floor` and `share(shape)`. See `harness.latency.table.CostModel`.
+    """
 
     anatomy: Anatomy
     tokenizer: Any

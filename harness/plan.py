@@ -155,6 +155,8 @@ class Plan:
         total = 0.0
         for workload in self.workloads:
             total += 30 * accounting.flops(self.anatomy, {}, workload)
+        if self.spec.budget.kind == "latency":  # about four probes of three rounds
+            total += 4 * 36 * accounting.flops(self.anatomy, {}, self.workloads[0])
         for evaluation in self.evaluations:
             if (window := evaluation.parameters.get("window")) is not None:
                 once = accounting.flops(self.anatomy, {}, Workload("prefill", 1, window))

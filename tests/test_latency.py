@@ -380,6 +380,23 @@ def test_out_of_a_methods_reach_is_said(staircase):
         match.Matcher(ANATOMY, match.Method(timid, timid), model.share, bed(device).measure, 0.5).run()
 
 
+def test_a_method_of_few_steps_is_not_measured_twice_at_one(staircase):
+    """Whole layers go: three shapes for a thousand settings, under noise."""
+    device, _, model = staircase
+    draw, dense = random.Random(0), true_time(device, {})
+
+    def layers(ratio):
+        gone = min(2, int(ratio * 3 + 0.999))
+        return {site.name: 0 for site in ANATOMY.blocks() if site.layer < gone}
+
+    def measure(shape):
+        return match.Measured(true_time(device, shape) / dense * draw.gauss(1, 0.005), 0.02)
+
+    found = match.Matcher(ANATOMY, match.Method(layers, layers), model.share, measure, 0.9).run()
+    assert len(found.probes) <= 3
+    assert layers(found.setting) == layers(0.1)
+
+
 def test_a_method_that_trains_is_run_twice_at_most(staircase):
     device, _, model = staircase
     ran = []

@@ -50,7 +50,7 @@ def devices(names: list[str] | None = None) -> list[dict[str, Any]]:
             detail = (
                 ", ".join(f"{k} {v}" for k, v in info.fingerprint.items() if v != "") if info.usable else info.reason
             )
-            found.append(row("device", name, info.usable, detail))
+            found.append(row("device", name, info.usable, "; ".join([detail, *info.notes])))
         except HarnessError as error:
             if names:
                 raise

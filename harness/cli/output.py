@@ -152,6 +152,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
         ("device", f"{spec.device}, {spec.runtime}, {', '.join(spec.workloads)}"),
         ("evaluate", ", ".join(spec.evaluators) + (f", limit {spec.limit}" if spec.limit else ", all documents")),
     ]
+    rows += [("note", note) for note in plan.info.notes]
     if words is not None:
         minutes = max(1, round(words["estimate_cpu_s"] / 60))
         rows.append(("estimate", f"about {minutes} CPU-minute{'s' * (minutes > 1)}, less what is already known"))

@@ -7,7 +7,7 @@ that only its shape decides.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.anatomy import Anatomy
@@ -121,6 +121,7 @@ class Matcher:
         self.probes: list[Probe] = []
         self.bias = 1.0  # measured over estimated, as far as is known
         self.known: dict[float, float] = {}
+        self.seen: dict[frozenset[tuple[str, int]], Probe] = {}
         self.over, self.under = -1.0, 2.0  # settings measured too slow, and fast enough
         self.settings = self._settings()
         if not self.settings:
@@ -161,17 +162,18 @@ class Matcher:
         if not self.method.promises and self.method.runs < PROBES:
             self._calibrate()
         best: Probe | None = None
-        aim, most, spent = self.limit, self.method.runs, 0
-        while spent < most:
+        aim, left = self.limit, self.method.runs
+        for _ in range(10 * EXACT_PROBES):
             setting = self.pick(aim)
-            if best is not None and (abs(setting - best.setting) < FINEST or self.under - self.over < FINEST):
+            settled = best is not None and abs(setting - best.setting) < FINEST
+            if left <= 0 or settled or self.under - self.over < FINEST:
                 break
-            probe = self._probe(setting, self.method.real(setting), ran=not self.method.promises)
-            spent += 1
+            probe, new = self._probe(setting)
             noise = margin(probe.noise)
             aim = self.limit * (1 - noise)
-            if not noise and self.method.promises:
-                most = EXACT_PROBES
+            left -= new or not self.method.promises
+            if new and not noise and self.method.promises and len(self.probes) == 1:
+                left = EXACT_PROBES
             if probe.measured <= self.limit and (best is None or setting < best.setting or noise):
                 best = probe
             if probe.measured <= self.limit * (1 - 0.6 * noise):
@@ -190,9 +192,17 @@ class Matcher:
         """A method that trains is not run to learn about the device: an even shape stands in."""
         for _ in range(2):
             setting = self.pick(self.limit * (1 - MARGIN[1]))
-            self._probe(setting, self.method.guess(setting), ran=False)
+            self._measured(setting, self.method.guess(setting), ran=False)
 
-    def _probe(self, setting: float, shape: Shape, ran: bool) -> Probe:
+    def _probe(self, setting: float) -> tuple[Probe, bool]:
+        """What the method leaves at a setting, and whether it was measured for it: coarse methods repeat themselves."""
+        shape = self.method.real(setting)
+        key = frozenset(self.anatomy.complete(shape).items())
+        if new := key not in self.seen:
+            self.seen[key] = self._measured(setting, shape, ran=not self.method.promises)
+        return replace(self.seen[key], setting=setting), new
+
+    def _measured(self, setting: float, shape: Shape, ran: bool) -> Probe:
         found = self.measure(shape)
         estimated = self.guess(setting) * self.bias
         probe = Probe(setting, estimated, found.value, found.noise, self.anatomy.params(shape), ran)

@@ -28,7 +28,8 @@ def tables(records: Sequence[Record]) -> str:
             outside.append(f"{who}: {', '.join(kinds)}, not measured on a device")
         for workload in measured:
             machine = canonical(record.environment.device)
-            key = (spec.model, spec.revision, spec.dtype, spec.device, machine, workload)
+            clock = record.latency[workload].clock
+            key = (spec.model, spec.revision, spec.dtype, spec.device, spec.runtime, machine, clock, workload)
             groups.setdefault(key, []).append(record)
     parts = [_group(workload, found) for (*_, workload), found in sorted(groups.items())]
     if outside:
@@ -49,6 +50,7 @@ def _group(workload: str, records: list[Record]) -> str:
             "pruner": spec.pruner,
             "settings": " ".join(f"{k}={v}" for k, v in settings.items()),
             "preset": spec.preset,
+            "budget": f"{spec.budget.kind} {spec.budget.value:g}{spec.budget.unit}",
             "removed": f"{artefact.ratio_blocks:.2%}",
             "params": f"{artefact.params_nonzero:,}",
             "speed-up [95 %]": _speedup(record.latency[workload]),
@@ -59,7 +61,7 @@ def _group(workload: str, records: list[Record]) -> str:
     spec, machine = records[0].spec, records[0].environment.device
     clocks = " and ".join(sorted({t.clock for t in timings}))
     floor = f"; noise floor {max(floors):.1%}" if floors else ""
-    where = f"{spec.device} ({machine.get('model', '')}, {machine.get('threads', '?')} threads)"
+    where = f"{spec.device} {spec.runtime} ({machine.get('model', '')}, {machine.get('threads', '?')} threads)"
     title = f"### {spec.model}, {spec.dtype}, on {where}, {workload}, by {clocks} time{floor}"
     return f"{title}\n\n{tabulate(rows, headers='keys', tablefmt='github', disable_numparse=True)}"
 
