@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from harness.anatomy import Anatomy
 
 API_VERSION = 1
+"""Raised when a name or an argument that plug-ins use goes away or changes its meaning; never for what is added.
+
+A plug-in's module may say what it was written for, `HARNESS_API = 1`; one of another version is a line with its reason.
+"""
 hookimpl = pluggy.HookimplMarker("harness")
 
 Shape = Mapping[str, int]
@@ -50,6 +54,10 @@ class Spec:
     summary: str
     version: str = "1"
     parameters: Mapping[str, Param] = field(default_factory=dict)
+    check_with: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # settings for the conformance kit, where defaults are slow
+    exceptions: Mapping[str, str] = field(default_factory=dict)  # checks of the kit that it fails, and why; strict
 
 
 @dataclass(frozen=True, kw_only=True)

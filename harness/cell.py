@@ -16,6 +16,7 @@ from harness import accounting, keys, planning, records, seeds, stats
 from harness.api import Context, Score
 from harness.artefacts import Artefacts
 from harness.checkpoints import folder_sha256
+from harness.conformance import kit
 from harness.environment import environment
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError
 from harness.events import Event
@@ -48,6 +49,7 @@ class Cell:
         self.cached = False
         self._told = 0
         self.id = ""
+        self.conformance: records.Conformance | None = None
         self.beat: Callable[[str], None] = lambda _: None  # until the cell is known and leased
         self.made = Artefacts(plan, store, self.stage, self.context, self.cost)
 
@@ -119,6 +121,7 @@ class Cell:
 
     def _measured(self) -> Record:
         made = self.made
+        self.conformance = kit.score(self.plan.spec.pruner, self.stage)
         artefact, budget, timings = self._within_budget()
         parts: dict[str, Any] = {"artefact": artefact, "budget": budget, "gates": []}
         if budget.unused < -1e-9:
@@ -258,6 +261,7 @@ class Cell:
             ),
             spec=self.plan.spec,
             cost=self.cost,
+            conformance=self.conformance,
             environment=environment(self.plan.device.name, dict(self.plan.info.fingerprint)),
             history=[records.Change(when=now(), what="created", command=self.command)],
             **parts,

@@ -30,7 +30,7 @@ hookspec = pluggy.HookspecMarker("harness")
 
 @hookspec
 def harness_register_pruners() -> Iterable[PrunerSpec]:  # type: ignore[empty-body]
-    """Methods that decide what to cut.
+    """Methods that decide what to cut. Returns a `PrunerSpec` for each; see docs/write-a-pruner.md.
 
     @hookimpl
     def harness_register_pruners():
@@ -40,7 +40,7 @@ def harness_register_pruners() -> Iterable[PrunerSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def harness_register_devices() -> Iterable[DeviceSpec]:  # type: ignore[empty-body]
-    """Places where a model is timed.
+    """Places where a model is timed. Returns a `DeviceSpec` for each; see docs/write-a-device.md.
 
     @hookimpl
     def harness_register_devices():
@@ -50,7 +50,7 @@ def harness_register_devices() -> Iterable[DeviceSpec]:  # type: ignore[empty-bo
 
 @hookspec
 def harness_register_evaluators() -> Iterable[EvaluatorSpec]:  # type: ignore[empty-body]
-    """Figures of quality, one score per document.
+    """Figures of quality, one score per document. Returns an `EvaluatorSpec` for each; see docs/write-an-evaluator.md.
 
     @hookimpl
     def harness_register_evaluators():
@@ -60,7 +60,7 @@ def harness_register_evaluators() -> Iterable[EvaluatorSpec]:  # type: ignore[em
 
 @hookspec
 def harness_register_recoveries() -> Iterable[RecoverySpec]:  # type: ignore[empty-body]
-    """What may follow a cut, the same for every method.
+    """What may follow a cut, the same for every method. Returns a `RecoverySpec` for each.
 
     @hookimpl
     def harness_register_recoveries():
@@ -70,7 +70,9 @@ def harness_register_recoveries() -> Iterable[RecoverySpec]:  # type: ignore[emp
 
 @hookspec
 def harness_register_models() -> Iterable[ModelCard]:  # type: ignore[empty-body]
-    """Aliases for models, with their shapes, so that planning needs no download.
+    """Aliases for models, with their shapes, so that planning needs no download. Returns a `ModelCard` for each.
+
+    `config` is the model's config.json as a dict; `source` is a hub id.
 
     @hookimpl
     def harness_register_models():
@@ -80,7 +82,7 @@ def harness_register_models() -> Iterable[ModelCard]:  # type: ignore[empty-body
 
 @hookspec
 def harness_register_commands(cli: click.Group) -> None:
-    """Add commands to `harness`.
+    """Add commands to `harness`. `cli` is a click group; a name that harness has itself stays harness's.
 
     @hookimpl
     def harness_register_commands(cli):
@@ -90,7 +92,10 @@ def harness_register_commands(cli: click.Group) -> None:
 
 @hookspec
 def harness_event(event: Event) -> None:
-    """Hear what a run does: a frozen object per event, whose fields may grow.
+    """Hear what a run does. A listener that raises is noted and does not stop the run.
+
+    `event` is a frozen `harness.events.Event`, whose fields may grow: `name` (cell-started, stage-started,
+    stage-finished, cell-finished), `cell`, `stage`, `seconds`, `status`.
 
     @hookimpl
     def harness_event(event):
@@ -101,6 +106,8 @@ def harness_event(event: Event) -> None:
 @hookspec
 def harness_environment(device: str) -> dict[str, Any]:  # type: ignore[empty-body]
     """Facts to write into a record's environment, under the plug-in's name.
+
+    `device` is the name of the device that is timed. Returns a dict of plain JSON values.
 
     @hookimpl
     def harness_environment(device):

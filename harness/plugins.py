@@ -19,7 +19,7 @@ from typing import Any
 import pluggy
 
 from harness import hookspecs
-from harness.api import DeviceSpec, EvaluatorSpec, ModelCard, PrunerSpec, RecoverySpec
+from harness.api import API_VERSION, DeviceSpec, EvaluatorSpec, ModelCard, PrunerSpec, RecoverySpec
 from harness.errors import HarnessError, UsageError
 
 KINDS = {
@@ -164,6 +164,8 @@ def registry() -> Registry:
         plugin = None
         try:
             plugin = point.load()
+            if (written_for := getattr(plugin, "HARNESS_API", API_VERSION)) != API_VERSION:
+                raise HarnessError(f"it is written for plug-in API {written_for}, this harness has {API_VERSION}")
             manager.register(plugin, name=point.name)
             manager.check_pending()
             _read(result, plugin, origin)

@@ -193,7 +193,9 @@ class Record(Part):
     scores: dict[str, ScoreRecord] = {}
     cost: Cost = Cost()
     environment: Environment
-    conformance: Conformance | None = Field(None, description="null until the pruner was checked by the kit")
+    conformance: Conformance | None = Field(
+        None, description="of the pruner in the conformance kit; null where HARNESS_CHECK=0 skipped it"
+    )
     gates: list[Gate] = []
     trust: str = "self-reported"
     history: list[Change] = []

@@ -38,7 +38,7 @@ RANKS = [
     ),
     ("anatomy", "allocate", "accounting", "scores", "store", "checkpoints", "data", "options"),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
-    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "cell"),
+    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "conformance", "cell"),
     ("verbs", "leaderboard"),
     ("cli",),
 ]

@@ -43,13 +43,6 @@ def install(site, name: str, source: str):
     (info / "entry_points.txt").write_text(f"[harness]\n{name} = harness_{name}\n")
 
 
-@pytest.fixture
-def site(tmp_path):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    return folder
-
-
 def harness(*words, site=None, **env):
     path = os.pathsep.join(filter(None, [str(site) if site else "", os.environ.get("PYTHONPATH", "")]))
     return subprocess.run(

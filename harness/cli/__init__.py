@@ -17,6 +17,8 @@ COMMANDS = {
     "list": ("list", "what is installed: pruners, devices, evaluators, models, recoveries"),
     "info": ("info", "all about one name: paper, parameters, shapes"),
     "profile": ("profile", "what each width costs on a device: the table behind latency budgets"),
+    "new": ("new", "the folder of a pruner, device or evaluator that works at once"),
+    "check": ("check", "a plug-in of yours against the conformance kit"),
     "doctor": ("doctor", "what this machine can do, and what is missing"),
     "status": ("status", "the cells of this folder; --why says what differs"),
     "leaderboard": ("leaderboard", "the records of this folder as a table"),

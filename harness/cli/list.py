@@ -15,12 +15,18 @@ SINGULAR = {"recoveries": "recovery"}
 @click.command("list")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @click.option("--json", "as_json", is_flag=True, help="An array of name, kind, ok, version, origin, summary, reason.")
-def command(kind: str | None, as_json: bool) -> None:
+@click.option("--markdown", is_flag=True, help="The table that the README shows.")
+def command(kind: str | None, as_json: bool, markdown: bool) -> None:
     """What is installed. A plug-in that cannot be read is a line with its reason.
 
     \b
     harness list pruners
     """
+    if markdown:
+        from harness.leaderboard.readme import listed
+
+        click.echo(listed())
+        return
     wanted = SINGULAR.get(kind, kind[:-1]) if kind else None
     rows = plugins.rows(wanted)
     if as_json:

@@ -45,7 +45,7 @@ def command(
     from harness import planning
     from harness.cli import output
 
-    asked["settings"] = dict(_pair(text) for text in settings)
+    asked["settings"] = dict(pair(text) for text in settings)
     asked["evaluators"] = [name.strip() for name in evaluators.split(",") if name.strip()]
     made = planning.make(planning.Request(**asked), fetch=not dry_run)
     if dry_run:
@@ -74,7 +74,7 @@ def command(
         click.get_current_context().exit(1)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise UsageError(f"--set {text} is not a setting", "give --set name=value")

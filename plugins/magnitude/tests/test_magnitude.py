@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from harness_magnitude import n_of_m, shares, smallest
 
 from harness import Unsupported
+from harness.conformance import Conformance
 
 
 def weights():
@@ -53,3 +56,22 @@ def test_n_of_m_zeroes_the_smallest_of_each_block_and_tops_up():
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(Unsupported, match="multiple of 4"):
         n_of_m({"a": torch.ones(2, 6)}, 2, 4, goal=6)
+
+
+class TestStructured(Conformance):
+    name = "magnitude"
+
+
+class TestGlobal(Conformance):
+    name = "magnitude"
+    settings: ClassVar = {"allocation": "global", "score": "output"}
+
+
+class TestUnstructured(Conformance):
+    name = "magnitude"
+    settings: ClassVar = {"granularity": "unstructured"}
+
+
+class TestPattern(Conformance):
+    name = "magnitude"
+    settings: ClassVar = {"granularity": "2:4"}

@@ -1,0 +1,147 @@
+"""`harness new`: the folder of a plug-in that works at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from harness.errors import EnvironmentFault, UsageError
+
+PROJECT = """\
+[project]
+name = "prune-harness-{name}"
+version = "0.1.0"
+dependencies = ["prune-harness"]
+
+[project.entry-points.harness]
+{module} = "harness_{module}"
+
+[tool.setuptools]
+py-modules = ["harness_{module}"]
+"""
+README = """\
+# {name}
+
+What it does, which paper it is from, what differs from the paper, and what it needs.
+"""
+TEST = """\
+from harness.conformance import Conformance
+
+
+class Test{title}(Conformance):
+    name = "{name}"
+"""
+PRUNER = """\
+from harness import Cut, PrunerSpec, hookimpl, uniform
+
+
+class {title}:
+    def shape(self, anatomy, ratio):
+        return uniform(anatomy, ratio)
+
+    def prune(self, model, budget, ctx, state):
+        shape = self.shape(ctx.anatomy, budget.value)
+        return Cut(keep={{site: range(units) for site, units in shape.items()}})
+
+
+@hookimpl
+def harness_register_pruners():
+    return [PrunerSpec(name="{name}", target="harness_{module}:{title}", summary="keeps the first units of every site")]
+"""
+DEVICE = """\
+from harness import DeviceInfo, DeviceSpec, Samples, hookimpl
+
+
+class {title}:
+    def probe(self):
+        return DeviceInfo(usable=True, fingerprint={{"kind": "{name}"}})
+
+    def prepare(self, model, workload):
+        return model.num_parameters() * workload.batch * workload.size
+
+    def measure(self, handle, plan):
+        return Samples(wall_ns=[handle] * plan.iterations)
+
+    def close(self, handle):
+        pass
+
+
+@hookimpl
+def harness_register_devices():
+    summary, target = "one nanosecond per parameter and token", "harness_{module}:{title}"
+    return [DeviceSpec(name="{name}", target=target, summary=summary, provenance="simulated")]
+"""
+EVALUATOR = """\
+from harness import EvaluatorSpec, Score, hookimpl
+
+TEXTS = ["the first text", "a second one", "and a third"]
+
+
+class {title}:
+    def evaluate(self, model, ctx):
+        found = {{}}
+        for text in TEXTS[: ctx.limit]:
+            ids = ctx.tokenizer(text, return_tensors="pt").input_ids
+            guesses = model(ids).logits[0, :-1].argmax(-1)
+            found[text] = float((guesses == ids[0, 1:]).float().mean())
+        return {{"": Score(found, higher_is_better=True)}}
+
+
+@hookimpl
+def harness_register_evaluators():
+    return [EvaluatorSpec(name="{name}", target="harness_{module}:{title}", summary="share of next tokens guessed")]
+"""
+SOURCES = {"pruner": PRUNER, "device": DEVICE, "evaluator": EVALUATOR}
+TRY = {
+    "pruner": "--pruner {name}",
+    "device": "--pruner random --device {name}",
+    "evaluator": "--pruner random --eval {name}",
+}
+
+
+@click.command("new")
+@click.argument("kind", type=click.Choice(list(SOURCES)))
+@click.argument("name")
+@click.option(
+    "--into", type=click.Path(path_type=Path), default=Path(), help="The folder it is made in.  [default: here]"
+)
+def command(kind: str, name: str, into: Path) -> None:
+    """Make a folder with a plug-in that installs, runs and passes the conformance kit; then make it yours.
+
+    \b
+    harness new pruner foo
+    pip install -e foo && harness check foo && harness run --pruner foo --model tiny
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise UsageError(f"{name!r} is not a name", "give lower case letters, digits and hyphens: my-pruner")
+    from harness.plugins import registry
+
+    if name in registry().specs[kind]:
+        raise UsageError(f"there is a {kind} {name!r} already", f"harness info {name}")
+    module = name.replace("-", "_")
+    words = {"name": name, "module": module, "title": "".join(part.title() for part in name.split("-"))}
+    folder = into / module
+    files = {"pyproject.toml": PROJECT, f"harness_{module}.py": SOURCES[kind], "README.md": README}
+    files[f"tests/test_{module}.py"] = TEST
+    try:
+        folder.mkdir(parents=True)
+        for path, text in files.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_text(text.format(**words), encoding="utf-8")
+    except FileExistsError:
+        raise UsageError(f"{folder} is there already", "give another name, or --into another folder") from None
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write {folder}: {error.strerror}", "give --into a folder that can be written"
+        ) from None
+    for path in files:
+        click.echo(f"made {folder / path}")
+    click.echo("now:")
+    for line in (
+        f"pip install -e {folder}",
+        f"harness check {name}",
+        f"harness run {TRY[kind].format(**words)} --model tiny",
+    ):
+        click.echo(f"  {line}")

@@ -1,0 +1,139 @@
+"""What an evaluator must hold."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness import data, seeds
+from harness.api import Context, EvaluatorSpec, Score, Workload
+from harness.conformance import models
+from harness.conformance.guard import Seen, watched
+from harness.conformance.kit import Fault, NotApplicable
+from harness.conformance.specs import check_spec, heavy
+from harness.options import settings as resolve
+from harness.plugins import registry
+
+LIMIT = 3
+SCALES = ("mean", "exp-mean")
+
+
+class EvaluatorBench:
+    def __init__(self, name: str, given: Mapping[str, Any], work: Path) -> None:
+        self.name, self.work = name, work
+        self.spec: EvaluatorSpec = registry().get("evaluator", name)
+        self.parameters = resolve(f"evaluator {name}", self.spec.parameters, "quick", {**self.spec.check_with, **given})
+        self.seen: list[Seen] = []
+
+    def close(self) -> None:
+        return None
+
+    def evaluate(self, model: str, limit: int = LIMIT) -> dict[str, Score]:
+        from harness.models.loading import byte_tokenizer
+
+        for source in self.spec.reads:
+            if data.local(source) is None:
+                raise NotApplicable(f"the text {source} is not on this machine")
+        made, anatomy = models.tiny(model)
+        before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+        context = Context(
+            anatomy=anatomy,
+            tokenizer=byte_tokenizer(),
+            work_dir=self.work / "work",
+            seed=lambda *axis: seeds.seed(0, *axis),
+            calibration=None,
+            workloads=[Workload("prefill", 1, 16)],
+            limit=limit,
+        )
+        evaluator = registry().load("evaluator", self.name)(**self.parameters)
+        with watched(self.work) as seen:
+            found = evaluator.evaluate(made, context)
+        self.seen.append(seen)
+        if changed := [name for name, tensor in made.state_dict().items() if not tensor.equal(before[name])]:
+            raise Fault(f"it changed {changed[0]} of the model it was to judge")
+        if not isinstance(found, dict) or not all(isinstance(score, Score) for score in found.values()):
+            raise Fault("it must return a dict of Score by name")
+        return found
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        return self.evaluate(models.PLAIN)
+
+    # --- the checks, in the order they are told ---
+
+    def check_light(self) -> None:
+        """Registering imports nothing heavy."""
+        heavy("evaluator", self.name)
+
+    def check_spec(self) -> None:
+        """The spec is complete, and names the text it reads."""
+        check_spec(self.spec, registry().load("evaluator", self.name))
+        if unknown := [source for source in self.spec.reads if source not in data.SOURCES]:
+            raise Fault(f"it reads {unknown[0]!r}, which is no text source; known: {', '.join(data.SOURCES)}")
+
+    def check_documents(self) -> None:
+        """Every score has a figure per document, so that methods can be compared pair by pair."""
+        if not self.scores:
+            raise Fault("it returned no score")
+        for name, score in self.scores.items():
+            if not score.documents:
+                raise Fault(f"score {name or 'main'!r} has no documents")
+            for key, value in score.documents.items():
+                if not isinstance(key, str) or not isinstance(value, int | float) or not math.isfinite(value):
+                    raise Fault(f"document {key!r} of {name or 'main'!r} scores {value!r}: give a finite number")
+
+    def check_mean(self) -> None:
+        """The value follows from the documents."""
+        for name, score in self.scores.items():
+            if score.scale not in SCALES:
+                raise Fault(f"score {name or 'main'!r} is on scale {score.scale!r}; known: {', '.join(SCALES)}")
+            mean = statistics.fmean(score.documents.values())
+            if score.scale == "exp-mean" and mean > 700:
+                raise Fault(f"the exponential of {name or 'main'!r} is no number")
+
+    def check_same_documents(self) -> None:
+        """Two models are asked the same documents in the same order."""
+        other = self.evaluate("llama, one KV head per head, tied")
+        if list(other) != list(self.scores):
+            raise Fault("another model gets other scores")
+        for name, score in self.scores.items():
+            if list(other[name].documents) != list(score.documents):
+                raise Fault(f"another model gets other documents, or in another order, for {name or 'main'!r}")
+
+    def check_deterministic(self) -> None:
+        """The same model scores the same again."""
+        again = self.evaluate(models.PLAIN)
+        for name, score in self.scores.items():
+            if dict(again[name].documents) != dict(score.documents):
+                raise Fault(f"a second run scores {name or 'main'!r} differently: draw from ctx.seed(...)")
+
+    def check_limit(self) -> None:
+        """`ctx.limit` is the most documents it looks at, and the first of them stay the same."""
+        fewer = self.evaluate(models.PLAIN, limit=1)
+        for name, score in self.scores.items():
+            if len(score.documents) > LIMIT:
+                raise Fault(f"{LIMIT} documents were asked for, {name or 'main'!r} has {len(score.documents)}")
+            if list(fewer[name].documents) != list(score.documents)[: len(fewer[name].documents)]:
+                raise Fault(f"with a smaller limit {name or 'main'!r} takes other documents")
+
+    def check_quiet(self) -> None:
+        """It prints nothing: stdout is the record's."""
+        assert self.scores
+        if printed := next((seen.printed for seen in self.seen if seen.printed), ""):
+            raise Fault(f"it printed to stdout: {printed.strip().splitlines()[0][:80]!r}; use ctx.progress")
+
+    def check_tidy(self) -> None:
+        """It writes nowhere but into ctx.work_dir."""
+        assert self.scores
+        if wrote := next((seen.wrote for seen in self.seen if seen.wrote), []):
+            raise Fault(f"it wrote to {wrote[0].replace(str(self.work / 'home'), '~')}, outside ctx.work_dir")
+
+    def check_offline(self) -> None:
+        """It connects to nothing when its text is on this machine."""
+        assert self.scores
+        if to := next((seen.connected for seen in self.seen if seen.connected), []):
+            raise Fault(f"it connected to {to[0]}")

@@ -1,0 +1,67 @@
+"""Tiny random models of every family, from configs: no download, milliseconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.anatomy import Anatomy, anatomy_of
+from harness.anatomy.llama import FAMILIES
+
+BASE = {
+    "vocab_size": 258,
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+# Attention with one key head per query head and tied embeddings; grouped attention with biases; the other families.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama, one KV head per head, tied": {"model_type": "llama", "num_key_value_heads": 8, "tie_word_embeddings": True},
+    "llama, grouped": {"model_type": "llama"},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "gemma": {"model_type": "gemma", "head_dim": 16, "num_key_value_heads": 2, "hidden_act": "gelu_pytorch_tanh"},
+}
+PLAIN = "llama, grouped"
+
+
+def family(name: str) -> str:
+    return str(MODELS[name]["model_type"])
+
+
+def of(families: tuple[str, ...]) -> list[str]:
+    """The tiny models of these families."""
+    return [name for name in MODELS if family(name) in families]
+
+
+def tiny(name: str, dtype: str = "fp32") -> tuple[Any, Anatomy]:
+    """A model whose weights are large enough that no unit is without effect."""
+    import torch
+
+    from harness.checkpoints import modeling
+    from harness.checkpoints.folders import TORCH_DTYPES
+
+    words = {**BASE, **MODELS[name]}
+    _, model_class = modeling.classes(FAMILIES[family(name)].name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = model_class(modeling.config(words)).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.to(TORCH_DTYPES[dtype]), anatomy_of(modeling.words_of(model))
+
+
+def tokens(count: int, length: int, seed: int = 0) -> Any:
+    """Token ids for calibration where no text is at hand."""
+    import torch
+
+    made = torch.Generator().manual_seed(seed)
+    return torch.randint(2, BASE["vocab_size"], (count, length), generator=made)

@@ -1,0 +1,415 @@
+"""Everything in the tree passes the kit, and the kit catches what it is there to catch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import harness
+from harness import plugins
+from harness.allocate import uniform
+from harness.api import Cut, DeviceSpec, EvaluatorSpec, Param, PrunerSpec, Samples, Score
+from harness.builtin.null import Null
+from harness.conformance import Conformance, kit
+from harness.conformance.kit import bench_of, checks, judged
+from harness.errors import UsageError
+
+from .test_plugins import harness as command
+from .test_plugins import install
+
+# --- the tree ---
+
+
+class TestRandom(Conformance):
+    name = "random"
+
+
+class TestDense(Conformance):
+    name = "dense"
+
+
+class TestCpu(Conformance):
+    name = "cpu"
+
+
+class TestNull(Conformance):
+    name = "null"
+
+
+class TestStaircase(Conformance):
+    name = "staircase"
+
+
+class TestPassages(Conformance):
+    name = "passages"
+
+
+class TestFootprint(Conformance):
+    name = "footprint"
+
+
+def test_every_plugin_of_the_tree_is_checked():
+    """Those above, and in each plug-in's own tests."""
+    here = Path(__file__).read_text()
+    for kind in kit.KINDS:
+        for name, spec in plugins.registry().specs[kind].items():
+            if kind == "evaluator" and name in ("wikitext2", "c4"):
+                continue  # the class of passages, on texts that need not be here
+            origin = plugins.registry().origins[kind, name]
+            texts = [here] if origin.plugin == "builtin" else [p.read_text() for p in kit_tests(spec)]
+            assert any(f'name = "{name}"' in text for text in texts), f"{kind} {name} is not checked"
+
+
+def kit_tests(spec):
+    root = Path(__file__).parent.parent
+    module = spec.target.partition(":")[0].partition(".")[0]
+    return [p for p in root.glob("*/*/tests/*.py") if list(p.parent.parent.glob(f"{module}*"))]
+
+
+# --- ten broken pruners ---
+
+
+class Good:
+    def shape(self, anatomy, ratio):
+        return uniform(anatomy, ratio)
+
+    def prune(self, model, budget, ctx, state):
+        return Cut(keep={site: range(units) for site, units in self.shape(ctx.anatomy, budget.value).items()})
+
+
+class Mutates(Good):
+    def prune(self, model, budget, ctx, state):
+        model.get_parameter("model.layers.0.mlp.down_proj.weight").data.mul_(2)
+        return super().prune(model, budget, ctx, state)
+
+
+class Miscounts(Good):
+    """Promises one thing and leaves another."""
+
+    def prune(self, model, budget, ctx, state):
+        cut = super().prune(model, budget, ctx, state)
+        if budget.value:
+            cut.keep["layers.0.mlp"] = list(cut.keep["layers.0.mlp"])[:-1]
+        return cut
+
+
+class Ignores(Good):
+    def prune(self, model, budget, ctx, state):
+        return Cut(keep={"layers.0.mlp": range(39)})
+
+
+class Chance:
+    def prune(self, model, budget, ctx, state):
+        shape = uniform(ctx.anatomy, budget.value)
+        units = ctx.anatomy.sites
+        return Cut(keep={s: np.random.choice(units[s].units, n, replace=False).tolist() for s, n in shape.items()})
+
+
+class Masks:
+    def prune(self, model, budget, ctx, state):
+        import torch
+
+        name = "model.layers.0.mlp.down_proj.weight"
+        return Cut(masks={name: torch.zeros(ctx.anatomy.tensors[name], dtype=torch.bool)})
+
+
+class Prints(Good):
+    def prune(self, model, budget, ctx, state):
+        print("pruning layer 0 ...")
+        return super().prune(model, budget, ctx, state)
+
+
+class WritesHome(Good):
+    def prune(self, model, budget, ctx, state):
+        (Path.home() / "importance.txt").write_text("0.5")
+        return super().prune(model, budget, ctx, state)
+
+
+class OutOfRange(Good):
+    def prune(self, model, budget, ctx, state):
+        cut = super().prune(model, budget, ctx, state)
+        cut.keep["layers.0.mlp"] = [*range(5), 4096]
+        return cut
+
+
+class AnotherModel:
+    def prune(self, model, budget, ctx, state):
+        return Cut(keep={f"layers.{layer}.mlp": range(10) for layer in range(32)})
+
+
+class Sneaky(Good):
+    """Reads calibration text that its spec does not mention."""
+
+    def prune(self, model, budget, ctx, state):
+        ctx.calibration(2, 8)
+        return super().prune(model, budget, ctx, state)
+
+
+class Connects(Good):
+    def prune(self, model, budget, ctx, state):
+        import socket
+
+        with socket.socket() as made:
+            made.settimeout(0.05)
+            made.connect_ex(("127.0.0.1", 9))
+        return super().prune(model, budget, ctx, state)
+
+
+class Shrinking(Good):
+    """Takes less the more it is asked for."""
+
+    def shape(self, anatomy, ratio):
+        return uniform(anatomy, {0.0: 0.0, 0.1: 0.5, 0.25: 0.4, 0.5: 0.3}.get(ratio, ratio))
+
+
+def register(monkeypatch, kind, spec, target):
+    known = plugins.registry()
+    monkeypatch.setitem(known.specs[kind], spec.name, spec)
+    monkeypatch.setitem(known.origins, (kind, spec.name), plugins.Origin("builtin", "tests", "0"))
+    inner = plugins.resolve
+    monkeypatch.setattr(plugins, "resolve", lambda name: target if name == spec.target else inner(name))
+
+
+def faults(monkeypatch, tmp_path, kind, spec, target):
+    """What the kit says: everything but the two checks that need a process of their own."""
+    register(monkeypatch, kind, spec, target)
+    bench = bench_of(kind, spec.name, {}, tmp_path)
+    try:
+        found = [judged(bench, title, run) for title, run, _ in checks(bench) if title not in ("light", "reload")]
+    finally:
+        bench.close()
+    return {result.check: result.detail for result in found if result.outcome == "failed"}
+
+
+BROKEN = [
+    (Mutates, "weights", "in place, undeclared"),
+    (Miscounts, "promise", "shape() promises"),
+    (Ignores, "budget", "asked to remove 0.1"),
+    (Chance, "deterministic", "two runs with one seed kept different units"),
+    (Masks, "kind", "its kinds promise smaller shapes"),
+    (Prints, "quiet", "it printed to stdout: 'pruning layer 0 ...'"),
+    (WritesHome, "tidy", "it wrote to ~/importance.txt"),
+    (OutOfRange, "cut", "unit 4096 of layers.0.mlp"),
+    (AnotherModel, "cut", "which this model has not"),
+    (Sneaky, "cut", "asks for calibration text"),
+    (Connects, "offline", "it connected to"),
+    (Shrinking, "monotone", "it removed"),
+]
+
+
+@pytest.mark.parametrize(("broken", "check", "message"), BROKEN, ids=lambda x: getattr(x, "__name__", ""))
+def test_broken_pruners_are_caught_by_name(monkeypatch, tmp_path, broken, check, message):
+    spec = PrunerSpec(name="broken", target="t:Broken", summary="broken on purpose")
+    found = faults(monkeypatch, tmp_path, "pruner", spec, broken)
+    assert message in found.get(check, ""), found
+
+
+def test_a_sound_pruner_has_no_faults(monkeypatch, tmp_path):
+    spec = PrunerSpec(name="broken", target="t:Broken", summary="sound")
+    assert faults(monkeypatch, tmp_path, "pruner", spec, Good) == {}
+
+
+def test_one_that_crashes_at_import_is_named(site):
+    install(site, "crash", "1 / 0")
+    done = command("check", "crash", site=site)
+    assert done.returncode == 2
+    assert "installed but broken: ZeroDivisionError" in done.stderr
+
+
+def test_one_for_another_api_is_a_line_with_its_reason(site):
+    install(site, "future", "HARNESS_API = 99")
+    rows = {row["name"]: row for row in json.loads(command("list", "--json", site=site).stdout)}
+    assert not rows["future"]["ok"]
+    assert "written for plug-in API 99" in rows["future"]["reason"]
+
+
+def test_heavy_imports_are_named(site):
+    install(
+        site,
+        "heavy",
+        (
+            "import numpy\nfrom harness import PrunerSpec, hookimpl\n@hookimpl\ndef harness_register_pruners():\n"
+            "    return [PrunerSpec(name='heavy', target='harness_heavy:X', summary='s')]"
+        ),
+    )
+    script = "from harness.conformance.specs import heavy; heavy('pruner', 'heavy')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
+    assert "imports numpy" in done.stderr
+
+
+# --- specs, exceptions, scores ---
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"summary": ""}, "summary"),
+        ({"kinds": ("thin",)}, "kinds names 'thin'"),
+        ({"families": ("llama", "bert")}, "families names 'bert'"),
+        ({"budgets": ("size",)}, "budgets names 'size'"),
+        ({"parameters": {"a": Param(1, "")}}, "parameter a has no help"),
+        ({"parameters": {"a": Param("x", "h", choices=("y",))}}, "not among its choices"),
+        ({"parameters": {"a": Param(1, "help")}}, "does not take the parameters"),
+    ],
+)
+def test_incomplete_specs_are_told_what_is_missing(monkeypatch, tmp_path, spec, message):
+    made = PrunerSpec(**{"name": "broken", "target": "t:Broken", "summary": "one line", **spec})
+    register(monkeypatch, "pruner", made, Good)
+    bench = bench_of("pruner", "broken", {}, tmp_path)
+    assert message in judged(bench, "spec", bench.check_spec).detail
+
+
+def test_expected_failures_need_a_reason_and_are_strict(monkeypatch, tmp_path):
+    excused = PrunerSpec(name="broken", target="t:B", summary="s", exceptions={"quiet": "its library prints"})
+    register(monkeypatch, "pruner", excused, Prints)
+    bench = bench_of("pruner", "broken", {}, tmp_path)
+    bench.ask(0.25)
+    result = judged(bench, "quiet", bench.check_quiet)
+    assert (result.outcome, result.detail.partition(" [")[0]) == ("expected", "its library prints")
+    register(monkeypatch, "pruner", excused, Good)
+    bench = bench_of("pruner", "broken", {}, tmp_path)
+    bench.ask(0.25)
+    result = judged(bench, "quiet", bench.check_quiet)
+    assert result.outcome == "failed"
+    assert "declared to fail" in result.detail
+
+
+def test_an_exception_for_no_check_is_refused(monkeypatch):
+    spec = PrunerSpec(name="broken", target="t:B", summary="s", exceptions={"beauty": "none"})
+    register(monkeypatch, "pruner", spec, Good)
+    with pytest.raises(UsageError, match="beauty"):
+        kit.check("broken", "pruner")
+
+
+def test_the_score_goes_into_records_once_checked(runs, one_process, monkeypatch):
+    monkeypatch.delenv("HARNESS_CHECK")
+    asked = []
+    real = kit.check
+
+    def check(name, kind="", **more):
+        asked.append(name)
+        report = kit.Report(kind, name, results=[kit.Result("a", "passed"), kit.Result("b", "failed")])
+        kit.remember(report)
+        return [report]
+
+    monkeypatch.setattr(kit, "check", check)
+    words = {"model": "tiny", "device": "null", "evaluators": "footprint", "ratio": 0.3}
+    record = harness.run("random", **words)
+    assert (record.conformance.kit, record.conformance.passed, record.conformance.of) == (kit.KIT, 1, 2)
+    harness.run("random", seed=1, **words)
+    assert asked == ["random"]
+    assert real is not check
+
+
+# --- broken devices and evaluators ---
+
+
+class Raises(Null):
+    def probe(self):
+        raise OSError("no such bus")
+
+
+class Short(Null):
+    def measure(self, handle, plan):
+        return Samples(wall_ns=[handle])
+
+
+class Constant(Null):
+    def measure(self, handle, plan):
+        return Samples(wall_ns=[1000] * plan.iterations)
+
+
+class Fickle(Null):
+    def probe(self):
+        import time
+
+        info = super().probe()
+        info.fingerprint = {"now": time.monotonic_ns()}
+        return info
+
+
+class ClosesOnce(Null):
+    def prepare(self, model, workload):
+        return [super().prepare(model, workload)]
+
+    def measure(self, handle, plan):
+        return super().measure(handle[0], plan)
+
+    def close(self, handle):
+        handle.pop()
+
+
+class Meddles(Null):
+    def prepare(self, model, workload):
+        model.get_parameter("model.norm.weight").data.zero_()
+        return super().prepare(model, workload)
+
+
+@pytest.mark.parametrize(
+    ("device", "check", "message"),
+    [
+        (Raises, "probe", "probe raised OSError: no such bus"),
+        (Short, "samples", "3 passes were asked for, 1 were timed"),
+        (Constant, "growth", "a large model took"),
+        (Fickle, "probe", "different fingerprints"),
+        (ClosesOnce, "close", "closing a second time raised IndexError"),
+        (Meddles, "model-stays", "it changed model.norm.weight"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_broken_devices_are_caught_by_name(monkeypatch, tmp_path, device, check, message):
+    spec = DeviceSpec(name="broken", target="t:B", summary="broken on purpose", provenance="simulated")
+    found = faults(monkeypatch, tmp_path, "device", spec, device)
+    assert message in found.get(check, ""), found
+
+
+class Empty:
+    def evaluate(self, model, ctx):
+        return {"": Score({}, higher_is_better=True)}
+
+
+class Restless:
+    """Asks every model something else."""
+
+    asked = 0
+
+    def evaluate(self, model, ctx):
+        Restless.asked += 1
+        return {"": Score({f"{Restless.asked}-{i}": 1.0 for i in range(ctx.limit)}, higher_is_better=True)}
+
+
+class NotFinite:
+    def evaluate(self, model, ctx):
+        return {"": Score({"a": float("nan")}, higher_is_better=True)}
+
+
+class Greedy:
+    def evaluate(self, model, ctx):
+        return {"": Score({str(i): 1.0 for i in range(9)}, higher_is_better=True)}
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "check", "message"),
+    [
+        (Empty, "documents", "has no documents"),
+        (Restless, "same-documents", "another model gets other documents"),
+        (NotFinite, "documents", "give a finite number"),
+        (Greedy, "limit", "3 documents were asked for"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_broken_evaluators_are_caught_by_name(monkeypatch, tmp_path, evaluator, check, message):
+    spec = EvaluatorSpec(name="broken", target="t:B", summary="broken on purpose")
+    found = faults(monkeypatch, tmp_path, "evaluator", spec, evaluator)
+    assert message in found.get(check, ""), found
