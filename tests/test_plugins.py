@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from harness import plugins
+from harness.cli import COMMANDS
 from harness.errors import UsageError
 
 HEAVY = ("torch", "pydantic", "rich", "numpy", "transformers", "datasets")
@@ -54,7 +55,9 @@ def harness(*words, site=None, **env):
 
 
 @pytest.mark.parametrize(
-    "words", [["list"], ["--help"], ["list", "pruners"], ["info", "magnitude"], ["list", "--json"]]
+    "words",
+    [["list"], ["--help"], ["list", "pruners"], ["info", "magnitude"], ["list", "--json"]]
+    + [[name, "--help"] for name in COMMANDS],
 )
 def test_describing_imports_nothing_heavy(words):
     code = (

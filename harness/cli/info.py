@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from harness import plugins
+from harness.conformance import kit
 
 
 @click.command("info")
@@ -47,6 +48,10 @@ def describe(kind: str, spec: Any) -> dict[str, Any]:
     words = {"kind": kind, **{f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}}
     origin = plugins.registry().origins.get((kind, spec.name))
     words["origin"] = f"{origin.distribution} {origin.version}" if origin else ""
+    if kind in kit.KINDS:
+        score = kit.remembered(kind, spec.name)
+        checked = f"{score['passed']} of {score['of']} checks hold (kit {score['kit']})" if score else "not checked yet"
+        words["conformance"] = checked
     if kind == "model":
         words |= shapes(spec.config)
     elif "parameters" in words:
@@ -84,19 +89,22 @@ def show(words: dict[str, Any]) -> None:
     click.echo(f"({words.pop('kind')}) {words.pop('summary')}")
     parameters = words.pop("parameters", {})
     config = words.pop("config", {})
+    if "needs" in words:
+        words["needs"] = words["needs"] or "nothing"
     for name, value in words.items():
         if value in ("", (), {}, None):
             continue
         if isinstance(value, tuple):
             value = ", ".join(map(str, value))
         if isinstance(value, dict):
-            value = ", ".join(f"{k} {v:,}" for k, v in value.items())
+            value = ", ".join(f"{k} {v:,}" if type(v) is int else f"{k}: {v}" for k, v in value.items())
         click.echo(f"  {name.replace('_', ' '):18} {f'{value:,}' if type(value) is int else value}")
     for name, value in config.items():
         click.echo(click.style(f"  config.{name:27} {value}", dim=True))
     if parameters:
         click.echo("  parameters (--set name=value)")
     for name, param in parameters.items():
-        values = f"{param['quick']}" + (f" (paper: {param['paper']})" if param["paper"] != param["quick"] else "")
+        same = param["paper"] == param["quick"]
+        values = f"{param['quick']}" if same else f"quick {param['quick']}, paper {param['paper']}"
         choices = f" [{', '.join(map(str, param['choices']))}]" if param["choices"] else ""
         click.echo(f"    {name:16} {values}{choices}: {param['help']}")
