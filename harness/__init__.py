@@ -33,15 +33,15 @@ _HOMES = {
         "Workload",
         "hookimpl",
     ),
-    "harness.allocate": ("uniform", "ranked", "best"),
-    "harness.errors": ("HarnessError", "Unsupported"),
+    "harness.allocate": ("uniform", "ranked", "best", "to_remove"),
+    "harness.errors": ("HarnessError", "OverBudget", "Unsupported"),
     "harness.verbs": ("evaluate", "load", "measure", "run"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
-    from harness.allocate import best, ranked, uniform
+    from harness.allocate import best, ranked, to_remove, uniform
     from harness.api import (
         API_VERSION,
         Budget,
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
         Workload,
         hookimpl,
     )
-    from harness.errors import HarnessError, Unsupported
+    from harness.errors import HarnessError, OverBudget, Unsupported
     from harness.verbs import evaluate, load, measure, run
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness import accounting, keys, planning, records, seeds, stats
+from harness import accounting, budgets, keys, planning, records, seeds, stats
 from harness.api import Context, Score
 from harness.artefacts import Artefacts
 from harness.checkpoints import folder_sha256
@@ -24,10 +24,7 @@ from harness.plan import Evaluation, Plan
 from harness.plugins import emit
 from harness.records import Record
 from harness.store import Store
-from harness.timed import Timed, latency_budget, memory, timed
-
-CORRECTIONS = 2  # a finished model that missed its latency is cut anew so often
-AIM_BELOW = 0.004
+from harness.timed import memory, timed
 
 
 class Reporter:
@@ -59,8 +56,7 @@ class Cell:
         if self.plan.obstacle is None:
             self.reporter.stage("find the weights")
             planning.find_weights(self.plan)
-            if self.plan.sees_latency:
-                self.plan.cost_table = self.made.cost_model.table.content
+            self._find_table()
         self.id = self.plan.cell
         if (found := self._finished()) is not None:
             return found
@@ -76,6 +72,18 @@ class Cell:
             self.store.sweep(mine=True)
         self._tell_notices()
         return record.sealed()
+
+    def _find_table(self) -> None:
+        """The cost table that the cut is made with; measured now where the method cannot do without."""
+        if self.plan.spec.budget.kind != "latency" and not self.plan.sees_latency:
+            return
+        try:
+            model = self.made.cost_model if self.plan.sees_latency else self.made.known_cost_model()
+            self.plan.cost_table = model.table.content if model else None
+        except (EnvironmentFault, UsageError):
+            raise
+        except HarnessError as error:
+            self.plan.obstacle = error
 
     def _finished(self) -> Record | None:
         found = self.store.record(self.id)
@@ -114,7 +122,9 @@ class Cell:
         except (EnvironmentFault, UsageError):
             raise
         except HarnessError as error:
-            return self._record(error.status, error.cause + (f" ({error.remedy})" if error.remedy else ""))
+            reason = error.cause + (f" ({error.remedy})" if error.remedy else "")
+            tried = isinstance(error, OverBudget) and budgets.out_of_reach(self.plan.spec.budget, error)
+            return self._record(error.status, reason, budget=tried or None)
         except (Exception, SystemExit) as error:  # a method may end itself, not the harness
             log = self.store.log_traceback(self.id)
             return self._record("failed", f"{type(error).__name__}: {error} (traceback: {log})")
@@ -122,12 +132,12 @@ class Cell:
     def _measured(self) -> Record:
         made = self.made
         self.conformance = kit.score(self.plan.spec.pruner, self.stage)
-        artefact, budget, timings = self._within_budget()
-        parts: dict[str, Any] = {"artefact": artefact, "budget": budget, "gates": []}
-        if budget.unused < -1e-9:
-            error = OverBudget(self._overrun(budget))
-            latency = {workload: found.latency for workload, found in timings.items()}
-            return self._record(error.status, error.cause, **parts, latency=latency)
+        artefact, budget, timings = budgets.within_budget(self.plan, self.store, self.stage, made, self.reporter.notice)
+        parts: dict[str, Any] = {"artefact": artefact, "budget": budget}
+        if budget.unused < -1e-9 and not any(found.unstable for found in timings.values()):
+            parts["latency"] = {workload: found.latency for workload, found in timings.items()}
+            parts["gates"] = [gate for found in timings.values() for gate in found.gates]
+            return self._record(OverBudget.status, budgets.overrun(self.plan, budget), **parts)
         for workload in self.plan.workloads:
             if str(workload) not in timings:
                 timings[str(workload)] = timed(self.plan, self.store, self.stage, made, artefact, workload)
@@ -154,37 +164,6 @@ class Cell:
         record = self._record("unstable" if unstable else "ok", unstable, **parts)
         made.describe(record)
         return record
-
-    def _within_budget(self) -> tuple[records.Artefact, records.BudgetResult, dict[str, Timed]]:
-        """The artefact that meets the budget; a latency that the finished model missed is aimed at once more, lower."""
-        spec, made = self.plan.spec.budget, self.made
-        tries: list[dict[str, Any]] = []
-        for correction in range(CORRECTIONS + 1):
-            artefact, search = made.ensure()
-            if spec.kind == "ratio":
-                achieved = artefact.ratio_blocks
-                budget = records.BudgetResult(
-                    asked=spec.value,
-                    achieved=achieved,
-                    predicted=search.get("predicted"),
-                    unused=achieved - spec.value,
-                )
-                return artefact, budget, {}
-            workload = self.plan.workloads[0]
-            found = timed(self.plan, self.store, self.stage, made, artefact, workload)
-            budget = latency_budget(spec, found.latency, search, tries)
-            if budget.unused >= 0 or found.unstable or correction == CORRECTIONS:
-                break
-            tries = budget.probes
-            self.reporter.notice(f"{self._overrun(budget)}; cutting a little more")
-            self.plan.tighten *= spec.value / budget.achieved * (1 - AIM_BELOW)
-        return artefact, budget, {str(workload): found}
-
-    def _overrun(self, budget: records.BudgetResult) -> str:
-        spec = self.plan.spec.budget
-        if spec.kind == "ratio":
-            return f"{budget.asked:g} was to go, {self.plan.spec.pruner} removed {budget.achieved:.6g}"
-        return f"{budget.achieved:.4g}{spec.unit} measured where {budget.asked:g}{spec.unit} is the limit"
 
     # --- stages ---
 
@@ -214,6 +193,7 @@ class Cell:
                         tokenizer=made.tokenizer,
                         folder=self.store.path(artefact.path) if side == "pruned" else None,
                         memory_peak=getattr(getattr(memory, side), "peak", None),
+                        seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
                     )
                     found = evaluation.build().evaluate(model, ctx)
                 stored = {name: score_words(score, self.store) for name, score in found.items()}
@@ -233,11 +213,10 @@ class Cell:
         return Context(
             anatomy=self.plan.anatomy,
             work_dir=self.store.scratch(f"work-{self.id}"),
-            seed=lambda *axis: seeds.seed(spec.seed, *axis),
             progress=progress,
             workloads=self.plan.workloads,
             limit=spec.limit,
-            **{"tokenizer": None, "calibration": None, **more},
+            **{"tokenizer": None, "calibration": None, "seed": lambda *axis: seeds.seed(spec.seed, *axis), **more},
         )
 
     def _record(self, status: Any, reason: str, **parts: Any) -> Record:

@@ -91,16 +91,16 @@ class Decision:
     # --- latency ---
 
     def _matched(self) -> tuple[dict[str, Any], CheckedCut]:
-        from harness.latency import match
+        from harness.latency.bed import Bed
 
         plan, unit = self.plan, self.plan.budget.unit
         device = registry().device(plan.device.name, plan.spec.runtime)
         with self.made.stage(f"match {plan.budget}") as progress:
-            bed = match.Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, unit)
+            laid = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, unit)
             try:
-                kind, found = self._search(bed, progress)
+                kind, found = self._search(laid, progress)
             finally:
-                bed.close()
+                laid.close()
         table = self.made.known_cost_model()
         words = found.words() | {"estimate": f"table {table.table.content[:8]}" if table else "FLOPs"}
         return words, self.ask(Budget(kind, found.setting, unit if kind == "latency" else ""))
@@ -112,9 +112,10 @@ class Decision:
         plan, told = self.plan, count(1)
         limit, unit = plan.budget.value * plan.tighten, plan.budget.unit
         trains = "training" in plan.pruner.needs
+        spent = sum(bool(probe.get("ran")) for probe in plan.tried)
         share, scale = self._estimate(), bed.scale()
 
-        def measure(shape: Shape) -> match.Measured:
+        def measure(shape: Shape) -> Any:
             found = bed.measure(shape)
             progress(next(told), match.PROBES)
             return found
@@ -124,14 +125,13 @@ class Decision:
             def ask(limit: float) -> Shape:
                 return self.ask(Budget("latency", limit, unit)).shape
 
-            runs = TRAINING_RUNS if trains else LATENCY_RUNS
+            runs = TRAINING_RUNS - spent if trains else LATENCY_RUNS
             return "latency", match.native(plan.anatomy, ask, lambda s: scale * share(s), measure, limit, runs)
-        matcher = match.Matcher(plan.anatomy, self._method(trains), share, measure, limit)
-        matcher.bias = scale
-        return "ratio", matcher.run()
+        method = self._method(TRAINING_RUNS - spent if trains else match.PROBES)
+        return "ratio", match.Matcher(plan.anatomy, method, share, measure, limit, unit, scale, plan.tried).run()
 
-    def _method(self, trains: bool) -> Any:
-        from harness.latency.match import PROBES, Method
+    def _method(self, runs: int) -> Any:
+        from harness.latency.match import Method
 
         anatomy = self.plan.anatomy
         promise = getattr(self.pruner, "shape", None)
@@ -141,7 +141,7 @@ class Decision:
             lambda r: uniform(anatomy, r),
             lambda r: self.ask(Budget("ratio", r)).shape,
             promises=False,
-            runs=TRAINING_RUNS if trains else PROBES,
+            runs=runs,
         )
 
     def _estimate(self) -> Callable[[Shape], float]:

@@ -1,5 +1,7 @@
 """Errors a user sees: one line of cause, one of remedy, and the exit code that goes with them."""
 
+from typing import Any
+
 
 class HarnessError(Exception):
     """Something a person can act on. Anything else that escapes is a bug of ours."""
@@ -31,9 +33,10 @@ class Unsupported(HarnessError):
 
 
 class OverBudget(HarnessError):
-    """The method ran and kept more than it was asked to."""
+    """The method ran and kept more than it was asked to, or nothing it can leave is small or fast enough."""
 
     status = "over_budget"
+    probes: tuple[dict[str, Any], ...] = ()  # what was tried on the way to a latency
 
 
 class BadCut(HarnessError):

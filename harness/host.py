@@ -10,6 +10,8 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
+OUR_PIDS = "HARNESS_OUR_PIDS"  # processes of this run, which a device must not take for others
+
 
 def cpu_model() -> str:
     try:
@@ -27,6 +29,12 @@ def cores() -> int:
 
 def cache_dir() -> Path:
     return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("harness"))
+
+
+def free_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def counters() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from harness import accounting, keys, plugins
 from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Workload
 from harness.errors import HarnessError
-from harness.latency import match, timing
+from harness.latency import bed, timing
 from harness.options import Evaluation
 from harness.records import RunSpec
 
@@ -33,7 +33,8 @@ class Plan:
     calibration: Mapping[str, Any] | None
     obstacle: HarnessError | None = None
     tighten: float = 1.0  # a latency is aimed lower where the finished model missed it
-    cost_table: str | None = None  # content of the table that the method sees
+    tried: list[dict[str, Any]] = field(default_factory=list)  # probes of the cuts that missed
+    cost_table: str | None = None  # content of the table that the cut is made with
 
     @property
     def budget(self) -> Budget:
@@ -50,8 +51,7 @@ class Plan:
 
     @property
     def protocol(self) -> timing.TimingProtocol:
-        protocol = timing.PROTOCOLS[self.spec.preset]
-        return protocol if self.device.in_process else replace(protocol, fresh=False)
+        return timing.protocol(self.spec.preset, self.device, self.spec.runtime)
 
     @property
     def sees_latency(self) -> bool:
@@ -91,7 +91,7 @@ class Plan:
         parts = {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": self.cost_table}
         if self.spec.budget.kind == "latency":
             matched = {"tighten": self.tighten, "workload": self.spec.workloads[0], "runtime": self.spec.runtime}
-            parts["matched"] = matched | {"device": self.device_part(), "protocol": match.PROBING.parts()}
+            parts["matched"] = matched | {"device": self.device_part(), "protocol": bed.PROBING.parts()}
         return parts
 
     def artefact_parts(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Latency(Clock):
     other_clock: dict[str, Clock] = Field({}, description="the clocks that are not")
     rounds: int
     warmup: int
-    processes: int = Field(description="1: both models live in one process; more: one per visit")
+    processes: int = Field(description="1: both models stay open in one; more: one per visit")
     provenance: Literal["device", "emulator", "simulated"]
     samples: str = Field("", description="name of the side file with the raw samples")
 

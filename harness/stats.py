@@ -107,8 +107,3 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
         return statistics.correlation(ranks(first), ranks(second))
     except statistics.StatisticsError:  # one of them is constant
         return 0.0
-
-
-def mape(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """Mean relative error of predictions."""
-    return statistics.fmean(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from harness.cell import Cell, Reporter, score_words
 from harness.checkpoints import read_config
 from harness.errors import EnvironmentFault, UsageError
 from harness.latency import timing
+from harness.latency.worker import openers
 from harness.planning import Request
 from harness.plugins import registry
 from harness.records import Latency, Record, ScoreRecord
@@ -32,7 +32,7 @@ def run(
         if isinstance(asked.get(name), str):
             asked[name] = asked[name].split(",")
     request = Request(pruner=pruner, **asked)
-    process.prepare(request.dtype or "fp32")
+    process.prepare_for(request.device, request.dtype)
     return Cell(planning.make(request), Store(Path(out) if out else None), reporter or Reporter(), command).run()
 
 
@@ -81,24 +81,25 @@ def evaluate(
 
 def measure(
     path: Path | str,
-    workload: str = "prefill:1x128",
+    workload: str | None = None,
     *,
     against: Path | str | None = None,
     device: str = "cpu",
     runtime: str = "",
-    dtype: str = "fp32",
+    dtype: str | None = None,
     preset: str = "quick",
 ) -> Latency:
-    """Time a saved model, interleaved with the dense one (or with itself, which shows the noise)."""
+    """Time a saved model by the preset's protocol, beside the dense one (or itself, which shows the noise)."""
     if preset not in timing.PROTOCOLS:
         raise UsageError(f"no preset {preset!r}", "give quick or paper")
-    spec, timed = registry().get("device", device), registry().device(device, runtime)
-    info = timed.probe()
+    spec = registry().get("device", device)
+    dtype, runtime = dtype or spec.dtype, runtime or spec.runtimes[0]
+    asked = Workload.parse(workload or spec.workload)
+    process.prepare(dtype)
+    info = registry().device(device, runtime).probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
-    clock, protocol = info.clock or spec.clock, replace(timing.PROTOCOLS[preset], fresh=False)
-    model = load(path, dtype)
-    other = load(against, dtype) if against else model
-    dense, pruned = (timing.here(timed, one, Workload.parse(workload)) for one in (other, model))
-    rounds = timing.interleave(dense, pruned, protocol, clock)
+    clock, protocol = info.clock or spec.clock, timing.protocol(preset, spec, runtime)
+    with openers((Path(against or path), Path(path)), device, runtime, dtype, asked, protocol) as (dense, pruned):
+        rounds = timing.interleave(dense, pruned, protocol, clock)
     return timing.latency(rounds, clock, protocol, spec.provenance)

@@ -78,7 +78,9 @@ def test_element_masks_have_no_latency_budget(runs, one_process):
 def test_faster_than_the_empty_model_is_a_row_with_its_reason(runs, one_process):
     record = harness.run("random", latency="0.001x", **QUICK)
     assert record.status == "over_budget"
-    assert "faster than the empty model" in record.reason
+    assert "0.001x is faster than the empty model" in record.reason
+    assert record.budget.probes
+    assert record.budget.unused < 0
 
 
 def test_a_method_without_a_promise_is_run_and_asked_again(runs, one_process):
@@ -107,6 +109,29 @@ class Trained:
         Trained.runs += 1
         shape = uniform(ctx.anatomy, max(0.0, budget.value - 0.05))
         return Cut(keep={site: range(units) for site, units in shape.items()})
+
+
+def test_a_noisy_latency_is_unstable_and_not_over_budget(runs, one_process, monkeypatch):
+    spec = dataclasses.replace(plugins.registry().get("device", "null"), name="noisy", target="t:Noisy")
+    register(monkeypatch, "device", spec, Noisy)
+    record = harness.run("random", latency="0.7x", **{**QUICK, "device": "noisy"})
+    assert record.status == "unstable", record.reason
+    assert record.latency
+    assert any(not gate.ok for gate in record.gates)
+
+
+def test_a_method_that_trains_is_run_twice_at_most_over_all_corrections(runs, one_process, monkeypatch):
+    """On a machine whose finished models are slower than its probes."""
+    spec = PrunerSpec(name="trained", target="t:Trained", summary="", needs=("training",), updates_weights=True)
+    register(monkeypatch, "pruner", spec, Trained)
+    device = dataclasses.replace(plugins.registry().get("device", "null"), name="drifting", target="t:Drifting")
+    register(monkeypatch, "device", device, Drifting)
+    Trained.runs = 0
+    record = harness.run("trained", latency="0.6x", **{**QUICK, "device": "drifting"})
+    assert Trained.runs <= 2
+    assert record.status in ("ok", "over_budget")
+    assert record.artefact
+    assert record.latency
 
 
 def test_a_method_that_trains_is_run_twice_at_most(runs, one_process, monkeypatch):
@@ -206,6 +231,7 @@ def test_a_noisy_machine_makes_a_row_unstable_and_is_asked_again(runs, one_proce
     record = harness.run("random", ratio=0.3, **{**QUICK, "device": "noisy"})
     assert record.status == "unstable"
     assert "noise floor" in record.reason
+    assert any(not gate.ok for gate in record.gates)
     assert record.latency["prefill:1x128"].rounds == 10
     assert not list((runs / "stages" / "measure").glob("*.json"))
     assert harness.run("random", ratio=0.3, **{**QUICK, "device": "noisy"}).started >= record.started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import psutil
 import pytest
 import torch
 
@@ -12,8 +13,7 @@ from harness import process
 from harness.api import TimingPlan, Workload
 from harness.builtin.cpu import Cpu
 from harness.errors import EnvironmentFault, HarnessError
-from harness.latency import timing
-from harness.latency.worker import worker
+from harness.latency import timing, worker
 from harness.models.cards import card
 from harness.models.loading import locate
 from harness.plugins import registry
@@ -84,31 +84,67 @@ def test_time_grows_with_work():
     assert times[1] > 2 * times[0]
 
 
-def test_a_model_in_a_process_of_its_own():
+def test_every_visit_has_a_process_of_its_own():
     folder, _ = locate(card("tiny"))
-    session = worker(folder, "cpu", "eager", "fp32", WORKLOAD)()
-    samples = session.measure(TimingPlan(0, 3))
-    again = session.measure(TimingPlan(0, 2))
-    session.close()
-    assert (len(samples.cpu_ns), len(again.cpu_ns)) == (3, 2)
-    assert session.process.returncode == 0
+    host = worker.Host("fp32")
+    opener = worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)
+    for passes in (3, 2):
+        visit = opener()
+        assert len(visit.measure(TimingPlan(0, passes)).cpu_ns) == passes
+        assert len(visit.measure(TimingPlan(0, 1)).cpu_ns) == 1
+        visit.close()
+    host.close()
+    assert host.process.returncode == 0
 
 
-def test_a_process_that_dies_says_why(tmp_path):
+def test_a_visit_that_fails_says_why_and_leaves_the_next_alone(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    session = worker(tmp_path, "cpu", "eager", "fp32", WORKLOAD)()
+    folder, _ = locate(card("tiny"))
+    host = worker.Host("fp32")
+    for _ in range(2):
+        with pytest.raises(HarnessError, match="no anatomy"):
+            worker.visits(host, tmp_path, "cpu", "eager", "fp32", WORKLOAD)()
+    visit = worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+    with pytest.raises(HarnessError, match="TypeError"):
+        visit.host.ask("plan", {"nonsense": 1})
+    visit.close()
+    again = worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+    assert again.measure(TimingPlan(0, 1)).wall_ns
+    host.close()
+
+
+def test_a_process_that_was_killed_says_so():
+    folder, _ = locate(card("tiny"))
+    host = worker.Host("fp32")
+    visit = worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+    psutil.Process(host.process.pid).children()[0].kill()
+    with pytest.raises(HarnessError, match="was ended"):
+        visit.measure(TimingPlan(0, 1))
+    visit.close()
+    worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)().close()
+    host.process.kill()
     with pytest.raises(HarnessError, match="ended"):
-        session.measure(TimingPlan(0, 1))
-    session.close()
+        worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+    host.close()
+
+
+def test_measure_takes_the_protocol_of_its_preset(monkeypatch):
+    short = timing.TimingProtocol(rounds=2, warmup=0, iterations=2, seconds=0, fresh=True)
+    monkeypatch.setitem(timing.PROTOCOLS, "quick", short)
+    folder, _ = locate(card("tiny"))
+    found = harness.measure(folder, "prefill:1x8")
+    assert found.processes == 3 * found.rounds
 
 
 @pytest.mark.slow
-def test_the_paper_protocol_opens_a_process_per_visit(runs, monkeypatch):
-    short = timing.TimingProtocol(rounds=2, warmup=0, iterations=2, seconds=0, fresh=True)
-    monkeypatch.setitem(timing.PROTOCOLS, "paper", short)
-    record = harness.run("random", model="tiny", ratio=0.3, preset="paper", limit=1, evaluators="footprint")
-    found = record.latency["prefill:1x128"]
-    assert found.processes == 3 * found.rounds
+@pytest.mark.parametrize("pruner", ["magnitude", "random"])
+def test_a_budget_is_met_on_this_cpu(runs, pruner):
+    """The whole way on a real model: at most 0.70 of dense, and at least 0.67."""
+    record = harness.run(pruner, latency="0.7x", evaluators="footprint")
+    assert record.status == "ok", record.reason
+    assert record.latency["prefill:1x128"].clock == "cpu"
+    assert 0.67 <= record.budget.achieved <= 0.70
+    assert record.budget.achieved_ci95
 
 
 # --- bf16 on machines that announce what they do not allow ---

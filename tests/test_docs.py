@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -146,12 +147,11 @@ class Desk:
         assert done.returncode == 0, f"harness {shlex.join(words)}: {done.stdout}\n{done.stderr}"
 
     def make_model(self) -> None:
-        from harness.checkpoints import folders
-        from harness.conformance import models
-        from harness.models.loading import byte_tokenizer
+        """A folder with a model, as a reader may have one."""
+        from harness.models.cards import card
+        from harness.models.loading import locate
 
-        (self.folder / "my-model").mkdir()
-        folders.write(models.tiny(models.PLAIN)[0], byte_tokenizer(), self.folder / "my-model")
+        shutil.copytree(locate(card("tiny"))[0], self.folder / "my-model")
 
     # --- installed as pip would leave it ---
 
@@ -286,19 +286,21 @@ def test_every_field_is_mentioned_where_it_is_used(page, names):
     assert not missing
 
 
-def test_every_check_of_the_kit_is_listed():
-    from harness.conformance import devices, evaluators, pruners
+@pytest.mark.parametrize(
+    ("page", "kind", "name"),
+    [
+        ("write-a-pruner", "pruner", "random"),
+        ("write-a-device", "device", "null"),
+        ("write-an-evaluator", "evaluator", "footprint"),
+    ],
+)
+def test_every_check_of_the_kit_is_listed(page, kind, name, tmp_path):
+    from harness.conformance import kit
 
-    benches = {
-        "write-a-pruner": pruners.PrunerBench,
-        "write-a-device": devices.DeviceBench,
-        "write-an-evaluator": evaluators.EvaluatorBench,
-    }
-    for page, bench in benches.items():
-        checks = [name[6:].replace("_", "-") for name in vars(bench) if name.startswith("check_")]
-        text = TEXTS[ROOT / "docs" / f"{page}.md"]
-        assert checks
-        assert not [check for check in checks if f"`{check}`" not in text], page
+    checks = [title for title, *_ in kit.checks(kit.bench_of(kind, name, {}, tmp_path))]
+    text = TEXTS[ROOT / "docs" / f"{page}.md"]
+    assert checks
+    assert not [title for title in checks if f"`{title}`" not in text]
 
 
 def test_the_picture_names_every_stage():

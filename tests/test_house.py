@@ -38,7 +38,7 @@ RANKS = [
     ),
     ("anatomy", "allocate", "accounting", "scores", "store", "checkpoints", "data", "options"),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
-    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "conformance", "cell"),
+    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "conformance", "cell"),
     ("verbs", "leaderboard"),
     ("cli",),
 ]

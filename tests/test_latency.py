@@ -20,6 +20,7 @@ from harness.api import Workload
 from harness.builtin.null import CALL_NS, Null, Staircase
 from harness.errors import HarnessError, OverBudget, UsageError
 from harness.latency import match, predictor, shelf, smooth, validate
+from harness.latency.bed import PROBING, Bed, Measured
 from harness.latency.bench import Visits
 from harness.latency.pool import Pool
 from harness.latency.profile import Effort, Profile, Target, alone, copies, empty, grid
@@ -313,11 +314,86 @@ def test_a_crooked_curve_is_refused(tmp_path, staircase):
         shelf.read(file)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda w: w["device"].clear(), "its device has no"),
+        (lambda w: w["fit"]["weights"].pop(), "a finite weight"),
+        (lambda w: w["curves"].popitem(), "its fit is of other"),
+        (lambda w: next(iter(w["curves"].values()))["ns"].__setitem__(1, -1.0), "not negative"),
+    ],
+)
+def test_spoilt_tables_are_refused(tmp_path, staircase, spoil, message):
+    words = staircase[1].words()
+    spoil(words)
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps(words))
+    with pytest.raises(UsageError, match=message):
+        shelf.read(file)
+
+
+def test_a_table_of_other_sublayers_is_set_aside(runs, staircase):
+    words = staircase[1].words()
+    name = list(words["curves"])[-1]
+    words["curves"][name] = {"units": [0, 1], "ns": [0.0, 1.0], "noise": 0.0}
+    kept = shelf.Shelf(Store())
+    kept.put(CostTable.model_validate(words))
+    assert kept.find(ANATOMY, target().device, "eager", "fp32", WORKLOAD) is None
+    assert "does not cover" in kept.store.notices[0]
+
+
+def test_a_refused_profile_is_looked_at_afresh(runs):
+    class Mended(Null):
+        broken = True
+
+        def time(self, words, workload):
+            fixed = 10**9 if Mended.broken else 0
+            return fixed + flops(anatomy_of(words), {}, workload)
+
+    kept, device = shelf.Shelf(Store()), Mended()
+    with pytest.raises(HarnessError, match="no signal"):
+        kept.fill(target("mended"), device)
+    Mended.broken = False
+    assert kept.fill(target("mended"), device).validation.mape < 0.05
+
+
+def test_an_export_that_cannot_be_written_is_said_first(tmp_path):
+    with pytest.raises(HarnessError, match="cannot write"):
+        shelf.must_be_writable(tmp_path / "nowhere" / "t.json")
+    with pytest.raises(UsageError, match="is a folder"):
+        shelf.must_be_writable(tmp_path)
+
+
+def test_what_open_models_hold_is_counted():
+    from harness.latency.bench import Bench
+
+    measured = []
+
+    class Heavy(Null):
+        copies_weights = True
+
+        def prepare(self, model, workload):
+            measured.append(1)
+            return super().prepare(model, workload)
+
+    made = Bench(Heavy(), Pool(ANATOMY, "fp32"), WORKLOAD, "wall", PROBING.plan, {}, Visits())
+    light = Bench(Null(), Pool(ANATOMY, "fp32"), WORKLOAD, "wall", PROBING.plan, {}, Visits())
+    assert made.held({}) == light.held({}) + 4 * ANATOMY.params()
+    assert light.held({}) > light.held({"layers.0.attention": 0})
+
+
+def test_a_search_does_not_accept_a_name_it_does_not_know(staircase):
+    with pytest.raises(HarnessError, match="no site"):
+        staircase[2].smooth({"layers.9.mlp": torch.tensor(3.0)})
+    half = staircase[2].smooth({"hidden": torch.tensor(16.0)})
+    assert float(half) == pytest.approx(0.5 * float(staircase[2].smooth({})))
+
+
 # --- matching ---
 
 
 def bed(device, unit="x"):
-    return match.Bed(device, ANATOMY, "fp32", WORKLOAD, "wall", unit)
+    return Bed(device, ANATOMY, "fp32", WORKLOAD, "wall", unit)
 
 
 def promising():
@@ -357,17 +433,47 @@ def test_milliseconds_are_met_too(staircase):
     device, _, model = staircase
     lying = bed(device, "ms")
     limit = 0.6 * lying.measure({}).value
-    matcher = match.Matcher(ANATOMY, promising(), model.share, lying.measure, limit)
-    matcher.bias = lying.scale()
-    found = matcher.run()
+    found = match.Matcher(ANATOMY, promising(), model.share, lying.measure, limit, "ms", lying.scale()).run()
     assert lying.measure(uniform(ANATOMY, found.setting)).value <= limit
 
 
 def test_faster_than_the_empty_model_is_said(staircase):
     device, _, model = staircase
     floor = model.floor / model.dense
-    with pytest.raises(OverBudget, match=f"faster than the empty model, which takes {floor:.3g}"):
+    with pytest.raises(OverBudget, match=f"faster than the empty model, which takes {floor:.3g}x"):
         match.Matcher(ANATOMY, promising(), model.share, bed(device).measure, floor * 0.9).run()
+
+
+def test_time_that_does_not_shrink_hides_no_budget():
+    """A machine that spends most of its time on launches: FLOPs promise much more than it keeps, and the end is far."""
+
+    def true(shape):
+        full = ANATOMY.complete(shape)
+        alive = sum(full[site.name] > 0 for site in ANATOMY.blocks())
+        return 0.1 + 0.13 * alive + 0.12 * by_flops(shape)
+
+    def measure(shape):
+        return Measured(true(shape) / true({}), 0.0)
+
+    for limit in (0.95, 0.8, 0.5):
+        found = match.Matcher(ANATOMY, promising(), by_flops, measure, limit).run()
+        assert found.probes[-1].measured <= limit or min(p.measured for p in found.probes) <= limit
+        assert true(uniform(ANATOMY, found.setting)) / true({}) <= limit
+
+
+def test_a_second_search_begins_where_the_first_ended(staircase):
+    device, _, _ = staircase
+    first = match.Matcher(ANATOMY, promising(), by_flops, bed(device).measure, 0.7).run()
+    draw, dense = random.Random(5), true_time(device, {})
+
+    def measure(shape):
+        return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.004), 0.02)
+
+    again = match.Matcher(
+        ANATOMY, promising(), by_flops, measure, 0.68, "x", 1.0, first.words()["probes"] + [{"final": True}]
+    ).run()
+    assert len(again.probes) <= match.PROBES
+    assert again.setting >= first.setting - 0.05
 
 
 def test_out_of_a_methods_reach_is_said(staircase):
@@ -390,7 +496,7 @@ def test_a_method_of_few_steps_is_not_measured_twice_at_one(staircase):
         return {site.name: 0 for site in ANATOMY.blocks() if site.layer < gone}
 
     def measure(shape):
-        return match.Measured(true_time(device, shape) / dense * draw.gauss(1, 0.005), 0.02)
+        return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.005), 0.02)
 
     found = match.Matcher(ANATOMY, match.Method(layers, layers), model.share, measure, 0.9).run()
     assert len(found.probes) <= 3
@@ -434,7 +540,7 @@ def test_noise_is_aimed_below_not_chased(staircase):
     for _ in range(40):
 
         def measure(shape):
-            return match.Measured(true_time(device, shape) / dense * draw.gauss(1, 0.007), 0.02)
+            return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.007), 0.02)
 
         found = match.Matcher(ANATOMY, promising(), by_flops, measure, 0.7).run()
         assert len(found.probes) <= match.PROBES

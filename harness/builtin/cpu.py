@@ -87,8 +87,10 @@ class Cpu:
         run: Callable[[], Any] = getattr(handle, "run", handle)
         wall: list[int] = []
         cpu: list[int] = []
+        elsewhere = [name for name in getattr(handle, "providers", ()) if name != "CPUExecutionProvider"]
+        ran = {"fallback": elsewhere} if self.runtime == "onnxruntime" else {}
         with self._threads():
-            before = self._state()
+            before = self._state() | ran
             for _ in range(plan.warmup):
                 run()
             start = time.perf_counter()
@@ -97,7 +99,7 @@ class Cpu:
                 run()
                 cpu.append(time.process_time_ns() - cpu_start)
                 wall.append(time.perf_counter_ns() - wall_start)
-            return Samples(wall, cpu, before=before, after=self._state())
+            return Samples(wall, cpu, before=before, after=self._state() | ran)
 
     def close(self, handle: Any) -> None:
         if hasattr(handle, "close"):

@@ -25,7 +25,7 @@ def command(device: str | None, as_json: bool) -> None:
     """
     from harness import process
 
-    process.prepare()
+    process.prepare("bf16")  # so that the CPU is asked what it does with it
     rows = devices([device]) if device else [*devices(), *texts(), *weights(), *surroundings()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))

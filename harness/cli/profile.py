@@ -22,7 +22,7 @@ from harness.errors import EnvironmentFault, HarnessError, UsageError
 @click.option(
     "--import", "source", type=click.Path(path_type=Path), help="Take a table from this file; measure nothing."
 )
-@click.option("--again", is_flag=True, help="Measure anew although there is a table.")
+@click.option("--again", is_flag=True, help="Replace the table that is there.")
 @click.option("--json", "as_json", is_flag=True, help="The table on stdout and nothing else.")
 def command(target: Path | None, source: Path | None, again: bool, as_json: bool, **asked: Any) -> None:
     """Measure what each sub-layer costs at each width, and how well that predicts whole models.
@@ -33,17 +33,19 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
     """
     from harness import process
 
-    process.prepare(asked["dtype"] or "fp32")
+    process.prepare_for(asked["device"], asked["dtype"])
     from harness.cli.output import Terminal, console, print_json
     from harness.latency import shelf
     from harness.store import Store
 
+    if target is not None:
+        shelf.must_be_writable(target)
     store = Store()
     reporter = Terminal(quiet=as_json)
     if source is not None:
         store.prepare()
         table = shelf.read(source)
-        path = shelf.Shelf(store).put(table)
+        path = shelf.Shelf(store).put(table, again)
     else:
         wanted, device = resolve(**asked)
         store.prepare()
@@ -106,19 +108,7 @@ def resolve(
     info = made.probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
-    need = accounting.stored_bytes(anatomy.params(), dtype)
-    if getattr(made, "place", "cpu") == "cpu" and need > free_memory():
-        raise EnvironmentFault(
-            f"{card.name} in {dtype} takes {need / 1e9:.1f} GB, {free_memory() / 1e9:.1f} GB are free",
-            "give --dtype bf16, a smaller model or a larger machine",
-        )
     return Target(card.name, anatomy, device_words(spec, info), runtime, dtype, asked, preset), made
-
-
-def free_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def print_table(table: Any, path: Path, out: Any) -> None:
@@ -142,10 +132,14 @@ def print_table(table: Any, path: Path, out: Any) -> None:
         raise HarnessError("this table was not validated", "harness profile --again")
     out.print(
         f"by {device['clock']} time; {judged.shapes} unseen whole shapes predicted within {judged.mape:.1%} on average"
-        f" (the machine repeats itself within {judged.repeatability:.1%}); rank correlation {judged.spearman:.3f};"
+        f" (another measurement of the same shape: {judged.repeatability:.1%}, "
+        f"{judged.repeatability_corrected:.1%} without drift); rank correlation {judged.spearman:.3f};"
         f" {judged.within_5:.0%} within 5 %, {judged.within_10:.0%} within 10 %",
         soft_wrap=True,
     )
+    flat = [name.split()[0] for name, curve in table.curves.items() if _flat(curve)]
+    if flat:
+        out.print(f"[yellow]width alone changes little[/] in {', '.join(flat)}: a quarter of it costs nearly the whole")
     bias = ", ".join(f"{name} {value:+.1%}" for name, value in judged.bias.items())
     out.print(f"bias:  {bias}", soft_wrap=True)
     if device["provenance"] != "device":
@@ -158,3 +152,8 @@ def _at(curve: Any, units: int) -> float:
     import numpy as np
 
     return float(np.interp(units, curve.units, curve.ns))
+
+
+def _flat(curve: Any) -> bool:
+    whole = curve.ns[-1]
+    return bool(whole - _at(curve, round(curve.units[-1] / 4)) < max(0.05, 3 * curve.noise) * whole)

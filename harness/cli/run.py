@@ -41,7 +41,7 @@ def command(
     """
     from harness import process
 
-    process.prepare(asked["dtype"] or "fp32")
+    process.prepare_for(asked["device"], asked["dtype"])
     from harness import planning
     from harness.cli import output
 

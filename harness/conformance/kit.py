@@ -60,9 +60,9 @@ class Report:
 
 def bench_of(kind: str, name: str, settings: Mapping[str, Any], work: Path) -> Any:
     """The bench that a plug-in of this kind is put on; its methods named `check_*` are the checks."""
-    from harness.conformance import devices, evaluators, pruners
+    from harness.conformance import devices, evaluators, pruner_checks
 
-    made = {"pruner": pruners.PrunerBench, "device": devices.DeviceBench, "evaluator": evaluators.EvaluatorBench}
+    made = {"pruner": pruner_checks.PrunerChecks, "device": devices.DeviceBench, "evaluator": evaluators.EvaluatorBench}
     return made[kind](name, settings, work)
 
 

@@ -15,7 +15,7 @@ BASE = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 8,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 1024,
     "tie_word_embeddings": False,
     "bos_token_id": 0,
     "eos_token_id": 1,

@@ -17,8 +17,8 @@ from harness.api import Device, Shape, TimingPlan, Workload
 from harness.latency.pool import Pool
 
 BETWEEN = 4  # visits from one reference to the next
-OPEN = 80  # models held open at a time: views into one pool, but their compiled forms are not
-OPEN_PARAMS = 400_000_000  # the same, where each of them holds weights of its own
+OPEN = 80  # models held open at a time
+OPEN_BYTES = 4 << 30  # what they may hold: weights are views into one pool, caches and compiled forms are not
 
 AROUND = 2  # references on either side that a running median takes in
 
@@ -29,15 +29,17 @@ class Visits:
 
     references: list[float] = field(default_factory=list)
     shapes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    seconds: float = 0.0  # CPU seconds of the processes before this one
 
     def words(self) -> dict[str, Any]:
-        return {"references": self.references, "shapes": self.shapes}
+        return {"references": self.references, "shapes": self.shapes, "seconds": self.seconds}
 
     @staticmethod
     def read(words: dict[str, Any] | None) -> Visits:
         if not words:
             return Visits()
-        return Visits(words["references"], {n: [(v[0], v[1]) for v in rows] for n, rows in words["shapes"].items()})
+        shapes = {n: [(v[0], v[1]) for v in rows] for n, rows in words["shapes"].items()}
+        return Visits(words["references"], shapes, words["seconds"])
 
     def count(self, name: str) -> int:
         return len(self.shapes.get(name, []))
@@ -92,16 +94,21 @@ class Bench:
         """Bring every shape to this many visits: all shapes once a round, in an order drawn anew."""
         batch: dict[str, Shape] = {}
         for name in [name for name in shapes if self.visits.count(name) < rounds]:
-            if len(batch) == OPEN or (batch and self._params([*batch.values(), shapes[name]]) > OPEN_PARAMS):
+            if len(batch) == OPEN or (batch and sum(map(self.held, [*batch.values(), shapes[name]])) > OPEN_BYTES):
                 self._rounds(batch, rounds)
                 batch = {}
             batch[name] = shapes[name]
         self._rounds(batch, rounds)
 
-    def _params(self, shapes: list[Shape]) -> int:
-        if not getattr(self.device, "copies_weights", False):
-            return 0
-        return sum(self.pool.anatomy.params(shape) for shape in shapes)
+    def held(self, shape: Shape) -> int:
+        """Bytes that an open model may hold beside the pool: keys, values, activations; weights if it copies them."""
+        anatomy, workload = self.pool.anatomy, self.workload
+        left = anatomy.tensor_shapes(shape)
+        size, tokens = self.pool.numbers.element_size(), workload.batch * (workload.size + 1)
+        cached = sum(dims[0] for name, dims in left.items() if name.endswith(("k_proj.weight", "v_proj.weight")))
+        widest = max((dims[0] for name, dims in left.items() if ".layers." in name), default=0)
+        weights = anatomy.params(shape) if getattr(self.device, "copies_weights", False) else 0
+        return size * (tokens * (cached + 4 * widest) + weights)
 
     def _rounds(self, shapes: Mapping[str, Shape], rounds: int) -> None:
         handles: dict[str, Any] = {}

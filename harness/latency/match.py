@@ -6,28 +6,18 @@ that only its shape decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.anatomy import Anatomy
-from harness.api import Device, Samples, Shape, TimingPlan, Workload
+from harness.api import Shape
 from harness.errors import OverBudget
-from harness.latency import timing
-from harness.latency.pool import Pool
+from harness.latency.bed import Measured
 
-PROBING = timing.TimingProtocol(rounds=3, warmup=1, iterations=3, seconds=0.05)
 MARGIN = (0.006, 0.02)  # aimed so far below a limit: the noise, within these bounds; none where there is no noise
 PROBES, EXACT_PROBES = 8, 64  # on a device, and where a measurement is exact and costs nothing
 FINEST = 1 / 4096
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A shape on the device: in the budget's unit, with how far dense strays from itself."""
-
-    value: float
-    noise: float
 
 
 @dataclass(frozen=True)
@@ -53,42 +43,6 @@ class Match:
 
 
 @dataclass
-class Kept:
-    """The dense model stays open from probe to probe."""
-
-    session: timing.Session
-
-    def measure(self, plan: TimingPlan) -> Samples:
-        return self.session.measure(plan)
-
-    def close(self) -> None:
-        return None
-
-
-class Bed:
-    """A device with the dense shape on it, where other shapes are laid beside it. Values are shares of dense, or ms."""
-
-    def __init__(self, device: Device, anatomy: Anatomy, dtype: str, workload: Workload, clock: str, unit: str) -> None:
-        self.device, self.workload, self.clock, self.unit = device, workload, clock, unit
-        self.pool = Pool(anatomy, dtype, getattr(device, "place", "cpu"))
-        self.dense = Kept(timing.here(device, self.pool.model({}), workload)())
-
-    def measure(self, shape: Shape) -> Measured:
-        beside = timing.here(self.device, self.pool.model(shape), self.workload)
-        rounds = timing.interleave(lambda: self.dense, beside, PROBING, self.clock)
-        found = timing.latency(rounds, self.clock, PROBING, "device")
-        value = found.pruned.median_ns / 1e6 if self.unit == "ms" else 1 / found.speedup
-        return Measured(value, found.noise_floor or 0.0)
-
-    def close(self) -> None:
-        self.dense.session.close()
-
-    def scale(self) -> float:
-        """What a share of dense is multiplied with to be in the budget's unit."""
-        return self.measure({}).value if self.unit == "ms" else 1.0
-
-
-@dataclass
 class Method:
     """What a method leaves at a setting between 0 (nothing goes) and 1.
 
@@ -105,7 +59,10 @@ class Method:
 
 
 class Matcher:
-    """A search for the smallest setting whose shape is fast enough."""
+    """A search for the smallest setting whose shape is fast enough.
+
+    `scale` is what dense takes in the budget's unit; `earlier` are probes of a search for a higher limit.
+    """
 
     def __init__(
         self,
@@ -114,18 +71,22 @@ class Matcher:
         estimate: Callable[[Shape], float],
         measure: Callable[[Shape], Measured],
         limit: float,
-        told: Callable[[Probe], None] = lambda _: None,
+        unit: str = "x",
+        scale: float = 1.0,
+        earlier: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.anatomy, self.method, self.estimate, self.measure = anatomy, method, estimate, measure
-        self.limit, self.told = limit, told
+        self.limit, self.unit = limit, unit
         self.probes: list[Probe] = []
-        self.bias = 1.0  # measured over estimated, as far as is known
         self.known: dict[float, float] = {}
         self.seen: dict[frozenset[tuple[str, int]], Probe] = {}
         self.over, self.under = -1.0, 2.0  # settings measured too slow, and fast enough
         self.settings = self._settings()
-        if not self.settings:
-            raise OverBudget("this method serves no ratio at all")
+        self.points = [(estimate({}), scale)]  # estimates, and what was measured there
+        self.anchors: list[tuple[float, float]] = []  # those of what the method really left
+        for probe in earlier:
+            if "final" not in probe:
+                self._learn(probe["setting"], probe["measured"], probe["ran"])
 
     def _settings(self) -> list[float]:
         """Settings of a coarse grid that the method can serve."""
@@ -136,6 +97,8 @@ class Matcher:
             except OverBudget:
                 break
             found.append(step / 200)
+        if not found:
+            raise OverBudget("this method serves no ratio at all")
         return found
 
     def guess(self, setting: float) -> float:
@@ -143,33 +106,47 @@ class Matcher:
             self.known[setting] = self.estimate(self.method.guess(setting))
         return self.known[setting]
 
+    def expected(self, setting: float) -> float:
+        """What would be measured: from the nearest measurement, along the slope between the two farthest apart.
+
+        Part of a device's time does not shrink with the model, so that a factor alone would creep towards the limit.
+        """
+        estimate = self.guess(setting)
+        near = min(reversed(self.anchors or self.points), key=lambda point: abs(point[0] - estimate))
+        low, high = min(self.points), max(self.points)
+        slope = near[1] / near[0]
+        if high[0] - low[0] > 0.02 * high[0]:
+            slope = max(0.0, (high[1] - low[1]) / (high[0] - low[0]))
+        return near[1] + slope * (estimate - near[0])
+
     def pick(self, aim: float) -> float:
-        """The smallest setting between the known limits whose estimate is within the aim."""
-        fine = [s for s in self.settings if self.guess(s) * self.bias <= aim and s > self.over]
+        """The smallest setting between the known limits that is expected within the aim."""
+        fine = [s for s in self.settings if s > self.over and self.expected(s) <= aim]
         if not fine:
             return self.settings[-1] if self.under > 1 else (self.over + self.under) / 2
         high = fine[0]
         low = max([s for s in self.settings if s < high], default=high)
         while high - low > FINEST:
             middle = (low + high) / 2
-            if self.guess(middle) * self.bias <= aim:
+            if self.expected(middle) <= aim:
                 high = middle
             else:
                 low = middle
         return high if self.over < high <= self.under else (max(self.over, 0.0) + min(self.under, 1.0)) / 2
 
     def run(self) -> Match:
-        if not self.method.promises and self.method.runs < PROBES:
+        if not self.method.promises and self.method.runs < PROBES and len(self.points) == 1:
             self._calibrate()
         best: Probe | None = None
-        aim, left = self.limit, self.method.runs
+        aim, left, missed = self.limit, self.method.runs, 0
         for _ in range(10 * EXACT_PROBES):
-            setting = self.pick(aim)
+            # twice too slow and never fast enough: see what the end of the method's range takes
+            setting = self.settings[-1] if missed == 2 and self.under > 1 else self.pick(aim)
             settled = best is not None and abs(setting - best.setting) < FINEST
             if left <= 0 or settled or self.under - self.over < FINEST:
                 break
             probe, new = self._probe(setting)
-            noise = margin(probe.noise)
+            noise = margin(probe.noise) or (0.0 if self.method.promises else MARGIN[0])
             aim = self.limit * (1 - noise)
             left -= new or not self.method.promises
             if new and not noise and self.method.promises and len(self.probes) == 1:
@@ -181,11 +158,10 @@ class Matcher:
                 if noise and probe.measured >= self.limit * (1 - 1.6 * noise):
                     break  # closer than what another measurement could tell
             else:
-                self.over = max(self.over, setting)
+                self.over, missed = max(self.over, setting), missed + 1
                 if setting >= self.settings[-1]:
                     break
-        if best is None:
-            raise self._out_of_reach()
+        best = best or self._closest()
         return Match(best.setting, best.estimated, self.probes)
 
     def _calibrate(self) -> None:
@@ -203,27 +179,40 @@ class Matcher:
         return replace(self.seen[key], setting=setting), new
 
     def _measured(self, setting: float, shape: Shape, ran: bool) -> Probe:
-        found = self.measure(shape)
-        estimated = self.guess(setting) * self.bias
+        estimated, found = self.expected(setting), self.measure(shape)
         probe = Probe(setting, estimated, found.value, found.noise, self.anatomy.params(shape), ran)
-        self.bias = found.value / self.guess(setting)
+        self._learn(setting, found.value, ran)
         self.probes.append(probe)
-        self.told(probe)
         return probe
 
-    def _out_of_reach(self) -> OverBudget:
-        fastest = min(probe.measured for probe in self.probes)
-        floor = self.measure({site.name: 0 for site in self.anatomy.blocks()}).value
+    def _learn(self, setting: float, measured: float, ran: bool) -> None:
+        self.points.append((self.guess(setting), measured))
+        if ran or self.method.promises:
+            self.anchors.append(self.points[-1])
+
+    def _closest(self) -> Probe:
+        """Nothing was fast enough: impossible, if the end of the range is not; else what came closest in its runs."""
+        own = [probe for probe in self.probes if probe.ran or self.method.promises]
+        closest = min(own, key=lambda probe: probe.measured)
+        floor, unit = self.measure({site.name: 0 for site in self.anatomy.blocks()}).value, self.unit
+        remedy = "give a larger budget or a smaller model"
         if floor > self.limit:
-            return OverBudget(
-                f"{self.limit:.4g} is faster than the empty model, which takes {floor:.3g}: no cut gets there",
-                "give a larger budget or a smaller model",
+            cause = f"{self.limit:.4g}{unit} is faster than the empty model, which takes {floor:.3g}{unit}"
+        elif self.over >= self.settings[-1]:
+            cause = (
+                f"{self.limit:.4g}{unit} is out of this method's reach: at most it leaves what takes "
+                f"{closest.measured:.4g}{unit}, the empty model {floor:.3g}{unit}"
             )
-        return OverBudget(
-            f"{self.limit:.4g} is out of this method's reach: the fastest it was seen to leave takes {fastest:.4g}"
-            f" (the empty model {floor:.3g})",
-            "give a larger budget, or a method or settings that can remove more",
-        )
+            remedy = "give a larger budget, or a method or settings that can remove more"
+        else:
+            return closest
+        raise over_budget(cause, remedy, self.probes)
+
+
+def over_budget(cause: str, remedy: str, probes: Sequence[Probe]) -> OverBudget:
+    error = OverBudget(cause, remedy)
+    error.probes = tuple(asdict(probe) for probe in probes)
+    return error
 
 
 def margin(noise: float) -> float:
@@ -256,9 +245,9 @@ def native(
         asked = better
     within = [probe for probe in probes if probe.measured <= limit]
     if not within:
-        raise OverBudget(
-            f"{limit:.4g} was asked, the closest this method came is {min(p.measured for p in probes):.4g}",
-            "give a larger budget",
+        closest = min(probe.measured for probe in probes)
+        raise over_budget(
+            f"{limit:.4g} was asked, the closest it came is {closest:.4g}", "give a larger budget", probes
         )
     best = max(within, key=lambda probe: probe.measured)
     return Match(best.setting, best.estimated, probes)

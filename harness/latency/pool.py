@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from harness.accounting import stored_bytes
 from harness.anatomy import Anatomy, anatomy_of
 from harness.anatomy.llama import config_of
 from harness.api import Shape
+from harness.errors import EnvironmentFault
+from harness.host import free_memory
 
 BLOCK = 1 << 20  # random numbers drawn; the rest repeats them
 
@@ -24,6 +27,12 @@ class Pool:
 
         self.anatomy = anatomy
         size = anatomy.params()
+        need = stored_bytes(size, dtype)
+        if place == "cpu" and need > free_memory():
+            raise EnvironmentFault(
+                f"the model takes {need / 1e9:.1f} GB in {dtype}, {free_memory() / 1e9:.1f} GB are free",
+                "give --dtype bf16, a smaller model or a larger machine",
+            )
         self.numbers = torch.empty(size, dtype=TORCH_DTYPES[dtype], device=place)
         drawn = torch.randn(min(BLOCK, size), generator=torch.Generator().manual_seed(0)) * 0.02
         drawn = drawn.to(self.numbers)

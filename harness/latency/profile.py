@@ -99,7 +99,7 @@ class Profile:
         self.effort = effort or EFFORTS[target.preset]
         self.anatomy, self.dtype = target.anatomy, target.dtype
         self.stage, self.total = "", 0
-        self.started = time.process_time()
+        self.started, self.before, self.until = time.process_time(), visits.seconds, 0.0
         self.pool = Pool(self.anatomy, self.dtype, getattr(device, "place", "cpu"))
         self.classes = classes(self.anatomy)
         self.bench = Bench(
@@ -112,7 +112,12 @@ class Profile:
         return alone(self.anatomy, largest, self.classes[largest][0].units, self.dtype)
 
     def _tell(self) -> None:
+        self.bench.visits.seconds = self.before + time.process_time() - self.started
         self.save(self.bench.visits)
+        if self.stage == "widths" and self.until:
+            seconds = round(self.effort.seconds)
+            self.told("edges, seconds", min(seconds, round(seconds - self.until + time.monotonic())), seconds)
+            return
         done = sum(len(rows) for name, rows in self.bench.visits.shapes.items() if name.startswith(self.stage))
         self.told(self.stage, min(done, self.total), self.total)
 
@@ -138,7 +143,7 @@ class Profile:
         table = self._table()
         validate.whole_models(table, self.anatomy, self.effort.fitting, self.effort.unseen, self.bench, self._run)
         table.probes = len(self.bench.visits.shapes)
-        table.seconds = round(time.process_time() - self.started, 1)
+        table.seconds = round(self.before + time.process_time() - self.started, 1)
         return table
 
     def _point(self, name: str, units: int) -> str:
@@ -178,8 +183,8 @@ class Profile:
         for name in self.classes:
             widths = [0, *self.widths(name)]
             gaps += [(name, low, high) for low, high in pairwise(widths)]
-        until = time.monotonic() + self.effort.seconds
-        while gaps and left > 0 and time.monotonic() < until:
+        self.until = time.monotonic() + self.effort.seconds
+        while gaps and left > 0 and time.monotonic() < self.until:
             gaps = sorted((gap for gap in gaps if self._hides(*gap)), key=self._weight, reverse=True)
             batch = gaps[: min(BETWEEN, left)]
             self._measure({(name, units) for name, low, high in batch for units in _inner(low, high, GOLDEN[:1])})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from pydantic import ValidationError
 
 from harness.anatomy import Anatomy
 from harness.api import Device, DeviceInfo, DeviceSpec, Workload
-from harness.errors import EnvironmentFault, UsageError
-from harness.latency.table import CostTable, anatomy_mark, table_key
+from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.latency.table import CostTable, anatomy_mark, classes, table_key
 from harness.store import Store
 
 
@@ -44,14 +45,21 @@ class Shelf:
         if words is None:
             return None
         try:
-            return CostTable.model_validate(words)
+            table = CostTable.model_validate(words)
         except ValidationError:
             self.store.set_aside(path, "is not a cost table of this version")
             return None
+        if {name: sites[0].units for name, sites in classes(anatomy).items()} != table.tops():
+            self.store.set_aside(path, "does not cover this model's sub-layers")
+            return None
+        return table
 
-    def put(self, table: CostTable) -> Path:
-        self.store.write(self.path(table.key), table.words())
-        return self.path(table.key)
+    def put(self, table: CostTable, again: bool = True) -> Path:
+        path = self.path(table.key)
+        if path.exists() and not again:
+            raise UsageError(f"there is a table for this device, model and workload already: {path}", "add --again")
+        self.store.write(path, table.words())
+        return path
 
     def fill(
         self,
@@ -72,7 +80,11 @@ class Shelf:
                 return found
             notes = self.store.path("tables", f"{key}.{target.preset}.visits.json")
             visits = Visits.read(self.store.read(notes))
-            table = Profile(target, device, visits, lambda now: self.store.write(notes, now.words()), told).run()
+            try:
+                table = Profile(target, device, visits, lambda now: self.store.write(notes, now.words()), told).run()
+            except HarnessError:
+                notes.unlink(missing_ok=True)  # what was refused is looked at afresh next time
+                raise
             table.samples = self.store.side_file(visits.words())
             table.finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             self.put(table)
@@ -81,10 +93,29 @@ class Shelf:
 
 
 def export(table: CostTable, path: Path) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.write_text(json.dumps(table.words(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        scratch.write_text(json.dumps(table.words(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        scratch.replace(path)
     except OSError as error:
-        raise EnvironmentFault(f"cannot write {path}: {error.strerror}", "give a file that can be written") from error
+        scratch.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def must_be_writable(path: Path) -> None:
+    """Said before the minutes of a measurement, not after them."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "give a file")
+    probe = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(f"cannot write {path}: {error.strerror}", "give a file that can be written")
 
 
 def read(path: Path) -> CostTable:
@@ -94,9 +125,6 @@ def read(path: Path) -> CostTable:
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}", "give a file that --export wrote") from error
     except (ValueError, ValidationError) as error:
-        fields = f" ({error.error_count()} fields are wrong)" if isinstance(error, ValidationError) else ""
-        raise UsageError(f"{path} is not a cost table{fields}", "give a file that --export wrote") from error
-    for name, curve in table.curves.items():
-        if len(curve.units) != len(curve.ns) or curve.units != sorted(set(curve.units)) or curve.units[:1] != [0]:
-            raise UsageError(f"{path}: the curve of {name} is not one", "give a file that --export wrote")
+        what = f": {error.errors()[0]['msg']}" if isinstance(error, ValidationError) else ""
+        raise UsageError(f"{path} is not a cost table{what}", "give a file that --export wrote") from error
     return table

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from harness import keys
 from harness.anatomy import Anatomy, Site
 from harness.anatomy.llama import sliding_window
 from harness.api import Shape
-from harness.errors import Unsupported
+from harness.errors import BadCut, Unsupported
 from harness.records import Part
 
 SCHEMA = 1
@@ -31,18 +31,26 @@ class Curve(Part):
     ns: list[float]
     noise: float = Field(0.0, description="relative, of one point")
 
+    @model_validator(mode="after")
+    def _is_one(self) -> Curve:
+        if len(self.units) != len(self.ns) or self.units != sorted(set(self.units)) or self.units[:1] != [0]:
+            raise ValueError("a curve needs rising units from 0, and a time for each")
+        if len(self.units) < 2 or any(not math.isfinite(ns) or ns < 0 for ns in self.ns):
+            raise ValueError("a curve needs times, finite and not negative")
+        return self
+
 
 class Validation(Part):
     """Whole shapes that the table has not seen, predicted and measured in the same run."""
 
     shapes: int
-    mape: float = Field(description="mean of |predicted / measured - 1|")
+    mape: float = Field(description="mean of |predicted / measured - 1| over single measurements")
     mape_unfitted: float = Field(description="the same without what was fitted to whole models")
     within_5: float
     within_10: float
     spearman: float
-    repeatability: float = Field(description="mean relative difference of two measurements of one shape, as measured")
-    repeatability_corrected: float = Field(description="the same after the correction by the reference")
+    repeatability: float = Field(description="how far another measurement of the same shape lies, as measured")
+    repeatability_corrected: float = Field(description="the same, both corrected by the reference as predictions are")
     bias: dict[str, float] = Field({}, description="predicted / measured - 1 at chosen shapes")
 
 
@@ -53,6 +61,12 @@ class Fit(Part):
     weights: list[float]
     shapes: int
     error: float = Field(description="mean relative error on shapes left out of the fit")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Fit:
+        if len(self.features) != len(self.weights) or any(not math.isfinite(w) or w < 0 for w in self.weights):
+            raise ValueError("a fit needs a finite weight of at least zero for each feature")
+        return self
 
 
 class CostTable(Part):
@@ -77,6 +91,20 @@ class CostTable(Part):
     finished: str = ""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> CostTable:
+        if missing := {"name", "fingerprint", "clock", "provenance"} - set(self.device):
+            raise ValueError(f"its device has no {min(missing)}")
+        if not self.curves or not math.isfinite(self.fixed_ns) or self.fixed_ns < 0:
+            raise ValueError("it has no curves, or no time for the model without layers")
+        if self.fit and set(self.fit.features) != {"fixed", *self.curves}:
+            raise ValueError("its fit is of other sub-layers")
+        return self
+
+    def tops(self) -> dict[str, int]:
+        """Units of a whole site, per class."""
+        return {name: curve.units[-1] for name, curve in self.curves.items()}
 
     def words(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True)
@@ -192,10 +220,15 @@ class CostModel:
     def smooth(self, units: Mapping[str, Any]) -> Any:
         """Time of fractional units per site as a torch scalar with gradients; sites not named stay whole.
 
-        Monotone in every site, within the units there are; outside it goes on at the slope of the end.
+        Monotone in every site, within the units there are; outside it goes on at the slope of the end. A narrower
+        residual stream scales all of it by its share: a first guess, which measuring corrects.
         """
         import torch
 
+        if unknown := set(units) - set(self.anatomy.sites):
+            raise BadCut(
+                f"this model has no site {min(unknown)!r}", f"its sites look like {next(iter(self.anatomy.sites))!r}"
+            )
         total = torch.as_tensor(self.table.fixed_ns * self.weights["fixed"], dtype=torch.float64)
         for name, sites in self.classes.items():
             curve = self._curves[name]
@@ -203,4 +236,6 @@ class CostModel:
             total = total + (len(sites) - len(asked)) * curve.top
             if asked:
                 total = total + curve(torch.stack([one.reshape(()).double() for one in asked])).sum()
+        if "hidden" in units:
+            total = total * (torch.as_tensor(units["hidden"]).double().reshape(()) / self.anatomy.sites["hidden"].units)
         return total

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from harness import stats
-from harness.api import Device, Samples, TimingPlan, Workload
+from harness.api import Device, DeviceSpec, Samples, TimingPlan, Workload
+from harness.plugins import registry
 from harness.records import Clock, Energy, Latency, Memory, MemoryPair, Timing
 
 VERSION = "interleaved-2"
@@ -39,9 +40,17 @@ class TimingProtocol:
 
 
 PROTOCOLS = {
-    "quick": TimingProtocol(rounds=5, warmup=1, iterations=3, seconds=0.05),
+    "quick": TimingProtocol(rounds=5, warmup=1, iterations=3, seconds=0.05, fresh=True),
     "paper": TimingProtocol(rounds=10, warmup=3, iterations=10, seconds=1.0, fresh=True),
 }
+
+
+def protocol(preset: str, device: DeviceSpec, runtime: str) -> TimingProtocol:
+    """Processes of their own only where models run in ours, and opening one is not most of the work."""
+    found = PROTOCOLS[preset]
+    if device.in_process and not getattr(registry().device(device.name, runtime), "copies_weights", False):
+        return found
+    return replace(found, fresh=False)
 
 
 class Session(Protocol):

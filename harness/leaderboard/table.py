@@ -23,6 +23,7 @@ def tables(records: Sequence[Record]) -> str:
         measured = [w for w, t in record.latency.items() if t.provenance == "device"]
         if record.status != "ok":
             outside.append(f"{who}: **{record.status}**: {record.reason}")
+            continue
         elif not measured:
             kinds = sorted({t.provenance for t in record.latency.values()})
             outside.append(f"{who}: {', '.join(kinds)}, not measured on a device")

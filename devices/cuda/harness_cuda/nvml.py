@@ -9,6 +9,8 @@ import os
 import time
 from typing import Any
 
+from harness.host import OUR_PIDS
+
 # The bits are part of NVML's binary interface; their names moved from "throttle" to "event" reasons. Idle GPUs,
 # application clocks and display clocks are choices, not faults, and are not told.
 THROTTLE = {
@@ -93,17 +95,17 @@ class Meter:
         return None if bits is None else [name for name, bit in THROTTLE.items() if bits & bit]
 
     def _others(self, ours: bool) -> int | None:
-        """Compute processes beside this one and the one that started it to time a model.
+        """Compute processes beside this one and those of its run.
 
-        In a container NVML may give the numbers of the host, under which we do not know ourselves, or no process at
-        all. Where we work on the GPU and are not named, one of the named is us; where none is named, nothing is known.
+        In a container NVML may give the numbers of the host, or no process at all. Where we work on the GPU and are
+        not named, nothing is known of the others either.
         """
         listed = None if self.sliced else self._ask("nvmlDeviceGetComputeRunningProcesses")
-        if listed is None or (ours and not listed):
+        pids = None if listed is None else [process.pid for process in listed]
+        if pids is None or (ours and os.getpid() not in pids):
             return None
-        pids = [process.pid for process in listed]
-        hidden = ours and os.getpid() not in pids
-        return len([pid for pid in pids if pid not in (os.getpid(), os.getppid())]) - hidden
+        run = {os.getpid(), os.getppid(), *map(int, filter(str.isdigit, os.environ.get(OUR_PIDS, "").split(",")))}
+        return len([pid for pid in pids if pid not in run])
 
     def limits(self) -> dict[str, Any]:
         """What bounds this GPU's speed; part of what makes two measurements comparable."""

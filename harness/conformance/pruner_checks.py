@@ -1,0 +1,244 @@
+"""What a pruner must hold."""
+
+from __future__ import annotations
+
+from harness import accounting
+from harness.conformance import models
+from harness.conformance.kit import Fault, NotApplicable
+from harness.conformance.pruners import RATIOS, Asked, PrunerBench
+from harness.conformance.specs import check_spec, heavy
+from harness.errors import BadCut, HarnessError
+from harness.plugins import registry
+
+MASKING = {"unstructured", "semi-structured"}
+SLICING = {"structured", "depth"}
+
+
+class PrunerChecks(PrunerBench):
+    """In the order they are told."""
+
+    def check_light(self) -> None:
+        """Registering imports nothing heavy."""
+        heavy("pruner", self.name)
+
+    def check_spec(self) -> None:
+        """The spec is complete: summary, paper, kinds, budgets, families, parameters with both presets."""
+        check_spec(self.spec, registry().load("pruner", self.name))
+        if wrong := set(self.spec.kinds) - MASKING - SLICING:
+            raise Fault(f"kinds names {sorted(wrong)[0]!r}; known: {', '.join(sorted(MASKING | SLICING))}")
+        if wrong := set(self.spec.budgets) - {"ratio", "latency"}:
+            raise Fault(f"budgets names {sorted(wrong)[0]!r}; known: ratio, latency")
+        if wrong := set(self.spec.families) - {models.family(name) for name in models.MODELS}:
+            raise Fault(f"families names {sorted(wrong)[0]!r}, which has no anatomy")
+
+    def check_cut(self) -> None:
+        """It returns a cut of this model: known sites, indices in range, none twice; masks and rewrites that fit."""
+        try:
+            assert self.some.cut
+            assert self.saved.exists()  # the fresh process runs beside what follows
+        except BadCut as error:
+            raise Fault(error.cause) from None
+
+    def check_families(self) -> None:
+        """Every family it names works, or it says what it does not support."""
+        for name in models.of(self.spec.families):
+            try:
+                self.ask(0.25, name)
+            except (Fault, HarnessError):
+                raise
+            except Exception as error:
+                raise Fault(
+                    f"{name}: {type(error).__name__}: {error}; raise Unsupported, or leave it out of families"
+                ) from error
+
+    def check_weights(self) -> None:
+        """Weights change only if the spec says so."""
+        if self.spec.updates_weights:
+            raise NotApplicable("it declares that it updates weights")
+        if self.some.touched:
+            raise Fault(f"it changed {self.some.touched[0]} in place, undeclared: updates_weights=True, or leave it")
+        if self.some.cut.rewrites:
+            raise Fault(f"it rewrites {next(iter(self.some.cut.rewrites))}, undeclared: updates_weights=True")
+
+    def cuts(self) -> None:
+        if not self.spec.budgets:
+            raise NotApplicable("it cuts nothing")
+
+    def check_deterministic(self) -> None:
+        """The same seed gives the same cut, whatever the global generators say."""
+        self.cuts()
+        first, second = self.some.cut, self.ask(self.some.ratio, again=True).cut
+        if second is None or first.keep != second.keep:
+            raise Fault("two runs with one seed kept different units: draw from ctx.seed(...), not from global chance")
+        if {n: m.tolist() for n, m in first.masks.items()} != {n: m.tolist() for n, m in second.masks.items()}:
+            raise Fault("two runs with one seed masked different elements: draw from ctx.seed(...)")
+
+    def check_budget(self) -> None:
+        """The budget is met, without a whole step to spare, or refused."""
+        self.cuts()
+        if "ratio" not in self.spec.budgets:
+            self._check_latency()
+            return
+        for ratio in RATIOS:
+            if (asked := self.ask(ratio)).refused is not None:
+                continue
+            removed, step = self.removed(asked), self.step(asked)
+            if removed < ratio - 1e-9:
+                raise Fault(f"asked to remove {ratio:g} of the prunable parameters, it removed {removed:.4g}")
+            if removed >= ratio + step:
+                raise Fault(f"asked for {ratio:g}, it removed {removed:.4g}: a step ({step:.4g}) or more beyond")
+
+    def _check_latency(self) -> None:
+        for ratio in RATIOS:
+            if (asked := self.ask(ratio)).refused is None:
+                _, anatomy = models.tiny(asked.model)
+                share = self.latency(anatomy).share(asked.cut.shape)
+                if share > 1 - ratio + 1e-9:
+                    raise Fault(
+                        f"asked for {1 - ratio:g}x of dense, its cut takes {share:.4g}x by the cost model it was given"
+                    )
+
+    def removed(self, asked: Asked) -> float:
+        from harness import surgery
+
+        _, anatomy = models.tiny(asked.model)
+        return accounting.ratios(anatomy, asked.cut.shape, surgery.masked_elements(anatomy, asked.cut))[0]
+
+    def step(self, asked: Asked) -> float:
+        """The coarsest unit in play, as a share of the prunable parameters."""
+        _, anatomy = models.tiny(asked.model)
+        sites = list(anatomy.blocks())
+        if "depth" in self.spec.kinds:
+            layers = {site.layer for site in sites}
+            size = max(sum(anatomy.site_params(s, s.units) for s in sites if s.layer == layer) for layer in layers)
+        else:
+            size = max(anatomy.site_params(site, 1) for site in sites)
+        return size / anatomy.params(prunable=True)
+
+    def check_kind(self) -> None:
+        """Structured means smaller shapes, unstructured means zeros."""
+        self.cuts()
+        cut, kinds = self.some.cut, set(self.spec.kinds)
+        if cut.masks and not kinds & MASKING:
+            raise Fault("it masks elements, but its kinds promise smaller shapes: nothing gets faster")
+        if cut.keep and not kinds & SLICING:
+            raise Fault("it removes units, but its kinds promise masks only")
+        if not cut.masks and not cut.keep:
+            raise Fault("it neither removes units nor masks elements")
+        empty = [site for site, units in cut.keep.items() if not units]
+        if empty and "depth" not in kinds and len(empty) == len(cut.keep):
+            raise Fault("it removes whole sites only: that is kind 'depth'")
+
+    def check_identity(self) -> None:
+        """Budget zero changes nothing."""
+        asked = self.cut(0.0)
+        lost = any(not mask.all() for mask in asked.cut.masks.values())
+        if asked.cut.keep or lost:
+            where = next(iter(asked.cut.keep), None) or next(iter(asked.cut.masks))
+            raise Fault(f"asked to remove nothing, it cut {where}")
+
+    def check_monotone(self) -> None:
+        """More budget never leaves more parameters."""
+        cuts = [self.removed(asked) for r in RATIOS if (asked := self.ask(r)).refused is None]
+        if cuts != sorted(cuts):
+            raise Fault(f"for {', '.join(f'{r:g}' for r in RATIOS)} it removed {', '.join(f'{c:.4g}' for c in cuts)}")
+
+    def check_promise(self) -> None:
+        """`shape()` tells what `prune()` leaves."""
+        made = self.made()
+        if not hasattr(made, "shape"):
+            raise NotApplicable("it has no shape()")
+        for ratio in RATIOS:
+            if (asked := self.ask(ratio)).refused is not None:
+                continue
+            _, anatomy = models.tiny(asked.model)
+            promised = made.shape(anatomy, ratio)
+            if promised is None:
+                continue
+            left = anatomy.complete(asked.cut.shape)
+            if anatomy.complete(promised) != left:
+                site = next(s for s, units in anatomy.complete(promised).items() if units != left[s])
+                raise Fault(
+                    f"at {ratio:g} shape() promises {anatomy.complete(promised)[site]} units of {site}, "
+                    f"prune() leaves {left[site]}"
+                )
+
+    def check_dtypes(self) -> None:
+        """bf16 works as fp32 does."""
+        asked = self.ask(self.some.ratio, dtype="bf16")
+        if asked.refused is not None:
+            raise Fault(f"it refused bf16: {asked.refused.cause}")
+        if "ratio" in self.spec.budgets and self.removed(asked) < self.some.ratio - 1e-9:
+            raise Fault(f"in bf16 it removed {self.removed(asked):.4g} where {self.some.ratio:g} was asked")
+
+    def check_quiet(self) -> None:
+        """It prints nothing: stdout is the record's."""
+        printed = next((a.seen.printed for a in self.known.values() if a.seen and a.seen.printed), "")
+        if printed:
+            raise Fault(f"it printed to stdout: {printed.strip().splitlines()[0][:80]!r}; use ctx.progress")
+
+    def check_tidy(self) -> None:
+        """It writes nowhere but into ctx.work_dir."""
+        wrote = next((a.seen.wrote for a in self.known.values() if a.seen and a.seen.wrote), [])
+        if wrote:
+            where = wrote[0].replace(str(self.work / "home"), "~")
+            raise Fault(f"it wrote to {where}, outside ctx.work_dir")
+
+    def check_offline(self) -> None:
+        """It connects to nothing."""
+        to = next((a.seen.connected for a in self.known.values() if a.seen and a.seen.connected), [])
+        if to:
+            raise Fault(f"it connected to {to[0]}")
+
+    def check_counts(self) -> None:
+        """Parameters of the file, the shape and the model agree."""
+        from harness.checkpoints.folders import weights
+
+        _, anatomy, smaller = self.pair
+        stored = sum(tensor.numel() for tensor in weights(self.saved).values())
+        shape, model = anatomy.params(self.some.cut.shape), accounting.count(smaller)[0]
+        if not stored == shape == model:
+            raise Fault(f"the file holds {stored} parameters, the shape says {shape}, the model has {model}")
+
+    def check_zeroed(self) -> None:
+        """The smaller model computes what the dense one does with the same units zeroed."""
+        import torch
+
+        from harness import surgery
+
+        model, anatomy, smaller = self.pair
+        if "hidden" in self.some.cut.keep:
+            raise NotApplicable("zeroing cannot show what a narrower residual stream does")
+        ids = models.tokens(2, 12)
+        dense, _ = models.tiny(self.some.model)
+        dense.load_state_dict(surgery.zeroed(model, anatomy, self.some.cut), strict=False)
+        with torch.inference_mode():
+            expected, found = dense(ids, use_cache=False).logits, smaller(ids, use_cache=False).logits
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        if not difference <= 1e-4:
+            raise Fault(f"logits differ from the zeroed dense model by {difference:.2g} of the largest")
+
+    def check_generation(self) -> None:
+        """Text is the same with and without a cache."""
+        ids = models.tokens(1, 5)
+        told = [
+            self.pair[2].generate(ids, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=1).tolist()
+            for cache in (True, False)
+        ]
+        if told[0] != told[1]:
+            raise Fault("the tokens it generates with a cache are not those without")
+
+    def check_reload(self) -> None:
+        """A fresh process reads the saved model and computes the same logits."""
+        from safetensors.torch import load_file
+
+        from harness.checkpoints import fresh
+
+        assert self.saved
+        told = self.fresh.communicate()[1]
+        if self.fresh.returncode:
+            raise Fault(f"a fresh process could not read the model: {(told.strip().splitlines() or [''])[-1]}")
+        found, expected = load_file(self.work / "fresh.safetensors")["logits"], fresh.logits(self.pair[2])
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        if not difference <= fresh.TOLERANCE["fp32"]:
+            raise Fault(f"a fresh process computes logits that differ by {difference:.2g} of the largest")
