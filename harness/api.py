@@ -206,7 +206,7 @@ class DeviceInfo:
 class TimingPlan:
     """How one visit to one model is timed; the same for dense and pruned.
 
-    At least `iterations` timed passes, and as many as fill `seconds`.
+    At least `iterations` timed passes, and as many as fill `seconds`; before them `warmup` passes, likewise if any.
     """
 
     warmup: int = 2

@@ -40,8 +40,8 @@ def made(tmp_path_factory):
     """One finished cell on the cpu device, shared by the tests that only look."""
     folder = tmp_path_factory.mktemp("made") / "runs"
     stages = Stages()
+    stages = Stages()
     for _ in range(3):  # a busy machine may be told to try again, as a user is
-        stages = Stages()
         record = harness.run("magnitude", model="tiny", ratio=0.2, limit=2, out=folder, reporter=stages)
         if record.status != "unstable":
             break

@@ -91,8 +91,10 @@ class Cpu:
         ran = {"fallback": elsewhere} if self.runtime == "onnxruntime" else {}
         with self._threads():
             before = self._state() | ran
-            for _ in range(plan.warmup):
+            start, warmed = time.perf_counter(), 0
+            while warmed < plan.warmup or (plan.warmup and time.perf_counter() - start < plan.seconds):
                 run()
+                warmed += 1
             start = time.perf_counter()
             while len(wall) < plan.iterations or (time.perf_counter() - start < plan.seconds and len(wall) < MOST):
                 wall_start, cpu_start = time.perf_counter_ns(), time.process_time_ns()
