@@ -54,9 +54,7 @@ class Spec:
     summary: str
     version: str = "1"
     parameters: Mapping[str, Param] = field(default_factory=dict)
-    check_with: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # settings for the conformance kit, where defaults are slow
+    check_with: Mapping[str, Any] = field(default_factory=dict)  # settings for the kit, where defaults are slow
     exceptions: Mapping[str, str] = field(default_factory=dict)  # checks of the kit that it fails, and why; strict
 
 

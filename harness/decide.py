@@ -101,8 +101,7 @@ class Decision:
                 kind, found = self._search(laid, progress)
             finally:
                 laid.close()
-        table = self.made.known_cost_model()
-        words = found.words() | {"estimate": f"table {table.table.content[:8]}" if table else "FLOPs"}
+        words = found.words() | {"estimate": f"table {plan.cost_table[:8]}" if plan.cost_table else "FLOPs"}
         return words, self.ask(Budget(kind, found.setting, unit if kind == "latency" else ""))
 
     def _search(self, bed: Any, progress: Callable[..., None]) -> tuple[str, Any]:

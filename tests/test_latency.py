@@ -23,7 +23,7 @@ from harness.latency import match, predictor, shelf, smooth, validate
 from harness.latency.bed import PROBING, Bed, Measured
 from harness.latency.bench import Visits
 from harness.latency.pool import Pool
-from harness.latency.profile import Effort, Profile, Target, alone, copies, empty, grid
+from harness.latency.profile import Effort, Profile, Target, alone, copies, grid
 from harness.latency.table import CostModel, CostTable, anatomy_mark, classes
 from harness.store import Store
 
@@ -121,7 +121,7 @@ def test_whole_models_are_predicted(staircase):
     for seed in range(50):
         shape = validate.random_shapes(ANATOMY, 1, f"test {seed}")[0]
         assert model.time(shape) == pytest.approx(true_time(device, shape), rel=1e-3)
-    assert model.floor == pytest.approx(true_time(device, empty(ANATOMY)), rel=2e-3)
+    assert model.floor == pytest.approx(true_time(device, ANATOMY.empty()), rel=2e-3)
 
 
 def test_fixed_costs_go_with_the_sublayer(staircase):
@@ -238,7 +238,7 @@ def test_probes_leave_the_cache_and_fit_the_model():
 def test_a_pool_serves_every_shape_of_every_family(family):
     anatomy = anatomy_of(CONFIGS[family])
     pool = Pool(anatomy, "fp32")
-    for shape in [{}, empty(anatomy), *validate.random_shapes(anatomy, 4, family)]:
+    for shape in [{}, anatomy.empty(), *validate.random_shapes(anatomy, 4, family)]:
         model = pool.model(shape)
         assert sum(p.numel() for p in model.parameters()) == anatomy.params(shape)
         with torch.inference_mode():

@@ -75,6 +75,10 @@ class Anatomy:
         """The sites inside the blocks, in order; the width of the residual stream is not one of them."""
         return (site for site in self.sites.values() if site.layer is not None)
 
+    def empty(self) -> dict[str, int]:
+        """The shape without any layer, at the full width of the residual stream."""
+        return {site.name: 0 for site in self.blocks()}
+
     def full(self) -> dict[str, int]:
         return {name: site.units for name, site in self.sites.items()}
 
@@ -128,9 +132,8 @@ def anatomy_of(config: Mapping[str, Any]) -> Anatomy:
             f"model family {model_type or '(none)'!r} has no anatomy yet", f"supported: {', '.join(sorted(FAMILIES))}"
         )
     for name in REQUIRED:
-        least = (
-            0 if name == "num_hidden_layers" else 1
-        )  # a model without layers is what every other one costs more than
+        # a model without layers is what every other one costs more than
+        least = 0 if name == "num_hidden_layers" else 1
         if type(config.get(name)) is not int or config[name] < least:
             raise EnvironmentFault(
                 f"the model's config has no usable {name}: {config.get(name)!r}", "repair config.json"

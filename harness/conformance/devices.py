@@ -32,7 +32,6 @@ class DeviceBench:
         self.spec: DeviceSpec = registry().get("device", name)
         if given:
             raise UsageError(f"device {name} has no parameters to set", "leave --set out")
-        self.handles: list[Any] = []
 
     def close(self) -> None:
         return None

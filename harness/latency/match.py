@@ -194,7 +194,7 @@ class Matcher:
         """Nothing was fast enough: impossible, if the end of the range is not; else what came closest in its runs."""
         own = [probe for probe in self.probes if probe.ran or self.method.promises]
         closest = min(own, key=lambda probe: probe.measured)
-        floor, unit = self.measure({site.name: 0 for site in self.anatomy.blocks()}).value, self.unit
+        floor, unit = self.measure(self.anatomy.empty()).value, self.unit
         remedy = "give a larger budget or a smaller model"
         if floor > self.limit:
             cause = f"{self.limit:.4g}{unit} is faster than the empty model, which takes {floor:.3g}{unit}"

@@ -1,6 +1,7 @@
 """What is fitted to whole models: a few non-negative weights, so that more can never be predicted to be faster.
 
-Two sets of features. `sums` are the additive parts of a cost table; their weights correct what a sub-layer costs among
+Two sets of features. `CostModel.parts` are the additive parts of a cost table; their weights correct what a sub-layer
+costs among
 its neighbours. `sizes` are parameters and counts per class of sites, products of the sizes that meet in a tensor: they
 carry models whose sites interact (a cut residual stream, the channels of a CNN).
 """
@@ -15,15 +16,7 @@ import numpy as np
 
 from harness.anatomy import Anatomy
 from harness.api import Shape
-from harness.latency.table import CostModel, Fit, classes
-
-
-def sums(model: CostModel, shape: Shape) -> dict[str, float]:
-    full = model.anatomy.complete(shape)
-    found = {"fixed": model.table.fixed_ns}
-    for name, sites in model.classes.items():
-        found[name] = math.fsum(float(model.staircases[name][full[site.name]]) for site in sites)
-    return found
+from harness.latency.table import Fit, classes
 
 
 def sizes(anatomy: Anatomy, shape: Shape) -> dict[str, float]:

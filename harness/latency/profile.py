@@ -59,10 +59,6 @@ class Target:
     preset: str
 
 
-def empty(anatomy: Anatomy) -> Shape:
-    return {site.name: 0 for site in anatomy.blocks()}
-
-
 def copies(anatomy: Anatomy, name: str, dtype: str) -> int:
     """So many sub-layers in a row that their weights come from memory, as they do in the whole model."""
     sites = classes(anatomy)[name]
@@ -72,7 +68,7 @@ def copies(anatomy: Anatomy, name: str, dtype: str) -> int:
 
 def alone(anatomy: Anatomy, name: str, units: int, dtype: str) -> Shape:
     chosen = classes(anatomy)[name][: copies(anatomy, name, dtype)]
-    return {**empty(anatomy), **{site.name: units for site in chosen}}
+    return {**anatomy.empty(), **{site.name: units for site in chosen}}
 
 
 def grid(units: int, coarse: int) -> list[int]:
@@ -137,7 +133,7 @@ class Profile:
             for name, sites in self.classes.items()
             for units in grid(sites[0].units, self.effort.coarse)
         }
-        self._run("widths", {"widths none": empty(self.anatomy), **points}, self.effort.rounds)
+        self._run("widths", {"widths none": self.anatomy.empty(), **points}, self.effort.rounds)
         self._check_signal()
         self._edges()
         table = self._table()

@@ -176,13 +176,16 @@ class CostModel:
         )
 
     def additive(self, shape: Shape, fitted: bool = True) -> float:
-        shape = self.anatomy.complete(shape)
-        total = self.table.fixed_ns * (self.weights["fixed"] if fitted else 1.0)
+        parts = self.parts(shape)
+        return math.fsum(ns * (self.weights[name] if fitted else 1.0) for name, ns in parts.items())
+
+    def parts(self, shape: Shape) -> dict[str, float]:
+        """The unfitted time of the fixed part and of each class of sites."""
+        full = self.anatomy.complete(shape)
+        found = {"fixed": self.table.fixed_ns}
         for name, sites in self.classes.items():
-            steps = self.staircases[name]
-            part = math.fsum(float(steps[shape[site.name]]) for site in sites)
-            total += part * (self.weights[name] if fitted else 1.0)
-        return total
+            found[name] = math.fsum(float(self.staircases[name][full[site.name]]) for site in sites)
+        return found
 
     def time(self, shape: Shape) -> float:
         """The exact view: steps and dents as they were measured."""
@@ -206,7 +209,7 @@ class CostModel:
     @cached_property
     def floor(self) -> float:
         """The model without any layer: nothing that keeps the hidden size is faster."""
-        return self.additive({site.name: 0 for site in self.anatomy.blocks()})
+        return self.additive(self.anatomy.empty())
 
     def share(self, shape: Shape) -> float:
         return self.time(shape) / self.dense

@@ -58,7 +58,7 @@ def whole_models(table: CostTable, anatomy: Anatomy, fitting: int, unseen: int, 
 
     model = CostModel(table, anatomy)
     times = [bench.time(name) for name in seen]
-    table.fit = predictor.fit([predictor.sums(model, shape) for shape in seen.values()], times, towards=1.0)
+    table.fit = predictor.fit([model.parts(shape) for shape in seen.values()], times, towards=1.0)
     everything = seen | interacting
     table.predictor = predictor.fit(
         [predictor.sizes(anatomy, shape) for shape in everything.values()], [bench.time(name) for name in everything]
