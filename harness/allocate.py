@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness.anatomy import Anatomy, Site
-from harness.errors import OverBudget
+from harness.errors import Unsupported
 
 KINDS = ("attention", "mlp")
 
@@ -19,6 +19,46 @@ KINDS = ("attention", "mlp")
 def to_remove(anatomy: Anatomy, ratio: float) -> int:
     """Parameters that have to go."""
     return math.ceil(round(ratio * anatomy.params(prunable=True), 6))
+
+
+def open_layers(anatomy: Anatomy, first: float, last: float) -> list[int]:
+    """The layers that are not protected at either end; below 1 is a share of all, from 1 on a count."""
+    layers = sorted({site.layer for site in anatomy.blocks() if site.layer is not None})
+    ends = [round(end * len(layers)) if end < 1 else int(end) for end in (first, last)]
+    return layers[ends[0] : max(ends[0], len(layers) - ends[1])]
+
+
+def cap(anatomy: Anatomy, kinds: Iterable[str] = KINDS, layers: Iterable[int] | None = None, least: int = 0) -> float:
+    """The largest share of the prunable parameters that can go from these sites."""
+    gone = sum(_removed(anatomy, s, s.units - min(least, s.units)) for s in _sites(anatomy, kinds, layers))
+    return gone / anatomy.params(prunable=True)
+
+
+def out_of_reach(
+    anatomy: Anatomy, ratio: float, kinds: Iterable[str] = KINDS, layers: Iterable[int] | None = None, least: int = 0
+) -> Unsupported:
+    """Why a ratio cannot be served, with the most that can."""
+    kinds, most = tuple(kinds), cap(anatomy, kinds, layers, least)
+    whole = {site.layer for site in anatomy.blocks()} - set(layers if layers is not None else ())
+    named = ", ".join(_runs(layer for layer in whole if layer is not None)) if layers is not None else ""
+    keeping = f", keeping {least} unit in each" if least else ""
+    return Unsupported(
+        f"{ratio:g} of the prunable parameters cannot go from the {' and '.join(kinds)} sites"
+        + (f" while layers {named} are protected" if named else "")
+        + f"{keeping}: at most {math.floor(most * 1e4) / 1e4:g} can",
+        "ask for a smaller ratio" + (", or protect fewer layers (harness info tells the parameter)" if named else ""),
+    )
+
+
+def _runs(numbers: Iterable[int]) -> list[str]:
+    """1, 2, 3, 7 as 1-3, 7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
 
 
 def _sites(anatomy: Anatomy, kinds: Iterable[str], layers: Iterable[int] | None) -> list[Site]:
@@ -37,6 +77,7 @@ def uniform(
 
     Coarse units (KV groups) round down, the finest (MLP channels) make up the difference, so that layers stay equal.
     """
+    layers = None if layers is None else list(layers)
     sites = _sites(anatomy, kinds, layers)
     step = {kind: max(anatomy.unit_params(s) for s in sites if s.kind == kind) for kind in {s.kind for s in sites}}
     groups = [[s for s in sites if s.kind == kind] for kind in sorted(step, key=lambda k: -step[k])]
@@ -62,7 +103,7 @@ def uniform(
         gone |= taken
         left -= removed
     if left > 0:
-        raise OverBudget(f"{ratio:g} of the prunable parameters cannot go from the {' and '.join(kinds)} sites alone")
+        raise out_of_reach(anatomy, ratio, kinds, layers)
     # Equal layers may overshoot by a unit in each of them; give back while that is a coarse step or more.
     coarsest = max(step.values(), default=0)
     for site in [s for group in reversed(groups) for s in reversed(group)]:
@@ -88,7 +129,12 @@ def ranked(
     """The global allocation: units of all sites compete by score per parameter; each site keeps `least`."""
     import numpy as np
 
+    layers = None if layers is None else list(layers)
     sites = _sites(anatomy, kinds, layers)
+    if not sites:
+        if to_remove(anatomy, ratio):
+            raise out_of_reach(anatomy, ratio, kinds, layers, least)
+        return {}
     worth = [np.asarray(scores[s.name], dtype=np.float64) / anatomy.unit_params(s) for s in sites]
     owner = np.concatenate([np.full(s.units, i) for i, s in enumerate(sites)])
     unit = np.concatenate([np.arange(s.units) for s in sites])
@@ -106,10 +152,7 @@ def ranked(
         count[i] -= 1
         keep[i][unit[at]] = False
     if left > 0:
-        raise OverBudget(
-            f"keeping {least} unit(s) in every site leaves more than {1 - ratio:g} of the prunable parameters",
-            "ask for a smaller ratio or let sites go empty (least=0)",
-        )
+        raise out_of_reach(anatomy, ratio, kinds, layers, least)
     return {s.name: np.flatnonzero(k).tolist() for s, k in zip(sites, keep, strict=True)}
 
 

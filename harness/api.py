@@ -88,7 +88,7 @@ class EvaluatorSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverySpec(Spec):
-    pass
+    needs: tuple[str, ...] = ()  # calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +236,7 @@ class Context:
 
     latency   for methods that need it: `time(shape)` in nanoseconds, exactly; `smooth({site: units})`, a torch scalar
               with gradients; `dense`, `floor` and `share(shape)`. See `harness.latency.table.CostModel`.
+    cut       for recoveries: what was cut, in canonical form, as `harness.surgery.CheckedCut` has it
     """
 
     anatomy: Anatomy
@@ -249,6 +250,7 @@ class Context:
     folder: Path | None = None
     memory_peak: int | None = None
     latency: Any = None
+    cut: Any = None
 
 
 # --- what a plug-in implements ------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Artefacts:
     @contextmanager
     def lent(self) -> Iterator[Any]:
         """The dense model for a method to work on; what it changed in place is not what others get."""
-        yield self.dense
+        yield self.dense.to(self.plan.place)
         self.__dict__.pop("dense")
 
     @cached_property
@@ -106,14 +106,8 @@ class Artefacts:
         cut, search = self.cut()
         with self.stage("cut"):
             smaller = surgery.apply(self.dense, anatomy, cut)
-        if plan.spec.recovery != "none":
-            from harness.decide import Decision
-
-            start = time.monotonic()
-            with self.stage(f"recover: {plan.spec.recovery}") as progress:
-                made = registry().load("recovery", plan.spec.recovery)()
-                made.recover(smaller, self.dense, Decision(self).context(progress))
-            self.cost.recover_s = time.monotonic() - start
+        if plan.recovery.spec.name != "none":
+            self._recover(smaller, cut)
         with self.stage("save and reload"):
             with guarded(self.store.root):
                 folders.write(smaller, self.tokenizer, scratch)
@@ -134,12 +128,23 @@ class Artefacts:
                 "ratio_total": total,
                 "bytes": folder_bytes(scratch),
                 "shape": cut.shape,
-                "weights_updated": bool(cut.rewrites) or plan.spec.recovery != "none",
+                "weights_updated": bool(cut.rewrites) or plan.recovery.spec.name != "none",
             },
             "budget": search,
             "memory": memory,
             "memory_of": plan.spec.workloads[0],
         }
+
+    def _recover(self, smaller: Any, cut: Any) -> None:
+        from harness.decide import Decision
+
+        plan, start = self.plan, time.monotonic()
+        with self.stage(f"recover: {plan.spec.recovery}") as progress, self.lent() as teacher:
+            ctx = Decision(self).context(progress)
+            ctx.cut = cut
+            plan.recovery.build().recover(smaller.to(plan.place), teacher, ctx)
+        smaller.to("cpu")
+        self.cost.recover_s = time.monotonic() - start
 
     def _check_space(self) -> None:
         """Said before the work, not after it."""

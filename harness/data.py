@@ -170,19 +170,30 @@ def _hub(repo: str, config: str, split: str, name: str) -> list[str] | None:
         return None
 
 
-def calibration(name: str, tokenizer: Any, count: int, length: int, seed: int) -> torch.Tensor:
-    """`count` windows of `length` tokens from the calibration side, drawn without replacement."""
+def calibration(
+    name: str, tokenizer: Any, count: int, length: int, seed: int, first: int | None = None
+) -> torch.Tensor:
+    """`count` windows of `length` tokens from the calibration side, drawn without replacement.
+
+    Documents are joined before they are cut, so that short ones serve as well as long ones. `first` begins every
+    window, for families to which text without it is no text.
+    """
     import torch
 
+    if count < 1 or length < 2:
+        raise UsageError(f"{count} calibration windows of {length} tokens teach nothing", "ask for more")
     tokens = tokenize(tokenizer, read(name, CALIBRATE).documents)
     windows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if len(windows) < count:
         raise UsageError(
-            f"{name} has {len(windows)} calibration windows of {length} tokens, not {count}",
-            "ask for fewer or shorter ones",
+            f"the text {name} has {len(windows)} calibration windows of {length} tokens, not {count}",
+            "ask for fewer or shorter ones (--set samples=…, --set length=…), or for a larger text (--calibration c4)",
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    return windows[order[:count]]
+    chosen = windows[order[:count]]
+    if first is not None:
+        chosen[:, 0] = first
+    return chosen
 
 
 def tokenize(tokenizer: Any, documents: list[str]) -> torch.Tensor:

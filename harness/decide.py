@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import accounting, data
 from harness.allocate import uniform
+from harness.anatomy.llama import FAMILIES
 from harness.api import Budget, Cut, Shape
 from harness.files import guarded
 from harness.plugins import registry
@@ -82,8 +83,10 @@ class Decision:
     def context(self, progress: Callable[..., None]) -> Any:
         tokenizer, spec = self.made.tokenizer, self.plan.spec
         ctx = self.made.context(progress, tokenizer=tokenizer)
+        needs_bos = FAMILIES[self.plan.anatomy.family].needs_bos
+        first = self.plan.anatomy.config.get("bos_token_id") if needs_bos else None
         ctx.calibration = lambda count, length: data.calibration(
-            spec.calibration, tokenizer, count, length, ctx.seed("calibration")
+            spec.calibration, tokenizer, count, length, ctx.seed("calibration"), first
         )
         ctx.latency = self.made.cost_model if self.plan.sees_latency else None
         return ctx

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import data, plugins
-from harness.api import Evaluator, EvaluatorSpec, Param
+from harness.api import Evaluator, EvaluatorSpec, Param, Recovery, RecoverySpec
 from harness.errors import UsageError
 
 
@@ -26,6 +26,19 @@ class Evaluation:
     def score_name(self, name: str) -> str:
         """An evaluator's main score stands under its own label, the others behind a dot."""
         return f"{self.label}.{name}" if name else self.label
+
+
+@dataclass(frozen=True)
+class Recovering:
+    """What follows the cut, with its parameters and the identity of what it reads."""
+
+    label: str
+    spec: RecoverySpec
+    parameters: Mapping[str, Any]
+    data: Mapping[str, Any] | None
+
+    def build(self) -> Recovery:
+        return plugins.registry().load("recovery", self.spec.name)(**self.parameters)
 
 
 def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,16 +80,34 @@ def _expand(wanted: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
+def recovering(text: str, preset: str, source: str, fetch: bool = True) -> Recovering:
+    """A recovery by name; `name:key=value` sets a parameter."""
+    name, given = _told(text)
+    spec = plugins.registry().get("recovery", name)
+    parameters = settings(f"recovery {name}", spec.parameters, preset, given)
+    identity = data.identity(source, data.CALIBRATE, fetch) if "calibration" in spec.needs else None
+    made = Recovering(_label(name, given, parameters), spec, parameters, identity)
+    made.build()
+    return made
+
+
+def _told(text: str) -> tuple[str, dict[str, str]]:
     name, *pairs = text.split(":")
+    return name, dict(pair.partition("=")[::2] for pair in pairs)
+
+
+def _label(name: str, given: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    return ":".join([name, *(f"{key}={parameters[key]}" for key in sorted(given))])
+
+
+def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
+    name, given = _told(text)
     specs = plugins.registry().specs["evaluator"]
     if name not in specs:
         groups = {group for spec in specs.values() for group in spec.groups}
         raise plugins.unknown("evaluator", name, {*specs, *groups})
-    given = dict(pair.partition("=")[::2] for pair in pairs)
     parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
     identity = {source: data.identity(source, data.EVALUATE, fetch) for source in specs[name].reads}
-    label = ":".join([name, *(f"{k}={parameters[k]}" for k in sorted(given))])
-    made = Evaluation(label, specs[name], parameters, identity)
+    made = Evaluation(_label(name, given, parameters), specs[name], parameters, identity)
     made.build()  # wrong values are said before any work
     return made

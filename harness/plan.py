@@ -13,7 +13,7 @@ from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Workload
 from harness.errors import HarnessError
 from harness.latency import bed, timing
-from harness.options import Evaluation
+from harness.options import Evaluation, Recovering
 from harness.records import RunSpec
 
 CUT_VERSION = 1  # raise when surgery or accounting changes what a cut means
@@ -30,7 +30,8 @@ class Plan:
     card: ModelCard
     folder: Path | None
     evaluations: list[Evaluation]
-    calibration: Mapping[str, Any] | None
+    calibration: Mapping[str, Any] | None  # what the method reads; a recovery's stands with the recovery
+    recovery: Recovering
     obstacle: HarnessError | None = None
     tighten: float = 1.0  # a latency is aimed lower where the finished model missed it
     tried: list[dict[str, Any]] = field(default_factory=list)  # probes of the cuts that missed
@@ -52,6 +53,11 @@ class Plan:
     @property
     def protocol(self) -> timing.TimingProtocol:
         return timing.protocol(self.spec.preset, self.device, self.spec.runtime)
+
+    @property
+    def place(self) -> str:
+        """Where models lie while methods and recoveries work on them."""
+        return getattr(plugins.registry().device(self.device.name, self.spec.runtime), "place", "cpu")
 
     @property
     def sees_latency(self) -> bool:
@@ -97,8 +103,11 @@ class Plan:
     def artefact_parts(self) -> dict[str, Any]:
         return {"cut": keys.key("cut", self.cut_parts()), "recovery": self.recovery_part()}
 
-    def recovery_part(self) -> dict[str, str]:
-        return {"name": self.spec.recovery, "version": plugins.code_version("recovery", self.spec.recovery)}
+    def recovery_part(self) -> dict[str, Any]:
+        spec, text = self.recovery.spec, self.recovery.data
+        part: dict[str, Any] = {"name": spec.name, "version": plugins.code_version("recovery", spec.name)}
+        part |= {"parameters": dict(self.recovery.parameters)} if self.recovery.parameters else {}
+        return part | ({"calibration": text, "seed": self.spec.seed} if text else {})
 
     def measure_parts(self, content: Any, workload: str) -> dict[str, Any]:
         return {

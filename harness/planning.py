@@ -13,7 +13,7 @@ from harness.api import Budget, DeviceSpec, PrunerSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.models.cards import card as find_card
 from harness.models.loading import locate
-from harness.options import evaluations, settings
+from harness.options import evaluations, recovering, settings
 from harness.plan import Plan
 from harness.records import BudgetSpec, RunSpec
 
@@ -51,7 +51,6 @@ def make(request: Request, fetch: bool = True) -> Plan:
     known = plugins.registry()
     pruner: PrunerSpec = known.get("pruner", request.pruner)
     device: DeviceSpec = known.get("device", request.device)
-    known.get("recovery", request.recovery)
     if request.preset not in ("quick", "paper"):
         raise UsageError(f"no preset {request.preset!r}", "give quick or paper")
     if request.limit is not None and request.limit < 1:
@@ -68,6 +67,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
     parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
     found = evaluations(request.evaluators, request.preset, fetch)
     limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)
+    recovery = recovering(request.recovery, request.preset, request.calibration, fetch)
     calibration = None
     if "calibration" in pruner.needs:
         calibration = data.identity(request.calibration, data.CALIBRATE, fetch)
@@ -88,13 +88,13 @@ def make(request: Request, fetch: bool = True) -> Plan:
         device=device.name,
         runtime=runtime,
         workloads=workloads,
-        recovery=request.recovery,
-        calibration=request.calibration if calibration else "",
+        recovery=recovery.label,
+        calibration=request.calibration if calibration or recovery.data else "",
         evaluators=[e.label for e in found],
         limit=limit,
         seed=request.seed,
     )
-    plan = Plan(spec, pruner, device, info, card, None, found, calibration)
+    plan = Plan(spec, pruner, device, info, card, None, found, calibration, recovery)
     if asked is None and pruner.budgets:
         budget = _default(plan)
         spec.budget = BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from harness import walk
 from harness.anatomy import Anatomy, Member, Site
 
 
@@ -19,12 +19,13 @@ def per_unit(element_scores: Tensor, member: Member) -> Tensor:
     return lines.reshape(-1, member.block).sum(dim=1)
 
 
-def grouped(anatomy: Anatomy, elements: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Element scores summed over the coupled group; tensors without scores count nothing."""
+def grouped(anatomy: Anatomy, elements: Mapping[str, Tensor], layer: int | None = None) -> dict[str, Tensor]:
+    """Element scores summed over the coupled group, of one layer or all; tensors without scores count nothing."""
     found = {}
     for site in anatomy.blocks():
-        parts = [per_unit(elements[m.tensor].float(), m) for m in site.members if m.tensor in elements]
-        found[site.name] = torch.stack(parts).sum(dim=0).cpu()
+        if layer in (None, site.layer):
+            parts = [per_unit(elements[m.tensor].float(), m) for m in site.members if m.tensor in elements]
+            found[site.name] = torch.stack(parts).sum(dim=0).cpu()
     return found
 
 
@@ -49,104 +50,38 @@ def output_magnitude(anatomy: Anatomy, state: Mapping[str, Tensor]) -> dict[str,
     return found
 
 
-def taylor(model: nn.Module, anatomy: Anatomy, batches: Iterable[Tensor], second_order: bool = False) -> dict[str, Any]:
+def taylor(model: Any, anatomy: Anatomy, batches: Iterable[Tensor], second_order: bool = False) -> dict[str, Tensor]:
     """|w g| per element, g from the mean loss of all batches; or |w^2 a|, a the mean of squared gradients."""
-    names = {m.tensor for site in anatomy.blocks() for m in site.members if m.tensor.endswith(".weight")}
-    weights = {name: parameter for name, parameter in model.named_parameters() if name in names}
-    sums = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
-    count = 0
-    for batch in batches:
-        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
-        for name, grad in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-            sums[name] += grad.float().pow(2) if second_order else grad.float()
-        count += 1
-    power = 2 if second_order else 1
-    with torch.no_grad():
-        return grouped(anatomy, {n: (w.float().pow(power) * sums[n] / count).abs() for n, w in weights.items()})
-
-
-@dataclass
-class Layer:
-    """One decoder layer while its inputs are in hand. `norms` maps a linear to the mean over sequences of sum x^2."""
-
-    index: int
-    module: nn.Module
-    norms: dict[str, Tensor]
-
-
-def stream(model: Any, batches: Iterable[Tensor]) -> Iterator[Layer]:
-    """Walk the decoder a layer at a time, holding one layer's activations.
-
-    Whoever iterates may change the layer in place before asking for the next one: the next layer's inputs come from
-    the changed layer, which is what sequential methods mean.
-    """
-    layers = model.model.layers
-    with torch.no_grad():
-        hidden, extras = _first_inputs(model, layers, batches)
-        for index, layer in enumerate(layers):
-            norms, sequences = _watch(layer), 0
-            for at, x in enumerate(hidden):
-                layer(x, **extras[at][index])
-                sequences += x.shape[0]
-            yield Layer(index, layer, {name: total / sequences for name, total in norms.finish().items()})
-            hidden = [layer(x, **extras[at][index]) for at, x in enumerate(hidden)]
+    found: dict[str, Tensor] = {}
+    for gradients in walk.backward(model, batches, squares=second_order):
+        slopes = gradients.squares if second_order else gradients.mean
+        elements = {
+            name: (model.get_parameter(name).detach().float().pow(2 if second_order else 1) * slope).abs()
+            for name, slope in slopes.items()
+            if name.endswith("_proj.weight")
+        }
+        found |= grouped(anatomy, elements, gradients.index)
+    return found
 
 
 def activation(model: Any, anatomy: Anatomy, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """|W| times the norm of its input, averaged over rows, at the output side of each site."""
-    found = {}
-    for layer in stream(model, batches):
-        for site in anatomy.blocks():
-            if site.layer != layer.index:
-                continue
-            member = output_member(site)
-            linear = member.tensor.removeprefix(f"model.layers.{layer.index}.").removesuffix(".weight")
-            weight = layer.module.get_submodule(linear).weight.float().abs()  # type: ignore[operator]
-            columns = (weight * layer.norms[linear].sqrt()).mean(dim=0)
-            found[site.name] = columns.reshape(-1, member.block).sum(dim=1).cpu()
+    found: dict[str, Tensor] = {}
+    for layer in walk.forward(model, batches):
+        norms = walk.by_linear(layer.index, layer.squares(settled=True))
+        found |= output_activation(anatomy, layer.index, model.get_parameter, norms)
     return found
 
 
-def _first_inputs(model: Any, layers: Any, batches: Iterable[Tensor]) -> tuple[list[Tensor], list[list[dict]]]:
-    """What enters the first layer, and the masks and positions each layer is called with."""
-    hidden: list[Tensor] = []
-    extras: list[list[dict]] = []
-
-    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if module is layers[0]:
-            hidden.append(args[0])
-        extras[-1].append(kwargs)
-
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    try:
-        for batch in batches:
-            extras.append([])
-            model(batch, use_cache=False, logits_to_keep=1)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return hidden, extras
-
-
-class _watch:
-    """Sums the squares of what enters each linear of a layer."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.totals: dict[str, Tensor] = {}
-        self.hooks = [
-            module.register_forward_pre_hook(self._add(name))
-            for name, module in layer.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-
-    def _add(self, name: str) -> Any:
-        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            squares = args[0].detach().float().pow(2).flatten(0, -2).sum(dim=0)
-            self.totals[name] = self.totals.get(name, 0) + squares
-
-        return add
-
-    def finish(self) -> dict[str, Tensor]:
-        for hook in self.hooks:
-            hook.remove()
-        return self.totals
+def output_activation(
+    anatomy: Anatomy, layer: int, weight_of: Callable[[str], Tensor], squares: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The same for one layer whose inputs' squares are known."""
+    found = {}
+    for site in anatomy.blocks():
+        if site.layer == layer:
+            member = output_member(site)
+            weight = weight_of(member.tensor).detach().float().abs()
+            columns = (weight * squares[member.tensor].sqrt()).mean(dim=0)
+            found[site.name] = columns.reshape(-1, member.block).sum(dim=1).cpu()
+    return found

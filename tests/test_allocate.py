@@ -11,7 +11,7 @@ from harness import best, plugins, ranked, uniform
 from harness.accounting import ratios
 from harness.allocate import to_remove
 from harness.anatomy import anatomy_of
-from harness.errors import OverBudget
+from harness.errors import Unsupported
 
 from .families import ALL, tiny
 
@@ -76,7 +76,7 @@ def test_ranked_obeys_the_rule(family, ratio, seed):
     scores = {s.name: torch.rand(s.units) for s in anatomy.blocks()}
     try:
         keep = ranked(anatomy, ratio, scores)
-    except OverBudget:
+    except Unsupported:
         full = {s.name: 1 for s in anatomy.blocks()}
         assert anatomy.params() - anatomy.params(full) < to_remove(anatomy, ratio)
         return
@@ -96,7 +96,7 @@ def test_ranked_takes_the_cheapest_first():
 
 def test_ranked_says_when_it_cannot():
     _, anatomy = tiny("llama")
-    with pytest.raises(OverBudget, match="keeping 1 unit"):
+    with pytest.raises(Unsupported, match="keeping 1 unit"):
         ranked(anatomy, 0.999, {s.name: torch.ones(s.units) for s in anatomy.blocks()})
 
 

@@ -36,7 +36,7 @@ RANKS = [
         "host",
         "plugins",
     ),
-    ("anatomy", "allocate", "accounting", "scores", "store", "checkpoints", "data", "options"),
+    ("anatomy", "allocate", "accounting", "scores", "walk", "training", "store", "checkpoints", "data", "options"),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
     ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "conformance", "cell"),
     ("verbs", "leaderboard"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from harness import scores
+from harness import scores, walk
+from harness.errors import HarnessError
 
 from .families import ALL, tiny
 
@@ -63,23 +65,52 @@ def test_stream_sees_what_a_whole_forward_sees():
             for batch in BATCHES:
                 model(batch, use_cache=False)
         hook.remove()
-        norms = {layer.index: layer.norms for layer in scores.stream(model, BATCHES)}
+        norms = {layer.index: layer.squares(settled=True) for layer in walk.forward(model, BATCHES)}
         torch.testing.assert_close(norms[2]["mlp.down_proj"], seen["sum"] / 3, rtol=1e-4, atol=1e-4)
 
 
 def test_stream_lets_a_changed_layer_feed_the_next():
     model, _ = tiny("llama")
-    before = {layer.index: layer.norms["self_attn.q_proj"] for layer in scores.stream(model, BATCHES)}
+    before = {layer.index: layer.squares()["self_attn.q_proj"] for layer in walk.forward(model, BATCHES)}
     weight = model.model.layers[0].mlp.down_proj.weight
     kept = weight.detach().clone()
     after = {}
-    for layer in scores.stream(model, BATCHES):
-        after[layer.index] = layer.norms["self_attn.q_proj"]
+    for layer in walk.forward(model, BATCHES):
+        after[layer.index] = layer.squares()["self_attn.q_proj"]
         if layer.index == 0:
             weight.data.zero_()
     weight.data.copy_(kept)
     torch.testing.assert_close(before[0], after[0])
     assert not torch.allclose(before[1], after[1])
+
+
+def test_a_walk_back_gives_the_gradients_of_the_whole():
+    for family in ALL:
+        model, _ = tiny(family)
+        model.zero_grad()
+        for batch in BATCHES:
+            (model(input_ids=batch, labels=batch).loss / len(BATCHES)).backward()
+        wanted = {name: p.grad for name, p in model.named_parameters() if name.startswith("model.layers.")}
+        found = {}
+        for gradients in walk.backward(model, BATCHES, squares=True):
+            found |= gradients.mean
+            assert all(bool((gradients.squares[n] * 1.001 + 1e-9 >= g**2).all()) for n, g in gradients.mean.items())
+        assert set(found) == set(wanted)
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+        model.zero_grad()
+
+
+def test_what_is_not_finite_is_named_with_its_layer():
+    model, _ = tiny("llama")
+    weight = model.model.layers[1].mlp.up_proj.weight
+    kept = weight.detach().clone()
+    weight.data[0, 0] = float("nan")
+    for going in (walk.forward, walk.backward):
+        with pytest.raises(HarnessError, match="layer 1 gives values that are not finite") as error:
+            list(going(model, BATCHES))
+        assert "fp32" in error.value.remedy
+    weight.data.copy_(kept)
 
 
 def test_activation_scores_every_unit():

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.anatomy import Anatomy
 from harness.api import Shape
-from harness.errors import OverBudget
+from harness.errors import OverBudget, Unsupported
 from harness.latency.bed import Measured
 
 MARGIN = (0.006, 0.02)  # aimed so far below a limit: the noise, within these bounds; none where there is no noise
@@ -90,15 +90,15 @@ class Matcher:
 
     def _settings(self) -> list[float]:
         """Settings of a coarse grid that the method can serve."""
-        found = []
+        found: list[float] = []
         for step in range(200):
             try:
                 self.guess(step / 200)
-            except OverBudget:
+            except Unsupported:
+                if not found:
+                    raise
                 break
             found.append(step / 200)
-        if not found:
-            raise OverBudget("this method serves no ratio at all")
         return found
 
     def guess(self, setting: float) -> float:
