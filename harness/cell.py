@@ -131,7 +131,12 @@ class Cell:
 
     def _measured(self) -> Record:
         made = self.made
-        self.conformance = kit.score(self.plan.spec.pruner, self.stage)
+        name = self.plan.spec.pruner
+        self.conformance = found = kit.score(name, self.stage)
+        if found is not None and found.passed < found.of:
+            self.reporter.notice(
+                f"{name}: {found.passed} of {found.of} checks hold; harness check {name} tells which do not"
+            )
         artefact, budget, timings = budgets.within_budget(self.plan, self.store, self.stage, made, self.reporter.notice)
         parts: dict[str, Any] = {"artefact": artefact, "budget": budget}
         if budget.unused < -1e-9 and not any(found.unstable for found in timings.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -29,6 +30,26 @@ def cores() -> int:
 
 def cache_dir() -> Path:
     return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("harness"))
+
+
+def notes(name: str) -> dict[str, Any]:
+    """What was found out before and noted in the cache; nothing, where that cannot be read."""
+    try:
+        return json.loads((cache_dir() / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def note(name: str, more: dict[str, Any]) -> None:
+    """Note something for the next time; where that cannot be written, it will be found out again."""
+    path = cache_dir() / name
+    scratch = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(notes(name) | more), encoding="utf-8")
+        scratch.replace(path)
+    except OSError:
+        pass
 
 
 def free_memory() -> int:

@@ -46,6 +46,8 @@ def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping
     found = {name: param.default(preset) for name, param in known.items()}
     for name, text in given.items():
         if name not in known:
+            if not known:
+                raise UsageError(f"{owner} has no parameters, so no {name!r}", "leave the setting out")
             raise plugins.unknown(f"parameter of {owner}", name, known)
         found[name] = _typed(f"{owner}: {name}", text, known[name])
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import importlib
@@ -19,7 +20,7 @@ from typing import Any
 import pluggy
 
 from harness import hookspecs
-from harness.api import API_VERSION, DeviceSpec, EvaluatorSpec, ModelCard, PrunerSpec, RecoverySpec
+from harness.api import API_VERSION, DeviceSpec, EvaluatorSpec, ModelCard, Param, PrunerSpec, RecoverySpec
 from harness.errors import HarnessError, UsageError
 
 KINDS = {
@@ -60,7 +61,11 @@ class Registry:
         for room in ("plugins", "devices"):
             folder = Path(__file__).parent.parent / room / name.replace("-", "_")
             if (folder / "pyproject.toml").exists():
+                if name.replace("-", "_") in {point.name for point in entry_points(group="harness")}:
+                    continue
                 return f"it is in this checkout but not installed: pip install -e {room}/{folder.name}"
+        if only():
+            return "HARNESS_PLUGINS hides all plug-ins but " + ", ".join(sorted(only() | {"builtin"}))
         return ""
 
     def load(self, kind: str, name: str) -> Any:
@@ -113,20 +118,21 @@ def resolve(target: str) -> Any:
 def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> UsageError:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
-    remedy = elsewhere or (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
+    remedy = elsewhere or (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}" if known else "")
     return UsageError(f"no {kind} {name!r}", remedy)
 
 
+def only() -> set[str]:
+    """The entry points that HARNESS_PLUGINS restricts loading to."""
+    return {name.strip() for name in os.environ.get("HARNESS_PLUGINS", "").split(",")} - {""}
+
+
 def _entry_points() -> Iterator[tuple[EntryPoint, Origin]]:
-    only = os.environ.get("HARNESS_PLUGINS")
-    wanted = None if only is None else {name.strip() for name in only.split(",")} | {"builtin"}
-    seen = set()
-    for point in sorted(entry_points(group="harness"), key=lambda p: (p.name != "builtin", p.name)):
-        if point.name in seen or (wanted is not None and point.name not in wanted):
-            continue
-        seen.add(point.name)
-        dist = point.dist
-        yield point, Origin(point.name, dist.name if dist else "?", dist.version if dist else "?")
+    wanted = None if os.environ.get("HARNESS_PLUGINS") is None else only() | {"builtin"}
+    for point in sorted(entry_points(group="harness"), key=lambda p: (p.value != "harness.builtin", p.name)):
+        if wanted is None or point.name in wanted:
+            dist = point.dist
+            yield point, Origin(point.name, dist.name if dist else "?", dist.version if dist else "?")
 
 
 def _hooks_of(manager: pluggy.PluginManager, plugin: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -146,12 +152,35 @@ def _read(registry: Registry, plugin: ModuleType, origin: Origin) -> None:
                 if wrong := [s for s in specs if not isinstance(s, spec_type)]:
                     raise TypeError(f"{hook} returned {type(wrong[0]).__name__}, not {spec_type.__name__}")
                 found += [(kind, spec) for spec in specs]
+    mine = set()
     for kind, spec in found:
+        check_fields(spec)
         if (other := registry.origins.get((kind, spec.name))) is not None:
             raise ValueError(f"{kind} {spec.name!r} is already registered by {other.distribution}")
+        if (kind, spec.name) in mine:
+            raise ValueError(f"it registers {kind} {spec.name!r} twice")
+        mine.add((kind, spec.name))
     for kind, spec in found:
         registry.specs[kind][spec.name] = spec
         registry.origins[kind, spec.name] = origin
+
+
+def check_fields(spec: Any) -> None:
+    """What a wrong type would only show when somebody asks for a list."""
+    for about in dataclasses.fields(spec):
+        value, what = getattr(spec, about.name), f"{type(spec).__name__} {spec.name!r}: {about.name}"
+        if about.type == "str" and not (isinstance(value, str) and value.isprintable()):
+            raise TypeError(f"{what} is {value!r}, not a line of text")
+        if about.type == "tuple[str, ...]" and not (
+            isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+        ):
+            raise TypeError(f"{what} is {value!r}, not a tuple of words")
+        if about.name == "parameters" and (wrong := [n for n, p in value.items() if not isinstance(p, Param)]):
+            raise TypeError(f"{what}: {wrong[0]!r} is not a Param")
+    if not spec.name:
+        raise ValueError("it registers something without a name")
+    if not all(getattr(spec, "target", "a:b").partition(":")):
+        raise ValueError(f"{spec.name}: its target {spec.target!r} is not of the form 'module:Class'")
 
 
 @cache
@@ -160,9 +189,15 @@ def registry() -> Registry:
     manager = pluggy.PluginManager("harness")
     manager.add_hookspecs(hookspecs)
     result = Registry(manager)
+    taken: dict[str, tuple[Origin, str]] = {}
     for point, origin in _entry_points():
+        first, value = taken.setdefault(point.name, (origin, point.value))
+        if first.distribution == origin.distribution and value == point.value and first is not origin:
+            continue  # one distribution that is found twice on the path
         plugin = None
         try:
+            if first is not origin:
+                raise ValueError(f"the entry point {point.name!r} is taken by {first.distribution}")
             plugin = point.load()
             if (written_for := getattr(plugin, "HARNESS_API", API_VERSION)) != API_VERSION:
                 raise HarnessError(f"it is written for plug-in API {written_for}, this harness has {API_VERSION}")
@@ -173,6 +208,8 @@ def registry() -> Registry:
             if plugin is not None and manager.is_registered(plugin):
                 manager.unregister(plugin)
             result.broken[origin] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    for name in sorted(only() - set(taken)):
+        result.broken[Origin(name, "HARNESS_PLUGINS", "")] = "HARNESS_PLUGINS names it, but it is not installed"
     return result
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
-from harness.host import cache_dir, cpu_model
+from harness.host import cpu_model, note, notes
 
 TAMED_ISA = "AVX512_CORE_BF16"
 TRIAL = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); torch.nn.functional.linear(a, a) @ a"
@@ -46,22 +47,26 @@ def amx_kills() -> bool:
     """Whether a bf16 product ends the process here: tried in another one, once per CPU and torch."""
     if not announces_amx():
         return False
-    notes = cache_dir() / "amx.json"
     key = f"{cpu_model()}, torch {version('torch')}"
-    try:
-        known = json.loads(notes.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    known = notes("amx.json")
     if key not in known:
-        known[key] = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, check=False).returncode < 0
-        try:
-            notes.parent.mkdir(parents=True, exist_ok=True)
-            scratch = notes.with_suffix(f".{os.getpid()}")
-            scratch.write_text(json.dumps(known), encoding="utf-8")
-            scratch.replace(notes)
-        except OSError:
-            pass  # it will be tried again
+        known = {key: subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, check=False).returncode < 0}
+        note("amx.json", known)
     return bool(known[key])
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Whatever prints meanwhile, by Python or below it, goes to stderr: stdout is the answer's."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def hush() -> None:

@@ -18,7 +18,7 @@ from harness.api import Cut, DeviceSpec, EvaluatorSpec, Param, PrunerSpec, Sampl
 from harness.builtin.null import Null
 from harness.conformance import Conformance, kit
 from harness.conformance.kit import bench_of, checks, judged
-from harness.errors import UsageError
+from harness.errors import Unsupported, UsageError
 
 from .test_plugins import harness as command
 from .test_plugins import install
@@ -168,6 +168,79 @@ class Shrinking(Good):
         return uniform(anatomy, {0.0: 0.0, 0.1: 0.5, 0.25: 0.4, 0.5: 0.3}.get(ratio, ratio))
 
 
+class OnSelf(Good):
+    """Keeps on itself what belongs into the state."""
+
+    def prepare(self, model, ctx):
+        self.noted = 1
+        return {"noted": 1}
+
+    def prune(self, model, budget, ctx, state):
+        assert self.noted
+        return super().prune(model, budget, ctx, state)
+
+
+class SavesByTorch(Good):
+    def prune(self, model, budget, ctx, state):
+        import torch
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.ones(2)}, "scores.safetensors")
+        return super().prune(model, budget, ctx, state)
+
+
+class WritesInShape(Good):
+    def shape(self, anatomy, ratio):
+        (Path.home() / "shapes.txt").write_text("x")
+        return super().shape(anatomy, ratio)
+
+
+class PrintsByNumber(Good):
+    def __init__(self):
+        os.write(1, b"hello\n")
+
+
+class ChancyRewrites(Good):
+    def prune(self, model, budget, ctx, state):
+        import torch
+
+        cut = super().prune(model, budget, ctx, state)
+        name = "model.layers.0.mlp.down_proj.weight"
+        if budget.value:
+            cut.rewrites = {name: torch.randn(ctx.anatomy.tensors[name])}
+        return cut
+
+
+class MutatesAtHalf(Good):
+    def prune(self, model, budget, ctx, state):
+        if budget.value == 0.5:
+            model.get_parameter("model.layers.0.mlp.down_proj.weight").data.mul_(2)
+        return super().prune(model, budget, ctx, state)
+
+
+class OnlyLlama(Good):
+    def prune(self, model, budget, ctx, state):
+        if ctx.anatomy.family != "llama":
+            return Cut(keep={"layers.0.mlp": range(39)})
+        return super().prune(model, budget, ctx, state)
+
+
+class ScalesAtZero(Good):
+    def prune(self, model, budget, ctx, state):
+        name = "model.layers.0.mlp.down_proj.weight"
+        cut = super().prune(model, budget, ctx, state)
+        cut.rewrites = {name: model.get_parameter(name).detach() * 3}
+        return cut
+
+
+class LeavesThreads(Good):
+    def prune(self, model, budget, ctx, state):
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+        return super().prune(model, budget, ctx, state)
+
+
 def register(monkeypatch, kind, spec, target):
     known = plugins.registry()
     monkeypatch.setitem(known.specs[kind], spec.name, spec)
@@ -188,7 +261,14 @@ def faults(monkeypatch, tmp_path, kind, spec, target):
 
 
 BROKEN = [
-    (Mutates, "weights", "in place, undeclared"),
+    (Mutates, "weights", "such a change is lost"),
+    (OnSelf, "cut", "AttributeError: 'OnSelf' object has no attribute 'noted' (test_conformance.py:"),
+    (SavesByTorch, "tidy", "it wrote to ./scores.safetensors"),
+    (WritesInShape, "tidy", "it wrote to ~/shapes.txt"),
+    (PrintsByNumber, "quiet", "it printed to stdout: 'hello'"),
+    (MutatesAtHalf, "weights", "(llama, grouped, 0.5)"),
+    (OnlyLlama, "families", "mistral: asked to remove 0.25"),
+    (LeavesThreads, "tidy", "it left torch's default dtype changed"),
     (Miscounts, "promise", "shape() promises"),
     (Ignores, "budget", "asked to remove 0.1"),
     (Chance, "deterministic", "two runs with one seed kept different units"),
@@ -208,6 +288,76 @@ def test_broken_pruners_are_caught_by_name(monkeypatch, tmp_path, broken, check,
     spec = PrunerSpec(name="broken", target="t:Broken", summary="broken on purpose")
     found = faults(monkeypatch, tmp_path, "pruner", spec, broken)
     assert message in found.get(check, ""), found
+
+
+def test_updates_of_weights_are_watched_too(monkeypatch, tmp_path):
+    declared = {"name": "broken", "target": "t:Broken", "summary": "broken on purpose", "updates_weights": True}
+    found = faults(monkeypatch, tmp_path, "pruner", PrunerSpec(**declared), ChancyRewrites)
+    assert "rewrote model.layers.0.mlp.down_proj.weight differently" in found["deterministic"]
+    (tmp_path / "other").mkdir()
+    found = faults(monkeypatch, tmp_path / "other", "pruner", PrunerSpec(**declared), ScalesAtZero)
+    assert "asked to remove nothing, it cut or changed" in found["identity"]
+
+
+def test_one_for_another_family_alone_is_sound(monkeypatch, tmp_path):
+    class GemmaOnly(Good):
+        def prune(self, model, budget, ctx, state):
+            if ctx.anatomy.family != "gemma":
+                raise Unsupported("gemma only")
+            return super().prune(model, budget, ctx, state)
+
+    spec = PrunerSpec(name="broken", target="t:Broken", summary="sound", families=("gemma",))
+    assert faults(monkeypatch, tmp_path, "pruner", spec, GemmaOnly) == {}
+
+
+def test_a_fault_that_repeats_is_told_once(monkeypatch, capsys):
+    class Crashes(Good):
+        def prune(self, model, budget, ctx, state):
+            raise ValueError("first line\nsecond line")
+
+    register(monkeypatch, "pruner", PrunerSpec(name="broken", target="t:B", summary="s"), Crashes)
+    [report] = kit.check("broken", "pruner")
+    told = {result.check: result.detail for result in report.results if result.outcome == "failed"}
+    assert told["cut"].startswith("ValueError: first line (test_conformance.py:")
+    assert told["quiet"] == told["budget"] == "see cut"
+
+
+def test_a_method_that_sees_another_order_of_sets_is_caught(site):
+    body = (
+        "from harness import Cut, PrunerSpec, hookimpl, uniform\n"
+        "class X:\n"
+        "    def prune(self, model, budget, ctx, state):\n"
+        "        keep = {}\n"
+        "        for site, units in uniform(ctx.anatomy, budget.value).items():\n"
+        "            order = sorted(range(ctx.anatomy.sites[site].units), key=lambda u: hash(f'{site}{u}'))\n"
+        "            keep[site] = order[:units]\n"
+        "        return Cut(keep=keep)\n"
+        "@hookimpl\ndef harness_register_pruners():\n"
+        "    return [PrunerSpec(name='hashes', target='harness_hashes:X', summary='s')]"
+    )
+    install(site, "hashes", body)
+    done = command("check", "hashes", "--json", site=site)
+    failed = {r["check"]: r["detail"] for r in json.loads(done.stdout)[0]["results"] if r["outcome"] == "failed"}
+    assert list(failed) == ["repeatable"]
+    assert "another process with the same seed kept different units" in failed["repeatable"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("name=None, target='a:B', summary='s'", "not a line of text"),
+        ("name='x', target='nowhere', summary='s'", "not of the form"),
+        ("name='x', target='a:B', summary='s', parameters={'a': 3}", "'a' is not a Param"),
+        ("name='x', target='a:B', summary='s', needs='calibration'", "not a tuple of words"),
+        ("name='x', target='a:B', summary='a\\x1b[31m'", "not a line of text"),
+    ],
+)
+def test_a_spec_of_wrong_types_is_a_line_with_its_reason(site, spec, reason):
+    body = "from harness import PrunerSpec, hookimpl\n@hookimpl\ndef harness_register_pruners():\n"
+    install(site, "odd", f"{body}    return [PrunerSpec({spec})]")
+    done = command("list", "--json", site=site)
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert reason in rows["odd"]["reason"]
 
 
 def test_a_sound_pruner_has_no_faults(monkeypatch, tmp_path):
@@ -258,6 +408,7 @@ def test_heavy_imports_are_named(site):
         ({"kinds": ("thin",)}, "kinds names 'thin'"),
         ({"families": ("llama", "bert")}, "families names 'bert'"),
         ({"budgets": ("size",)}, "budgets names 'size'"),
+        ({"needs": ("GPU",)}, "needs names 'GPU'"),
         ({"parameters": {"a": Param(1, "")}}, "parameter a has no help"),
         ({"parameters": {"a": Param("x", "h", choices=("y",))}}, "not among its choices"),
         ({"parameters": {"a": Param(1, "help")}}, "does not take the parameters"),
@@ -283,6 +434,14 @@ def test_expected_failures_need_a_reason_and_are_strict(monkeypatch, tmp_path):
     result = judged(bench, "quiet", bench.check_quiet)
     assert result.outcome == "failed"
     assert "declared to fail" in result.detail
+
+
+def test_an_excuse_gives_a_reason(monkeypatch, tmp_path):
+    register(
+        monkeypatch, "pruner", PrunerSpec(name="broken", target="t:B", summary="s", exceptions={"quiet": ""}), Prints
+    )
+    bench = bench_of("pruner", "broken", {}, tmp_path)
+    assert "excused without a reason" in judged(bench, "quiet", bench.check_quiet).detail
 
 
 def test_an_exception_for_no_check_is_refused(monkeypatch):
@@ -356,9 +515,59 @@ class Meddles(Null):
         return super().prepare(model, workload)
 
 
+class LeavesHooks(Null):
+    def prepare(self, model, workload):
+        model.register_forward_hook(lambda *_: None)
+        return super().prepare(model, workload)
+
+
+class Millis(Null):
+    def measure(self, handle, plan):
+        return Samples(wall_ns=[10**12] * plan.iterations)
+
+
+class LastHandle(Null):
+    """Measures whatever it prepared last."""
+
+    def prepare(self, model, workload):
+        self.last = super().prepare(model, workload)
+        return self.last
+
+    def measure(self, handle, plan):
+        return super().measure(self.last, plan)
+
+
+class NoDecode(Null):
+    def prepare(self, model, workload):
+        assert workload.kind == "prefill"
+        return super().prepare(model, workload)
+
+
+class NoFingerprint(Null):
+    fingerprint = {}  # noqa: RUF012
+
+
+class OddExtras(Null):
+    def measure(self, handle, plan):
+        return Samples(wall_ns=[handle] * plan.iterations, energy_j=float("nan"))
+
+
+class PrintsOnTheWay(Null):
+    def measure(self, handle, plan):
+        print("measuring ...")
+        return super().measure(handle, plan)
+
+
 @pytest.mark.parametrize(
     ("device", "check", "message"),
     [
+        (LeavesHooks, "model-stays", "it left hooks of the model changed"),
+        (Millis, "units", "add up to"),
+        (LastHandle, "growth", "a large model took"),
+        (NoDecode, "decode", "decode: AssertionError"),
+        (NoFingerprint, "probe", "its fingerprint is empty"),
+        (OddExtras, "samples", "energy_j is nan"),
+        (PrintsOnTheWay, "quiet", "it printed to stdout"),
         (Raises, "probe", "probe raised OSError: no such bus"),
         (Short, "samples", "3 passes were asked for, 1 were timed"),
         (Constant, "growth", "a large model took"),
@@ -369,7 +578,8 @@ class Meddles(Null):
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_broken_devices_are_caught_by_name(monkeypatch, tmp_path, device, check, message):
-    spec = DeviceSpec(name="broken", target="t:B", summary="broken on purpose", provenance="simulated")
+    provenance = "device" if device is Millis else "simulated"
+    spec = DeviceSpec(name="broken", target="t:B", summary="broken on purpose", provenance=provenance)
     found = faults(monkeypatch, tmp_path, "device", spec, device)
     assert message in found.get(check, ""), found
 
@@ -399,9 +609,31 @@ class Greedy:
         return {"": Score({str(i): 1.0 for i in range(9)}, higher_is_better=True)}
 
 
+class TensorDetails:
+    def evaluate(self, model, ctx):
+        import torch
+
+        documents = {str(i): 1.0 for i in range(ctx.limit or 9)}
+        return {"": Score(documents, higher_is_better=True, details={"a": torch.ones(1)})}
+
+
+class NeedsALimit:
+    def evaluate(self, model, ctx):
+        return {"": Score({str(i): 1.0 for i in range(ctx.limit)}, higher_is_better=True)}
+
+
+class Trains(Empty):
+    def evaluate(self, model, ctx):
+        model.train()
+        return super().evaluate(model, ctx)
+
+
 @pytest.mark.parametrize(
     ("evaluator", "check", "message"),
     [
+        (TensorDetails, "words", "are not JSON"),
+        (NeedsALimit, "unlimited", "TypeError"),
+        (Trains, "documents", "it left the model's mode (train or eval) changed"),
         (Empty, "documents", "has no documents"),
         (Restless, "same-documents", "another model gets other documents"),
         (NotFinite, "documents", "give a finite number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import click
@@ -32,6 +33,8 @@ def command(name: str, kind: str | None, settings: tuple[str, ...], as_json: boo
         if not as_json:
             word, colour = marks.get(result.outcome, ("known", "yellow"))
             click.echo(f"{click.style(f'{word:5}', fg=colour)} {result.check:18} {result.detail}".rstrip())
+            if result.trace and "--debug" in sys.argv:
+                click.echo(result.trace.rstrip())
 
     start = time.monotonic()
     reports = check(name, kind or "", dict(pair(text) for text in settings), told)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from harness import plugins
 from harness.conformance import kit
+from harness.errors import EnvironmentFault, UsageError
 
 
 @click.command("info")
@@ -25,17 +27,30 @@ def command(name: str, as_json: bool) -> None:
     known = plugins.registry()
     found = [(kind, specs[name]) for kind, specs in known.specs.items() if name in specs]
     if not found:
+        every = {n for specs in known.specs.values() for n in specs}
+        elsewhere = known._elsewhere(name)
+        if elsewhere or not name.strip():
+            raise plugins.unknown("name", name, every, elsewhere)
         try:
             found = [("model", card(name))]
-        except plugins.UsageError:
-            every = {n for specs in known.specs.values() for n in specs}
-            raise plugins.unknown("name", name, every) from None
+        except (EnvironmentFault, UsageError):
+            raise plugins.unknown("name", name, every, made_here(name)) from None
     told = [describe(kind, spec) for kind, spec in found]
     if as_json:
         click.echo(json.dumps(told[0] if len(told) == 1 else told, indent=2, default=str))
         return
     for words in told:
         show(words)
+
+
+def made_here(name: str) -> str:
+    """Between `harness new` and `pip install`."""
+    folder = Path(name.replace("-", "_"))
+    return (
+        f"it is a folder here, not installed yet: pip install -e {folder}"
+        if (folder / "pyproject.toml").exists()
+        else ""
+    )
 
 
 def card(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -37,7 +38,7 @@ PRUNER = """\
 from harness import Cut, PrunerSpec, hookimpl, uniform
 
 
-class {title}:
+class {title}Pruner:
     def shape(self, anatomy, ratio):
         return uniform(anatomy, ratio)
 
@@ -48,13 +49,14 @@ class {title}:
 
 @hookimpl
 def harness_register_pruners():
-    return [PrunerSpec(name="{name}", target="harness_{module}:{title}", summary="keeps the first units of every site")]
+    summary, target = "keeps the first units of every site", "harness_{module}:{title}Pruner"
+    return [PrunerSpec(name="{name}", target=target, summary=summary)]
 """
 DEVICE = """\
 from harness import DeviceInfo, DeviceSpec, Samples, hookimpl
 
 
-class {title}:
+class {title}Device:
     def probe(self):
         return DeviceInfo(usable=True, fingerprint={{"kind": "{name}"}})
 
@@ -70,7 +72,7 @@ class {title}:
 
 @hookimpl
 def harness_register_devices():
-    summary, target = "one nanosecond per parameter and token", "harness_{module}:{title}"
+    summary, target = "one nanosecond per parameter and token", "harness_{module}:{title}Device"
     return [DeviceSpec(name="{name}", target=target, summary=summary, provenance="simulated")]
 """
 EVALUATOR = """\
@@ -79,7 +81,7 @@ from harness import EvaluatorSpec, Score, hookimpl
 TEXTS = ["the first text", "a second one", "and a third"]
 
 
-class {title}:
+class {title}Evaluator:
     def evaluate(self, model, ctx):
         found = {{}}
         for text in TEXTS[: ctx.limit]:
@@ -91,14 +93,28 @@ class {title}:
 
 @hookimpl
 def harness_register_evaluators():
-    return [EvaluatorSpec(name="{name}", target="harness_{module}:{title}", summary="share of next tokens guessed")]
+    summary, target = "share of next tokens guessed", "harness_{module}:{title}Evaluator"
+    return [EvaluatorSpec(name="{name}", target=target, summary=summary)]
 """
+LONGEST = 40
 SOURCES = {"pruner": PRUNER, "device": DEVICE, "evaluator": EVALUATOR}
 TRY = {
     "pruner": "--pruner {name}",
     "device": "--pruner random --device {name}",
     "evaluator": "--pruner random --eval {name}",
 }
+
+
+def taken(name: str, module: str) -> str:
+    """What an installation under this name would replace or hide."""
+    from importlib.metadata import PackageNotFoundError, distribution, entry_points
+
+    if module in {point.name for point in entry_points(group="harness")}:
+        return f"a plug-in {module!r}"
+    try:
+        return f"the distribution {distribution(f'prune-harness-{name}').name}"
+    except PackageNotFoundError:
+        return ""
 
 
 @click.command("new")
@@ -114,13 +130,17 @@ def command(kind: str, name: str, into: Path) -> None:
     harness new pruner foo
     pip install -e foo && harness check foo && harness run --pruner foo --model tiny
     """
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise UsageError(f"{name!r} is not a name", "give lower case letters, digits and hyphens: my-pruner")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > LONGEST:
+        raise UsageError(
+            f"{name[:60]!r} is not a name", f"give up to {LONGEST} lower case letters, digits and hyphens: my-pruner"
+        )
     from harness.plugins import registry
 
     if name in registry().specs[kind]:
         raise UsageError(f"there is a {kind} {name!r} already", f"harness info {name}")
     module = name.replace("-", "_")
+    if clash := taken(name, module):
+        raise UsageError(f"{clash} is there already, and would be replaced", "give another name")
     words = {"name": name, "module": module, "title": "".join(part.title() for part in name.split("-"))}
     folder = into / module
     files = {"pyproject.toml": PROJECT, f"harness_{module}.py": SOURCES[kind], "README.md": README}
@@ -140,7 +160,7 @@ def command(kind: str, name: str, into: Path) -> None:
         click.echo(f"made {folder / path}")
     click.echo("now:")
     for line in (
-        f"pip install -e {folder}",
+        f"pip install -e {shlex.quote(str(folder))}",
         f"harness check {name}",
         f"harness run {TRY[kind].format(**words)} --model tiny",
     ):

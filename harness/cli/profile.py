@@ -29,7 +29,7 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
 
     \b
     harness profile --model smollm2-135m --workload prefill:1x128
-    harness profile --model llama3.2-1b --weights random --device cuda --runtime graph --export llama.json
+    harness profile --model llama3.2-1b --weights random --device cuda --export llama.json
     """
     from harness import process
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -63,7 +64,8 @@ def command(
     command_line = shlex.join(["harness", *(word for word in sys.argv[1:] if word != "--json")])
     cell = Cell(made, Store(), reporter, command_line)
     try:
-        record = cell.run()
+        with process.stdout_kept() if as_json else nullcontext():
+            record = cell.run()
     finally:
         reporter.close()
     if as_json:

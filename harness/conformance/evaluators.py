@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import statistics
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,7 +14,7 @@ from typing import Any
 from harness import data, seeds
 from harness.api import Context, EvaluatorSpec, Score, Workload
 from harness.conformance import models
-from harness.conformance.guard import Seen, watched
+from harness.conformance.guard import Seen, disturbed, standing, watched
 from harness.conformance.kit import Fault, NotApplicable
 from harness.conformance.specs import check_spec, heavy
 from harness.options import settings as resolve
@@ -32,7 +34,7 @@ class EvaluatorBench:
     def close(self) -> None:
         return None
 
-    def evaluate(self, model: str, limit: int = LIMIT) -> dict[str, Score]:
+    def evaluate(self, model: str, limit: int | None = LIMIT) -> dict[str, Score]:
         from harness.models.loading import byte_tokenizer
 
         for source in self.spec.reads:
@@ -40,6 +42,7 @@ class EvaluatorBench:
                 raise NotApplicable(f"the text {source} is not on this machine")
         made, anatomy = models.tiny(model)
         before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+        stood = standing(made)
         context = Context(
             anatomy=anatomy,
             tokenizer=byte_tokenizer(),
@@ -49,12 +52,13 @@ class EvaluatorBench:
             workloads=[Workload("prefill", 1, 16)],
             limit=limit,
         )
-        evaluator = registry().load("evaluator", self.name)(**self.parameters)
         with watched(self.work) as seen:
-            found = evaluator.evaluate(made, context)
+            found = registry().load("evaluator", self.name)(**self.parameters).evaluate(made, context)
         self.seen.append(seen)
         if changed := [name for name, tensor in made.state_dict().items() if not tensor.equal(before[name])]:
             raise Fault(f"it changed {changed[0]} of the model it was to judge")
+        if left := disturbed(stood, standing(made)) or seen.left:
+            raise Fault(f"it left {left} changed")
         if not isinstance(found, dict) or not all(isinstance(score, Score) for score in found.values()):
             raise Fault("it must return a dict of Score by name")
         return found
@@ -83,8 +87,21 @@ class EvaluatorBench:
             if not score.documents:
                 raise Fault(f"score {name or 'main'!r} has no documents")
             for key, value in score.documents.items():
-                if not isinstance(key, str) or not isinstance(value, int | float) or not math.isfinite(value):
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not isinstance(key, str) or not number or not math.isfinite(value):
                     raise Fault(f"document {key!r} of {name or 'main'!r} scores {value!r}: give a finite number")
+
+    def check_words(self) -> None:
+        """Names, directions and details are what a record can hold and a table can show."""
+        for name, score in self.scores.items():
+            if not isinstance(name, str) or not name.isprintable() or re.search(r"[\s,=/]", name):
+                raise Fault(f"a score is called {name!r}: no blanks, ',', '=' or '/'; '' is the main one")
+            if not isinstance(score.higher_is_better, bool):
+                raise Fault(f"higher_is_better of {name or 'main'!r} is {score.higher_is_better!r}, not true or false")
+            try:
+                json.dumps(dict(score.details), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise Fault(f"the details of {name or 'main'!r} are not JSON: {error}") from None
 
     def check_mean(self) -> None:
         """The value follows from the documents."""
@@ -109,7 +126,7 @@ class EvaluatorBench:
         again = self.evaluate(models.PLAIN)
         for name, score in self.scores.items():
             if dict(again[name].documents) != dict(score.documents):
-                raise Fault(f"a second run scores {name or 'main'!r} differently: draw from ctx.seed(...)")
+                raise Fault(f"a second run scores {name or 'main'!r} differently: scores must not depend on chance")
 
     def check_limit(self) -> None:
         """`ctx.limit` is the most documents it looks at, and the first of them stay the same."""
@@ -119,6 +136,15 @@ class EvaluatorBench:
                 raise Fault(f"{LIMIT} documents were asked for, {name or 'main'!r} has {len(score.documents)}")
             if list(fewer[name].documents) != list(score.documents)[: len(fewer[name].documents)]:
                 raise Fault(f"with a smaller limit {name or 'main'!r} takes other documents")
+
+    def check_unlimited(self) -> None:
+        """Without a limit it takes all documents."""
+        if self.spec.reads:
+            raise NotApplicable("all of a text set would take minutes")
+        every = self.evaluate(models.PLAIN, limit=None)
+        for name, score in self.scores.items():
+            if list(every[name].documents)[: len(score.documents)] != list(score.documents):
+                raise Fault(f"without a limit {name or 'main'!r} takes other documents")
 
     def check_quiet(self) -> None:
         """It prints nothing: stdout is the record's."""
@@ -130,7 +156,8 @@ class EvaluatorBench:
         """It writes nowhere but into ctx.work_dir."""
         assert self.scores
         if wrote := next((seen.wrote for seen in self.seen if seen.wrote), []):
-            raise Fault(f"it wrote to {wrote[0].replace(str(self.work / 'home'), '~')}, outside ctx.work_dir")
+            where = wrote[0].replace(str(self.work / "home"), "~").replace(str(self.work / "here"), ".")
+            raise Fault(f"it wrote to {where}, outside ctx.work_dir")
 
     def check_offline(self) -> None:
         """It connects to nothing when its text is on this machine."""

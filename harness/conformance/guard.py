@@ -1,10 +1,16 @@
-"""What a plug-in does besides its work: prints, writes outside its folder, connections."""
+"""What a plug-in does besides its work: prints, writes outside its folder, connections, settings left changed.
+
+Python's audit events tell of writes and connections as they happen; what libraries write from C++ or Rust is found by
+looking into home and the current folder afterwards, which are empty ones meanwhile. Connections that a child process
+makes are not seen.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -12,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.host import cache_dir
+
 WRITES = {"os.mkdir": 0, "os.remove": 0, "os.rename": 1, "os.rmdir": 0, "os.symlink": 1, "os.truncate": 0}
+FOLDERS = ("HARNESS_DATA", "HARNESS_RUNS")  # may be relative to the folder we leave
 
 
 @dataclass
@@ -20,10 +29,11 @@ class Seen:
     """What was noticed; `allowed` are the folders where writing is fine."""
 
     allowed: list[Path]
-    thread: int
+    others: set[int]  # threads that were there before: heartbeats of the run go on beside it
     printed: str = ""
     wrote: list[str] = field(default_factory=list)
     connected: list[str] = field(default_factory=list)
+    left: str = ""  # a setting of torch that is not as it was
 
 
 _watching: list[Seen] = []
@@ -31,7 +41,7 @@ _hooked = False
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _watching or _watching[-1].thread != threading.get_ident():  # heartbeats of the run go on beside it
+    if not _watching or threading.get_ident() in _watching[-1].others:
         return
     if event == "open":
         path, _, flags = arguments[0], arguments[1], arguments[2] or 0
@@ -57,27 +67,96 @@ def _wrote(path: Any) -> None:
 
 @contextmanager
 def watched(work: Path) -> Iterator[Seen]:
-    """Watch this process while a plug-in works in `work/work`. Home is an empty folder meanwhile."""
+    """Watch this process while a plug-in works in `work/work`. Home and the current folder are empty ones meanwhile."""
     global _hooked
     if not _hooked:
         sys.addaudithook(_hook)  # it stays, and does nothing while nobody watches
         _hooked = True
-    home, folder = work / "home", work / "work"
-    home.mkdir(exist_ok=True)
-    folder.mkdir(exist_ok=True)
-    seen = Seen([folder], threading.get_ident())
-    before = {name: os.environ.get(name) for name in ("HOME", "USERPROFILE")}
-    os.environ.update(dict.fromkeys(before, str(home)))
-    out = io.StringIO()
-    _watching.append(seen)
-    try:
-        with redirect_stdout(out):
+    home, here, folder = work / "home", work / "here", work / "work"
+    for made in (home, here, folder):
+        made.mkdir(exist_ok=True)
+    seen = Seen([folder], {thread.ident or 0 for thread in threading.enumerate()} - {threading.get_ident()})
+    settings = torch_settings()
+    with _elsewhere(home, here), _heard(seen):
+        _watching.append(seen)
+        try:
             yield seen
+        finally:
+            _watching.remove(seen)
+            seen.wrote += [str(path) for place in (home, here) for path in place.rglob("*") if path.is_file()]
+            seen.left = disturbed(settings, torch_settings())
+            restore(settings)
+
+
+@contextmanager
+def _elsewhere(home: Path, here: Path) -> Iterator[None]:
+    told = {name: str(Path(os.environ[name]).absolute()) for name in FOLDERS if os.environ.get(name)}
+    told |= {"HOME": str(home), "USERPROFILE": str(home), "HARNESS_CACHE": str(cache_dir().absolute())}
+    before, where = {name: os.environ.get(name) for name in told}, Path.cwd()
+    os.environ.update(told)
+    os.chdir(here)
+    try:
+        yield
     finally:
-        _watching.remove(seen)
+        os.chdir(where)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        seen.printed = out.getvalue()
+
+
+@contextmanager
+def _heard(seen: Seen) -> Iterator[None]:
+    """What goes to stdout, by Python's name for it or by its number."""
+    out = io.StringIO()
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            with redirect_stdout(out):
+                yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+            file.seek(0)
+            seen.printed = out.getvalue() + file.read().decode(errors="replace")
+
+
+# --- what a visitor leaves as it found it ---
+
+
+def torch_settings() -> dict[str, Any]:
+    if (torch := sys.modules.get("torch")) is None:
+        return {}
+    return {
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's number of threads": torch.get_num_threads(),
+        "torch's grad mode": torch.is_grad_enabled(),
+    }
+
+
+def restore(settings: dict[str, Any]) -> None:
+    if settings:
+        import torch
+
+        torch.set_default_dtype(settings["torch's default dtype"])
+        torch.set_num_threads(settings["torch's number of threads"])
+        torch.set_grad_enabled(settings["torch's grad mode"])
+
+
+def standing(model: Any) -> dict[str, Any]:
+    """A model beside its tensors: mode, gradients, hooks, config."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "the model's mode (train or eval)": [module.training for module in model.modules()],
+        "requires_grad of the model": [parameter.requires_grad for parameter in model.parameters()],
+        "hooks of the model": sum(len(getattr(module, kind)) for module in model.modules() for kind in hooks),
+        "the model's config": model.config.to_dict(),
+    }
+
+
+def disturbed(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What is not as it was."""
+    return next((name for name, value in before.items() if after.get(name) != value), "")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 
 from harness import plugins
 from harness.errors import HarnessError, UsageError
-from harness.host import cache_dir
+from harness.host import note, notes
 
-KIT = "1"  # raise when a check is added or means something else
+KIT = "2"  # raise when a check is added or means something else
 KINDS = ("pruner", "device", "evaluator")
 
 
@@ -33,6 +33,7 @@ class Result:
     check: str
     outcome: str  # passed, failed, skipped, expected
     detail: str = ""
+    trace: str = field(default="", repr=False)  # of an exception that is neither a fault nor a refusal
 
 
 @dataclass
@@ -55,7 +56,8 @@ class Report:
         return all(result.outcome != "failed" for result in self.results)
 
     def words(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed, "of": self.of, "ok": self.ok}
+        results = [{"check": r.check, "outcome": r.outcome, "detail": r.detail} for r in self.results]
+        return {**asdict(self), "results": results, "passed": self.passed, "of": self.of, "ok": self.ok}
 
 
 def bench_of(kind: str, name: str, settings: Mapping[str, Any], work: Path) -> Any:
@@ -75,7 +77,7 @@ def checks(bench: Any) -> Iterator[tuple[str, Callable[[], None], str]]:
 
 def judged(bench: Any, name: str, function: Callable[[], None]) -> Result:
     """One check, with what its plug-in declares to fail, and why."""
-    excused = bench.spec.exceptions.get(name)
+    excused, trace = bench.spec.exceptions.get(name), ""
     try:
         function()
         outcome, detail = "passed", ""
@@ -86,13 +88,30 @@ def judged(bench: Any, name: str, function: Callable[[], None]) -> Result:
     except HarnessError as error:
         outcome, detail = "failed", f"{error.cause}" + (f" ({error.remedy})" if error.remedy else "")
     except (Exception, SystemExit) as error:
-        outcome, detail = "failed", f"{type(error).__name__}: {error}"
+        outcome, detail = "failed", f"{in_a_line(error)} ({where(error, bench.spec)})"
+        trace = "".join(traceback.format_exception(error))
     if excused is not None:
+        if not excused.strip():
+            return Result(name, "failed", f"it is excused without a reason: {detail or 'and it passes'}")
         if outcome == "failed":
             return Result(name, "expected", f"{excused} [{detail}]")
         if outcome == "passed":  # strict: what was mended must be struck off
             return Result(name, "failed", f"it passes, but is declared to fail: {excused}")
-    return Result(name, outcome, detail)
+    return Result(name, outcome, detail, trace)
+
+
+def in_a_line(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:160]
+
+
+def where(error: BaseException, spec: Any) -> str:
+    """The line of the plug-in that an exception came through last; its origin, if it came through none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    module = spec.target.partition(":")[0].partition(".")[0]
+    own = [frame for frame in frames if module in Path(frame.filename).with_suffix("").parts]
+    last = (own or frames)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
 
 
 def kinds_of(name: str, kind: str = "") -> list[str]:
@@ -118,10 +137,14 @@ def check(
             bench = bench_of(found, name, settings or {}, Path(folder))
             if stale := set(bench.spec.exceptions) - {title for title, *_ in checks(bench)}:
                 raise UsageError(f"{name} excuses {sorted(stale)[0]!r}, which the kit does not check", "strike it off")
+            known: dict[str, str] = {}  # what failed first, by what it said
             try:
                 for title, function, _ in checks(bench):
-                    report.results.append(judged(bench, title, function))
-                    told(report.results[-1])
+                    result = judged(bench, title, function)
+                    if result.outcome == "failed" and (first := known.setdefault(result.detail, title)) != title:
+                        result = Result(title, "failed", f"see {first}")
+                    report.results.append(result)
+                    told(result)
             finally:
                 bench.close()
         reports.append(report)
@@ -138,31 +161,16 @@ def _key(kind: str, name: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:24]
 
 
-def _notes() -> Path:
-    return cache_dir() / "conformance.json"
+NOTES = "conformance.json"
 
 
 def remembered(kind: str, name: str) -> dict[str, Any] | None:
     """The score of a plug-in as it is now, if it was checked."""
-    try:
-        return json.loads(_notes().read_text(encoding="utf-8")).get(_key(kind, name))
-    except (OSError, ValueError):
-        return None
+    return notes(NOTES).get(_key(kind, name))
 
 
 def remember(report: Report) -> None:
-    try:
-        known = json.loads(_notes().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    known[_key(report.kind, report.name)] = {"kit": report.kit, "passed": report.passed, "of": report.of}
-    try:
-        _notes().parent.mkdir(parents=True, exist_ok=True)
-        scratch = _notes().with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(known), encoding="utf-8")
-        scratch.replace(_notes())
-    except OSError:
-        pass  # it will be checked again
+    note(NOTES, {_key(report.kind, report.name): {"kit": report.kit, "passed": report.passed, "of": report.of}})
 
 
 def score(pruner: str, stage: Callable[[str], Any]) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness import accounting
 from harness.conformance import models
-from harness.conformance.kit import Fault, NotApplicable
+from harness.conformance.kit import Fault, NotApplicable, in_a_line, where
 from harness.conformance.pruners import RATIOS, Asked, PrunerBench
 from harness.conformance.specs import check_spec, heavy
 from harness.errors import BadCut, HarnessError
@@ -12,6 +14,7 @@ from harness.plugins import registry
 
 MASKING = {"unstructured", "semi-structured"}
 SLICING = {"structured", "depth"}
+NEEDS = {"calibration", "gradients", "latency", "training"}
 
 
 class PrunerChecks(PrunerBench):
@@ -19,6 +22,7 @@ class PrunerChecks(PrunerBench):
 
     def check_light(self) -> None:
         """Registering imports nothing heavy."""
+        self.begin()
         heavy("pruner", self.name)
 
     def check_spec(self) -> None:
@@ -26,6 +30,8 @@ class PrunerChecks(PrunerBench):
         check_spec(self.spec, registry().load("pruner", self.name))
         if wrong := set(self.spec.kinds) - MASKING - SLICING:
             raise Fault(f"kinds names {sorted(wrong)[0]!r}; known: {', '.join(sorted(MASKING | SLICING))}")
+        if wrong := set(self.spec.needs) - NEEDS:
+            raise Fault(f"needs names {sorted(wrong)[0]!r}; known: {', '.join(sorted(NEEDS))}")
         if wrong := set(self.spec.budgets) - {"ratio", "latency"}:
             raise Fault(f"budgets names {sorted(wrong)[0]!r}; known: ratio, latency")
         if wrong := set(self.spec.families) - {models.family(name) for name in models.MODELS}:
@@ -40,38 +46,47 @@ class PrunerChecks(PrunerBench):
             raise Fault(error.cause) from None
 
     def check_families(self) -> None:
-        """Every family it names works, or it says what it does not support."""
+        """Every family it names works and gets its budget, or it says what it does not support."""
         for name in models.of(self.spec.families):
             try:
-                self.ask(0.25, name)
+                asked = self.ask(0.25, name)
             except (Fault, HarnessError):
                 raise
             except Exception as error:
                 raise Fault(
-                    f"{name}: {type(error).__name__}: {error}; raise Unsupported, or leave it out of families"
+                    f"{name}: {in_a_line(error)} ({where(error, self.spec)}); raise Unsupported, or leave it out of "
+                    "families"
                 ) from error
+            if asked.refused is None and self.spec.budgets:
+                self._met(asked, f"{name}: ")
 
     def check_weights(self) -> None:
-        """Weights change only if the spec says so."""
-        if self.spec.updates_weights:
-            raise NotApplicable("it declares that it updates weights")
-        if self.some.touched:
-            raise Fault(f"it changed {self.some.touched[0]} in place, undeclared: updates_weights=True, or leave it")
-        if self.some.cut.rewrites:
-            raise Fault(f"it rewrites {next(iter(self.some.cut.rewrites))}, undeclared: updates_weights=True")
+        """Weights change only if the spec says so, and only by way of the cut."""
+        assert self.some
+        for ratio in RATIOS:
+            self.ask(ratio)
+        for asked in self.answers:
+            rewritten = set(asked.cut.rewrites) if asked.cut else set()
+            if rewritten and not self.spec.updates_weights:
+                raise Fault(f"it rewrites {sorted(rewritten)[0]}, undeclared: updates_weights=True")
+            if lost := [name for name in asked.touched if name not in rewritten]:
+                raise Fault(
+                    f"it changed {lost[0]} in place ({asked.model}, {asked.ratio:g}), and such a change is lost: "
+                    "return it in Cut(rewrites=...), or leave the model as it was"
+                )
 
     def cuts(self) -> None:
         if not self.spec.budgets:
             raise NotApplicable("it cuts nothing")
+        assert self.some
 
     def check_deterministic(self) -> None:
         """The same seed gives the same cut, whatever the global generators say."""
         self.cuts()
-        first, second = self.some.cut, self.ask(self.some.ratio, again=True).cut
-        if second is None or first.keep != second.keep:
-            raise Fault("two runs with one seed kept different units: draw from ctx.seed(...), not from global chance")
-        if {n: m.tolist() for n, m in first.masks.items()} != {n: m.tolist() for n, m in second.masks.items()}:
-            raise Fault("two runs with one seed masked different elements: draw from ctx.seed(...)")
+        if (second := self.ask(self.some.ratio, again=True).cut) is None:
+            raise Fault("asked the same again, it refused")
+        if differs := difference(self.some.cut, second):
+            raise Fault(f"two runs with one seed {differs}: draw from ctx.seed(...), not from global chance")
 
     def check_budget(self) -> None:
         """The budget is met, without a whole step to spare, or refused."""
@@ -80,13 +95,22 @@ class PrunerChecks(PrunerBench):
             self._check_latency()
             return
         for ratio in RATIOS:
-            if (asked := self.ask(ratio)).refused is not None:
-                continue
-            removed, step = self.removed(asked), self.step(asked)
-            if removed < ratio - 1e-9:
-                raise Fault(f"asked to remove {ratio:g} of the prunable parameters, it removed {removed:.4g}")
-            if removed >= ratio + step:
-                raise Fault(f"asked for {ratio:g}, it removed {removed:.4g}: a step ({step:.4g}) or more beyond")
+            if (asked := self.ask(ratio)).refused is None:
+                self._met(asked)
+
+    def _met(self, asked: Asked, where: str = "") -> None:
+        if "ratio" not in self.spec.budgets:
+            return
+        removed, step, ratio = self.removed(asked), self.step(asked), asked.ratio
+        if removed < ratio - 1e-9:
+            _, anatomy = models.tiny(asked.model)
+            short = round((ratio - removed) * anatomy.params(prunable=True))
+            raise Fault(
+                f"{where}asked to remove {ratio:g} of the prunable parameters, it removed {removed:.4g}: {short} "
+                "elements too few (norms and biases count; harness.to_remove tells how many have to go)"
+            )
+        if removed >= ratio + step:
+            raise Fault(f"{where}asked for {ratio:g}, it removed {removed:.4g}: a step ({step:.4g}) or more beyond")
 
     def _check_latency(self) -> None:
         for ratio in RATIOS:
@@ -133,9 +157,11 @@ class PrunerChecks(PrunerBench):
         """Budget zero changes nothing."""
         asked = self.cut(0.0)
         lost = any(not mask.all() for mask in asked.cut.masks.values())
-        if asked.cut.keep or lost:
-            where = next(iter(asked.cut.keep), None) or next(iter(asked.cut.masks))
-            raise Fault(f"asked to remove nothing, it cut {where}")
+        dense = models.tiny(asked.model)[0].state_dict()
+        changed = [name for name, value in asked.cut.rewrites.items() if not value.to(dense[name]).equal(dense[name])]
+        if asked.cut.keep or lost or changed:
+            what = next(iter([*asked.cut.keep, *asked.cut.masks, *changed]))
+            raise Fault(f"asked to remove nothing, it cut or changed {what}")
 
     def check_monotone(self) -> None:
         """More budget never leaves more parameters."""
@@ -145,14 +171,13 @@ class PrunerChecks(PrunerBench):
 
     def check_promise(self) -> None:
         """`shape()` tells what `prune()` leaves."""
-        made = self.made()
-        if not hasattr(made, "shape"):
+        if not hasattr(self.made(), "shape"):
             raise NotApplicable("it has no shape()")
         for ratio in RATIOS:
             if (asked := self.ask(ratio)).refused is not None:
                 continue
             _, anatomy = models.tiny(asked.model)
-            promised = made.shape(anatomy, ratio)
+            promised = self.promise(anatomy, ratio)
             if promised is None:
                 continue
             left = anatomy.complete(asked.cut.shape)
@@ -173,21 +198,25 @@ class PrunerChecks(PrunerBench):
 
     def check_quiet(self) -> None:
         """It prints nothing: stdout is the record's."""
-        printed = next((a.seen.printed for a in self.known.values() if a.seen and a.seen.printed), "")
-        if printed:
+        assert self.some
+        if printed := next((seen.printed for seen in self.watches if seen.printed), ""):
             raise Fault(f"it printed to stdout: {printed.strip().splitlines()[0][:80]!r}; use ctx.progress")
 
     def check_tidy(self) -> None:
-        """It writes nowhere but into ctx.work_dir."""
-        wrote = next((a.seen.wrote for a in self.known.values() if a.seen and a.seen.wrote), [])
-        if wrote:
-            where = wrote[0].replace(str(self.work / "home"), "~")
-            raise Fault(f"it wrote to {where}, outside ctx.work_dir")
+        """It writes nowhere but into ctx.work_dir, and leaves torch's settings as they were."""
+        assert self.some
+        if wrote := next((seen.wrote for seen in self.watches if seen.wrote), []):
+            raise Fault(f"it wrote to {self.told(wrote[0])}, outside ctx.work_dir")
+        if left := next((seen.left for seen in self.watches if seen.left), ""):
+            raise Fault(f"it left {left} changed")
+
+    def told(self, path: str) -> str:
+        return path.replace(str(self.work / "home"), "~").replace(str(self.work / "here"), ".")
 
     def check_offline(self) -> None:
         """It connects to nothing."""
-        to = next((a.seen.connected for a in self.known.values() if a.seen and a.seen.connected), [])
-        if to:
+        assert self.some
+        if to := next((seen.connected for seen in self.watches if seen.connected), []):
             raise Fault(f"it connected to {to[0]}")
 
     def check_counts(self) -> None:
@@ -234,11 +263,34 @@ class PrunerChecks(PrunerBench):
 
         from harness.checkpoints import fresh
 
-        assert self.saved
-        told = self.fresh.communicate()[1]
-        if self.fresh.returncode:
-            raise Fault(f"a fresh process could not read the model: {(told.strip().splitlines() or [''])[-1]}")
+        if self.answered:
+            raise Fault(f"a fresh process could not read the model: {self.answered}")
         found, expected = load_file(self.work / "fresh.safetensors")["logits"], fresh.logits(self.pair[2])
-        difference = float((found - expected).abs().max() / expected.abs().max())
-        if not difference <= fresh.TOLERANCE["fp32"]:
-            raise Fault(f"a fresh process computes logits that differ by {difference:.2g} of the largest")
+        apart = float((found - expected).abs().max() / expected.abs().max())
+        if not apart <= fresh.TOLERANCE["fp32"]:
+            raise Fault(f"a fresh process computes logits that differ by {apart:.2g} of the largest")
+
+    def check_repeatable(self) -> None:
+        """Another process, where sets and hashes have another order, decides the same."""
+        from harness.checkpoints import folders
+
+        self.cuts()
+        if self.answered or not (self.work / "again").exists():
+            raise NotApplicable(self.answered or "the other process does not know it")
+        if differs := difference(self.some.cut, folders.read_cut(self.work / "again")):
+            raise Fault(f"another process with the same seed {differs}: sort what comes from sets, and use no hash()")
+
+
+def difference(first: Any, second: Any) -> str:
+    """What tells two cuts apart, in words; rewrites may differ by the order of sums."""
+    if {n: list(k) for n, k in first.keep.items()} != {n: list(k) for n, k in second.keep.items()}:
+        return "kept different units"
+    if set(first.masks) != set(second.masks) or any(not m.equal(second.masks[n]) for n, m in first.masks.items()):
+        return "masked different elements"
+    if set(first.rewrites) != set(second.rewrites):
+        return "rewrote different tensors"
+    for name, value in first.rewrites.items():
+        value, other = value.float(), second.rewrites[name].float()
+        if not (value - other).abs().max() <= 1e-3 * value.abs().max():
+            return f"rewrote {name} differently"
+    return ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +35,6 @@ class Asked:
     cut: Any = None  # checked
     refused: HarnessError | None = None
     touched: tuple[str, ...] = ()  # tensors changed in place
-    seen: Seen | None = None
 
 
 class PrunerBench:
@@ -40,17 +42,45 @@ class PrunerBench:
         self.name, self.work = name, work
         self.spec: PrunerSpec = registry().get("pruner", name)
         self.parameters = resolve(f"pruner {name}", self.spec.parameters, "quick", {**self.spec.check_with, **given})
-        self.known: dict[Any, Asked] = {}
-        self.fresh: Any = None
+        self.known: dict[Any, Asked | BaseException] = {}
+        self.watches: list[Seen] = []
+        self.second: Any = None
+        families = models.of(self.spec.families)
+        self.plain = models.PLAIN if models.PLAIN in families else next(iter(families), models.PLAIN)
+
+    def begin(self) -> None:
+        """Start the second process; it imports what it needs while the first checks run."""
+        self.second = subprocess.Popen(
+            [sys.executable, "-m", "harness.conformance.second"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": "1"},
+        )
 
     def close(self) -> None:
-        if self.fresh is not None and self.fresh.poll() is None:
-            self.fresh.kill()
+        if self.second is not None:
+            if self.second.poll() is None:
+                self.second.kill()
+            self.second.communicate()
 
     # --- running the method ---
 
+    @contextmanager
+    def watch(self) -> Iterator[Seen]:
+        with watched(self.work) as seen:
+            yield seen
+        self.watches.append(seen)
+
     def made(self) -> Any:
         return registry().load("pruner", self.name)(**self.parameters)
+
+    def promise(self, anatomy: Any, ratio: float) -> Any:
+        """What `shape()` says; None where it says nothing."""
+        with self.watch():
+            made = self.made()
+            return made.shape(anatomy, ratio) if hasattr(made, "shape") else None
 
     def context(self, anatomy: Any) -> Context:
         def calibration(count: int, length: int) -> Any:
@@ -92,13 +122,26 @@ class PrunerBench:
         table = Profile(target, Staircase(), Visits(), lambda _: None, lambda *_: None, effort).run()
         return CostModel(table, anatomy)
 
-    def ask(self, ratio: float, model: str = models.PLAIN, dtype: str = "fp32", again: bool = False) -> Asked:
-        key = (ratio, model, dtype, again)
+    def ask(self, ratio: float, model: str = "", dtype: str = "fp32", again: bool = False) -> Asked:
+        key = (ratio, model or self.plain, dtype, again)
         if key not in self.known:
-            self.known[key] = self._ask(ratio, model, dtype, again)
-        return self.known[key]
+            try:
+                self.known[key] = self._ask(*key)
+            except (Exception, SystemExit) as error:  # asked again it would only fail again
+                self.known[key] = error
+        if isinstance(found := self.known[key], BaseException):
+            raise found
+        return found
+
+    @property
+    def answers(self) -> list[Asked]:
+        """Every question that was answered with a cut or a refusal."""
+        return [found for found in self.known.values() if isinstance(found, Asked)]
 
     def _ask(self, ratio: float, name: str, dtype: str, again: bool) -> Asked:
+        import random
+
+        import numpy as np
         import torch
 
         from harness import surgery
@@ -106,32 +149,30 @@ class PrunerBench:
         model, anatomy = models.tiny(name, dtype)
         before = {n: t.clone() for n, t in model.state_dict().items()}
         asked = Asked(name, ratio)
-        pruner, context = self.made(), self.context(anatomy)
-        torch.manual_seed(7 if again else 3)  # chance that is not ctx.seed's must not matter
-        import random
-
-        import numpy as np
-
-        random.seed(7 if again else 3)
-        np.random.seed(7 if again else 3)
+        for seed in (random.seed, np.random.seed, torch.manual_seed):  # chance that is not ctx.seed's must not matter
+            seed(7 if again else 3)
         budget = Budget("ratio", ratio)
         if "ratio" not in self.spec.budgets:
             budget = Budget("latency", max(1 - ratio, 0.01), "x")
-        with watched(self.work) as asked.seen:
+        context = self.context(anatomy)
+        with self.watch():
             try:
-                state = self.stored(pruner.prepare(model, context)) if hasattr(pruner, "prepare") else None
-                cut = pruner.prune(model, budget, context, state)
+                state, first = None, self.made()
+                if hasattr(first, "prepare"):
+                    state = self.stored(first.prepare(model, context))
+                # another object: a second budget gets the state from the store, and no prepare before
+                cut = self.made().prune(model, budget, context, state)
             except (Unsupported, OverBudget) as error:
                 asked.refused = error
                 return asked
-        asked.touched = tuple(n for n, t in model.state_dict().items() if n in before and not t.equal(before[n]))
         if not isinstance(cut, Cut):
             raise Fault(f"prune returned {type(cut).__name__}, not a Cut")
+        asked.touched = tuple(n for n, t in model.state_dict().items() if n in before and not t.equal(before[n]))
         asked.cut = surgery.check(anatomy, cut)
         return asked
 
-    def cut(self, ratio: float, model: str = models.PLAIN, dtype: str = "fp32") -> Asked:
-        asked = self.ask(ratio, model, dtype)
+    def cut(self, ratio: float) -> Asked:
+        asked = self.ask(ratio)
         if asked.refused is not None:
             raise NotApplicable(f"refused {ratio:g}: {asked.refused.cause}")
         return asked
@@ -154,13 +195,26 @@ class PrunerBench:
 
     @cached_property
     def saved(self) -> Path:
-        """The pruned model's folder; a fresh process begins to read it at once."""
+        """The pruned model's folder; the second process begins to read it at once."""
         from harness.checkpoints import folders
 
         folder = self.work / "saved"
         folder.mkdir()
         folders.write(self.pair[2], None, folder)
-        command = [sys.executable, "-m", "harness.checkpoints.fresh", str(folder), str(self.work / "fresh")]
-        command += ["--dtype", "fp32", "--workload", "prefill:1x16", "--logits-only"]
-        self.fresh = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if self.second is not None:
+            asked: dict[str, Any] = {"folder": str(folder), "work": str(self.work), "name": self.name}
+            asked |= {"parameters": self.parameters, "ratio": self.some.ratio, "model": self.some.model}
+            self.second.stdin.write(json.dumps(asked) + "\n")
+            self.second.stdin.flush()
         return folder
+
+    @cached_property
+    def answered(self) -> str:
+        """What the second process complained of."""
+        if self.second is None:
+            raise NotApplicable("no second process was started")
+        assert self.saved
+        told = self.second.communicate()[1]
+        return (told.strip().splitlines() or [f"it ended with {self.second.returncode}"])[-1] * bool(
+            self.second.returncode
+        )

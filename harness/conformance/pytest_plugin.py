@@ -13,11 +13,17 @@ import pytest
 def pytest_generate_tests(metafunc: Any) -> None:
     if "harness_check" not in metafunc.fixturenames or metafunc.cls is None:
         return
-    from harness.conformance.kit import bench_of, checks, judged, kinds_of
+    from harness.conformance.kit import Result, bench_of, checks, judged, kinds_of
+    from harness.errors import UsageError
 
     named = metafunc.cls
     cases, titles = [], []
-    for kind in kinds_of(named.name, named.kind):
+    try:
+        kinds = kinds_of(named.name, named.kind)
+    except UsageError as error:  # a failing test, not a session that cannot begin
+        kinds, told = [], Result("name", "failed", f"{error.cause} ({error.remedy})")
+        cases, titles = [(f"{named.__name__}.name = {named.name!r}", lambda: told)], ["name"]
+    for kind in kinds:
         folder = Path(tempfile.mkdtemp(prefix="harness-check-"))
         bench = bench_of(kind, named.name, named.settings, folder)
         metafunc.config.stash.setdefault(BENCHES, []).append((bench, folder))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from filelock import FileLock
 from harness.api import ModelCard
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault
-from harness.host import cache_dir
+from harness.host import cache_dir, note, notes
 from harness.plugins import resolve
 
 
@@ -59,27 +57,17 @@ def _content(folder: Path) -> str:
     """The hash of a folder's config and weights; big files are hashed once per size and time of change."""
     import hashlib
 
-    notes = cache_dir() / "hashes.json"
-    try:
-        known = json.loads(notes.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        known = {}
-    lines = []
+    known, new, lines = notes("hashes.json"), {}, []
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("tokenizer.json")]):
         if not path.exists():
             continue
         stat = path.stat()
         key = f"{path} {stat.st_size} {stat.st_mtime_ns}"
         if key not in known:
-            known[key] = file_sha256(path)
+            known[key] = new[key] = file_sha256(path)
         lines.append(f"{path.name} {known[key]}")
-    try:
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        scratch = notes.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(known), encoding="utf-8")
-        scratch.replace(notes)
-    except OSError:
-        pass  # only costs time
+    if new:
+        note("hashes.json", new)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
