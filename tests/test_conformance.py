@@ -16,6 +16,7 @@ from harness import plugins
 from harness.allocate import uniform
 from harness.api import Cut, DeviceSpec, EvaluatorSpec, Param, PrunerSpec, Samples, Score
 from harness.builtin.null import Null
+from harness.cell import Reporter
 from harness.conformance import Conformance, kit
 from harness.conformance.kit import bench_of, checks, judged
 from harness.errors import Unsupported, UsageError
@@ -451,8 +452,9 @@ def test_an_exception_for_no_check_is_refused(monkeypatch):
         kit.check("broken", "pruner")
 
 
-def test_the_score_goes_into_records_once_checked(runs, one_process, monkeypatch):
+def test_the_score_goes_into_records_once_checked(runs, one_process, monkeypatch, tmp_path):
     monkeypatch.delenv("HARNESS_CHECK")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))  # the score is made up: no other test may find it
     asked = []
     real = kit.check
 
@@ -466,9 +468,19 @@ def test_the_score_goes_into_records_once_checked(runs, one_process, monkeypatch
     words = {"model": "tiny", "device": "null", "evaluators": "footprint", "ratio": 0.3}
     record = harness.run("random", **words)
     assert (record.conformance.kit, record.conformance.passed, record.conformance.of) == (kit.KIT, 1, 2)
-    harness.run("random", seed=1, **words)
+    notices = Notices()
+    harness.run("random", seed=1, reporter=notices, **words)
+    assert notices.told == ["random: 1 of 2 checks hold; harness check random tells which do not"]
     assert asked == ["random"]
     assert real is not check
+
+
+class Notices(Reporter):
+    def __init__(self):
+        self.told = []
+
+    def notice(self, text):
+        self.told.append(text)
 
 
 # --- broken devices and evaluators ---

@@ -157,10 +157,18 @@ def test_unknown_names_suggest(monkeypatch):
     assert "known: cpu" in caught.value.remedy
 
 
-def test_in_the_checkout_but_not_installed():
+def test_in_the_checkout_but_not_installed(monkeypatch):
+    known = plugins.registry()
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
+    assert known._elsewhere("magnitude") == "it is in this checkout but not installed: pip install -e plugins/magnitude"
+
+
+def test_what_a_restriction_hides_is_said():
     done = harness("run", "--pruner", "magnitude", HARNESS_PLUGINS="builtin")
     assert done.returncode == 2
-    assert "in this checkout but not installed: pip install -e plugins/magnitude" in done.stderr
+    assert "HARNESS_PLUGINS hides all plug-ins but builtin" in done.stderr
+    rows = {row["name"]: row for row in json.loads(harness("list", "--json", HARNESS_PLUGINS="nowhere").stdout)}
+    assert "not installed" in rows["nowhere"]["reason"]
 
 
 def test_an_edited_plugin_is_another_version(site):

@@ -218,7 +218,7 @@ class DeviceBench:
         assert self.samples
         if printed := next((seen.printed for seen in self.seen if seen.printed), ""):
             raise Fault(f"it printed to stdout: {printed.strip().splitlines()[0][:80]!r}")
-        left = [path for seen in self.seen for path in seen.wrote if Path(path).is_relative_to(self.work)]
+        left = [path for seen in self.seen for path in seen.remains if ".cache" not in Path(path).parts]
         if left:
             raise Fault(f"it left {Path(left[0]).name} behind in home or the current folder")
 

@@ -20,7 +20,15 @@ from typing import Any
 
 from harness.host import cache_dir
 
-WRITES = {"os.mkdir": 0, "os.remove": 0, "os.rename": 1, "os.rmdir": 0, "os.symlink": 1, "os.truncate": 0}
+# event -> which of its arguments is the path, and which the folder that a relative one counts from
+WRITES = {
+    "os.mkdir": (0, 2),
+    "os.remove": (0, 1),
+    "os.rename": (1, 3),
+    "os.rmdir": (0, 1),
+    "os.symlink": (1, 2),
+    "os.truncate": (0, None),
+}
 FOLDERS = ("HARNESS_DATA", "HARNESS_RUNS")  # may be relative to the folder we leave
 
 
@@ -32,6 +40,7 @@ class Seen:
     others: set[int]  # threads that were there before: heartbeats of the run go on beside it
     printed: str = ""
     wrote: list[str] = field(default_factory=list)
+    remains: list[str] = field(default_factory=list)  # files found in home and the current folder afterwards
     connected: list[str] = field(default_factory=list)
     left: str = ""  # a setting of torch that is not as it was
 
@@ -48,7 +57,9 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         if isinstance(path, str | bytes | os.PathLike) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             _wrote(path)
     elif event in WRITES:
-        _wrote(arguments[WRITES[event]])
+        path, folder = WRITES[event]
+        if folder is None or arguments[folder] in (-1, None):  # within an open folder: what opened it was told
+            _wrote(arguments[path])
     elif event == "socket.connect":
         _watching[-1].connected.append(str(arguments[1]))
     elif event == "socket.getaddrinfo":
@@ -83,7 +94,8 @@ def watched(work: Path) -> Iterator[Seen]:
             yield seen
         finally:
             _watching.remove(seen)
-            seen.wrote += [str(path) for place in (home, here) for path in place.rglob("*") if path.is_file()]
+            seen.remains = [str(path) for place in (home, here) for path in place.rglob("*") if path.is_file()]
+            seen.wrote += seen.remains
             seen.left = disturbed(settings, torch_settings())
             restore(settings)
 

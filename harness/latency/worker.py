@@ -147,7 +147,9 @@ def requests() -> Iterator[dict[str, Any]]:
             if not (byte := os.read(0, 1)):
                 return
             found += byte
-        yield json.loads(found)
+        # a visit that was killed as it was spoken to took the head of the line along; its end was told already
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(found)
 
 
 def tell(number: int | None, **words: Any) -> None:

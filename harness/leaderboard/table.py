@@ -6,11 +6,13 @@ Scores that were taken differently (window, number of documents) stand in differ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tabulate import tabulate
 
 from harness.keys import canonical
-from harness.records import Latency, Record, ScoreRecord
+from harness.plugins import registry
+from harness.records import Latency, Record, RunSpec, ScoreRecord
 
 
 def tables(records: Sequence[Record]) -> str:
@@ -41,22 +43,26 @@ def tables(records: Sequence[Record]) -> str:
 def _group(workload: str, records: list[Record]) -> str:
     timings = [record.latency[workload] for record in records]
     floors = [t.noise_floor for t in timings if t.noise_floor is not None]
+    healed = any(record.spec.recovery != "none" for record in records)
     columns = sorted({_column(name, score) for record in records for name, score in _scores(record).items()})
     rows = []
     for record in sorted(records, key=lambda r: -r.latency[workload].speedup):
         artefact, spec = record.artefact, record.spec
         assert artefact is not None
-        settings = spec.parameters | ({"seed": spec.seed} if spec.seed else {})
+        settings = _unusual(spec) | ({"seed": spec.seed} if spec.seed else {})
         row = {
             "pruner": spec.pruner,
             "settings": " ".join(f"{k}={v}" for k, v in settings.items()),
             "preset": spec.preset,
             "budget": f"{spec.budget.kind} {spec.budget.value:g}{spec.budget.unit}",
+            "recovery": spec.recovery,
             "removed": f"{artefact.ratio_blocks:.2%}",
             "params": f"{artefact.params_nonzero:,}",
             "speed-up [95 %]": _speedup(record.latency[workload]),
             "ms": f"{record.latency[workload].pruned.median_ns / 1e6:.2f}",
         }
+        if not healed:
+            del row["recovery"]
         values = {_column(name, score): f"{score.value:.4g}" for name, score in _scores(record).items()}
         rows.append(row | {column: values.get(column, "-") for column in columns} | {"cell": record.id[:8]})
     spec, machine = records[0].spec, records[0].environment.device
@@ -65,6 +71,13 @@ def _group(workload: str, records: list[Record]) -> str:
     where = f"{spec.device} {spec.runtime} ({machine.get('model', '')}, {machine.get('threads', '?')} threads)"
     title = f"### {spec.model}, {spec.dtype}, on {where}, {workload}, by {clocks} time{floor}"
     return f"{title}\n\n{tabulate(rows, headers='keys', tablefmt='github', disable_numparse=True)}"
+
+
+def _unusual(spec: RunSpec) -> dict[str, Any]:
+    """Parameters that are not their preset's; all of them, where the method is not installed here."""
+    known = registry().specs["pruner"].get(spec.pruner)
+    usual = {n: p.default(spec.preset) for n, p in known.parameters.items()} if known else {}
+    return {name: value for name, value in spec.parameters.items() if name not in usual or usual[name] != value}
 
 
 def _scores(record: Record) -> dict[str, ScoreRecord]:

@@ -1,0 +1,133 @@
+"""What deciding costs: each method as a multiple of one forward pass over its own calibration set, and its memory.
+
+    uv run pytest benchmarks/speed/test_pruning.py
+
+The seconds are this machine's; the multiples can be compared with other implementations on any machine. The table in
+pruning.md is written when every method ran.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+from tabulate import tabulate
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+MODEL, RATIO = "smollm2-135m", 0.2
+METHODS = (
+    *("random", "magnitude", "wanda", "wanda-sp", "llm-pruner", "loraprune"),
+    *("shortgpt", "llm-streamline", "compresso"),
+)
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def rows():
+    found: list[dict[str, str]] = []
+    yield found
+    if len(found) == len(METHODS):
+        text = tabulate(found, headers="keys", tablefmt="github", disable_numparse=True)
+        about = (
+            f"CPU time of `prepare` and `prune` on {MODEL} at ratio {RATIO:g}, preset quick, one thread, over that of "
+            "one forward pass over the windows the method asked for (of 32 x 128 tokens where it asks for none). Memory "
+            "is resident memory above the loaded model, at its peak, for the method and for that forward pass."
+        )
+        (HERE / "pruning.md").write_text(f"# What deciding costs\n\n{about}\n\n{text}\n", encoding="utf-8")
+
+
+@pytest.mark.benchmark(timer=time.process_time, warmup=False)
+@pytest.mark.parametrize("name", METHODS)
+def test_deciding(benchmark, rows, name, tmp_path):
+    asked = question(name, tmp_path)
+    windows: list[tuple[int, int]] = []
+    watched = {}
+
+    def decide():
+        with memory() as watch:
+            asked.decide(windows)
+        watched["method"] = max(watch.samples)
+
+    benchmark.pedantic(decide, rounds=1, iterations=1)
+    once, peak = forward(asked, windows or [(32, 128)])
+    spent = benchmark.stats.stats.total
+    benchmark.extra_info |= {"forward_passes": spent / once, "peak_mb": watched["method"] / 1e6}
+    told = " + ".join(f"{count} x {length}" for count, length in windows) or "none"
+    rows.append(
+        {
+            "method": name,
+            "calibration": told,
+            "CPU s": f"{spent:.1f}",
+            "forward passes": f"{spent / once:.2f}",
+            "peak MB": f"{watched['method'] / 1e6:.0f}",
+            "peak MB of a pass": f"{peak / 1e6:.0f}",
+        }
+    )
+
+
+class question:
+    """One method on one model, asked as a run would."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        from harness import planning
+        from harness.artefacts import Artefacts
+        from harness.cell import Cell, Reporter
+        from harness.decide import Decision
+        from harness.store import Store
+
+        plan = planning.make(planning.Request(name, model=MODEL, ratio=RATIO, device="null", evaluators=("footprint",)))
+        planning.find_weights(plan)
+        store = Store(folder)
+        store.prepare()
+        cell = Cell(plan, store, Reporter())
+        self.plan, self.made, self.decision = plan, cell.made, Decision(cell.made)
+        assert isinstance(self.made, Artefacts)
+        self.model, self.tokens = self.made.dense, []
+
+    def decide(self, windows: list[tuple[int, int]]) -> None:
+        made, decision = self.made, self.decision
+        context = decision.context(lambda *_: None)
+        draw = context.calibration
+
+        def calibration(count: int, length: int):
+            windows.append((count, length))
+            self.tokens.append(draw(count, length))
+            return self.tokens[-1]
+
+        context.calibration = calibration
+        pruner = decision.pruner
+        state = pruner.prepare(made.dense, context) if hasattr(pruner, "prepare") else None
+        pruner.prune(made.dense, self.plan.budget, context, state)
+
+
+def forward(asked: question, windows: list[tuple[int, int]]) -> tuple[float, int]:
+    """CPU seconds and memory of one pass over the same windows, one at a time."""
+    import torch
+
+    from harness.checkpoints import folders
+
+    model = folders.read(asked.plan.folder, "fp32")
+    batches = asked.tokens or [torch.randint(0, 1000, window) for window in windows]
+    times = []
+    with torch.inference_mode(), memory() as watch:
+        for _ in range(3):
+            start = time.process_time()
+            for tokens in batches:
+                for row in tokens.split(1):
+                    model(row, use_cache=False, logits_to_keep=1)
+            times.append(time.process_time() - start)
+    return statistics.median(times), max(watch.samples)
+
+
+def memory():
+    """Resident memory above what is there now; what earlier methods freed is given back first."""
+    from harness.checkpoints.fresh import Watch
+
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return Watch()
