@@ -85,7 +85,8 @@ def uniform(
     left = to_remove(anatomy, ratio)
     for i, group in enumerate(groups):
         finer = sum(anatomy.site_params(s, s.units) for other in groups[i + 1 :] for s in other)
-        whole = finer + sum(anatomy.site_params(s, s.units) for s in group)
+        # norms do not count here: they stay until a site is empty, and a fourth of the heads shall be a fourth
+        units = sum(anatomy.unit_params(s) * s.units for other in groups[i:] for s in other)
         most = max(s.units for s in group)
 
         def chosen(count: int, group: list[Site] = group, most: int = most) -> dict[str, int]:
@@ -96,7 +97,7 @@ def uniform(
             taken = chosen(count, group)
             return sum(_removed(anatomy, s, taken[s.name]) for s in group) >= need
 
-        first = math.floor(max(left, 0) / whole * most) if finer else 0
+        first = min(most, max(left, 0) * most // units) if finer else 0
         count = min(first + bisect.bisect_left(range(first, most + 1), True, key=enough), most)
         taken = chosen(count)
         removed = sum(_removed(anatomy, s, taken[s.name]) for s in group)

@@ -16,7 +16,7 @@ from harness.latency import bed, timing
 from harness.options import Evaluation, Recovering
 from harness.records import RunSpec
 
-CUT_VERSION = 1  # raise when surgery or accounting changes what a cut means
+CUT_VERSION = 2  # raise when surgery or accounting changes what a cut means
 
 
 @dataclass

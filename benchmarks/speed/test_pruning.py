@@ -35,8 +35,8 @@ def rows():
         text = tabulate(found, headers="keys", tablefmt="github", disable_numparse=True)
         about = (
             f"CPU time of `prepare` and `prune` on {MODEL} at ratio {RATIO:g}, preset quick, one thread, over that of "
-            "one forward pass over the windows the method asked for (of 32 x 128 tokens where it asks for none). Memory "
-            "is resident memory above the loaded model, at its peak, for the method and for that forward pass."
+            "one forward pass over the windows the method asked for (of 32 x 128 tokens where it asks for none). "
+            "Memory is resident memory above the loaded model, at its peak, for the method and for that forward pass."
         )
         (HERE / "pruning.md").write_text(f"# What deciding costs\n\n{about}\n\n{text}\n", encoding="utf-8")
 

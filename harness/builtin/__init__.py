@@ -80,7 +80,37 @@ def harness_register_evaluators():
 
 @hookimpl
 def harness_register_recoveries():
-    return [RecoverySpec(name="none", target=f"{HERE}.pruners:NoRecovery", summary="nothing follows the cut")]
+    return [
+        RecoverySpec(name="none", target=f"{HERE}.pruners:NoRecovery", summary="nothing follows the cut"),
+        RecoverySpec(
+            name="least-squares",
+            target="harness.recovery.least_squares:LeastSquares",
+            summary="solves for the last linear of each cut sub-layer, towards the dense model's hidden states",
+            needs=("calibration",),
+            parameters={
+                "samples": Param(32, "calibration windows", paper=128),
+                "length": Param(256, "tokens in each", paper=2048),
+                "ridge": Param(0.01, "how dear a change is, as a share of the mean squared input"),
+            },
+        ),
+        RecoverySpec(
+            name="lora",
+            target="harness.recovery.lora:Lora",
+            summary="trains low-rank adapters on all projections and merges them; masked elements stay zero",
+            needs=("calibration",),
+            parameters={
+                "rank": Param(8, "of the adapters"),
+                "alpha": Param(16.0, "of the adapters: they count alpha / rank"),
+                "dropout": Param(0.05, "in front of the adapters"),
+                "lr": Param(1e-3, "the highest learning rate", paper=1e-4),
+                "samples": Param(128, "calibration windows; one in 16 validates", paper=8192),
+                "length": Param(128, "tokens in each", paper=256),
+                "batch": Param(4, "windows per step", paper=64),
+                "epochs": Param(1, "times that every window is seen", paper=2),
+                "warmup": Param(3, "steps of rising rate", paper=100),
+            },
+        ),
+    ]
 
 
 @hookimpl

@@ -1,0 +1,1 @@
+"""What may follow a cut, the same for every method."""

@@ -1,0 +1,144 @@
+"""LoRA: low-rank adapters on all projections learn the language loss and then become part of the weights.
+
+LLM-Pruner's recipe, with the run's calibration text in place of instructions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from harness.anatomy import Anatomy
+from harness.anatomy.llama import rename, survivors
+from harness.api import Context
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.surgery import CheckedCut
+    from harness.training import Adapters
+
+MICRO = 4  # windows that are in memory at once
+HELD = 16  # one window in so many is kept for validation
+CHECKS = 8  # times that the validation loss is looked at, evenly spread
+LONGEST = 1.0  # gradients are shortened to this
+
+
+@dataclass
+class Lora:
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    lr: float = 1e-3
+    samples: int = 128
+    length: int = 128
+    batch: int = 4
+    epochs: int = 1
+    warmup: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "batch", "epochs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} trains nothing", f"give 1 or more: {name}=1")
+        if self.samples < 2:
+            raise UsageError(f"samples={self.samples} leaves none to learn from", "one is kept to validate: samples=64")
+        if not self.lr > 0:
+            raise UsageError(f"lr={self.lr:g} is no learning rate", "give more than 0: lr=1e-4")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout={self.dropout:g} is not a share", "give from 0 up to but not including 1")
+        if self.warmup >= self.steps:
+            raise UsageError(
+                f"all {self.steps} steps would be warm-up ({self.warmup})", "give fewer (warmup=…), or more samples"
+            )
+
+    @property
+    def held(self) -> int:
+        return max(1, self.samples // HELD)
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.epochs * (self.samples - self.held) / self.batch)
+
+    def recover(self, model: Any, teacher: Any, ctx: Context) -> None:
+        from harness.training import Adapters, seeded
+
+        assert ctx.calibration is not None
+        windows = ctx.calibration(self.samples, self.length)
+        masks = {name: mask.to(model.device) for name, mask in remaining_masks(ctx.anatomy, ctx.cut).items()}
+        before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        with seeded(ctx.seed("recovery", "lora")):
+            adapters = Adapters(model, self.rank, self.alpha, self.dropout)
+            keep_zeros(adapters, masks)
+            self._train(adapters, windows[self.held :], windows[: self.held], ctx)
+        adapters.merge()
+        for name, mask in masks.items():
+            model.get_parameter(name).data.masked_fill_(~mask, 0)
+        for parameter, asked in before:
+            parameter.requires_grad_(asked)
+        model.eval()
+
+    def _train(self, adapters: Adapters, windows: Tensor, held: Tensor, ctx: Context) -> None:
+        """Leaves the adapters as they were where the validation loss was least; at first they change nothing."""
+        import torch
+
+        from harness import training
+
+        model, weights = adapters.model, adapters.parameters()
+        optim = training.optimiser(weights, self.lr)
+        least, best = validation_loss(model, held), [weight.detach().clone() for weight in weights]
+        every = math.ceil(self.steps / CHECKS)
+        order = ctx.seed("recovery", "lora", "order")
+        for step, rows in enumerate(training.drawn(windows, self.batch, self.steps, order), 1):
+            training.at_rate(optim, self.lr * training.cosine(step - 1, self.steps, self.warmup))
+            model.train()
+            total = 0.0
+            for part in rows.split(MICRO):
+                loss = training.model_loss(model, part) * len(part) / len(rows)
+                loss.backward()
+                total += loss.item()
+            training.stop_if_lost(total, step)
+            torch.nn.utils.clip_grad_norm_(weights, LONGEST)
+            optim.step()
+            optim.zero_grad()
+            if step % every == 0 or step == self.steps:
+                loss_now = validation_loss(model, held)
+                if loss_now < least:
+                    least, best = loss_now, [weight.detach().clone() for weight in weights]
+            ctx.progress(step, self.steps)
+        for weight, value in zip(weights, best, strict=True):
+            weight.data.copy_(value)
+
+
+def validation_loss(model: Any, windows: Tensor) -> float:
+    import torch
+
+    from harness.training import model_loss
+
+    model.eval()
+    with torch.no_grad():
+        return sum(model_loss(model, part).item() * len(part) for part in windows.split(MICRO)) / len(windows)
+
+
+def remaining_masks(anatomy: Anatomy, cut: CheckedCut) -> dict[str, Tensor]:
+    """The cut's masks as the pruned model's tensors are shaped and named."""
+    from harness.surgery import _sliced
+
+    numbers = survivors(anatomy, cut.shape)
+    return {rename(name, numbers): mask for name, mask in _sliced(anatomy, cut, cut.masks).items()}
+
+
+def keep_zeros(adapters: Adapters, masks: Mapping[str, Tensor]) -> None:
+    """Adapters of masked weights act on what is not masked only, so that what learns is what remains when merged."""
+    for name, mask in masks.items():
+        if name in adapters.linears:
+            layer = adapters.linears[name]
+            layer.forward = partial(_masked, layer, adapters.a(name), adapters.b(name), adapters.scaling, mask)
+
+
+def _masked(layer: Any, a: Tensor, b: Tensor, scaling: float, mask: Tensor, x: Tensor) -> Tensor:
+    change = (scaling * (b @ a) * mask).to(x.dtype)
+    return layer.base_layer(x) + layer.lora_dropout["default"](x) @ change.T

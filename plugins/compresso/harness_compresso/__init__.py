@@ -1,0 +1,42 @@
+"""Compresso: masks on KV groups, MLP channels and the hidden width, learned beside LoRA under a sparsity target."""
+
+from __future__ import annotations
+
+from harness import Param, PrunerSpec, hookimpl
+
+# The published experiments tell the model what happens to it; these words are ours.
+PROMPT = (
+    "Parts of you are being switched off to make you smaller and faster. "
+    "Work with what is left and keep answering as well as you can."
+)
+
+
+@hookimpl
+def harness_register_pruners():
+    return [
+        PrunerSpec(
+            name="compresso",
+            target="harness_compresso.method:Compresso",
+            summary="learns which KV groups, channels and hidden dimensions go, training LoRA beside the masks",
+            paper="Guo et al. 2023, Compresso, arXiv:2310.05015; repository microsoft/Moonlit",
+            kinds=("structured",),
+            needs=("calibration", "gradients", "training"),
+            updates_weights=True,
+            parameters={
+                "samples": Param(40, "windows of calibration text; one pass over them is an epoch", paper=52000),
+                "length": Param(64, "tokens in each", paper=1024),
+                "batch": Param(1, "windows in a step"),
+                "lora_epochs": Param(1, "epochs of LoRA alone, before there are masks"),
+                "prune_epochs": Param(7, "epochs of masks and LoRA together"),
+                "ramp_epochs": Param(4, "of these, so many until the sparsity target stands at the ratio"),
+                "tune_epochs": Param(1, "epochs of LoRA with the chosen units gone", paper=3),
+                "lr": Param(5e-5, "learning rate of LoRA until the units are chosen"),
+                "mask_lr": Param(0.1, "learning rate of the masks"),
+                "multiplier_lr": Param(1.0, "rate at which the two multipliers climb", paper=0.1),
+                "tune_lr": Param(4e-4, "learning rate of LoRA afterwards, falling by half a cosine"),
+                "tune_accumulation": Param(1, "steps' gradients averaged to one in the last training", paper=8),
+                "prompt": Param("", "words before every training window; needs a tokenizer", paper=PROMPT),
+            },
+            check_with={"samples": 2, "length": 16, "prune_epochs": 2, "ramp_epochs": 1},
+        )
+    ]

@@ -1,0 +1,135 @@
+"""The course of Compresso: LoRA alone, masks and LoRA towards the target, LoRA again on what is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import Budget, Context, Cut, to_remove, training
+
+from . import choose, gates
+from .text import Text, training_text
+
+RANK, ALPHA, TARGETS = 8, 8, ("q_proj", "v_proj")
+
+
+@dataclass
+class Compresso:
+    samples: int = 40
+    length: int = 64
+    batch: int = 1
+    lora_epochs: int = 1
+    prune_epochs: int = 7
+    ramp_epochs: int = 4
+    tune_epochs: int = 1
+    lr: float = 5e-5
+    mask_lr: float = 0.1
+    multiplier_lr: float = 1.0
+    tune_lr: float = 4e-4
+    tune_accumulation: int = 1
+    prompt: str = ""
+
+    def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor]:
+        """The adapters after the epochs without masks, which no budget changes."""
+        text = training_text(ctx, self.samples, self.length, self.prompt)
+        steps = self.lora_epochs * self.epoch(text)
+        with training.seeded(ctx.seed("adapters")), adapted(model) as adapters:
+            optim = training.optimiser(adapters.parameters(), self.lr)
+            for step, rows in enumerate(training.drawn(text.rows, self.batch, steps, ctx.seed("order", "lora"))):
+                optim.zero_grad()
+                text.loss(model, rows, step).backward()
+                optim.step()
+                ctx.progress(step + 1, steps)
+            return {name: weight.detach().cpu().clone() for name, weight in weights(adapters).items()}
+
+    def prune(self, model: Any, budget: Budget, ctx: Context, state: Mapping[str, Tensor]) -> Cut:
+        anatomy, goal = ctx.anatomy, to_remove(ctx.anatomy, budget.value)
+        if not goal:
+            return Cut(why="nothing is cut")
+        choose.refuse_beyond_reach(anatomy, budget.value)
+        text = training_text(ctx, self.samples, self.length, self.prompt)
+        with adapted(model) as adapters:
+            for name, weight in weights(adapters).items():
+                weight.data.copy_(state[name])
+            log_alpha = self.learn(model, adapters, text, budget.value, ctx)
+            stays = choose.to_budget(anatomy, log_alpha, choose.learned(anatomy, log_alpha), goal)
+            self.tune(model, adapters, text, stays, ctx)
+            merged = {name: adapters.merged(name).cpu() for name in adapters.linears}
+        learned = float(gates.sparsity(anatomy, {name: gates.alive(found) for name, found in log_alpha.items()}))
+        keep = {name: units.nonzero().flatten().tolist() for name, units in stays.items()}
+        return Cut(keep, rewrites=merged, why=f"learned masks, at an expected sparsity of {learned:.4f}")
+
+    def learn(
+        self, model: Any, adapters: training.Adapters, text: Text, ratio: float, ctx: Context
+    ) -> dict[str, Tensor]:
+        """log alpha of every unit once the target was reached and held."""
+        steps, ramp = self.prune_epochs * self.epoch(text), self.ramp_epochs * self.epoch(text)
+        start = gates.beginning(ctx.anatomy, ctx.seed("gates"))
+        log_alpha = {name: found.to(model.device).requires_grad_() for name, found in start.items()}
+        constraint = gates.Constraint(self.multiplier_lr, model.device)
+        optims = [
+            training.optimiser(adapters.parameters(), self.lr),
+            training.optimiser(log_alpha.values(), self.mask_lr),
+            constraint.climb,
+        ]
+        chance = torch.Generator().manual_seed(ctx.seed("draws"))
+        for step, rows in enumerate(training.drawn(text.rows, self.batch, steps, ctx.seed("order", "masks"))):
+            with gates.masked(model, ctx.anatomy, gates.drawn(log_alpha, chance)):
+                loss = text.loss(model, rows, step)
+            share = gates.sparsity(ctx.anatomy, {name: gates.alive(found) for name, found in log_alpha.items()})
+            loss = loss + constraint.penalty(share - gates.target(step, ramp, ratio))
+            for optim in optims:
+                optim.zero_grad()
+            loss.backward()
+            for optim in optims:
+                optim.step()
+            gates.clamp(log_alpha)
+            ctx.progress(step + 1, steps + self.tune_steps(text))
+        return {name: found.detach().cpu() for name, found in log_alpha.items()}
+
+    def tune(
+        self, model: Any, adapters: training.Adapters, text: Text, stays: Mapping[str, Tensor], ctx: Context
+    ) -> None:
+        """LoRA with the chosen units gone, survivors whole."""
+        steps, before = self.tune_steps(text), self.prune_epochs * self.epoch(text)
+        optim = training.optimiser(adapters.parameters(), self.tune_lr)
+        binary = {name: units.float().to(model.device) for name, units in stays.items()}
+        together = self.batch * self.tune_accumulation
+        with gates.masked(model, ctx.anatomy, binary):
+            for step, rows in enumerate(training.drawn(text.rows, together, steps, ctx.seed("order", "tune"))):
+                training.at_rate(optim, self.tune_lr * training.cosine(step, steps))
+                optim.zero_grad()
+                for part in rows.split(self.batch):
+                    (text.loss(model, part, step) / self.tune_accumulation).backward()
+                optim.step()
+                ctx.progress(before + step + 1, before + steps)
+
+    def epoch(self, text: Text) -> int:
+        return math.ceil(len(text.rows) / self.batch)
+
+    def tune_steps(self, text: Text) -> int:
+        return math.ceil(self.tune_epochs * self.epoch(text) / self.tune_accumulation)
+
+
+def weights(adapters: training.Adapters) -> dict[str, Tensor]:
+    found = {f"{name} a": adapters.a(name) for name in adapters.linears}
+    return found | {f"{name} b": adapters.b(name) for name in adapters.linears}
+
+
+@contextmanager
+def adapted(model: Any) -> Iterator[training.Adapters]:
+    """LoRA on queries and values while it lasts; the model's own weights are as they were afterwards."""
+    adapters = training.Adapters(model, RANK, ALPHA, targets=TARGETS)
+    try:
+        yield adapters
+    finally:
+        for weight in adapters.parameters():
+            weight.data.zero_()
+        adapters.merge()
+        vars(model).pop("peft_config", None)  # or peft warns when it comes to this model again

@@ -1,0 +1,42 @@
+"""Training text: windows of the run's calibration text, with a prompt before each if there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import Context, Unsupported
+from harness.anatomy.llama import FAMILIES
+from harness.data import tokenize
+from harness.training import stop_if_lost
+from harness.walk import language_loss
+
+
+@dataclass
+class Text:
+    """Rows of token ids; the last `own` of each are text, what stands before them is read and not learned."""
+
+    rows: Tensor
+    own: int
+
+    def loss(self, model: Any, rows: Tensor, step: int) -> Tensor:
+        rows = rows.to(model.device)
+        logits = model(rows, use_cache=False, logits_to_keep=self.own).logits
+        found = language_loss(logits, rows[:, -self.own :])
+        stop_if_lost(found.item(), step)
+        return found
+
+
+def training_text(ctx: Context, samples: int, length: int, prompt: str) -> Text:
+    assert ctx.calibration is not None
+    windows = ctx.calibration(samples, length)
+    if not prompt:
+        return Text(windows, windows.shape[1])
+    if ctx.tokenizer is None:
+        raise Unsupported("a prompt needs the model's tokenizer, and there is none", "give --set prompt=")
+    said = tokenize(ctx.tokenizer, [prompt]).expand(len(windows), -1)
+    first = 1 if FAMILIES[ctx.anatomy.family].needs_bos else 0  # a window's first token is BOS and stays first
+    return Text(torch.cat([windows[:, :first], said, windows[:, first:]], dim=1), windows.shape[1])

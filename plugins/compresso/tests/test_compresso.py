@@ -1,0 +1,371 @@
+"""Compresso's formulas worked out again in plain Python, its masks against the harness's own surgery, its budgets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from harness_compresso import PROMPT, choose, gates
+from harness_compresso.method import Compresso, adapted
+from harness_compresso.text import training_text
+
+from harness import Budget, Context, Cut, Unsupported, accounting, seeds, surgery, to_remove, training
+from harness.anatomy import anatomy_of
+from harness.conformance import Conformance, models
+from harness.models.cards import card
+
+QUICK = {"samples": 2, "length": 12, "prune_epochs": 2, "ramp_epochs": 1}
+
+
+def context(anatomy, tokenizer=None):
+    return Context(
+        anatomy=anatomy,
+        tokenizer=tokenizer,
+        work_dir=None,
+        seed=lambda *axis: seeds.seed(0, *axis),
+        calibration=lambda count, length: models.tokens(count, length, 5),
+    )
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def survives(log_alpha: float) -> float:
+    """P(z > 0) by hand."""
+    return 1 - min(max(sigmoid(2 / 3 * math.log(0.1 / 1.1) - log_alpha), 1e-6), 1 - 1e-6)
+
+
+def scattered(anatomy, seed=0, spread=2.0):
+    """Log alphas as a training might leave them."""
+    made = torch.Generator().manual_seed(seed)
+    return {
+        name: (spread * torch.randn(site.units, generator=made) + 1.5).clamp(math.log(0.01), math.log(100))
+        for name, site in anatomy.sites.items()
+    }
+
+
+def binary(anatomy, seed=0, share=0.3):
+    """Units that stay: a random cut of every site, the hidden width included."""
+    made = torch.Generator().manual_seed(seed)
+    stays = {}
+    for name, site in anatomy.sites.items():
+        stays[name] = torch.rand(site.units, generator=made) >= share
+        stays[name][0] = True
+    return stays
+
+
+def as_cut(anatomy, stays, **more):
+    keep = {name: units.nonzero().flatten().tolist() for name, units in stays.items()}
+    return surgery.check(anatomy, Cut(keep, **more))
+
+
+# --- gates ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_alpha", [-4.6, -1.2, 0.0, 0.7, 2.5, 4.6])
+@pytest.mark.parametrize("u", [1e-6, 0.03, 0.4, 0.5, 0.81, 1 - 1e-6])
+def test_a_hard_concrete_draw(log_alpha, u):
+    s = sigmoid((math.log(u) - math.log(1 - u) + log_alpha) / (2 / 3))
+    expected = min(max(s * (1.1 + 0.1) - 0.1, 0.0), 1.0)
+    found = gates.hard_concrete(torch.tensor([log_alpha], dtype=torch.float64), torch.tensor([u], dtype=torch.float64))
+    assert found.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_draws_lie_in_the_open_unit_interval_and_follow_their_seed():
+    log_alpha = {"a": torch.zeros(5000), "b": torch.full((3,), -20.0)}
+    first, again = (gates.drawn(log_alpha, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert bool(first["a"].isfinite().all())
+    assert 0 < int((first["a"] == 0).sum()) < 5000
+    assert 0 < int((first["a"] == 1).sum()) < 5000
+    assert first["b"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("log_alpha", [-30.0, -4.605, -1.0, 0.0, 1.3, 4.605, 10.0, 30.0])
+def test_the_probability_that_a_gate_is_open(log_alpha):
+    found = gates.alive(torch.tensor([log_alpha], dtype=torch.float64)).item()
+    assert found == pytest.approx(survives(log_alpha), abs=1e-12)
+
+
+def test_gates_begin_open_and_are_clamped():
+    _, anatomy = models.tiny(models.PLAIN)
+    found = gates.beginning(anatomy, 1)
+    assert set(found) == set(anatomy.sites)
+    for name, values in found.items():
+        middle = math.log(0.99 / 0.01) if name.endswith("mlp") else 10.0
+        assert len(values) == anatomy.sites[name].units
+        assert float((values - middle).abs().max()) < 0.06
+        assert float(values.std()) == pytest.approx(0.01, rel=0.9)
+    values = {"a": torch.tensor([-9.0, 0.3, 9.0])}
+    gates.clamp(values)
+    assert values["a"].tolist() == pytest.approx([math.log(0.01), 0.3, math.log(100)])
+
+
+@pytest.mark.parametrize("name", ["llama, grouped", "gemma", "qwen3", "qwen2"])
+def test_the_expected_sparsity_by_loops(name):
+    """Every weight of attention and MLP for itself; Qwen3 has no hidden mask, its width is sure to stay."""
+    _, anatomy = models.tiny(name)
+    known = anatomy.config
+    h, d, channels, kv = (known[key] for key in ("hidden_size", "head_dim", "intermediate_size", "num_key_value_heads"))
+    g = known["num_attention_heads"] // kv
+    log_alpha = {n: v.double() for n, v in scattered(anatomy, 4).items()}
+    width = [survives(float(a)) for a in log_alpha["hidden"]] if "hidden" in log_alpha else [1.0] * h
+    size = total = 0.0
+    for layer in range(known["num_hidden_layers"]):
+        for i in range(h):
+            for group in range(kv):
+                size += width[i] * survives(float(log_alpha[f"layers.{layer}.attention"][group])) * 2 * d * (g + 1)
+                total += 2 * d * (g + 1)
+            for channel in range(channels):
+                size += width[i] * survives(float(log_alpha[f"layers.{layer}.mlp"][channel])) * 3
+                total += 3
+    found = gates.sparsity(anatomy, {n: gates.alive(v) for n, v in log_alpha.items()})
+    assert float(found) == pytest.approx(1 - size / total, abs=1e-9)
+
+
+def test_llama_7b_at_5_4_billion_is_a_prunable_sparsity_of_0_207():
+    anatomy = anatomy_of(card("llama2-7b").config)
+    weights = sum(gates.unit_weights(anatomy, site) * site.units for site in anatomy.blocks())
+    assert weights == pytest.approx(6.476e9, rel=1e-4)
+    head = next(anatomy.blocks())
+    assert gates.unit_weights(anatomy, head) == 4 * 4096 * 128  # one query head per group: the published 4hd
+    share = {name: torch.ones(site.units, dtype=torch.float64) for name, site in anatomy.sites.items()}
+    for left, sparsity in ((5.4e9, 0.207), (5.0e9, 0.268), (4.5e9, 0.346)):
+        kept = 1 - (anatomy.params() - left) / weights
+        for site in anatomy.blocks():
+            share[site.name].fill_(kept)
+        assert float(gates.sparsity(anatomy, share)) == pytest.approx(sparsity, abs=6e-4)
+    share = {name: torch.full_like(units, 0.89) for name, units in share.items()}  # two masks on every weight
+    assert float(gates.sparsity(anatomy, share)) == pytest.approx(1 - 0.89**2, abs=1e-9)
+
+
+def test_the_target_ramps_and_stays():
+    assert [gates.target(step, 4, 0.2) for step in range(7)] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2, 0.2, 0.2])
+    assert gates.target(0, 0, 0.2) == 0.2
+
+
+def test_the_multipliers_climb_the_penalty():
+    """Adam run upwards, by hand; below the target the first turns negative and so pays for sparsity."""
+    constraint, lr = gates.Constraint(0.1), 0.1
+    offs = [-0.2, -0.15, -0.1, 0.05, 0.02]
+    values, first, second = [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]
+    for step, off in enumerate(offs, 1):
+        found = constraint.penalty(torch.tensor(off))
+        assert found.item() == pytest.approx(values[0] * off + values[1] * off**2, abs=1e-6)
+        constraint.climb.zero_grad()
+        found.backward()
+        constraint.climb.step()
+        for i, slope in enumerate((off, off**2)):
+            first[i] = 0.9 * first[i] + 0.1 * slope
+            second[i] = 0.999 * second[i] + 0.001 * slope**2
+            values[i] += lr * (first[i] / (1 - 0.9**step)) / (math.sqrt(second[i] / (1 - 0.999**step)) + 1e-8)
+        assert constraint.multipliers.tolist() == pytest.approx(values, abs=1e-5)
+    assert values[0] < 0 < values[1]
+
+
+# --- masks in a model -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+@pytest.mark.parametrize("adapters", [False, True], ids=["as it is", "with adapters"])
+def test_a_masked_model_is_the_sliced_one(name, adapters):
+    """The point of the matter: norms divide by the full width under masks, by what is left once it is cut."""
+    model, anatomy = models.tiny(name)
+    stays, ids = binary(anatomy), models.tokens(2, 12)
+    with torch.no_grad(), adapted(model) as lora:
+        for weight in lora.parameters():
+            torch.nn.init.normal_(weight, std=0.2 if adapters else 0.0)
+        with gates.masked(model, anatomy, {n: units.float() for n, units in stays.items()}):
+            expected = model(ids, use_cache=False).logits
+        merged = {n: lora.merged(n) for n in lora.linears}
+    fresh, _ = models.tiny(name)
+    sliced = surgery.apply(fresh, anatomy, as_cut(anatomy, stays, rewrites=merged))
+    found, dense = sliced(ids, use_cache=False).logits, fresh(ids, use_cache=False).logits
+    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+    assert float((found - dense).abs().max()) > 1e-2 * float(expected.abs().max())
+
+
+def test_soft_masks_multiply_where_they_are_published_to():
+    """One layer by hand: groups at the output projection, channels before the activation and on the up side."""
+    model, anatomy = models.tiny(models.PLAIN)
+    made = torch.Generator().manual_seed(2)
+    z = {n: torch.rand(site.units, generator=made) for n, site in anatomy.sites.items()}
+    mlp, x = model.model.layers[1].mlp, torch.randn(3, 48, generator=made)
+    gate, up = x @ mlp.gate_proj.weight.T * z["layers.1.mlp"], x @ mlp.up_proj.weight.T * z["layers.1.mlp"]
+    inner = gate * torch.sigmoid(gate) * up
+    projection = model.model.layers[1].self_attn.o_proj
+    heads = torch.randn(3, 64, generator=made)
+    groups = torch.stack([heads[:, i] * z["layers.1.attention"][i // 16] for i in range(64)], dim=1)
+    with torch.no_grad():
+        with gates.masked(model, anatomy, z):
+            assert torch.allclose(mlp(x), inner @ mlp.down_proj.weight.T * z["hidden"], atol=1e-5)
+            assert torch.allclose(projection(heads), groups @ projection.weight.T * z["hidden"], atol=1e-5)
+            embedded = model.model.embed_tokens(torch.tensor([[3, 7]]))
+        assert torch.allclose(embedded, model.model.embed_tokens.weight[[3, 7]] * z["hidden"])
+        assert not torch.allclose(projection(heads), groups @ projection.weight.T * z["hidden"])  # hooks are gone
+
+
+# --- from gates to a budget -----------------------------------------------------------------------
+
+
+def test_as_many_zeros_as_expected_where_log_alpha_is_lowest():
+    _, anatomy = models.tiny(models.PLAIN)
+    log_alpha = scattered(anatomy, 9)
+    for name, stays in choose.learned(anatomy, log_alpha).items():
+        values = log_alpha[name].tolist()
+        zeros = round(len(values) - sum(survives(a) for a in values))
+        gone = sorted(range(len(values)), key=lambda i: values[i])[: min(zeros, len(values) - 1)]
+        assert zeros > 0 or "attention" in name
+        assert (~stays).nonzero().flatten().tolist() == sorted(gone)
+
+
+def test_every_site_keeps_a_unit_and_the_width_a_heads():
+    _, anatomy = models.tiny(models.PLAIN)
+    shut = {name: torch.full((site.units,), -30.0) for name, site in anatomy.sites.items()}
+    counts = {name: int(units.sum()) for name, units in choose.learned(anatomy, shut).items()}
+    assert counts == {name: 8 if name == "hidden" else 1 for name in anatomy.sites}
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3, 0.4, 0.5])
+@pytest.mark.parametrize("name", list(models.MODELS))
+@pytest.mark.parametrize("spread", [0.3, 2.0], ids=["too little learned", "much learned"])
+def test_the_budget_is_met_to_less_than_a_channel(name, ratio, spread):
+    _, anatomy = models.tiny(name)
+    log_alpha = scattered(anatomy, 6, spread)
+    learned = choose.learned(anatomy, log_alpha)
+    stays = choose.to_budget(anatomy, log_alpha, learned, to_remove(anatomy, ratio))
+    cut = as_cut(anatomy, stays)
+    if "hidden" in anatomy.sites and (spread > 1 or ratio >= 0.3):
+        assert len(cut.keep["hidden"]) < anatomy.sites["hidden"].units
+    removed, channel = accounting.ratios(anatomy, cut.shape)[0], 3 * 48 / anatomy.params(prunable=True)
+    assert ratio <= removed < ratio + channel
+
+
+def test_too_much_gives_back_the_best_and_too_little_takes_the_worst():
+    """One site at a time: nothing that came back scores below what stays away, and the reverse."""
+    _, anatomy = models.tiny(models.PLAIN)
+    log_alpha = scattered(anatomy, 6)
+    learned = choose.learned(anatomy, log_alpha)
+    gone = choose.Tally(anatomy, learned).gone
+    for goal in (gone // 2, gone + 5000):
+        stays = choose.to_budget(anatomy, log_alpha, learned, goal)
+        for name in log_alpha:
+            back, away = stays[name] & ~learned[name], ~stays[name] & ~learned[name]
+            taken, left = learned[name] & ~stays[name], learned[name] & stays[name]
+            assert not (back.any() and taken.any())
+            if back.any() and away.any():
+                assert log_alpha[name][back].min() >= log_alpha[name][away].max()
+            if taken.any() and left.any():
+                assert log_alpha[name][taken].max() <= log_alpha[name][left].min()
+        assert any(bool((stays[name] != learned[name]).any()) for name in log_alpha)
+
+
+def test_a_learned_cut_that_fits_stays_as_it_is():
+    _, anatomy = models.tiny(models.PLAIN)
+    log_alpha = scattered(anatomy, 6)
+    learned = choose.learned(anatomy, log_alpha)
+    stays = choose.to_budget(anatomy, log_alpha, learned, choose.Tally(anatomy, learned).gone - 10)
+    assert all(torch.equal(stays[name], learned[name]) for name in learned)
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+def test_the_tally_counts_as_the_harness_does(name):
+    _, anatomy = models.tiny(name)
+    tally = choose.Tally(anatomy, {n: torch.ones(s.units, dtype=torch.bool) for n, s in anatomy.sites.items()})
+    made, sites = torch.Generator().manual_seed(0), list(anatomy.sites)
+    for step in range(60):
+        site = sites[int(torch.randint(len(sites), (1,), generator=made))]
+        if tally.counts[site] > 1:
+            tally.change(site, int(tally.stays[site].nonzero()[0]), False)
+        elif step % 3 == 0:
+            tally.change(site, int((~tally.stays[site]).nonzero()[0]), True)
+        assert tally.gone == tally.dense - anatomy.params(tally.counts, prunable=True)
+
+
+# --- the method -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_trained_for_ratio_zero_nor_beyond_reach():
+    model, anatomy = models.tiny(models.PLAIN)
+    idle = Context(anatomy=anatomy, tokenizer=None, work_dir=None, seed=lambda *_: 0, calibration=None)
+    cut = Compresso().prune(model, Budget("ratio", 0.0), idle, None)
+    assert not cut.keep
+    assert not cut.rewrites
+    with pytest.raises(Unsupported, match=r"0\.999 of the prunable .* at most 0\.9\d+ can"):
+        Compresso().prune(model, Budget("ratio", 0.999), idle, None)
+
+
+def test_the_model_is_handed_back_as_it_was():
+    model, anatomy = models.tiny(models.PLAIN)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    ctx, method = context(anatomy), Compresso(**QUICK)
+    cut = method.prune(model, Budget("ratio", 0.2), ctx, method.prepare(model, ctx))
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert set(cut.rewrites) == {n for n in before if n.endswith(("q_proj.weight", "v_proj.weight"))}
+    assert any(not torch.equal(value, before[name]) for name, value in cut.rewrites.items())
+
+
+def test_sparsity_is_learned_and_what_does_nothing_goes_first():
+    """Text of the model's own, which a loss of useful units makes less likely, and channels that add nothing."""
+    model, anatomy = models.tiny(models.PLAIN)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[:, :10] *= 4
+            layer.mlp.down_proj.weight[:, 10:] = 0
+    with training.seeded(1):
+        ids = models.tokens(16, 1)
+        for _ in range(31):
+            chances = model(ids, use_cache=False).logits[:, -1].softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
+    ctx = context(anatomy)
+    ctx.calibration = lambda count, length: ids[:count, :length]
+    method = Compresso(samples=16, length=32, batch=8, prune_epochs=50, ramp_epochs=25, lr=0.0, multiplier_lr=0.1)
+    with adapted(model) as adapters:
+        text = training_text(ctx, method.samples, method.length, "")
+        log_alpha = method.learn(model, adapters, text, 0.2, ctx)
+    share = {name: gates.alive(found) for name, found in log_alpha.items()}
+    channels = torch.stack([share[f"layers.{i}.mlp"] for i in range(4)])
+    assert abs(float(gates.sparsity(anatomy, share)) - 0.2) < 0.03
+    assert float(channels[:, 10:].mean()) < float(channels[:, :10].mean()) - 0.1
+
+
+class Words:
+    """A tokenizer of one token a word."""
+
+    def __call__(self, text, **_):
+        return type("Found", (), {"input_ids": [100 + len(word) for word in text.split()]})
+
+
+@pytest.mark.parametrize("name", [models.PLAIN, "gemma"])
+def test_a_prompt_is_read_and_not_learned(name):
+    model, anatomy = models.tiny(name)
+    ctx = context(anatomy, Words())
+    text, plain = training_text(ctx, 3, 10, "you are pruned"), models.tokens(3, 10, 5)
+    said = torch.tensor([103, 103, 106]).expand(3, -1)
+    bos = 1 if name == "gemma" else 0
+    assert torch.equal(text.rows, torch.cat([plain[:, :bos], said, plain[:, bos:]], dim=1))
+    with torch.no_grad():
+        logits = model(text.rows, use_cache=False).logits.double().log_softmax(-1)
+        found = float(text.loss(model, text.rows, 0))
+    own = [-float(logits[row, at, text.rows[row, at + 1]]) for row in range(3) for at in range(3, 12)]
+    assert found == pytest.approx(sum(own) / len(own), rel=1e-5)
+
+
+def test_a_prompt_needs_a_tokenizer():
+    _, anatomy = models.tiny(models.PLAIN)
+    with pytest.raises(Unsupported, match="tokenizer"):
+        training_text(context(anatomy), 2, 8, PROMPT)
+
+
+def test_accumulated_steps_are_fewer():
+    method = Compresso(samples=6, batch=2, tune_epochs=4, tune_accumulation=3)
+    text = training_text(context(models.tiny(models.PLAIN)[1]), 6, 8, "")
+    assert (method.epoch(text), method.tune_steps(text)) == (3, 4)
+
+
+class TestConforms(Conformance):
+    name = "compresso"

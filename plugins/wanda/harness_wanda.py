@@ -1,0 +1,195 @@
+"""Wanda: a weight matters as much as it is large and its input is loud. Single weights, N of M, or whole units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, uniform
+from harness.allocate import to_remove
+
+# The fewest zeros in so many neighbours of a row.
+PATTERNS = {"unstructured": (0, 1), "2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4)}
+
+
+@hookimpl
+def harness_register_pruners():
+    return [
+        PrunerSpec(
+            name="wanda",
+            target="harness_wanda:Wanda",
+            summary="zeroes the weights of least magnitude times input norm in each row, layer after layer",
+            paper="Sun et al. 2023, arXiv:2306.11695",
+            kinds=("unstructured", "semi-structured"),
+            needs=("calibration",),
+            parameters={
+                "pattern": Param(
+                    "unstructured", "single weights per row, or N of M neighbours in a row", choices=tuple(PATTERNS)
+                ),
+                "samples": Param(32, "calibration sequences", paper=128),
+                "length": Param(256, "tokens in each; the source takes the longest the model allows", paper=2048),
+            },
+            check_with={"samples": 4, "length": 32},
+        ),
+        PrunerSpec(
+            name="wanda-sp",
+            target="harness_wanda:WandaSp",
+            summary="removes the units whose outgoing weights score least by Wanda's measure, layer after layer",
+            paper="the structured form of Wanda in the repository of FLAP (An et al. 2023, arXiv:2312.11983)",
+            kinds=("structured",),
+            needs=("calibration",),
+            parameters={
+                "samples": Param(64, "calibration sequences", paper=128),
+                "length": Param(128, "tokens in each"),
+            },
+            check_with={"samples": 4, "length": 32},
+        ),
+    ]
+
+
+@dataclass
+class Wanda:
+    pattern: str = "unstructured"
+    samples: int = 32
+    length: int = 256
+
+    def shape(self, anatomy: Any, ratio: float) -> Shape:
+        return {}
+
+    def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
+        from harness import walk
+
+        if not budget.value:
+            return Cut()
+        fewest, of = PATTERNS[self.pattern]
+        if fewest and not math.isclose(budget.value, fewest / of):
+            raise Unsupported(
+                f"{self.pattern} zeroes {fewest / of:g} of the weights, not {budget.value:g}",
+                f"give --ratio {fewest / of:g}",
+            )
+        more = beyond(ctx.anatomy, budget.value, fewest, of)
+        masks = {}
+        for layer in walk.forward(model, ctx.calibration(self.samples, self.length).split(1)):
+            pruned = {}
+            for name, squares in walk.by_linear(layer.index, layer.squares()).items():
+                weight = model.get_parameter(name).detach()
+                stays = kept(weight.float().abs() * squares.sqrt(), fewest, of, more[name])
+                pruned[name], masks[name] = weight * stays, stays.cpu()
+            with replaced(model, pruned):  # the next layer learns from what this one will be
+                layer.outputs = layer.run()
+            ctx.progress(layer.index + 1, len(model.model.layers))
+        return Cut(masks=masks, why=f"least weight times input norm, {self.pattern} along rows")
+
+
+@dataclass
+class WandaSp:
+    samples: int = 64
+    length: int = 128
+
+    def shape(self, anatomy: Any, ratio: float) -> Shape:
+        return uniform(anatomy, ratio)
+
+    def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
+        from harness import scores, walk
+
+        if not budget.value:
+            return Cut()
+        shape, keep = uniform(ctx.anatomy, budget.value), {}
+        for layer in walk.forward(model, ctx.calibration(self.samples, self.length).split(1)):
+            squares = walk.by_linear(layer.index, layer.squares())
+            found = scores.output_activation(ctx.anatomy, layer.index, model.get_parameter, squares)
+            chosen = best({site: shape[site] for site in found}, found)
+            keep |= chosen
+            with replaced(model, without(model, ctx.anatomy, chosen)):
+                layer.outputs = layer.run()
+            ctx.progress(layer.index + 1, len(model.model.layers))
+        return Cut(keep=keep, why="least weight times input norm at the output projections, uniform allocation")
+
+
+def beyond(anatomy: Any, ratio: float, fewest: int, of: int) -> dict[str, int]:
+    """How many weights each matrix loses beyond its pattern: the same share of each, adding up to the budget."""
+    sizes = {}
+    for member in (member for site in anatomy.blocks() for member in site.members):
+        rows, *columns = anatomy.tensors[member.tensor]
+        if not columns:
+            continue
+        if columns[0] % of:
+            raise Unsupported(
+                f"rows of {member.tensor} have {columns[0]} weights, not a multiple of {of}",
+                "take pattern=unstructured",
+            )
+        sizes[member.tensor] = rows * columns[0]
+    total = sum(sizes.values())
+    goal = to_remove(anatomy, ratio)
+    if goal > total:
+        most = math.floor(1e4 * total / anatomy.params(prunable=True)) / 1e4
+        raise Unsupported(
+            f"{ratio:g} of the prunable parameters cannot become zero: norms and biases stay, at most {most:g} can",
+            f"give --ratio {most:g} or less",
+        )
+    goal -= sum(size * fewest // of for size in sizes.values())
+    exact = {name: goal * size / total for name, size in sizes.items()}
+    counts = {name: math.floor(share) for name, share in exact.items()}
+    rest = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+    for name in rest[: goal - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def kept(scores: Any, fewest: int, of: int, more: int) -> Any:
+    """What stays of a matrix without the `fewest` lowest of every `of` in a row, and `more` of the lowest left.
+
+    Those are as many in every row; what does not divide comes from the rows whose next one scores least.
+    """
+    import torch
+
+    blocks = scores.reshape(-1, of)
+    stays = torch.ones_like(blocks, dtype=torch.bool)
+    if fewest:
+        stays.scatter_(1, blocks.argsort(dim=1, stable=True)[:, :fewest], False)
+    stays = stays.view(scores.shape)
+    left = scores.masked_fill(~stays, torch.inf)
+    each, rest = divmod(more, len(scores))
+    order = left.argsort(dim=1, stable=True)
+    stays.scatter_(1, order[:, :each], False)
+    if rest:
+        following = left.gather(1, order[:, each : each + 1]).flatten()
+        rows = following.argsort(stable=True)[:rest]
+        stays[rows, order[rows, each]] = False
+    return stays
+
+
+def without(model: Any, anatomy: Any, keep: Mapping[str, list[int]]) -> dict[str, Any]:
+    """The tensors that make these sites compute what they will once only these units are left."""
+    import torch
+
+    from harness.scores import output_member
+
+    changed = {}
+    for name, units in keep.items():
+        site = anatomy.sites[name]
+        if not units:  # its biases go too
+            changed |= {owned: torch.zeros_like(model.get_parameter(owned)) for owned in site.owned}
+            continue
+        member = output_member(site)
+        weight = model.get_parameter(member.tensor).detach().clone()
+        gone = sorted(set(range(site.units)) - set(units))
+        weight.unflatten(1, (site.units, member.block))[:, gone] = 0
+        changed[member.tensor] = weight
+    return changed
+
+
+@contextmanager
+def replaced(model: Any, tensors: Mapping[str, Any]) -> Iterator[None]:
+    """These in the place of the model's own, which come back afterwards."""
+    own = {name: model.get_parameter(name).data for name in tensors}
+    try:
+        for name, tensor in tensors.items():
+            model.get_parameter(name).data = tensor
+        yield
+    finally:
+        for name, tensor in own.items():
+            model.get_parameter(name).data = tensor

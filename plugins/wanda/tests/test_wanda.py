@@ -1,0 +1,378 @@
+"""Wanda and Wanda-sp against masks worked out in float64: a Llama written down from its formulas, and plain loops."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import pytest
+import torch
+from harness_wanda import PATTERNS, Wanda, WandaSp
+
+from harness import Budget, Context, Unsupported, seeds, uniform
+from harness.allocate import to_remove
+from harness.anatomy import anatomy_of
+from harness.conformance import Conformance
+from harness.conformance.models import PLAIN, tiny, tokens
+from harness.errors import HarnessError
+from harness.models.cards import card
+
+MODELS = [PLAIN, "llama, one KV head per head, tied", "qwen2", "qwen3"]
+
+
+def asked(method, model, anatomy, ratio, ids=None):
+    """What the method cuts of a model, which is the same afterwards, and the text that it was given."""
+    served = []
+
+    def calibration(count, length):
+        served.append(tokens(count, length, seeds.seed(0, "calibration")) if ids is None else ids)
+        return served[-1]
+
+    ctx = Context(anatomy, None, None, lambda *axis: seeds.seed(0, *axis), calibration)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cut = method.prune(model, Budget("ratio", ratio), ctx, None)
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    return cut, served[-1] if served else None
+
+
+# --- the reference -------------------------------------------------------------------------------
+
+
+def layer_of(w, at, x, config, seen):
+    """One decoder layer from its formulas; `seen` gets what enters each linear, under its weight's name."""
+    sequences, length, _ = x.shape
+    size, prefix = config.head_dim, f"model.layers.{at}."
+
+    def linear(name, x):
+        seen[f"{prefix}{name}.weight"] = x
+        return x @ w[f"{prefix}{name}.weight"].T + w.get(f"{prefix}{name}.bias", 0)
+
+    def norm(name, x):
+        mean = x.pow(2).mean(dim=-1, keepdim=True)
+        return x / (mean + config.rms_norm_eps).sqrt() * w[f"{prefix}{name}.weight"]
+
+    def heads(name, x):
+        return linear(f"self_attn.{name}_proj", x).view(sequences, length, -1, size).transpose(1, 2)
+
+    def turned(name, x):
+        if f"{prefix}self_attn.{name}_norm.weight" in w:
+            x = norm(f"self_attn.{name}_norm", x)
+        theta = config.rope_parameters["rope_theta"]
+        speed = theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+        angle = torch.arange(length, dtype=torch.float64)[:, None] * speed
+        first, second = x[..., : size // 2], x[..., size // 2 :]
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    h = norm("input_layernorm", x)
+    q, k, v = turned("q", heads("q", h)), turned("k", heads("k", h)), heads("v", h)
+    shared = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    looks = (q @ k.mT / math.sqrt(size)).masked_fill(later, -torch.inf).softmax(dim=-1)
+    x = x + linear("self_attn.o_proj", (looks @ v).transpose(1, 2).reshape(sequences, length, -1))
+    h = norm("post_attention_layernorm", x)
+    gate, up = linear("mlp.gate_proj", h), linear("mlp.up_proj", h)
+    return x + linear("mlp.down_proj", gate * gate.sigmoid() * up)
+
+
+def reference(model, ids, zero, sequential=True):
+    """The statistics of every layer; `zero(weights, statistics)` changes a layer before the next is looked at."""
+    w = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    x, found = w["model.embed_tokens.weight"][ids], {}
+    for at in range(model.config.num_hidden_layers):
+        seen = {}
+        dense = layer_of(w, at, x, model.config, seen)
+        squares = {name: entering.pow(2).sum(dim=(0, 1)) / len(ids) for name, entering in seen.items()}
+        zero(w, squares)
+        found |= squares
+        x = layer_of(w, at, x, model.config, {}) if sequential else dense
+    return found
+
+
+def gone(weight, squares, count, fewest, of):
+    """(row, column) of what becomes zero: the pattern's own, then equally many in each row, then the least of all."""
+    scores = [[abs(w) * math.sqrt(a) for w, a in zip(row, squares, strict=True)] for row in weight]
+    lost = set()
+    for r, row in enumerate(scores):
+        for start in range(0, len(row), of):
+            lost |= {(r, c) for c in sorted(range(start, start + of), key=row.__getitem__)[:fewest]}
+    each, rest = divmod(count - len(lost), len(scores))
+    left = [
+        sorted((c for c in range(len(row)) if (r, c) not in lost), key=row.__getitem__) for r, row in enumerate(scores)
+    ]
+    lost |= {(r, c) for r, columns in enumerate(left) for c in columns[:each]}
+    if rest:
+        following = sorted((scores[r][columns[each]], r, columns[each]) for r, columns in enumerate(left))
+        lost |= {(r, c) for _, r, c in following[:rest]}
+    return lost
+
+
+def masks_of(model, ids, counts, pattern, sequential=True):
+    """The masks that losing `counts` weights of each matrix leaves, and the statistics they were chosen by."""
+    masks = {}
+
+    def zero(w, squares):
+        for name, a in squares.items():
+            masks[name] = torch.ones(w[name].shape, dtype=torch.bool)
+            for place in gone(w[name].tolist(), a.tolist(), counts[name], *PATTERNS[pattern]):
+                masks[name][place] = False
+            w[name] = w[name] * masks[name]
+
+    statistics = reference(model, ids, zero, sequential)
+    return masks, statistics
+
+
+# --- Wanda ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("pattern", "ratio"), [("unstructured", 0.3), ("2:4", 0.5)])
+def test_masks_are_the_formulas(name, pattern, ratio):
+    model, anatomy = tiny(name)
+    cut, ids = asked(Wanda(pattern, 3, 24), model, anatomy, ratio)
+    counts = {tensor: int((~mask).sum()) for tensor, mask in cut.masks.items()}
+    wanted, _ = masks_of(model, ids, counts, pattern)
+    assert len(wanted) == 4 * 7
+    assert cut.masks.keys() == wanted.keys()
+    assert [tensor for tensor, mask in wanted.items() if not mask.equal(cut.masks[tensor])] == []
+
+
+def test_later_layers_learn_from_pruned_ones():
+    model, anatomy = tiny(PLAIN)
+    cut, ids = asked(Wanda("unstructured", 3, 24), model, anatomy, 0.5)
+    counts = {tensor: int((~mask).sum()) for tensor, mask in cut.masks.items()}
+    sequential, seen = masks_of(model, ids, counts, "unstructured")
+    alone, dense = masks_of(model, ids, counts, "unstructured", sequential=False)
+    for tensor, mask in cut.masks.items():
+        assert mask.equal(sequential[tensor])
+        first = tensor.startswith("model.layers.0.")
+        assert seen[tensor].equal(dense[tensor]) == first
+        assert mask.equal(alone[tensor]) == first
+    tensor = "model.layers.3.mlp.down_proj.weight"
+    assert float((seen[tensor] / dense[tensor] - 1).abs().median()) > 0.2
+    assert float((cut.masks[tensor] != alone[tensor]).double().mean()) > 0.02
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.37, 0.9])
+def test_rows_and_matrices_lose_alike(ratio):
+    model, anatomy = tiny("qwen2")
+    cut, _ = asked(Wanda("unstructured", 2, 16), model, anatomy, ratio)
+    goal = math.ceil(ratio * anatomy.params(prunable=True))
+    total = sum(mask.numel() for mask in cut.masks.values())
+    assert sum(int((~mask).sum()) for mask in cut.masks.values()) == goal
+    for mask in cut.masks.values():
+        rows = (~mask).sum(dim=1)
+        assert int(rows.max() - rows.min()) <= 1
+        assert abs(int(rows.sum()) - goal * mask.numel() / total) < 1
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4"])
+def test_patterns_hold_in_every_block_and_norms_are_made_up_for(pattern):
+    model, anatomy = tiny(PLAIN)
+    fewest, of = PATTERNS[pattern]
+    cut, _ = asked(Wanda(pattern, 2, 16), model, anatomy, fewest / of)
+    zeros = [(~mask).view(-1, of).sum(dim=1) for mask in cut.masks.values()]
+    assert min(int(found.min()) for found in zeros) == fewest
+    norms = 4 * 2 * 48
+    assert sum(int((found - fewest).sum()) for found in zeros) == math.ceil(norms * fewest / of)
+
+
+def test_nothing_asked_reads_nothing():
+    model, anatomy = tiny(PLAIN)
+    for method in (Wanda(), Wanda("2:4"), WandaSp()):
+        cut, ids = asked(method, model, anatomy, 0.0)
+        assert ids is None
+        assert not cut.masks
+        assert not cut.keep
+
+
+def test_what_cannot_be_is_refused_before_anything_is_read():
+    model, anatomy = tiny(PLAIN)
+    with pytest.raises(Unsupported, match=r"2:4 zeroes 0.5 of the weights, not 0.3"):
+        Wanda("2:4").prune(model, Budget("ratio", 0.3), Context(anatomy, None, None, None, None), None)
+    with pytest.raises(Unsupported, match=r"norms and biases stay, at most 0.9936 can"):
+        Wanda().prune(model, Budget("ratio", 0.9999), Context(anatomy, None, None, None, None), None)
+    odd = anatomy_of({**anatomy.config, "intermediate_size": 42})
+    with pytest.raises(Unsupported, match=r"layers.0.mlp.down_proj.weight have 42 weights, not a multiple of 4"):
+        Wanda("2:4").prune(model, Budget("ratio", 0.5), Context(odd, None, None, None, None), None)
+
+
+def test_a_walk_that_fails_leaves_the_weights():
+    model, anatomy = tiny(PLAIN)
+    layer, before = model.model.layers[0], {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def stop(*_):
+        if not layer.mlp.down_proj.weight.all():
+            raise RuntimeError("out of memory")
+
+    hook = layer.register_forward_hook(stop)
+    for method in (Wanda("unstructured", 2, 16), WandaSp(2, 16)):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            asked(method, model, anatomy, 0.5)
+        assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    hook.remove()
+
+
+def test_text_that_is_not_finite_is_told():
+    model, anatomy = tiny(PLAIN)
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 0] = torch.inf
+    with pytest.raises(HarnessError, match="layer 1 gives values that are not finite"):
+        asked(Wanda("unstructured", 2, 16), model, anatomy, 0.5)
+
+
+def test_how_far_whole_rows_fall_short_of_the_budget():
+    """The source zeroes int(columns * ratio) weights in each row, and counts no norms."""
+    for name, short, of_all in (("smollm2-135m", 3.3e-4, 0.789), ("llama2-7b", 4.1e-5, 0.961)):
+        anatomy = anatomy_of(card(name).config)
+        matrices = [dims for n, dims in anatomy.tensors.items() if n not in anatomy.head and len(dims) == 2]
+        zeros = sum(rows * int(columns * 0.5) for rows, columns in matrices)
+        goal = to_remove(anatomy, 0.5)
+        assert (goal - zeros) / goal == pytest.approx(short, rel=0.02)
+        assert zeros / anatomy.params() == pytest.approx(0.5 * of_all, abs=5e-4)
+    words = {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8}
+    llama3 = anatomy_of({**card("llama2-7b").config, **words})
+    assert llama3.params() == 8_030_261_248
+    assert llama3.params(prunable=True) / llama3.params() == pytest.approx(0.869, abs=5e-4)
+
+
+# --- Wanda-sp ------------------------------------------------------------------------------------
+
+
+def units_of(model, anatomy, ids, shape, sequential=True):
+    """The units that stay, from column scores; what goes is cut where it begins: values, and gates with biases."""
+    keep = {}
+
+    def zero(w, squares):
+        for tensor in [name for name in squares if name.endswith(("o_proj.weight", "down_proj.weight"))]:
+            layer = tensor.split(".")[2]
+            kind, source = ("attention", "self_attn.v_proj") if "o_proj" in tensor else ("mlp", "mlp.gate_proj")
+            rows, a = w[tensor].tolist(), squares[tensor].tolist()
+            columns = [sum(abs(row[c]) * math.sqrt(a[c]) for row in rows) / len(rows) for c in range(len(a))]
+            site = f"layers.{layer}.{kind}"
+            size = len(columns) // anatomy.sites[site].units
+            scores = [sum(columns[u * size : (u + 1) * size]) for u in range(anatomy.sites[site].units)]
+            keep[site] = sorted(sorted(range(len(scores)), key=lambda u: -scores[u])[: shape[site]])
+            for part in (f"model.layers.{layer}.{source}.weight", f"model.layers.{layer}.{source}.bias"):
+                if part in w:
+                    w[part] = w[part].clone()
+                    size = len(w[part]) // len(scores)
+                    for u in set(range(len(scores))) - set(keep[site]):
+                        w[part][u * size : (u + 1) * size] = 0
+
+    reference(model, ids, zero, sequential)
+    return keep
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("ratio", [0.2, 0.6])
+def test_units_are_the_formulas(name, ratio):
+    model, anatomy = tiny(name)
+    cut, ids = asked(WandaSp(3, 24), model, anatomy, ratio)
+    shape = uniform(anatomy, ratio)
+    assert cut.keep == units_of(model, anatomy, ids, shape)
+    assert WandaSp().shape(anatomy, ratio) == shape == {site: len(units) for site, units in cut.keep.items()}
+    if name == PLAIN and ratio == 0.6:
+        assert cut.keep != units_of(model, anatomy, ids, shape, sequential=False)
+
+
+def test_a_site_that_is_gone_adds_nothing_to_what_later_layers_see():
+    """Its output bias goes with it: what layer 1 sees is what is left without the sub-layer."""
+    _, plain = tiny(PLAIN)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    words = {**plain.config, "attention_bias": True, "mlp_bias": True}
+    model = LlamaForCausalLM(LlamaConfig(**words)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    anatomy, heard = anatomy_of(words), []
+
+    hook = model.model.layers[1].register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    ratio = next(r / 100 for r in range(1, 100) if not uniform(anatomy, r / 100)["layers.0.attention"])
+    cut, ids = asked(WandaSp(1, 16), model, anatomy, ratio)
+    hook.remove()
+    assert cut.keep["layers.0.attention"] == []
+    mlp = model.model.layers[0].mlp
+    down = torch.zeros_like(mlp.down_proj.weight)
+    stays = list(cut.keep["layers.0.mlp"])
+    down[:, stays] = mlp.down_proj.weight.detach()[:, stays]
+    with torch.no_grad():
+        x = model.model.embed_tokens(ids)
+        h = model.model.layers[0].post_attention_layernorm(x)
+        inner = torch.nn.functional.silu(mlp.gate_proj(h)) * mlp.up_proj(h)
+        wanted = x + (inner @ down.T + mlp.down_proj.bias if stays else 0)
+    torch.testing.assert_close(heard[-1], wanted)
+
+
+# --- a real model --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """SmolLM2 and four windows of real text."""
+    from harness.checkpoints import folders, read_config
+    from harness.data import calibration
+    from harness.models.loading import locate, on_this_machine
+
+    there, why = on_this_machine(card("smollm2-135m"))
+    if not there:
+        pytest.skip(f"SmolLM2 is {why}")
+    folder, _ = locate(card("smollm2-135m"))
+    try:
+        ids = calibration("passages", folders.tokenizer(folder), 4, 64, seed=0)
+    except HarnessError as error:
+        pytest.skip(error.cause)
+    return folders.read(folder, "fp32"), anatomy_of(read_config(folder)), ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_a_real_model_agrees_with_the_source(smollm2, pattern):
+    """Wanda's own rule, int(columns * ratio) of each row, in float64. First with the layers before pruned by the
+    method's own masks; then truly on its own, where each weight that goes another way moves all later statistics.
+    """
+    model, anatomy, ids = smollm2
+    cut, _ = asked(Wanda(pattern, *ids.shape), model, anatomy, 0.5, ids)
+
+    def compare(follow):
+        """Per layer the share of weights on which both agree, and how many the source alone zeroes."""
+        agree, size, alone = torch.zeros(3, model.config.num_hidden_layers, dtype=torch.float64)
+
+        def zero(w, squares):
+            for name, a in squares.items():
+                scores = w[name].abs() * a.sqrt()
+                blocks = scores.view(-1, 4) if pattern == "2:4" else scores
+                lowest = blocks.argsort(dim=1, stable=True)[:, : int(blocks.shape[1] * 0.5)]
+                mask = torch.ones(blocks.shape, dtype=torch.bool).scatter_(1, lowest, False).view(scores.shape)
+                layer, mine = int(name.split(".")[2]), cut.masks[name]
+                agree[layer] += int((mask == mine).sum())
+                size[layer] += mask.numel()
+                alone[layer] += int((~mask & mine).sum())
+                w[name] = w[name] * (mine if follow else mask)
+
+        reference(model, ids, zero)
+        return agree / size, alone / size
+
+    shares, alone = compare(follow=True)
+    own, _ = compare(follow=False)
+    print(f"{pattern}: on the same past {shares.min():.6f} agree or more, {alone.max():.1e} by the source alone")
+    print(f"{pattern}: on its own {own.mean():.4f}; by layer {' '.join(f'{share:.4f}' for share in own)}")
+    assert shares.min() > 0.9995  # the norms' share of the budget, 0.016 % of the weights
+    assert alone.max() < 1e-5
+    assert own[0] > 0.999
+    assert own.mean() > 0.98
+
+
+class TestUnstructured(Conformance):
+    name = "wanda"
+
+
+class TestPattern(Conformance):
+    name = "wanda"
+    settings: ClassVar = {"pattern": "2:4"}
+
+
+class TestStructured(Conformance):
+    name = "wanda-sp"
