@@ -21,6 +21,17 @@ def to_remove(anatomy: Anatomy, ratio: float) -> int:
     return math.ceil(round(ratio * anatomy.params(prunable=True), 6))
 
 
+def spread(sizes: Mapping[str, int], goal: int) -> dict[str, int]:
+    """The same share of each, in whole numbers that add up to the goal."""
+    total = sum(sizes.values())
+    exact = {name: goal * size / total for name, size in sizes.items()}
+    counts = {name: math.floor(share) for name, share in exact.items()}
+    rest = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+    for name in rest[: goal - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
 def open_layers(anatomy: Anatomy, first: float, last: float) -> list[int]:
     """The layers that are not protected at either end; below 1 is a share of all, from 1 on a count."""
     layers = sorted({site.layer for site in anatomy.blocks() if site.layer is not None})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, ranked, uniform
-from harness.allocate import to_remove
+from harness.allocate import spread, to_remove
 
 KINDS = ("attention", "mlp")
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4)}
@@ -94,12 +94,7 @@ def shares(weights: dict[str, Any], goal: int) -> dict[str, int]:
     total = sum(weight.numel() for weight in weights.values())
     if goal > total:
         raise Unsupported("norms and biases are not pruned: that many weights are not there", "give a smaller ratio")
-    exact = {name: goal * weight.numel() / total for name, weight in weights.items()}
-    counts = {name: math.floor(share) for name, share in exact.items()}
-    rest = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
-    for name in rest[: goal - sum(counts.values())]:
-        counts[name] += 1
-    return counts
+    return spread({name: weight.numel() for name, weight in weights.items()}, goal)
 
 
 def smallest(weights: dict[str, Any], goal: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, uniform
-from harness.allocate import to_remove
+from harness.allocate import spread, to_remove
 
 # The fewest zeros in so many neighbours of a row.
 PATTERNS = {"unstructured": (0, 1), "2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4)}
@@ -130,13 +130,7 @@ def beyond(anatomy: Any, ratio: float, fewest: int, of: int) -> dict[str, int]:
             f"{ratio:g} of the prunable parameters cannot become zero: norms and biases stay, at most {most:g} can",
             f"give --ratio {most:g} or less",
         )
-    goal -= sum(size * fewest // of for size in sizes.values())
-    exact = {name: goal * size / total for name, size in sizes.items()}
-    counts = {name: math.floor(share) for name, share in exact.items()}
-    rest = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
-    for name in rest[: goal - sum(counts.values())]:
-        counts[name] += 1
-    return counts
+    return spread(sizes, goal - sum(size * fewest // of for size in sizes.values()))
 
 
 def kept(scores: Any, fewest: int, of: int, more: int) -> Any:
