@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -326,6 +328,12 @@ def test_a_recovered_model_is_one_of_the_same_kind(recovery, cut, dtype):
         assert (name, now.dtype, now.requires_grad, now.grad) == (same, before.dtype, before.requires_grad, None)
     assert different(found, case.pruned)
     assert all(tensor.isfinite().all() for tensor in found.state_dict().values())
+
+
+def test_a_plan_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None\n"
+    code += "from harness.recovery import least_squares, lora; least_squares.LeastSquares(); lora.Lora()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("recovery", BOTH, ids=lambda r: type(r).__name__)

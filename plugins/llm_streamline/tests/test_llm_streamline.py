@@ -308,7 +308,7 @@ def test_what_never_validates_better_ends_where_it_began():
     _, anatomy = models.tiny(models.PLAIN)
     weight, loss, _ = pulled(towards=-1.0)
     assert small(lr=0.1).fit("mse", [weight], loss, 20, 10, 2, context(anatomy)) == (1.0, 1.0)
-    assert float(weight) == 0.0
+    assert weight.item() == 0.0
 
 
 def test_accumulated_passes_make_the_update_of_one_large_pass(monkeypatch):
