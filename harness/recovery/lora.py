@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MICRO = 4  # windows that are in memory at once
 HELD = 16  # one window in so many is kept for validation
-CHECKS = 5  # times that the validation loss is looked at, evenly spread
+CHECKS = 8  # times that the validation loss is looked at, evenly spread
 LONGEST = 1.0  # gradients are shortened to this
 
 
