@@ -32,12 +32,12 @@ def harness_register_pruners():
             needs=("calibration", "gradients", "training"),
             updates_weights=True,
             parameters={
-                "samples": Param(320, "windows of text that are trained on", paper=4096),
-                "length": Param(128, "tokens in each", paper=512),
+                "samples": Param(256, "windows of text that are trained on", paper=4096),
+                "length": Param(64, "tokens in each", paper=512),
                 "batch": Param(4, "windows in one optimiser step", paper=128),
                 "micro": Param(4, "of them at a time, which saves memory and changes nothing else", paper=2),
                 "epochs": Param(1, "times that every window is seen", paper=2),
-                "lr": Param(1e-4, "learning rate of the first step; it falls linearly to nothing"),
+                "lr": Param(1e-3, "learning rate of the first step; it falls linearly to nothing", paper=1e-4),
                 "rank": Param(8, "of the adapters"),
                 "alpha": Param(16, "of the adapters: they count alpha / rank"),
                 "dropout": Param(0.05, "in front of the adapters"),
@@ -48,19 +48,19 @@ def harness_register_pruners():
                 "protect_first": Param(PROTECT_FIRST, "layers kept whole at the start: a share below 1, else a count"),
                 "protect_last": Param(PROTECT_LAST, "layers kept whole at the end: a share below 1, else a count"),
             },
-            check_with={"samples": 16, "length": 16, "batch": 2, "micro": 1, "every": 2},
+            check_with={"samples": 8, "length": 16, "batch": 2, "micro": 1, "every": 2},
         )
     ]
 
 
 @dataclass
 class LoraPrune:
-    samples: int = 320
-    length: int = 128
+    samples: int = 256
+    length: int = 64
     batch: int = 4
     micro: int = 4
     epochs: int = 1
-    lr: float = 1e-4
+    lr: float = 1e-3
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.05

@@ -32,7 +32,7 @@ def harness_register_pruners():
                 "tune_epochs": Param(1, "epochs of LoRA with the chosen units gone", paper=3),
                 "lr": Param(5e-5, "learning rate of LoRA until the units are chosen"),
                 "mask_lr": Param(0.1, "learning rate of the masks"),
-                "multiplier_lr": Param(1.0, "rate at which the two multipliers climb", paper=0.1),
+                "multiplier_lr": Param(0.1, "rate at which the two multipliers climb"),
                 "tune_lr": Param(4e-4, "learning rate of LoRA afterwards, falling by half a cosine"),
                 "tune_accumulation": Param(1, "steps' gradients averaged to one in the last training", paper=8),
                 "prompt": Param("", "words before every training window; needs a tokenizer", paper=PROMPT),

@@ -30,7 +30,7 @@ class Compresso:
     tune_epochs: int = 1
     lr: float = 5e-5
     mask_lr: float = 0.1
-    multiplier_lr: float = 1.0
+    multiplier_lr: float = 0.1
     tune_lr: float = 4e-4
     tune_accumulation: int = 1
     prompt: str = ""

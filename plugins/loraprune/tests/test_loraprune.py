@@ -97,10 +97,10 @@ def test_the_surrogate_is_three_products():
 @pytest.mark.parametrize("square", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_scores_units_as_the_formula_says(name, square):
-    """Gradients accumulate over the micro-batches; modules count alike; the first average is a tenth."""
+    """Gradients accumulate over the micro-batches and score before they are used; modules count alike."""
     _, anatomy = tiny(name)
     shape = {f"layers.{layer}.{kind}": 1 for layer in (0, 2) for kind in ("attention", "mlp")}
-    run, adapters = begun(name, shape, batch=3, micro=2, square=square)
+    run, adapters = begun(name, shape, batch=3, micro=2, square=square, lr=0.05)
     batch = tokens(3, 12)
     run.step(batch, 1, 10)
     want = module_scores(name, adapters, batch, square)
@@ -236,6 +236,29 @@ def test_the_cut_rewrites_every_adapted_weight_merged(dtype, tmp_path, monkeypat
         assert not torch.equal(value.double(), weights[name])
         want = weights[name] + SCALING * b @ a
         torch.testing.assert_close(value.double(), want, rtol={"fp32": 1e-5, "bf16": 8e-3}[dtype], atol=1e-5)
+
+
+def test_training_goes_on_without_the_dead(tmp_path, monkeypatch):
+    """What enters `down_proj` after a mask is zero for the dead and for no other."""
+    entered: list[tuple[torch.Tensor, torch.Tensor]] = []
+    step = Run.step
+
+    def spy(run: Run, *args: Any) -> None:
+        def hear(_: Any, given: tuple) -> None:
+            entered.append((given[0].detach().flatten(0, -2).abs().amax(0) > 0, run.alive["layers.1.mlp"].clone()))
+
+        hook = run.adapters.linears["model.layers.1.mlp.down_proj.weight"].base_layer.register_forward_pre_hook(hear)
+        step(run, *args)
+        hook.remove()
+
+    monkeypatch.setattr(Run, "step", spy)
+    model, anatomy = tiny(PLAIN)
+    pruner = LoraPrune(samples=20, length=8, batch=2, micro=2, every=2)
+    pruner.prune(model, Budget("ratio", 0.25), context(anatomy, tmp_path), None)
+    assert len(entered) == 10
+    assert entered[0][1].all()
+    assert int(entered[-1][1].sum()) < 35
+    assert all(torch.equal(flows, alive) for flows, alive in entered)
 
 
 def test_a_site_that_keeps_nothing_is_not_rewritten():
