@@ -370,3 +370,27 @@ def test_interrupting_says_how_to_go_on(runs):
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130, told
     assert "continues" in told
+
+
+SWALLOWED = """
+import os, signal, sys, time
+class Careless:  # a library that takes every exception of its import for "not installed"
+    def find_spec(self, name, *_):
+        if name == "harness.surgery":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+            except BaseException:
+                pass
+sys.meta_path.insert(0, Careless())
+from harness.cli import main
+main()
+"""
+
+
+def test_an_interruption_that_a_library_swallows_is_heeded_at_the_next_stage(runs):
+    words = [*MAGNITUDE, "--device", "null", "--json"]
+    done = subprocess.run([sys.executable, "-c", SWALLOWED, *words], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert "continues" in done.stderr
+    assert not list(runs.glob("records/*.json"))

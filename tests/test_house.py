@@ -32,6 +32,7 @@ RANKS = [
         "stats",
         "seeds",
         "records",
+        "interrupts",
         "process",
         "host",
         "plugins",

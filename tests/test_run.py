@@ -40,7 +40,6 @@ def made(tmp_path_factory):
     """One finished cell on the cpu device, shared by the tests that only look."""
     folder = tmp_path_factory.mktemp("made") / "runs"
     stages = Stages()
-    stages = Stages()
     for _ in range(3):  # a busy machine may be told to try again, as a user is
         record = harness.run("magnitude", model="tiny", ratio=0.2, limit=2, out=folder, reporter=stages)
         if record.status != "unstable":
@@ -58,6 +57,7 @@ def untimed(record) -> dict:
     return words
 
 
+@pytest.mark.alone
 def test_a_record_holds_the_evidence(made):
     folder, record, stages = made
     assert stages.seen[:3] == ["find the weights", "load", "prepare"]
@@ -84,6 +84,7 @@ def test_a_record_holds_the_evidence(made):
     assert record.environment.packages["torch"]
 
 
+@pytest.mark.alone
 def test_the_folder_is_a_model_with_its_evidence(made):
     folder, record, _ = made
     model = folder / record.artefact.path
@@ -95,6 +96,7 @@ def test_the_folder_is_a_model_with_its_evidence(made):
     assert set(json.loads((model / "cut.json").read_text())["keep"]) == set(record.artefact.shape)
 
 
+@pytest.mark.alone
 def test_the_same_cell_is_answered_from_the_store(made):
     folder, record, _ = made
     stages = Stages()
@@ -103,6 +105,7 @@ def test_the_same_cell_is_answered_from_the_store(made):
     assert stages.seen == ["find the weights"]
 
 
+@pytest.mark.alone
 def test_another_device_uses_the_same_artefact(made):
     folder, record, _ = made
     stages = Stages()
@@ -113,6 +116,7 @@ def test_another_device_uses_the_same_artefact(made):
     assert other.latency["prefill:1x128"].provenance == "simulated"
 
 
+@pytest.mark.alone
 def test_another_budget_uses_the_same_statistics(made, one_process):
     folder, _, _ = made
     stages = Stages()
@@ -158,6 +162,7 @@ def test_global_allocation_and_uneven_layers(runs, one_process):
     check_without_harness(folder, trust=True)
 
 
+@pytest.mark.alone
 def test_even_layers_open_plainly(made):
     folder, record, _ = made
     check_without_harness(folder / record.artefact.path, trust=False)
@@ -199,6 +204,7 @@ def test_bf16(runs, one_process):
     assert harness.load(runs / record.artefact.path).dtype == torch.bfloat16
 
 
+@pytest.mark.alone
 def test_evaluate_and_measure_are_functions(made):
     folder, record, _ = made
     path = folder / record.artefact.path

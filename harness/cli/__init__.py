@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from harness.errors import HarnessError
+from harness.interrupts import interrupts
 
 # name -> module and the line `harness --help` shows for it
 COMMANDS = {
@@ -75,6 +76,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     # --debug is welcome after the command too
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    interrupts.heed()
     try:
         code = cli.main(args=arguments, prog_name="harness", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from harness import accounting
 from harness.cell import Reporter
+from harness.interrupts import interrupts
 from harness.plan import Plan
 
 
@@ -51,12 +52,14 @@ class Terminal(Reporter):
             sys.stdout.flush()
 
     def stage(self, name: str) -> None:
+        interrupts.stop()
         self._done()
         if not self.progress_bar.live.is_started:
             self.progress_bar.start()
         self.task = self.progress_bar.add_task(escape(f"{name:28}"), total=None, count="")
 
     def progress(self, done: int, total: int) -> None:
+        interrupts.stop()
         if self.task is not None:
             self.progress_bar.update(self.task, completed=done, total=total, count=f"{done}/{total}")
 
