@@ -90,7 +90,7 @@ def harness_register_recoveries():
             parameters={
                 "samples": Param(32, "calibration windows", paper=128),
                 "length": Param(256, "tokens in each", paper=2048),
-                "ridge": Param(0.01, "how dear a change is, as a share of the mean squared input"),
+                "ridge": Param(0.1, "how dear a change is, as a share of the mean squared input", paper=0.01),
             },
         ),
         RecoverySpec(
@@ -102,10 +102,10 @@ def harness_register_recoveries():
                 "rank": Param(8, "of the adapters"),
                 "alpha": Param(16.0, "of the adapters: they count alpha / rank"),
                 "dropout": Param(0.05, "in front of the adapters"),
-                "lr": Param(1e-3, "the highest learning rate", paper=1e-4),
+                "lr": Param(3e-3, "the highest learning rate", paper=1e-4),
                 "samples": Param(128, "calibration windows; one in 16 validates", paper=8192),
                 "length": Param(128, "tokens in each", paper=256),
-                "batch": Param(4, "windows per step", paper=64),
+                "batch": Param(2, "windows per step", paper=64),
                 "epochs": Param(1, "times that every window is seen", paper=2),
                 "warmup": Param(3, "steps of rising rate", paper=100),
             },

@@ -31,11 +31,11 @@ TOKENS = 2048  # that go through a sub-layer at once
 class LeastSquares:
     samples: int = 32
     length: int = 256
-    ridge: float = 0.01
+    ridge: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.ridge >= 0:
-            raise UsageError(f"ridge={self.ridge:g} would reward large changes", "give 0 or more: ridge=0.01")
+            raise UsageError(f"ridge={self.ridge:g} would reward large changes", "give 0 or more: ridge=0.1")
 
     def recover(self, model: Any, teacher: Any, ctx: Context) -> None:
         import torch
@@ -153,7 +153,7 @@ def adjust(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float, name: str)
     if failed or factor.diagonal().min() ** 2 <= torch.finfo(torch.float32).eps * mean:
         raise HarnessError(
             f"the calibration text says too little about {name}: its {len(gram)} inputs depend on each other",
-            "give a larger ridge (ridge=0.01) or more samples: --recovery least-squares:samples=…:ridge=…",
+            "give a larger ridge (ridge=0.1) or more samples: --recovery least-squares:samples=…:ridge=…",
         )
     changed = weight + torch.cholesky_solve(cross, factor).T.to(weight)
     change = (changed - weight).double().T

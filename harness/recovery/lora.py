@@ -33,10 +33,10 @@ class Lora:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.05
-    lr: float = 1e-3
+    lr: float = 3e-3
     samples: int = 128
     length: int = 128
-    batch: int = 4
+    batch: int = 2
     epochs: int = 1
     warmup: int = 3
 
