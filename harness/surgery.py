@@ -81,7 +81,7 @@ def written(state: Mapping[str, Tensor], cut: CheckedCut) -> dict[str, Tensor]:
 def apply(model: Any, anatomy: Anatomy, cut: CheckedCut) -> Any:
     """A new, smaller model; the dense one is left as it was."""
     shape = anatomy.complete(cut.shape)
-    left = _sliced(anatomy, cut, written(dense_state(model), cut))
+    left = sliced(anatomy, cut, written(dense_state(model), cut))
     if "hidden" in cut.keep:
         _narrow(anatomy, left, shape["hidden"])
     numbers = survivors(anatomy, shape)
@@ -91,7 +91,7 @@ def apply(model: Any, anatomy: Anatomy, cut: CheckedCut) -> Any:
     return smaller
 
 
-def _sliced(anatomy: Anatomy, cut: CheckedCut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def sliced(anatomy: Anatomy, cut: CheckedCut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the cut leaves of these tensors; those of empty sites are gone."""
     indices: dict[tuple[str, int], Tensor] = {}
     left = {}
@@ -112,7 +112,7 @@ def _sliced(anatomy: Anatomy, cut: CheckedCut, tensors: Mapping[str, Tensor]) ->
 
 def masked_elements(anatomy: Anatomy, cut: CheckedCut) -> int:
     """Prunable elements that stay in the file and are zero by decision."""
-    left = _sliced(anatomy, cut, {name: mask for name, mask in cut.masks.items() if name not in anatomy.head})
+    left = sliced(anatomy, cut, {name: mask for name, mask in cut.masks.items() if name not in anatomy.head})
     return sum(int((~mask).sum()) for mask in left.values())
 
 

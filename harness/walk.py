@@ -70,7 +70,7 @@ def forward(model: Any, batches: Iterable[Tensor]) -> Iterator[Layer]:
         layer = Layer(index, module, hidden, [extra[index] for extra in extras])
         yield layer
         hidden = layer.outputs if layer.outputs is not None else layer.run()
-        _finite(hidden, f"layer {index} gives values that are not finite")
+        finite(hidden, f"layer {index} gives values that are not finite")
 
 
 def backward(model: Any, batches: Iterable[Tensor], squares: bool = False) -> Iterator[Gradients]:
@@ -101,7 +101,7 @@ def backward(model: Any, batches: Iterable[Tensor], squares: bool = False) -> It
                 mean[name] += gradient.float() / len(batches)
                 if squares:
                     second[name] += gradient.float().pow(2) / len(batches)
-        _finite(mean.values(), f"the gradients of layer {layer.index} are not finite")
+        finite(mean.values(), f"the gradients of layer {layer.index} are not finite")
         layer.inputs = []
         yield Gradients(layer.index, mean, second)
 
@@ -134,7 +134,7 @@ def entries(model: Any, batches: Iterable[Tensor]) -> tuple[list[Tensor], list[l
             except _Enough:
                 pass
             found.append(known[tuple(batch.shape)])
-    _finite(hidden, "the embeddings are not finite")
+    finite(hidden, "the embeddings are not finite")
     return hidden, found
 
 
@@ -193,7 +193,7 @@ def _head_gradient(model: Any, x: Tensor, ids: Tensor) -> Tensor:
         return torch.autograd.grad(loss, x)[0]
 
 
-def _finite(tensors: Iterable[Tensor], cause: str) -> None:
+def finite(tensors: Iterable[Tensor], cause: str) -> None:
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise HarnessError(
             f"{cause} on the calibration text",

@@ -6,15 +6,13 @@ import copy
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import harness
-from harness import Cut, HarnessError, Unsupported, seeds
-from harness.api import Context
+from harness import Cut, HarnessError, Unsupported
 from harness.conformance import models
 from harness.errors import UsageError
 from harness.recovery import lora
@@ -51,14 +49,8 @@ class Case:
 
     def recovered(self, recovery):
         model = copy.deepcopy(self.pruned)
-        context = Context(
-            anatomy=self.anatomy,
-            tokenizer=None,
-            work_dir=Path("unused"),
-            seed=lambda *axis: seeds.seed(0, *axis),
-            calibration=easy if isinstance(recovery, Lora) else models.tokens,
-            cut=self.cut,
-        )
+        calibration = easy if isinstance(recovery, Lora) else models.tokens
+        context = models.context(self.anatomy, calibration=calibration, cut=self.cut)
         recovery.recover(model, copy.deepcopy(self.dense), context)
         return model
 

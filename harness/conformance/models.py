@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from harness import seeds
 from harness.anatomy import Anatomy, anatomy_of
 from harness.anatomy.llama import FAMILIES
+from harness.api import Context
 
 BASE = {
     "vocab_size": 258,
@@ -65,3 +68,15 @@ def tokens(count: int, length: int, seed: int = 0) -> Any:
 
     made = torch.Generator().manual_seed(seed)
     return torch.randint(2, BASE["vocab_size"], (count, length), generator=made)
+
+
+def context(anatomy: Anatomy, **more: Any) -> Context:
+    """What a run would lend a method for such a model; `more` says what else, or what instead."""
+    words = {
+        "tokenizer": None,
+        "work_dir": Path("unused"),
+        "seed": lambda *axis: seeds.seed(0, *axis),
+        "calibration": tokens,
+        **more,
+    }
+    return Context(anatomy=anatomy, **words)

@@ -88,14 +88,7 @@ class PrunerBench:
                 raise Fault("it asks for calibration text, but its spec does not say so: needs=('calibration',)")
             return models.tokens(count, min(length, 128), seeds.seed(0, "calibration"))
 
-        context = Context(
-            anatomy=anatomy,
-            tokenizer=None,
-            work_dir=self.work / "work",
-            seed=lambda *axis: seeds.seed(0, *axis),
-            calibration=calibration,
-            workloads=[WORKLOAD],
-        )
+        context = models.context(anatomy, work_dir=self.work / "work", calibration=calibration, workloads=[WORKLOAD])
         if {"latency"} & {*self.spec.needs, *self.spec.budgets}:
             context.latency = self.latency(anatomy)
         return context

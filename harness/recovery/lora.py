@@ -125,10 +125,10 @@ def validation_loss(model: Any, windows: Tensor) -> float:
 
 def remaining_masks(anatomy: Anatomy, cut: CheckedCut) -> dict[str, Tensor]:
     """The cut's masks as the pruned model's tensors are shaped and named."""
-    from harness.surgery import _sliced
+    from harness.surgery import sliced
 
     numbers = survivors(anatomy, cut.shape)
-    return {rename(name, numbers): mask for name, mask in _sliced(anatomy, cut, cut.masks).items()}
+    return {rename(name, numbers): mask for name, mask in sliced(anatomy, cut, cut.masks).items()}
 
 
 def keep_zeros(adapters: Adapters, masks: Mapping[str, Tensor]) -> None:

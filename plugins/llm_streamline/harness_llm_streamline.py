@@ -204,6 +204,8 @@ def boundaries(model: Any, window: Tensor) -> Tensor:
     """What enters every layer and what leaves the last, before the final norm."""
     import torch
 
+    from harness.walk import finite
+
     layers = model.model.layers
     seen: list[Tensor] = []
     hooks = [layer.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for layer in layers]
@@ -215,12 +217,7 @@ def boundaries(model: Any, window: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     for at, state in enumerate(seen):
-        if not state.isfinite().all():
-            raise HarnessError(
-                (f"layer {at - 1} gives" if at else "the embeddings give")
-                + " values that are not finite on the calibration text",
-                "load the model in fp32 (--dtype fp32); if it stays, its weights are bad",
-            )
+        finite([state], f"layer {at - 1} gives values that are not finite" if at else "the embeddings are not finite")
     return torch.cat(seen)
 
 

@@ -10,22 +10,12 @@ from harness_compresso import PROMPT, choose, gates
 from harness_compresso.method import Compresso, adapted
 from harness_compresso.text import training_text
 
-from harness import Budget, Context, Cut, Unsupported, accounting, seeds, surgery, to_remove, training
+from harness import Budget, Cut, Unsupported, accounting, surgery, to_remove, training
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance, models
 from harness.models.cards import card
 
 QUICK = {"samples": 2, "length": 12, "prune_epochs": 2, "ramp_epochs": 1}
-
-
-def context(anatomy, tokenizer=None):
-    return Context(
-        anatomy=anatomy,
-        tokenizer=tokenizer,
-        work_dir=None,
-        seed=lambda *axis: seeds.seed(0, *axis),
-        calibration=lambda count, length: models.tokens(count, length, 5),
-    )
 
 
 def sigmoid(x: float) -> float:
@@ -289,7 +279,7 @@ def test_the_tally_counts_as_the_harness_does(name):
 
 def test_nothing_is_trained_for_ratio_zero_nor_beyond_reach():
     model, anatomy = models.tiny(models.PLAIN)
-    idle = Context(anatomy=anatomy, tokenizer=None, work_dir=None, seed=lambda *_: 0, calibration=None)
+    idle = models.context(anatomy, calibration=None)
     cut = Compresso().prune(model, Budget("ratio", 0.0), idle, None)
     assert not cut.keep
     assert not cut.rewrites
@@ -300,7 +290,7 @@ def test_nothing_is_trained_for_ratio_zero_nor_beyond_reach():
 def test_the_model_is_handed_back_as_it_was():
     model, anatomy = models.tiny(models.PLAIN)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    ctx, method = context(anatomy), Compresso(**QUICK)
+    ctx, method = models.context(anatomy), Compresso(**QUICK)
     cut = method.prune(model, Budget("ratio", 0.2), ctx, method.prepare(model, ctx))
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
@@ -321,7 +311,7 @@ def test_sparsity_is_learned_and_what_does_nothing_goes_first():
         for _ in range(31):
             chances = model(ids, use_cache=False).logits[:, -1].softmax(-1)
             ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
-    ctx = context(anatomy)
+    ctx = models.context(anatomy)
     ctx.calibration = lambda count, length: ids[:count, :length]
     method = Compresso(samples=16, length=32, batch=8, prune_epochs=50, ramp_epochs=25, lr=0.0, multiplier_lr=0.1)
     with adapted(model) as adapters:
@@ -343,8 +333,8 @@ class Words:
 @pytest.mark.parametrize("name", [models.PLAIN, "gemma"])
 def test_a_prompt_is_read_and_not_learned(name):
     model, anatomy = models.tiny(name)
-    ctx = context(anatomy, Words())
-    text, plain = training_text(ctx, 3, 10, "you are pruned"), models.tokens(3, 10, 5)
+    ctx = models.context(anatomy, tokenizer=Words())
+    text, plain = training_text(ctx, 3, 10, "you are pruned"), models.tokens(3, 10)
     said = torch.tensor([103, 103, 106]).expand(3, -1)
     bos = 1 if name == "gemma" else 0
     assert torch.equal(text.rows, torch.cat([plain[:, :bos], said, plain[:, bos:]], dim=1))
@@ -358,12 +348,12 @@ def test_a_prompt_is_read_and_not_learned(name):
 def test_a_prompt_needs_a_tokenizer():
     _, anatomy = models.tiny(models.PLAIN)
     with pytest.raises(Unsupported, match="tokenizer"):
-        training_text(context(anatomy), 2, 8, PROMPT)
+        training_text(models.context(anatomy), 2, 8, PROMPT)
 
 
 def test_accumulated_steps_are_fewer():
     method = Compresso(samples=6, batch=2, tune_epochs=4, tune_accumulation=3)
-    text = training_text(context(models.tiny(models.PLAIN)[1]), 6, 8, "")
+    text = training_text(models.context(models.tiny(models.PLAIN)[1]), 6, 8, "")
     assert (method.epoch(text), method.tune_steps(text)) == (3, 4)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from harness_llm_pruner import ELEMENTS, LlmPruner, own_shape
 
-from harness import Budget, Context, Unsupported, seeds
+from harness import Budget, Unsupported
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, tiny, tokens
+from harness.conformance.models import PLAIN, context, tiny, tokens
 from harness.models.cards import card
 
 MODELS = ("llama, one KV head per head, tied", PLAIN, "qwen2", "qwen3", "gemma")
@@ -36,21 +36,6 @@ def sharp(name: str) -> tuple[Any, Any]:
     model, anatomy = tiny(name)
     model.model.norm.weight.data *= 300
     return model, anatomy
-
-
-def context(anatomy: Any, tmp_path: Any, asked: list | None = None) -> Context:
-    def calibration(count: int, length: int) -> torch.Tensor:
-        if asked is not None:
-            asked.append((count, length))
-        return tokens(count, length)
-
-    return Context(
-        anatomy=anatomy,
-        tokenizer=None,
-        work_dir=tmp_path,
-        seed=lambda *axis: seeds.seed(0, *axis),
-        calibration=calibration,
-    )
 
 
 @cache
@@ -119,7 +104,7 @@ def reference(name: str, importance: str, fold: str) -> dict[str, torch.Tensor]:
 
 def scores(name: str, tmp_path: Any, **settings: Any) -> dict[str, torch.Tensor]:
     model, anatomy = sharp(name)
-    return LlmPruner(samples=SAMPLES, length=LENGTH, **settings).prepare(model, context(anatomy, tmp_path))
+    return LlmPruner(samples=SAMPLES, length=LENGTH, **settings).prepare(model, context(anatomy))
 
 
 @pytest.mark.parametrize("fold", FOLDS)
@@ -176,7 +161,7 @@ def test_heads_stand_with_their_own_group(fold, want):
 def test_the_least_of_the_open_layers_go(name, tmp_path):
     model, anatomy = sharp(name)
     pruner = LlmPruner(samples=SAMPLES, length=LENGTH, protect_first=1, protect_last=0.25)
-    ctx = context(anatomy, tmp_path)
+    ctx = context(anatomy)
     cut = pruner.prune(model, Budget("ratio", 0.2), ctx, pruner.prepare(model, ctx))
     want = reference(name, "param_first", "contiguous")
     assert {site.split(".")[1] for site in cut.keep} == {"1", "2"}
@@ -191,7 +176,7 @@ def test_the_least_of_the_open_layers_go(name, tmp_path):
 def test_global_ranks_all_units_by_score_per_parameter(tmp_path):
     model, anatomy = sharp(PLAIN)
     pruner = LlmPruner(allocation="global", samples=SAMPLES, length=LENGTH, protect_first=1)
-    ctx = context(anatomy, tmp_path)
+    ctx = context(anatomy)
     cut = pruner.prune(model, Budget("ratio", 0.2), ctx, pruner.prepare(model, ctx))
     cost = {"attention": 48 * 8 * (2 + 1 + 1 + 2), "mlp": 3 * 48}
     want = reference(PLAIN, "param_first", "contiguous")
@@ -213,7 +198,7 @@ def test_global_ranks_all_units_by_score_per_parameter(tmp_path):
 def test_samples_and_length_are_what_is_asked_for(tmp_path):
     model, anatomy = tiny(PLAIN)
     asked: list = []
-    LlmPruner().prepare(model, context(anatomy, tmp_path, asked))
+    LlmPruner().prepare(model, context(anatomy, calibration=lambda *window: asked.append(window) or tokens(*window)))
     assert asked == [(10, 64)]
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 from harness_llm_streamline import Streamline, bypassed, cached, chosen, likeness
 
-from harness import Budget, Cut, HarnessError, Unsupported, accounting, seeds, surgery, training
+from harness import Budget, Cut, HarnessError, Unsupported, accounting, surgery, training
 from harness.anatomy import anatomy_of
-from harness.api import Context
 from harness.conformance import Conformance, models
 from harness.models.cards import card
 
@@ -32,16 +31,6 @@ HALF = Budget.ratio(0.5)
 
 def small(**changed):
     return Streamline(**{"samples": 2, "length": 16, "train_samples": 10, "epochs": 3, "batch": 2, **changed})
-
-
-def context(anatomy, work_dir=None):
-    return Context(
-        anatomy=anatomy,
-        tokenizer=None,
-        work_dir=work_dir,
-        seed=lambda *axis: seeds.seed(0, *axis),
-        calibration=lambda count, length: models.tokens(count, length, 5),
-    )
 
 
 def raw(model, windows):
@@ -148,7 +137,7 @@ def test_network_none_deletes_the_whole_block():
     model, anatomy = models.tiny(models.PLAIN)
     cosine = torch.zeros(5, 5)
     cosine[2, 4] = 1
-    cut = small(network="none").prune(model, HALF, context(anatomy), {"cosine": cosine})
+    cut = small(network="none").prune(model, HALF, models.context(anatomy), {"cosine": cosine})
     assert set(cut.keep) == {f"layers.{i}.{kind}" for i in (2, 3) for kind in ("attention", "mlp")}
     assert not any(cut.keep.values())
     assert not cut.rewrites
@@ -159,7 +148,7 @@ def test_network_none_deletes_the_whole_block():
 
 def test_nothing_asked_nothing_trained():
     model, anatomy = models.tiny(models.PLAIN)
-    cut = small().prune(model, Budget.ratio(0), context(anatomy), FAVOURITE)
+    cut = small().prune(model, Budget.ratio(0), models.context(anatomy), FAVOURITE)
     assert not cut.keep
     assert not cut.rewrites
     dense, _ = models.tiny(models.PLAIN)
@@ -170,7 +159,7 @@ def test_nothing_asked_nothing_trained():
 @pytest.mark.parametrize("name", models.MODELS)
 def test_the_first_layer_of_the_block_is_rewritten_and_nothing_else(name, dtype):
     model, anatomy = models.tiny(name, dtype)
-    cut = small(epochs=1, lm_steps=1).prune(model, HALF, context(anatomy), FAVOURITE)
+    cut = small(epochs=1, lm_steps=1).prune(model, HALF, models.context(anatomy), FAVOURITE)
     assert set(cut.keep) == {f"layers.{i}.{kind}" for i in (2, 3) for kind in ("attention", "mlp")}
     assert set(cut.rewrites) == {tensor for tensor in anatomy.tensors if tensor.startswith("model.layers.1.")}
     dense = surgery.dense_state(models.tiny(name, dtype)[0])
@@ -187,13 +176,13 @@ def test_one_seed_one_result():
     told = []
     for _ in range(2):
         model, anatomy = models.tiny(models.PLAIN)
-        told.append(small().prune(model, HALF, context(anatomy), FAVOURITE).rewrites)
+        told.append(small().prune(model, HALF, models.context(anatomy), FAVOURITE).rewrites)
     assert all(torch.equal(told[0][name], told[1][name]) for name in told[0])
 
 
 def test_uneven_models_train_too():
     model, anatomy = uneven()
-    cut = small(lm_steps=1).prune(model, Budget.ratio(0.3), context(anatomy), FAVOURITE)
+    cut = small(lm_steps=1).prune(model, Budget.ratio(0.3), models.context(anatomy), FAVOURITE)
     smaller = surgery.apply(uneven()[0], anatomy, surgery.check(anatomy, cut))
     assert accounting.count(smaller)[0] == anatomy.params(surgery.check(anatomy, cut).shape)
 
@@ -210,8 +199,8 @@ def told(cut, stage):
 def test_the_layer_learns_what_the_block_does_as_the_smaller_model_shows():
     model, anatomy = models.tiny(models.PLAIN)
     method = small(train_samples=20, epochs=20, lr=2e-3)
-    cut = method.prune(model, HALF, context(anatomy), FAVOURITE)
-    held = models.tokens(20, 16, 5)[18:]
+    cut = method.prune(model, HALF, models.context(anatomy), FAVOURITE)
+    held = models.tokens(20, 16)[18:]
     dense = raw(models.tiny(models.PLAIN)[0], held)
     smaller = surgery.apply(models.tiny(models.PLAIN)[0], anatomy, surgery.check(anatomy, cut))
     untrained = torch.stack([states[2] - states[4] for states in dense]).square().mean()
@@ -222,8 +211,8 @@ def test_the_layer_learns_what_the_block_does_as_the_smaller_model_shows():
 
 def test_language_loss_goes_down_end_to_end_as_the_smaller_model_shows():
     model, anatomy = models.tiny(models.PLAIN)
-    ctx = context(anatomy)
-    ctx.calibration = lambda count, length: models.tokens(count, length, 5) % 4  # a text with something to learn
+    ctx = models.context(anatomy)
+    ctx.calibration = lambda count, length: models.tokens(count, length) % 4  # a text with something to learn
     cut = small(epochs=0, lm_steps=30, lr=2e-3).prune(model, HALF, ctx, FAVOURITE)
     assert "mse" not in cut.why
     held = ctx.calibration(10, 16)[9:]
@@ -297,7 +286,7 @@ def pulled(towards):
 def test_the_best_weights_are_kept_as_a_copy():
     _, anatomy = models.tiny(models.PLAIN)
     weight, loss, seen = pulled(towards=3.0)
-    before, after = small(lr=0.1, batch=2).fit("mse", [weight], loss, 100, 10, 2, context(anatomy))
+    before, after = small(lr=0.1, batch=2).fit("mse", [weight], loss, 100, 10, 2, models.context(anatomy))
     assert before == 9.0
     assert len(seen) == 11
     assert seen[-1] > min(seen)
@@ -307,7 +296,7 @@ def test_the_best_weights_are_kept_as_a_copy():
 def test_what_never_validates_better_ends_where_it_began():
     _, anatomy = models.tiny(models.PLAIN)
     weight, loss, _ = pulled(towards=-1.0)
-    assert small(lr=0.1).fit("mse", [weight], loss, 20, 10, 2, context(anatomy)) == (1.0, 1.0)
+    assert small(lr=0.1).fit("mse", [weight], loss, 20, 10, 2, models.context(anatomy)) == (1.0, 1.0)
     assert weight.item() == 0.0
 
 
@@ -324,7 +313,7 @@ def test_accumulated_passes_make_the_update_of_one_large_pass(monkeypatch):
         def loss(rows, weight=weight, data=data):
             return (weight - data[rows]).square().mean()
 
-        small(batch=batch, accumulation=accumulation).fit("mse", [weight], loss, 7, 5, 1, context(anatomy))
+        small(batch=batch, accumulation=accumulation).fit("mse", [weight], loss, 7, 5, 1, models.context(anatomy))
         ends.append(weight.detach())
     torch.testing.assert_close(ends[0], ends[1])
     assert ends[0].abs().min() > 0
@@ -339,7 +328,7 @@ def test_published_settings_reach_the_optimiser(monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda w, most: clipped.append(most) or clip(w, most))
     for stage in ("mse", "lm"):
         weight, loss, _ = pulled(towards=3.0)
-        Streamline().fit(stage, [weight], loss, 1, 10, 2, context(anatomy))
+        Streamline().fit(stage, [weight], loss, 1, 10, 2, models.context(anatomy))
     assert [m.defaults["betas"] for m in made] == [(0.9, 0.999), (0.9, 0.95)]
     assert {m.defaults["weight_decay"] for m in made} == {1e-3}
     assert {m.defaults["lr"] for m in made} == {2e-4}
@@ -349,14 +338,14 @@ def test_published_settings_reach_the_optimiser(monkeypatch):
 def test_too_few_windows_are_told():
     model, anatomy = models.tiny(models.PLAIN)
     with pytest.raises(HarnessError, match="leave none to train on"):
-        small(train_samples=1).prune(model, HALF, context(anatomy), FAVOURITE)
+        small(train_samples=1).prune(model, HALF, models.context(anatomy), FAVOURITE)
 
 
 def test_a_training_that_is_lost_is_told():
     _, anatomy = models.tiny(models.PLAIN)
     weight = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(HarnessError, match="lost its way at step 0"):
-        small().fit("mse", [weight], lambda rows: weight.sum() * math.nan, 3, 10, 2, context(anatomy))
+        small().fit("mse", [weight], lambda rows: weight.sum() * math.nan, 3, 10, 2, models.context(anatomy))
 
 
 class TestLayer(Conformance):

@@ -11,10 +11,10 @@ import torch
 from harness_loraprune import LoraPrune, Run, own_shape, prunable_layers, ramp, remembered, surrogate
 from torch.func import functional_call
 
-from harness import Budget, Context, HarnessError, Unsupported, seeds
+from harness import Budget, HarnessError, Unsupported
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, tiny, tokens
+from harness.conformance.models import PLAIN, context, tiny, tokens
 from harness.models.cards import card
 
 MODELS = ("llama, one KV head per head, tied", PLAIN, "qwen2", "qwen3", "gemma")
@@ -22,16 +22,6 @@ SCALING = 16 / 8
 ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 COLUMNS = ("o_proj", "down_proj")
 PROJECTIONS = (*ROWS, *COLUMNS)
-
-
-def context(anatomy: Any, tmp_path: Any, **more: Any) -> Context:
-    return Context(
-        anatomy=anatomy,
-        tokenizer=None,
-        work_dir=tmp_path,
-        seed=lambda *axis: seeds.seed(0, *axis),
-        **{"calibration": tokens, **more},
-    )
 
 
 def projections(model: Any) -> dict[str, torch.Tensor]:
@@ -193,7 +183,7 @@ def test_masks_follow_the_schedule_and_the_cut_is_exact(tmp_path, monkeypatch):
     model, anatomy = tiny(PLAIN)
     pruner = LoraPrune(samples=40, length=8, batch=2, micro=2, every=3, protect_first=0.3)
     told: list = []
-    ctx = context(anatomy, tmp_path, progress=lambda done, total: told.append((done, total)))
+    ctx = context(anatomy, progress=lambda done, total: told.append((done, total)))
     cut = pruner.prune(model, Budget("ratio", 0.25), ctx, None)
     promised = pruner.shape(anatomy, 0.25)
     assert told == [(step, 20) for step in range(1, 21)]
@@ -214,7 +204,7 @@ def test_masks_follow_the_schedule_and_the_cut_is_exact(tmp_path, monkeypatch):
 def test_the_shape_is_exact_wherever_the_masks_stopped(every, tmp_path):
     model, anatomy = tiny(PLAIN)
     pruner = LoraPrune(samples=20, length=8, batch=2, micro=2, every=every)
-    cut = pruner.prune(model, Budget("ratio", 0.3), context(anatomy, tmp_path), None)
+    cut = pruner.prune(model, Budget("ratio", 0.3), context(anatomy), None)
     assert {site: len(units) for site, units in cut.keep.items()} == pruner.shape(anatomy, 0.3)
 
 
@@ -226,7 +216,7 @@ def test_the_cut_rewrites_every_adapted_weight_merged(dtype, tmp_path, monkeypat
     model, anatomy = tiny("qwen2", dtype)
     weights = projections(model)
     pruner = LoraPrune(samples=8, length=8, batch=2, micro=2, every=1, lr=0.05)
-    cut = pruner.prune(model, Budget("ratio", 0.25), context(anatomy, tmp_path), None)
+    cut = pruner.prune(model, Budget("ratio", 0.25), context(anatomy), None)
     adapters = kept[0].adapters
     assert set(cut.rewrites) == set(weights)
     for name, value in cut.rewrites.items():
@@ -254,7 +244,7 @@ def test_training_goes_on_without_the_dead(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "step", spy)
     model, anatomy = tiny(PLAIN)
     pruner = LoraPrune(samples=20, length=8, batch=2, micro=2, every=2)
-    pruner.prune(model, Budget("ratio", 0.25), context(anatomy, tmp_path), None)
+    pruner.prune(model, Budget("ratio", 0.25), context(anatomy), None)
     assert len(entered) == 10
     assert entered[0][1].all()
     assert int(entered[-1][1].sum()) < 35
@@ -285,7 +275,7 @@ def test_training_sees_every_window_as_often_as_there_are_epochs(tmp_path, monke
     monkeypatch.setattr(training, "model_loss", lambda model, ids: (seen.append(ids), loss(model, ids))[1])
     model, anatomy = tiny(PLAIN)
     pruner = LoraPrune(samples=6, length=8, batch=4, micro=3, epochs=2)
-    pruner.prune(model, Budget("ratio", 0.25), context(anatomy, tmp_path), None)
+    pruner.prune(model, Budget("ratio", 0.25), context(anatomy), None)
     assert [len(part) for part in seen] == [3, 1] * 3
     rows = sorted(tuple(row.tolist()) for row in torch.cat(seen))
     assert rows == sorted(tuple(row.tolist()) for row in tokens(6, 8).repeat(2, 1))
@@ -293,7 +283,7 @@ def test_training_sees_every_window_as_often_as_there_are_epochs(tmp_path, monke
 
 def test_nothing_to_remove_trains_nothing(tmp_path):
     model, anatomy = tiny(PLAIN)
-    cut = LoraPrune().prune(model, Budget("ratio", 0.0), context(anatomy, tmp_path, calibration=None), None)
+    cut = LoraPrune().prune(model, Budget("ratio", 0.0), context(anatomy, calibration=None), None)
     assert not cut.keep
     assert not cut.rewrites
 
@@ -301,14 +291,14 @@ def test_nothing_to_remove_trains_nothing(tmp_path):
 def test_less_than_a_batch_is_refused(tmp_path):
     model, anatomy = tiny(PLAIN)
     with pytest.raises(Unsupported, match="3 windows make no batch of 4"):
-        LoraPrune(samples=3).prune(model, Budget("ratio", 0.2), context(anatomy, tmp_path), None)
+        LoraPrune(samples=3).prune(model, Budget("ratio", 0.2), context(anatomy), None)
 
 
 def test_a_loss_that_is_lost_stops_it(tmp_path):
     model, anatomy = tiny(PLAIN)
     pruner = LoraPrune(samples=40, length=8, lr=1e20)
     with pytest.raises(HarnessError, match="training lost its way at step"):
-        pruner.prune(model, Budget("ratio", 0.2), context(anatomy, tmp_path), None)
+        pruner.prune(model, Budget("ratio", 0.2), context(anatomy), None)
 
 
 def layers(count: int) -> Any:

@@ -9,9 +9,8 @@ import pytest
 import torch
 from harness_shortgpt import ShortGPT, cosines, influence, least_influence
 
-from harness import Budget, Cut, Unsupported, accounting, seeds, surgery
+from harness import Budget, Cut, Unsupported, accounting, surgery
 from harness.anatomy import anatomy_of
-from harness.api import Context
 from harness.conformance import Conformance, models
 from harness.models.cards import card
 
@@ -25,16 +24,6 @@ LLAMA31 = {
     "vocab_size": 128256,
     "tie_word_embeddings": False,
 }
-
-
-def context(anatomy, work_dir=None):
-    return Context(
-        anatomy=anatomy,
-        tokenizer=None,
-        work_dir=work_dir,
-        seed=lambda *axis: seeds.seed(0, *axis),
-        calibration=lambda count, length: models.tokens(count, length, 5),
-    )
 
 
 def uneven():
@@ -108,7 +97,7 @@ def test_layers_that_differ_count_what_they_hold(tmp_path):
     for ratio in (0.05, 0.1, 0.19, 0.2, 0.4, 0.5, 0.65):
         fewest = next(n for n in range(1, 4) if sum(size[i] for i in order[:n]) >= ratio * total)
         assert least_influence(anatomy, ratio, scores) == set(order[:fewest])
-    ctx = context(anatomy, tmp_path)
+    ctx = models.context(anatomy)
     state = ShortGPT(4, 16).prepare(model, ctx)
     cut = surgery.check(anatomy, ShortGPT().prune(model, Budget.ratio(0.3), ctx, state))
     assert accounting.count(surgery.apply(model, anatomy, cut))[0] == anatomy.params(cut.shape)
@@ -134,7 +123,7 @@ def test_one_layer_stays_and_the_refusal_names_it():
 def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio, layers, of_all):
     anatomy = anatomy_of(card(config).config if isinstance(config, str) else config)
     state = {"influence": torch.linspace(1, 0, 32)}
-    cut = surgery.check(anatomy, ShortGPT().prune(None, Budget.ratio(ratio), context(anatomy), state))
+    cut = surgery.check(anatomy, ShortGPT().prune(None, Budget.ratio(ratio), models.context(anatomy), state))
     gone = {anatomy.sites[site].layer for site, units in cut.keep.items() if not units}
     assert gone == set(range(32 - layers, 32))
     assert 100 * accounting.ratios(anatomy, cut.shape)[1] == pytest.approx(of_all, abs=0.005)
@@ -144,7 +133,7 @@ def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio
 def test_a_model_without_its_first_layer_generates_alike_with_and_without_a_cache(name):
     model, anatomy = models.tiny(name)
     state = {"influence": torch.tensor([0.1, 0.4, 0.2, 0.3])}
-    cut = surgery.check(anatomy, ShortGPT().prune(None, Budget.ratio(0.5), context(anatomy), state))
+    cut = surgery.check(anatomy, ShortGPT().prune(None, Budget.ratio(0.5), models.context(anatomy), state))
     smaller = surgery.apply(model, anatomy, cut)
     assert [layer.self_attn.layer_idx for layer in smaller.model.layers] == [0, 1]
     ids = models.tokens(1, 6)
@@ -158,7 +147,7 @@ def test_a_model_without_its_first_layer_generates_alike_with_and_without_a_cach
 def test_nothing_asked_nothing_cut():
     _, anatomy = models.tiny(models.PLAIN)
     state = {"influence": torch.tensor([0.1, 0.4, 0.2, 0.3])}
-    assert not ShortGPT().prune(None, Budget.ratio(0), context(anatomy), state).keep
+    assert not ShortGPT().prune(None, Budget.ratio(0), models.context(anatomy), state).keep
 
 
 class TestShortGPT(Conformance):

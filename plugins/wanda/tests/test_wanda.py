@@ -9,11 +9,11 @@ import pytest
 import torch
 from harness_wanda import PATTERNS, Wanda, WandaSp
 
-from harness import Budget, Context, Unsupported, seeds, uniform
+from harness import Budget, Unsupported, seeds, uniform
 from harness.allocate import to_remove
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, tiny, tokens
+from harness.conformance.models import PLAIN, context, tiny, tokens
 from harness.errors import HarnessError
 from harness.models.cards import card
 
@@ -28,7 +28,7 @@ def asked(method, model, anatomy, ratio, ids=None):
         served.append(tokens(count, length, seeds.seed(0, "calibration")) if ids is None else ids)
         return served[-1]
 
-    ctx = Context(anatomy, None, None, lambda *axis: seeds.seed(0, *axis), calibration)
+    ctx = context(anatomy, calibration=calibration)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     cut = method.prune(model, Budget("ratio", ratio), ctx, None)
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
@@ -190,12 +190,12 @@ def test_nothing_asked_reads_nothing():
 def test_what_cannot_be_is_refused_before_anything_is_read():
     model, anatomy = tiny(PLAIN)
     with pytest.raises(Unsupported, match=r"2:4 zeroes 0.5 of the weights, not 0.3"):
-        Wanda("2:4").prune(model, Budget("ratio", 0.3), Context(anatomy, None, None, None, None), None)
+        Wanda("2:4").prune(model, Budget("ratio", 0.3), context(anatomy), None)
     with pytest.raises(Unsupported, match=r"norms and biases stay, at most 0.9936 can"):
-        Wanda().prune(model, Budget("ratio", 0.9999), Context(anatomy, None, None, None, None), None)
+        Wanda().prune(model, Budget("ratio", 0.9999), context(anatomy), None)
     odd = anatomy_of({**anatomy.config, "intermediate_size": 42})
     with pytest.raises(Unsupported, match=r"layers.0.mlp.down_proj.weight have 42 weights, not a multiple of 4"):
-        Wanda("2:4").prune(model, Budget("ratio", 0.5), Context(odd, None, None, None, None), None)
+        Wanda("2:4").prune(model, Budget("ratio", 0.5), context(odd), None)
 
 
 def test_a_walk_that_fails_leaves_the_weights():
