@@ -73,7 +73,9 @@ Found = tuple[dict[str, Any], Callable[[], list[str]]]
 def local(name: str, role: str = EVALUATE) -> Found | None:
     """A text set on this machine: its identity and a way to read its rows."""
     if name not in SOURCES:
-        raise UsageError(f"no text source {name!r}", f"known: {', '.join(SOURCES)}")
+        raise UsageError(
+            f"no text source {name!r}", f"known: {', '.join(SOURCES)}; HARNESS_DATA=DIR serves your own c4*.jsonl as c4"
+        )
     source = SOURCES[name]
     if (path := next(_files(source.files[role]), None)) is not None:
         return _identity(name, role, path.name, file_sha256(path)), lambda: list(_jsonl(path, source.field))
@@ -185,9 +187,12 @@ def calibration(
     tokens = tokenize(tokenizer, read(name, CALIBRATE).documents)
     windows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if len(windows) < count:
+        fewer = f"ask for at most {len(windows)} (--set samples={len(windows)}), for" if len(windows) else "ask for"
+        others = " or ".join(f"--calibration {other}" for other in SOURCES if other != name)
         raise UsageError(
-            f"the text {name} has {len(windows)} calibration windows of {length} tokens, not {count}",
-            "ask for fewer or shorter ones (--set samples=…, --set length=…), or for a larger text (--calibration c4)",
+            f"the text {name} has {len(windows)} calibration windows of {length} tokens ({len(tokens)} in all), "
+            f"not {count}",
+            f"{fewer} shorter ones (--set length=…), or for another text ({others})",
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     chosen = windows[order[:count]]

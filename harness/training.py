@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.walk import language_loss
+from harness.walk import forward, language_loss
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -57,9 +57,21 @@ def model_loss(model: Any, ids: Tensor) -> Tensor:
     return language_loss(model(ids, use_cache=False).logits, ids)
 
 
-def stop_if_lost(loss: float, step: int, advice: str = "a smaller learning rate, or --dtype fp32") -> None:
-    if not math.isfinite(loss):
-        raise HarnessError(f"training lost its way at step {step}: the loss is {loss}", f"try {advice}")
+def stop_if_lost(loss: float, step: int, model: Any = None, ids: Tensor | None = None) -> None:
+    """A loss that is not finite ends a training; with the model and its last batch the first bad layer is named."""
+    if math.isfinite(loss):
+        return
+    where = ""
+    if model is not None and ids is not None:
+        try:
+            for _ in forward(model, [ids]):
+                pass
+        except HarnessError as found:
+            where = f"; {found.cause}"
+    raise HarnessError(
+        f"training lost its way at step {step}: the loss is {loss}{where}",
+        "try a smaller learning rate, or --dtype fp32; if it is so from the first step on, the weights are bad",
+    )
 
 
 class Adapters:

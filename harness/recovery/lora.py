@@ -100,7 +100,7 @@ class Lora:
                 loss = training.model_loss(model, part) * len(part) / len(rows)
                 loss.backward()
                 total += loss.item()
-            training.stop_if_lost(total, step)
+            training.stop_if_lost(total, step, model, rows)
             torch.nn.utils.clip_grad_norm_(weights, LONGEST)
             optim.step()
             optim.zero_grad()

@@ -144,7 +144,7 @@ class Run:
             loss = training.model_loss(self.model, part) * len(part) / len(batch)
             loss.backward()
             total += float(loss.detach())
-        training.stop_if_lost(total, step)
+        training.stop_if_lost(total, step, self.model, batch)
         self.importance = remembered(self.importance, self.scores())
         training.at_rate(self.optimiser, self.settings.lr * (1 - (step - 1) / steps))
         self.optimiser.step()

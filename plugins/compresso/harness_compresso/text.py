@@ -26,7 +26,7 @@ class Text:
         rows = rows.to(model.device)
         logits = model(rows, use_cache=False, logits_to_keep=self.own).logits
         found = language_loss(logits, rows[:, -self.own :])
-        stop_if_lost(found.item(), step)
+        stop_if_lost(found.item(), step, model, rows)
         return found
 
 
