@@ -48,7 +48,7 @@ def harness_register_pruners():
                 "epochs": Param(6, "passes over them for the MSE stage", paper=1),
                 "batch": Param(4, "windows in one pass", paper=8),
                 "accumulation": Param(1, "passes in one update", paper=16),
-                "lr": Param(2e-4, "learning rate at its height"),
+                "lr": Param(1e-3, "learning rate at its height", paper=2e-4),
                 "lr_schedule": Param(
                     "intended",
                     "intended: cosine down to 5e-5; released: as the released code steps it, practically constant",
@@ -71,7 +71,7 @@ class Streamline:
     epochs: float = 6
     batch: int = 4
     accumulation: int = 1
-    lr: float = 2e-4
+    lr: float = 1e-3
     lr_schedule: str = "intended"
     lm_steps: int = 0
 

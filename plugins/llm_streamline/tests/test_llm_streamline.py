@@ -247,7 +247,7 @@ def test_bypassed_layers_come_back():
 
 
 def test_intended_rates_rise_for_one_percent_and_fall_by_half_a_cosine():
-    method = Streamline()
+    method = Streamline(lr=2e-4)
     assert method.rate("mse", 0, 1000) == pytest.approx(2e-5)
     assert method.rate("mse", 9, 1000) == pytest.approx(2e-4)
     assert method.rate("mse", 10, 1000) == pytest.approx(2e-4)
@@ -257,7 +257,7 @@ def test_intended_rates_rise_for_one_percent_and_fall_by_half_a_cosine():
 
 def test_released_rates_end_where_the_released_code_ends():
     """Steps once in 16 micro-batches, laid out for half of all micro-batches: an eighth of the way."""
-    method = Streamline(lr_schedule="released")
+    method = Streamline(lr=2e-4, lr_schedule="released")
     updates = 1000
     horizon = 16 * updates // 2
     warmup = horizon // 100
@@ -265,7 +265,7 @@ def test_released_rates_end_where_the_released_code_ends():
     assert method.rate("mse", 999, updates) == pytest.approx(5e-5 + 1.5e-4 * (1 + math.cos(math.pi * way)) / 2)
     assert method.rate("mse", 999, updates) == pytest.approx(1.95e-4, abs=5e-7)
     assert method.rate("lm", 999, updates) == pytest.approx(1.27e-4, rel=0.01)
-    assert Streamline().rate("lm", 999, updates) == pytest.approx(5e-5, rel=1e-4)
+    assert Streamline(lr=2e-4).rate("lm", 999, updates) == pytest.approx(5e-5, rel=1e-4)
 
 
 def pulled(towards):
@@ -328,7 +328,7 @@ def test_published_settings_reach_the_optimiser(monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda w, most: clipped.append(most) or clip(w, most))
     for stage in ("mse", "lm"):
         weight, loss, _ = pulled(towards=3.0)
-        Streamline().fit(stage, [weight], loss, 1, 10, 2, models.context(anatomy))
+        Streamline(lr=2e-4).fit(stage, [weight], loss, 1, 10, 2, models.context(anatomy))
     assert [m.defaults["betas"] for m in made] == [(0.9, 0.999), (0.9, 0.95)]
     assert {m.defaults["weight_decay"] for m in made} == {1e-3}
     assert {m.defaults["lr"] for m in made} == {2e-4}
