@@ -19,6 +19,7 @@ TRIAL = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); torch.nn.fu
 def prepare(dtype: str = "fp32") -> None:
     """Quiet threads and libraries; keep bf16 off instructions that a hypervisor announces but kills."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which has little to do here and waits by spinning
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # ours is the only bar
