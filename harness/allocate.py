@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from harness.anatomy import Anatomy, Site
 from harness.errors import Unsupported
@@ -177,3 +178,89 @@ def best(shape: Mapping[str, int], scores: Mapping[str, Sequence[float]]) -> dic
         order = np.argsort(-np.asarray(scores[site], dtype=np.float64), kind="stable")
         chosen[site] = sorted(order[:units].tolist())
     return chosen
+
+
+def knapsack(values: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float) -> list[int]:
+    """One level of every group, so that the values add up to the most there is and the costs do not exceed the budget.
+
+    Exact for any costs. The relaxation's price of a unit of cost bounds what the groups to come can still add; a
+    partial choice stays while no other is better at no more cost and that bound is above the best choice known.
+    """
+    import numpy as np
+
+    value = [np.asarray(row, dtype=np.float64) for row in values]
+    cost = [np.asarray(row, dtype=np.float64) for row in costs]
+    if sum(row.min() for row in cost) > budget:
+        raise Unsupported("even the cheapest level of every group exceeds the budget", "ask for a larger one")
+    price, known = _relaxed(value, cost, budget)
+    # of the groups from each on: the least they cost, the most they add at that price, the known choice's worth and cost
+    least = _to_come(row.min() for row in cost)
+    most = _to_come((row - price * spent).max() for row, spent in zip(value, cost, strict=True))
+    kept = _to_come(row[level] for row, level in zip(value, known, strict=True))
+    paid = _to_come(row[level] for row, level in zip(cost, known, strict=True))
+    record, choice = kept[0], list(known)
+    slack = 1e-12 * (1 + float(np.abs(np.concatenate(value)).sum()))
+    total, spent = np.zeros(1), np.zeros(1)
+    trail: list[tuple[np.ndarray, np.ndarray]] = []
+    for at, (row, price_of) in enumerate(zip(value, cost, strict=True), 1):
+        grown, spends = (total[:, None] + row).ravel(), (spent[:, None] + price_of).ravel()
+        bound = grown + most[at] + price * (budget - spends)
+        fits = np.flatnonzero((spends + least[at] <= budget) & (bound > record + slack))
+        order = fits[np.lexsort((-grown[fits], spends[fits]))]
+        best_yet = np.maximum.accumulate(np.append(-np.inf, grown[order]))
+        order = order[grown[order] > best_yet[:-1]]
+        if not len(order):
+            return choice
+        total, spent = grown[order], spends[order]
+        trail.append((order // len(row), order % len(row)))
+        finished = np.where(spent + paid[at] <= budget, total + kept[at], -np.inf)
+        if finished.max() > record:
+            record, state = finished.max(), int(finished.argmax())
+            choice = _traced(trail, state) + known[at:]
+    return choice
+
+
+def _to_come(parts: Iterable[float]) -> Any:
+    """The sums from each group to the last, and nothing behind that."""
+    import numpy as np
+
+    return np.append(np.cumsum(list(parts)[::-1])[::-1], 0.0)
+
+
+def _relaxed(value: list, cost: list, budget: float) -> tuple[float, list[int]]:
+    """The price of a unit of cost at which the best levels just fit, and those levels."""
+
+    def chosen(price: float) -> list[int]:
+        return [_first_best(row - price * spent, spent) for row, spent in zip(value, cost, strict=True)]
+
+    def total(levels: list[int]) -> float:
+        return math.fsum(row[level] for row, level in zip(cost, levels, strict=True))
+
+    if total(found := chosen(0.0)) <= budget:
+        return 0.0, found
+    low, high = 0.0, 1.0
+    while total(found := chosen(high)) > budget:
+        low, high = high, 2 * high
+    for _ in range(200):
+        middle = (low + high) / 2
+        levels = chosen(middle)
+        if total(levels) <= budget:
+            high, found = middle, levels
+        else:
+            low = middle
+    return high, found
+
+
+def _first_best(row: Any, spent: Any) -> int:
+    """The highest of a row, the cheapest of equal ones."""
+    import numpy as np
+
+    return int(np.lexsort((spent, -row))[0])
+
+
+def _traced(trail: list, state: int) -> list[int]:
+    levels = []
+    for parents, chosen in reversed(trail):
+        levels.append(int(chosen[state]))
+        state = int(parents[state])
+    return levels[::-1]

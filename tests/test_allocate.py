@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import best, plugins, ranked, uniform
 from harness.accounting import ratios
-from harness.allocate import to_remove
+from harness.allocate import knapsack, to_remove
 from harness.anatomy import anatomy_of
 from harness.errors import Unsupported
 
@@ -113,3 +116,43 @@ def test_a_narrower_stream_counts_its_blocks_only():
     assert ratios(anatomy, {"layers.0.mlp": 0})[0] == pytest.approx(
         (3 * 576 * 1536 + 576) / anatomy.params(prunable=True)
     )
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_the_knapsack_is_as_good_as_trying_all(data):
+    """Random groups, with equal costs and values among them."""
+    number = st.one_of(st.integers(0, 4).map(float), st.floats(0, 1, allow_subnormal=False))
+    groups = data.draw(st.lists(st.lists(st.tuples(number, number), min_size=1, max_size=5), min_size=1, max_size=5))
+    values, costs = [[v for v, _ in group] for group in groups], [[c for _, c in group] for group in groups]
+    budget = data.draw(st.floats(0, sum(map(max, costs)) + 0.1))
+    fitting = [
+        sum(row[level] for row, level in zip(values, levels, strict=True))
+        for levels in itertools.product(*(range(len(group)) for group in groups))
+        if sum(row[level] for row, level in zip(costs, levels, strict=True)) <= budget
+    ]
+    if not fitting:
+        with pytest.raises(Unsupported, match="cheapest level"):
+            knapsack(values, costs, budget)
+        return
+    found = knapsack(values, costs, budget)
+    assert sum(row[level] for row, level in zip(costs, found, strict=True)) <= budget + 1e-9
+    assert sum(row[level] for row, level in zip(values, found, strict=True)) == pytest.approx(max(fitting), abs=1e-9)
+
+
+def test_the_knapsack_solves_a_real_size():
+    """Sixty groups of up to 1537 levels with steps and a cost of being there at all; doing nothing scores nothing."""
+    rng = np.random.default_rng(0)
+    values, costs = [], []
+    for group in range(60):
+        x = np.arange(1537 if group % 2 else 4) / (1536 if group % 2 else 3)
+        values.append(rng.random() * x ** rng.uniform(0.3, 1.2) + 0.01 * rng.random(len(x)))
+        costs.append(np.ceil(x * 12) * 1e5 + 2e5 * (x > 0))
+    total = sum(row[-1] for row in costs)
+    before = 0.0
+    for share in (0.2, 0.5, 0.65, 0.8, 1.0):
+        found = knapsack(values, costs, share * total)
+        assert sum(row[level] for row, level in zip(costs, found, strict=True)) <= share * total
+        value = sum(row[level] for row, level in zip(values, found, strict=True))
+        assert value > before
+        before = value

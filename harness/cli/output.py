@@ -115,7 +115,7 @@ def estimate(plan: Plan) -> float:
     import numpy as np
 
     a = np.ones((384, 384), dtype=np.float32)
-    spent = []
+    spent: list[float] = []
     while len(spent) < 10 or sum(spent) < 0.05:
         start = time.process_time()
         a @ a
