@@ -193,7 +193,7 @@ def knapsack(values: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
     if sum(row.min() for row in cost) > budget:
         raise Unsupported("even the cheapest level of every group exceeds the budget", "ask for a larger one")
     price, known = _relaxed(value, cost, budget)
-    # of the groups from each on: the least they cost, the most they add at that price; what the known choice adds, costs
+    # of the groups from each on: least cost, most gain at that price; what the known choice gains and costs
     least = _to_come(row.min() for row in cost)
     most = _to_come((row - price * spent).max() for row, spent in zip(value, cost, strict=True))
     kept = _to_come(row[level] for row, level in zip(value, known, strict=True))
