@@ -190,7 +190,8 @@ def knapsack(values: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
 
     value = [np.asarray(row, dtype=np.float64) for row in values]
     cost = [np.asarray(row, dtype=np.float64) for row in costs]
-    if sum(row.min() for row in cost) > budget:
+    budget += 1e-12 * abs(budget)  # sums in another order differ by as much
+    if math.fsum(row.min() for row in cost) > budget:
         raise Unsupported("even the cheapest level of every group exceeds the budget", "ask for a larger one")
     price, known = _relaxed(value, cost, budget)
     # of the groups from each on: least cost, most gain at that price; what the known choice gains and costs
@@ -239,7 +240,7 @@ def _relaxed(value: list, cost: list, budget: float) -> tuple[float, list[int]]:
     if total(found := chosen(0.0)) <= budget:
         return 0.0, found
     low, high = 0.0, 1.0
-    while total(found := chosen(high)) > budget:
+    while total(found := chosen(high)) > budget and math.isfinite(2 * high):
         low, high = high, 2 * high
     for _ in range(200):
         middle = (low + high) / 2

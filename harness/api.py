@@ -34,12 +34,15 @@ Shape = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Param:
-    """One setting of a plug-in with its value under both presets."""
+    """One setting of a plug-in with its value under both presets, and what a user may ask of it."""
 
     quick: Any
     help: str
     paper: Any = None
     choices: tuple[Any, ...] = ()
+    least: float | None = None
+    above: float | None = None  # a bound that itself is refused
+    most: float | None = None
 
     def default(self, preset: str) -> Any:
         return self.paper if preset == "paper" and self.paper is not None else self.quick
@@ -88,7 +91,7 @@ class EvaluatorSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverySpec(Spec):
-    needs: tuple[str, ...] = ()  # calibration
+    needs: tuple[str, ...] = ()  # calibration; teacher (else the dense model is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +239,7 @@ class Context:
 
     latency   for methods that need it: `time(shape)` in nanoseconds, exactly; `smooth({site: units})`, a torch scalar
               with gradients; `dense`, `floor` and `share(shape)`. See `harness.latency.table.CostModel`.
+    trained   for methods that train: told how many tokens a step learned from, so that the record can say it
     cut       for recoveries: what was cut, in canonical form, as `harness.surgery.CheckedCut` has it
     """
 
@@ -245,6 +249,7 @@ class Context:
     seed: Callable[..., int]
     calibration: Callable[[int, int], torch.Tensor] | None
     progress: Callable[..., None] = lambda *_, **__: None
+    trained: Callable[[int], None] = lambda _: None
     workloads: Sequence[Workload] = ()
     limit: int | None = None
     folder: Path | None = None

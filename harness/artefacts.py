@@ -139,8 +139,9 @@ class Artefacts:
         from harness.decide import Decision
 
         plan, start = self.plan, time.monotonic()
-        with self.stage(f"recover: {plan.spec.recovery}") as progress, self.lent() as teacher:
-            ctx = Decision(self).context(progress)
+        asked = self.lent() if "teacher" in plan.recovery.spec.needs else nullcontext(None)
+        with self.stage(f"recover: {plan.spec.recovery}") as progress, asked as teacher:
+            ctx = Decision(self).context(progress, plan.recovery.parameters, f"--recovery {plan.recovery.spec.name}:")
             ctx.cut = cut
             plan.recovery.build().recover(smaller.to(plan.place), teacher, ctx)
         smaller.to("cpu")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,16 +80,23 @@ class Decision:
         folder, *_ = self.made.kept("state", self.plan.prepare_parts(), make)
         return states.read(folder)
 
-    def context(self, progress: Callable[..., None]) -> Any:
+    def context(
+        self, progress: Callable[..., None], settings: Mapping[str, Any] | None = None, option: str = "--set "
+    ) -> Any:
+        """What a method or a recovery is lent; `settings` are its own, `option` how a user gives them."""
         tokenizer, spec = self.made.tokenizer, self.plan.spec
-        ctx = self.made.context(progress, tokenizer=tokenizer)
+        ctx = self.made.context(progress, tokenizer=tokenizer, trained=self._learned)
+        named = partial(_settings_of, spec.parameters if settings is None else settings, option)
         needs_bos = FAMILIES[self.plan.anatomy.family].needs_bos
         first = self.plan.anatomy.config.get("bos_token_id") if needs_bos else None
         ctx.calibration = lambda count, length: data.calibration(
-            spec.calibration, tokenizer, count, length, ctx.seed("calibration"), first
+            spec.calibration, tokenizer, count, length, ctx.seed("calibration"), first, named
         )
         ctx.latency = self.made.cost_model if self.plan.sees_latency else None
         return ctx
+
+    def _learned(self, tokens: int) -> None:
+        self.made.cost.train_tokens += tokens
 
     # --- latency ---
 
@@ -153,3 +160,9 @@ class Decision:
         anatomy, workload = self.plan.anatomy, self.plan.workloads[0]
         dense = accounting.flops(anatomy, {}, workload)
         return lambda shape: accounting.flops(anatomy, shape, workload) / dense
+
+
+def _settings_of(settings: Mapping[str, Any], option: str, value: int) -> str:
+    """How a user would change a number that a method asked for: by the settings that hold it."""
+    names = [name for name, held in settings.items() if held == value and not isinstance(held, bool)]
+    return " or ".join(f"{option}{name}=…" for name in names)

@@ -64,7 +64,24 @@ def _typed(what: str, text: Any, param: Param) -> Any:
         raise UsageError(f"{what}={text} is not a {kind.__name__}", f"for example {param.quick}") from None
     if param.choices and value not in param.choices:
         raise UsageError(f"{what}={text} is not known", f"known: {', '.join(map(str, param.choices))}")
+    if bounds := _broken(value, param):
+        raise UsageError(f"{what}={text} is out of range", f"give {bounds}, for example {param.quick}")
     return value
+
+
+def _broken(value: Any, param: Param) -> str:
+    """The bounds that a value does not keep; nothing if it does."""
+    told = [
+        (param.least is None or value >= param.least, f"at least {param.least}"),
+        (param.above is None or value > param.above, f"more than {param.above}"),
+        (param.most is None or value <= param.most, f"at most {param.most}"),
+    ]
+    bounds = [
+        words
+        for (_, words), given in zip(told, (param.least, param.above, param.most), strict=True)
+        if given is not None
+    ]
+    return " and ".join(bounds) if not all(kept for kept, _ in told) else ""
 
 
 def evaluations(wanted: Sequence[str], preset: str, fetch: bool = True) -> list[Evaluation]:

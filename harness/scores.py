@@ -31,8 +31,12 @@ def grouped(anatomy: Anatomy, elements: Mapping[str, Tensor], layer: int | None 
 
 def magnitude(anatomy: Anatomy, state: Mapping[str, Tensor], p: int = 2) -> dict[str, Tensor]:
     """Sum of |w|^p over the weights of the coupled group."""
-    wanted = {m.tensor for site in anatomy.blocks() for m in site.members if m.tensor.endswith(".weight")}
-    return grouped(anatomy, {name: state[name].detach().float().abs().pow(p) for name in wanted})
+    found = {}
+    for site in anatomy.blocks():
+        elements = ((m, state[m.tensor].detach()) for m in site.members if m.tensor.endswith(".weight"))
+        parts = [per_unit(weight.float().abs().pow(p), m) for m, weight in elements]
+        found[site.name] = torch.stack(parts).sum(dim=0).cpu()
+    return found
 
 
 def output_member(site: Site) -> Member:

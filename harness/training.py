@@ -87,7 +87,6 @@ class Adapters:
         alpha: float,
         dropout: float = 0.0,
         targets: Sequence[str] = PROJECTIONS,
-        layers: Sequence[int] | None = None,
     ) -> None:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
@@ -99,7 +98,6 @@ class Adapters:
             lora_alpha=alpha,  # type: ignore[arg-type]
             lora_dropout=dropout,
             target_modules=list(targets),
-            layers_to_transform=None if layers is None else list(layers),
         )
         inject_adapter_in_model(config, model)
         self.linears: dict[str, Any] = {
@@ -134,3 +132,4 @@ class Adapters:
             parent, _, child = name.removesuffix(".weight").rpartition(".")
             setattr(self.model.get_submodule(parent), child, base)
         self.linears = {}
+        vars(self.model).pop("peft_config", None)  # or peft warns when it comes to this model again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -138,6 +139,15 @@ def test_the_knapsack_is_as_good_as_trying_all(data):
     found = knapsack(values, costs, budget)
     assert sum(row[level] for row, level in zip(costs, found, strict=True)) <= budget + 1e-9
     assert sum(row[level] for row, level in zip(values, found, strict=True)) == pytest.approx(max(fitting), abs=1e-9)
+
+
+def test_the_knapsack_takes_the_cheapest_where_nothing_else_fits():
+    """A budget that is the cheapest levels' sum, added up in one order or the other."""
+    for costs in ([0.1] * 10, [0.1, 0.7, 0.2, 1e-3, 3.3]):
+        for budget in (sum(costs), math.fsum(costs), sum(reversed(costs))):
+            found = knapsack([[1.0, 9.0]] * len(costs), [[cost, 2 * cost] for cost in costs], budget)
+            assert found == [0] * len(costs)
+    assert knapsack([[0.0, 5.0]], [[0.0, 0.0]], 0.0) == [1]
 
 
 def test_the_knapsack_solves_a_real_size():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.anatomy import Anatomy, Site
 from harness.anatomy.llama import survivors
 from harness.api import Context, Shape
-from harness.errors import HarnessError, Unsupported, UsageError
+from harness.errors import HarnessError, Unsupported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,6 @@ class LeastSquares:
     samples: int = 32
     length: int = 256
     ridge: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.ridge >= 0:
-            raise UsageError(f"ridge={self.ridge:g} would reward large changes", "give 0 or more: ridge=0.1")
 
     def recover(self, model: Any, teacher: Any, ctx: Context) -> None:
         import torch
@@ -147,8 +143,10 @@ def adjust(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float, name: str)
             "load the model in fp32 (--dtype fp32); if it stays, its weights are bad",
         )
     mean = gram.diagonal().mean()
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor, failed = torch.linalg.cholesky_ex(gram + ridge * mean * eye)
+    damped = gram.clone()
+    damped.diagonal().add_(ridge * mean)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    del damped
     # what float32 sums cannot tell from nothing is nothing
     if failed or factor.diagonal().min() ** 2 <= torch.finfo(torch.float32).eps * mean:
         raise HarnessError(

@@ -41,15 +41,6 @@ class Lora:
     warmup: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("rank", "batch", "epochs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} trains nothing", f"give 1 or more: {name}=1")
-        if self.samples < 2:
-            raise UsageError(f"samples={self.samples} leaves none to learn from", "one is kept to validate: samples=64")
-        if not self.lr > 0:
-            raise UsageError(f"lr={self.lr:g} is no learning rate", "give more than 0: lr=1e-4")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout={self.dropout:g} is not a share", "give from 0 up to but not including 1")
         if self.warmup >= self.steps:
             raise UsageError(
                 f"all {self.steps} steps would be warm-up ({self.warmup})", "give fewer (warmup=…), or more samples"
@@ -101,6 +92,7 @@ class Lora:
                 loss.backward()
                 total += loss.item()
             training.stop_if_lost(total, step, model, rows)
+            ctx.trained(rows.numel())
             torch.nn.utils.clip_grad_norm_(weights, LONGEST)
             optim.step()
             optim.zero_grad()

@@ -50,10 +50,14 @@ def harness_register_pruners():
                 "allocation": Param(
                     "uniform", "the same share in every open layer, or all ranked", choices=("uniform", "global")
                 ),
-                "samples": Param(10, "windows, each a backward pass of its own; the paper's are BookCorpus"),
-                "length": Param(64, "tokens in each"),
-                "protect_first": Param(PROTECT_FIRST, "layers kept whole at the start: a share below 1, else a count"),
-                "protect_last": Param(PROTECT_LAST, "layers kept whole at the end: a share below 1, else a count"),
+                "samples": Param(10, "windows, each a backward pass of its own; the paper's are BookCorpus", least=1),
+                "length": Param(64, "tokens in each", least=2),
+                "protect_first": Param(
+                    PROTECT_FIRST, "layers kept whole at the start: a share below 1, else a count", least=0
+                ),
+                "protect_last": Param(
+                    PROTECT_LAST, "layers kept whole at the end: a share below 1, else a count", least=0
+                ),
             },
         )
     ]

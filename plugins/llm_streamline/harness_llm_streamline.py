@@ -39,22 +39,22 @@ def harness_register_pruners():
                 "network": Param(
                     "layer", "what takes the block's place: a layer, or none (no training)", choices=("layer", "none")
                 ),
-                "samples": Param(16, "windows that choose the block", paper=50),
-                "length": Param(256, "tokens in each window", paper=2048),
+                "samples": Param(16, "windows that choose the block", paper=50, least=1),
+                "length": Param(256, "tokens in each window", paper=2048, least=2),
                 "train_samples": Param(
-                    160, "windows for training; paper: the 0.06 B tokens of the released 4.7B", paper=30000
+                    160, "windows for training; paper: the 0.06 B tokens of the released 4.7B", paper=30000, least=2
                 ),
-                "held_out": Param(0.1, "share of them that only validates", paper=0.045),
-                "epochs": Param(6, "passes over them for the MSE stage", paper=1),
-                "batch": Param(4, "windows in one pass", paper=8),
-                "accumulation": Param(1, "passes in one update", paper=16),
-                "lr": Param(1e-3, "learning rate at its height", paper=2e-4),
+                "held_out": Param(0.1, "share of them that only validates", paper=0.045, above=0, most=0.9),
+                "epochs": Param(6, "passes over them for the MSE stage", paper=1, least=0),
+                "batch": Param(4, "windows in one pass", paper=8, least=1),
+                "accumulation": Param(1, "passes in one update", paper=16, least=1),
+                "lr": Param(1e-3, "learning rate at its height", paper=2e-4, above=0),
                 "lr_schedule": Param(
                     "intended",
                     "intended: cosine down to 5e-5; released: as the released code steps it, practically constant",
                     choices=tuple(STRETCH),
                 ),
-                "lm_steps": Param(0, "updates with the language loss, through the whole shortened model"),
+                "lm_steps": Param(0, "updates with the language loss, through the whole shortened model", least=0),
             },
             check_with={"samples": 2, "length": 32, "train_samples": 8, "epochs": 2},
         )
@@ -155,17 +155,20 @@ class Streamline:
             with torch.no_grad():
                 return sum(float(loss(part.tolist())) * len(part) for part in parts) / held
 
-        rows = torch.arange(windows - held)
-        batches = training.drawn(rows, self.batch, steps * self.accumulation, ctx.seed("batches", stage))
+        batches = training.drawn(
+            torch.arange(windows - held), self.batch, steps * self.accumulation, ctx.seed("batches", stage)
+        )
         optim = training.optimiser(weights, self.lr, DECAY, betas=BETAS[stage])
         before = best = validation()
         kept = [w.detach().clone() for w in weights]
         for step in range(steps):
             training.at_rate(optim, self.rate(stage, step, steps))
             for _ in range(self.accumulation):
+                rows = next(batches)
                 with torch.enable_grad():
-                    found = loss(next(batches).tolist())
+                    found = loss(rows.tolist())
                     (found / self.accumulation).backward()
+                ctx.trained(len(rows) * self.length)
                 training.stop_if_lost(float(found.detach()), step)
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
             optim.step()

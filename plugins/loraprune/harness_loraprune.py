@@ -32,21 +32,25 @@ def harness_register_pruners():
             needs=("calibration", "gradients", "training"),
             updates_weights=True,
             parameters={
-                "samples": Param(256, "windows of text that are trained on", paper=4096),
-                "length": Param(64, "tokens in each", paper=512),
-                "batch": Param(4, "windows in one optimiser step", paper=128),
-                "micro": Param(4, "of them at a time, which saves memory and changes nothing else", paper=2),
-                "epochs": Param(1, "times that every window is seen", paper=2),
-                "lr": Param(1e-3, "learning rate of the first step; it falls linearly to nothing", paper=1e-4),
-                "rank": Param(8, "of the adapters"),
-                "alpha": Param(16, "of the adapters: they count alpha / rank"),
-                "dropout": Param(0.05, "in front of the adapters"),
-                "every": Param(10, "optimiser steps between two updates of the masks"),
+                "samples": Param(256, "windows of text that are trained on", paper=4096, least=1),
+                "length": Param(64, "tokens in each", paper=512, least=2),
+                "batch": Param(4, "windows in one optimiser step", paper=128, least=1),
+                "micro": Param(4, "of them at a time, which saves memory and changes nothing else", paper=2, least=1),
+                "epochs": Param(1, "times that every window is seen", paper=2, least=1),
+                "lr": Param(1e-3, "learning rate of the first step; it falls linearly to nothing", paper=1e-4, above=0),
+                "rank": Param(8, "of the adapters", least=1),
+                "alpha": Param(16, "of the adapters: they count alpha / rank", above=0),
+                "dropout": Param(0.05, "in front of the adapters", least=0, most=0.9),
+                "every": Param(10, "optimiser steps between two updates of the masks", least=1),
                 "square": Param(
                     False, "importances squared, as the paper writes them; else absolute, as its code does"
                 ),
-                "protect_first": Param(PROTECT_FIRST, "layers kept whole at the start: a share below 1, else a count"),
-                "protect_last": Param(PROTECT_LAST, "layers kept whole at the end: a share below 1, else a count"),
+                "protect_first": Param(
+                    PROTECT_FIRST, "layers kept whole at the start: a share below 1, else a count", least=0
+                ),
+                "protect_last": Param(
+                    PROTECT_LAST, "layers kept whole at the end: a share below 1, else a count", least=0
+                ),
             },
             check_with={"samples": 8, "length": 16, "batch": 2, "micro": 1, "every": 2},
         )
@@ -90,6 +94,7 @@ class LoraPrune:
             with run.masked():
                 for step, batch in enumerate(training.drawn(windows, self.batch, steps, ctx.seed("order")), 1):
                     run.step(batch, step, steps)
+                    ctx.trained(batch.numel())
                     if step % self.every == 0:
                         run.update_masks(ramp(step, steps))
                     ctx.progress(step, steps)

@@ -126,8 +126,8 @@ def n_of_m(weights: dict[str, Any], fewest: int, of: int, goal: int) -> dict[str
         mask = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :fewest], False)
         masks[name] = mask.view(weight.shape).cpu()
     short = goal - sum(int((~mask).sum()) for mask in masks.values())
-    left = {name: weight.abs().cpu().masked_fill(~masks[name], torch.inf) for name, weight in weights.items()}
     if short > 0:
         for name, count in shares(weights, short).items():
-            masks[name].view(-1)[left[name].flatten().argsort(stable=True)[:count]] = False
+            left = weights[name].abs().cpu().masked_fill(~masks[name], torch.inf)
+            masks[name].view(-1)[left.flatten().argsort(stable=True)[:count]] = False
     return masks

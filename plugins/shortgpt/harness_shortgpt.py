@@ -24,9 +24,12 @@ def harness_register_pruners():
             needs=("calibration",),
             parameters={
                 "samples": Param(
-                    64, "calibration windows; paper: 12 for each of the 50 books that the authors read whole", paper=600
+                    64,
+                    "calibration windows; paper: 12 for each of the 50 books that the authors read whole",
+                    paper=600,
+                    least=1,
                 ),
-                "length": Param(256, "tokens in each, not overlapping"),
+                "length": Param(256, "tokens in each, not overlapping", least=2),
             },
             check_with={"samples": 8, "length": 64},
         )

@@ -29,8 +29,10 @@ def harness_register_pruners():
                 "pattern": Param(
                     "unstructured", "single weights per row, or N of M neighbours in a row", choices=tuple(PATTERNS)
                 ),
-                "samples": Param(32, "calibration sequences", paper=128),
-                "length": Param(256, "tokens in each; the source takes the longest the model allows", paper=2048),
+                "samples": Param(32, "calibration sequences", paper=128, least=1),
+                "length": Param(
+                    256, "tokens in each; the source takes the longest the model allows", paper=2048, least=2
+                ),
             },
             check_with={"samples": 4, "length": 32},
         ),
@@ -42,8 +44,8 @@ def harness_register_pruners():
             kinds=("structured",),
             needs=("calibration",),
             parameters={
-                "samples": Param(64, "calibration sequences", paper=128),
-                "length": Param(128, "tokens in each"),
+                "samples": Param(64, "calibration sequences", paper=128, least=1),
+                "length": Param(128, "tokens in each", least=2),
             },
             check_with={"samples": 4, "length": 32},
         ),
@@ -70,15 +72,17 @@ class Wanda:
                 f"{self.pattern} zeroes {fewest / of:g} of the weights, not {budget.value:g}",
                 f"give --ratio {fewest / of:g}",
             )
-        more = beyond(ctx.anatomy, budget.value, fewest, of)
+        goals = zeros(ctx.anatomy, budget.value, of)
         masks = {}
         for layer in walk.forward(model, ctx.calibration(self.samples, self.length).split(1)):
             pruned = {}
             for name, squares in walk.by_linear(layer.index, layer.squares()).items():
                 weight = model.get_parameter(name).detach()
-                stays = kept(weight.float().abs() * squares.sqrt(), fewest, of, more[name])
-                pruned[name], masks[name] = weight * stays, stays.cpu()
-            with replaced(model, pruned):  # the next layer learns from what this one will be
+                scores, columns = weight.float().abs() * squares.sqrt(), weight.shape[1]
+                group = (fewest, of) if fewest else (int(columns * budget.value), columns)
+                pattern, masks[name] = kept(scores, *group, goals[name])
+                pruned[name] = weight * pattern
+            with replaced(model, pruned):  # the next layer learns from what the source makes of this one
                 layer.outputs = layer.run()
             ctx.progress(layer.index + 1, len(model.model.layers))
         return Cut(masks=masks, why=f"least weight times input norm, {self.pattern} along rows")
@@ -109,8 +113,8 @@ class WandaSp:
         return Cut(keep=keep, why="least weight times input norm at the output projections, uniform allocation")
 
 
-def beyond(anatomy: Any, ratio: float, fewest: int, of: int) -> dict[str, int]:
-    """How many weights each matrix loses beyond its pattern: the same share of each, adding up to the budget."""
+def zeros(anatomy: Any, ratio: float, of: int) -> dict[str, int]:
+    """How many weights each matrix loses: the same share of each, adding up to the budget."""
     sizes = {}
     for member in (member for site in anatomy.blocks() for member in site.members):
         rows, *columns = anatomy.tensors[member.tensor]
@@ -130,30 +134,28 @@ def beyond(anatomy: Any, ratio: float, fewest: int, of: int) -> dict[str, int]:
             f"{ratio:g} of the prunable parameters cannot become zero: norms and biases stay, at most {most:g} can",
             f"give --ratio {most:g} or less",
         )
-    return spread(sizes, goal - sum(size * fewest // of for size in sizes.values()))
+    return spread(sizes, goal)
 
 
-def kept(scores: Any, fewest: int, of: int, more: int) -> Any:
-    """What stays of a matrix without the `fewest` lowest of every `of` in a row, and `more` of the lowest left.
+def kept(scores: Any, fewest: int, of: int, goal: int) -> tuple[Any, Any]:
+    """What stays of a matrix without the `fewest` lowest of every `of` in a row; and without `goal` in all.
 
-    Those are as many in every row; what does not divide comes from the rows whose next one scores least.
+    Those beyond are as many in every row; what does not divide comes from the rows whose next one scores least.
     """
     import torch
 
-    blocks = scores.reshape(-1, of)
-    stays = torch.ones_like(blocks, dtype=torch.bool)
-    if fewest:
-        stays.scatter_(1, blocks.argsort(dim=1, stable=True)[:, :fewest], False)
-    stays = stays.view(scores.shape)
-    left = scores.masked_fill(~stays, torch.inf)
-    each, rest = divmod(more, len(scores))
-    order = left.argsort(dim=1, stable=True)
-    stays.scatter_(1, order[:, :each], False)
+    rows, columns = scores.shape
+    order = scores.reshape(-1, of).argsort(dim=1, stable=True)
+    pattern = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :fewest], False).view(rows, columns)
+    left = scores.masked_fill(~pattern, torch.inf)
+    following = order[:, fewest:] if of == columns else left.argsort(dim=1, stable=True)
+    each, rest = divmod(goal - rows * columns // of * fewest, rows)
+    stays = pattern.scatter(1, following[:, :each], False)
     if rest:
-        following = left.gather(1, order[:, each : each + 1]).flatten()
-        rows = following.argsort(stable=True)[:rest]
-        stays[rows, order[rows, each]] = False
-    return stays
+        after = left.gather(1, following[:, each : each + 1]).flatten()
+        least = after.argsort(stable=True)[:rest]
+        stays[least, following[least, each]] = False
+    return pattern, stays.cpu()
 
 
 def without(model: Any, anatomy: Any, keep: Mapping[str, list[int]]) -> dict[str, Any]:

@@ -132,4 +132,3 @@ def adapted(model: Any) -> Iterator[training.Adapters]:
         for weight in adapters.parameters():
             weight.data.zero_()
         adapters.merge()
-        vars(model).pop("peft_config", None)  # or peft warns when it comes to this model again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,14 @@ class Text:
 
     rows: Tensor
     own: int
+    trained: Callable[[int], None] = lambda _: None
 
     def loss(self, model: Any, rows: Tensor, step: int) -> Tensor:
         rows = rows.to(model.device)
         logits = model(rows, use_cache=False, logits_to_keep=self.own).logits
         found = language_loss(logits, rows[:, -self.own :])
         stop_if_lost(found.item(), step, model, rows)
+        self.trained(self.own * len(rows))
         return found
 
 
@@ -34,9 +37,9 @@ def training_text(ctx: Context, samples: int, length: int, prompt: str) -> Text:
     assert ctx.calibration is not None
     windows = ctx.calibration(samples, length)
     if not prompt:
-        return Text(windows, windows.shape[1])
+        return Text(windows, windows.shape[1], ctx.trained)
     if ctx.tokenizer is None:
         raise Unsupported("a prompt needs the model's tokenizer, and there is none", "give --set prompt=")
     said = tokenize(ctx.tokenizer, [prompt]).expand(len(windows), -1)
     first = 1 if FAMILIES[ctx.anatomy.family].needs_bos else 0  # a window's first token is BOS and stays first
-    return Text(torch.cat([windows[:, :first], said, windows[:, first:]], dim=1), windows.shape[1])
+    return Text(torch.cat([windows[:, :first], said, windows[:, first:]], dim=1), windows.shape[1], ctx.trained)
