@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # The seven baselines beside random and dense on one small model, and the table of leaderboards/baselines.md.
 # Takes about an hour on two cores; what is done already is not done again.
-set -uo pipefail
+set -euo pipefail
 cd "$(dirname "$0")/.."
 export HARNESS_RUNS=${HARNESS_RUNS:-runs/baselines}
 
 for pruner in dense random magnitude wanda wanda-sp llm-pruner loraprune shortgpt llm-streamline compresso; do
     budget=(--ratio 0.2)
     [[ $pruner == dense ]] && budget=()
-    uv run --no-sync harness run --pruner "$pruner" --model smollm2-135m "${budget[@]}" --limit 50 || exit
+    uv run --no-sync harness run --pruner "$pruner" --model smollm2-135m "${budget[@]}" --limit 50
 done
 for recovery in least-squares lora; do
-    uv run --no-sync harness run --pruner wanda-sp --model smollm2-135m --ratio 0.2 --limit 50 --recovery "$recovery" || exit
+    uv run --no-sync harness run --pruner wanda-sp --model smollm2-135m --ratio 0.2 --limit 50 --recovery "$recovery"
 done
 mkdir -p leaderboards/results/baselines
 cp "$HARNESS_RUNS"/records/*.json leaderboards/results/baselines/

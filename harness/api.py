@@ -69,6 +69,7 @@ class PrunerSpec(Spec):
     families: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "gemma")
     needs: tuple[str, ...] = ()  # calibration, gradients, latency (fills ctx.latency), training (few runs per budget)
     updates_weights: bool = False
+    differs: tuple[str, ...] = ()  # where it leaves its paper, a line each; the card says more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ class EvaluatorSpec(Spec):
 @dataclass(frozen=True, kw_only=True)
 class RecoverySpec(Spec):
     needs: tuple[str, ...] = ()  # calibration; teacher (else the dense model is None)
+    masks: bool = True  # whether it leaves masked elements zero; if not, such cuts are refused while planning
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,9 @@ class Recovering:
         return plugins.registry().load("recovery", self.spec.name)(**self.parameters)
 
 
+SORTS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
 def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A plug-in's parameters under a preset, with what the user set, in the type of the default."""
     found = {name: param.default(preset) for name, param in known.items()}
@@ -61,7 +64,9 @@ def _typed(what: str, text: Any, param: Param) -> Any:
         else:
             value = text if isinstance(text, kind) else kind(text)
     except (ValueError, KeyError):
-        raise UsageError(f"{what}={text} is not a {kind.__name__}", f"for example {param.quick}") from None
+        raise UsageError(
+            f"{what}={text} is not {SORTS.get(kind, kind.__name__)}", f"for example {param.quick}"
+        ) from None
     if param.choices and value not in param.choices:
         raise UsageError(f"{what}={text} is not known", f"known: {', '.join(map(str, param.choices))}")
     if bounds := _broken(value, param):

@@ -122,6 +122,11 @@ def _obstacle(plan: Plan) -> HarnessError | None:
             f"{plan.pruner.name} zeroes elements in place: no shape changes, so no dense kernel gets faster",
             "give --ratio; the latency is measured and reported",
         )
+    if plan.pruner.budgets and not plan.recovery.spec.masks and not changes_shapes(plan):
+        return Unsupported(
+            f"{plan.recovery.spec.name} would fill what {plan.pruner.name} zeroes",
+            "give --recovery lora, which keeps it",
+        )
     if kind == "ratio" and plan.pruner.budgets and "ratio" not in plan.pruner.budgets:
         return Unsupported(f"{plan.pruner.name} prunes to a latency, not to a ratio", "give --latency 0.7x")
     for workload in plan.workloads:

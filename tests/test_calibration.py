@@ -64,3 +64,48 @@ def test_a_text_that_is_too_small_says_what_it_has(pruner, runs, tmp_path, monke
 def plenty(pruner: str) -> str:
     """The parameter that counts a method's calibration windows."""
     return next(name for name in SPECS["pruner"][pruner].parameters if "samples" in name)
+
+
+def test_the_cure_names_the_setting_that_asked(runs):
+    """A method's own name for its windows; a recovery's settings are given with the recovery."""
+    told = []
+    for pruner, more in (
+        ("llm-streamline", {"settings": {"train_samples": 99_999}}),
+        ("random", {"recovery": "lora:samples=99999"}),
+    ):
+        with pytest.raises(UsageError) as caught:
+            harness.run(pruner, model="tiny", **more, **QUICK)
+        told.append(caught.value.remedy)
+    assert "(--set train_samples=…)" in told[0]
+    assert "(--recovery lora:samples=…)" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("pruner", "more", "tokens"),
+    [
+        ("random", {}, 0),
+        ("random", {"recovery": "lora:samples=9:length=8:batch=2:warmup=0"}, 4 * 2 * 8),
+        ("loraprune", {"settings": {"samples": 8, "length": 16, "batch": 2, "micro": 1}}, 8 * 16),
+        ("llm-streamline", {"settings": {"samples": 2, "length": 16, "train_samples": 10, "epochs": 3, "batch": 3}}, 9),
+        ("compresso", {"settings": {"samples": 3, "length": 8, "prune_epochs": 2, "ramp_epochs": 1}}, 4),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_record_says_how_much_was_learned_from(pruner, more, tokens, runs):
+    """Streamline: 9 of 10 windows train, three a step, three epochs; Compresso: one epoch of LoRA, two of masks, one of
+    tuning."""
+    unit = {"llm-streamline": 3 * 16, "compresso": 3 * 8}.get(pruner, 1)
+    first = harness.run(pruner, model="tiny", **more, **QUICK)
+    assert first.status == "ok", first.reason
+    assert first.cost.train_tokens == tokens * unit
+    (runs / "records" / f"{first.id}.json").unlink()
+    assert harness.run(pruner, model="tiny", **more, **QUICK).cost.train_tokens == tokens * unit
+
+
+@pytest.mark.parametrize("pruner", [name for name in LEARNING if "protect_first" in SPECS["pruner"][name].parameters])
+def test_protected_layers_make_a_ratio_unsupported(pruner, runs):
+    record = harness.run(
+        pruner, model="tiny", settings={"protect_first": 2, "protect_last": 1}, **{**QUICK, "ratio": 0.5}
+    )
+    assert record.status == "unsupported"
+    assert "while layers 0-1, 3 are protected: at most 0.25 can" in record.reason

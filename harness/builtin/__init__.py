@@ -87,6 +87,7 @@ def harness_register_recoveries():
             target="harness.recovery.least_squares:LeastSquares",
             summary="solves for the last linear of each cut sub-layer, towards the dense model's hidden states",
             needs=("calibration", "teacher"),
+            masks=False,
             parameters={
                 "samples": Param(32, "calibration windows", paper=128, least=1),
                 "length": Param(256, "tokens in each", paper=2048, least=2),

@@ -13,6 +13,8 @@ from harness import plugins
 from harness.conformance import kit
 from harness.errors import EnvironmentFault, UsageError
 
+BOUNDS = ("least", "above", "most")
+
 
 @click.command("info")
 @click.argument("name")
@@ -76,6 +78,7 @@ def describe(kind: str, spec: Any) -> dict[str, Any]:
                 "quick": param.default("quick"),
                 "paper": param.default("paper"),
                 "choices": list(param.choices),
+                **{bound: value for bound in BOUNDS if (value := getattr(param, bound)) is not None},
             }
             for name, param in spec.parameters.items()
         }
@@ -104,6 +107,7 @@ def show(words: dict[str, Any]) -> None:
     click.echo(f"({words.pop('kind')}) {words.pop('summary')}")
     parameters = words.pop("parameters", {})
     config = words.pop("config", {})
+    differs = words.pop("differs", ())
     if "needs" in words:
         words["needs"] = words["needs"] or "nothing"
     for name, value in words.items():
@@ -116,6 +120,10 @@ def show(words: dict[str, Any]) -> None:
         click.echo(f"  {name.replace('_', ' '):18} {f'{value:,}' if type(value) is int else value}")
     for name, value in config.items():
         click.echo(click.style(f"  config.{name:27} {value}", dim=True))
+    if differs:
+        click.echo("  differs from its paper (more in its card)")
+    for line in differs:
+        click.echo(f"    {line}")
     if parameters:
         click.echo("  parameters (--set name=value)")
     for name, param in parameters.items():

@@ -151,6 +151,10 @@ def print_plan(plan: Plan, as_json: bool) -> None:
             rows.append(
                 (f"FLOPs {workload}", f"{dense / 1e9:,.4g} G" + (f" -> {pruned / 1e9:,.4g} G" if pruned else ""))
             )
+    if spec.calibration:
+        rows.append(("calibration", spec.calibration))
+    if plan.recovery.spec.name != "none":
+        rows.append(("recovery", spec.recovery))
     rows += [
         ("device", f"{spec.device}, {spec.runtime}, {', '.join(spec.workloads)}"),
         ("evaluate", ", ".join(spec.evaluators) + (f", limit {spec.limit}" if spec.limit else ", all documents")),

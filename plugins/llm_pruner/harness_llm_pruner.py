@@ -36,6 +36,13 @@ def harness_register_pruners():
             summary="removes the coupled groups whose weights times gradients are smallest",
             paper="Ma et al. 2023, arXiv:2305.11627",
             needs=("calibration", "gradients"),
+            differs=(
+                "windows of --calibration instead of BookCorpus",
+                "heads folded onto KV groups as they lie; compat_fold=modulo is the release's",
+                "groups are summed, as the release does by default; its mean, max, prod and first are not offered",
+                "block-wise, one step; no channel-wise mode, no dropping of layers",
+                "first eighth and last sixteenth of the layers protected, whatever the depth",
+            ),
             parameters={
                 "importance": Param(
                     "param_first",

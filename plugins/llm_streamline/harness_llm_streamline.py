@@ -35,6 +35,12 @@ def harness_register_pruners():
             kinds=("depth",),
             needs=("calibration", "training"),
             updates_weights=True,
+            differs=(
+                "windows of --calibration instead of a mix of SlimPajama",
+                "the best weights are kept, where the release keeps the last",
+                "the layer network only; the block is compared before the final norm",
+                "paper trains with the MSE alone on as much text as the released 4.7B saw",
+            ),
             parameters={
                 "network": Param(
                     "layer", "what takes the block's place: a layer, or none (no training)", choices=("layer", "none")

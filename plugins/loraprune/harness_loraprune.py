@@ -31,6 +31,13 @@ def harness_register_pruners():
             paper="Zhang et al. 2024, arXiv:2305.18403",
             needs=("calibration", "gradients", "training"),
             updates_weights=True,
+            differs=(
+                "text from --calibration instead of LaMini-instruction, all tokens counted",
+                "paper takes 4096 windows, the release some 2.6 million examples",
+                "the last masks and the cut are exact, where the released schedule stops just short",
+                "units are KV groups, not pseudo-heads; only the LoRA score, not its grad and magnitude options",
+                "no validation, no choice of a best checkpoint",
+            ),
             parameters={
                 "samples": Param(256, "windows of text that are trained on", paper=4096, least=1),
                 "length": Param(64, "tokens in each", paper=512, least=2),

@@ -22,6 +22,10 @@ def harness_register_pruners():
             paper="Men et al. 2024, arXiv:2403.03853",
             kinds=("depth",),
             needs=("calibration",),
+            differs=(
+                "windows of --calibration instead of 50 books of PG19",
+                "the last layer's output is compared before the final norm",
+            ),
             parameters={
                 "samples": Param(
                     64,

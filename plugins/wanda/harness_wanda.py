@@ -25,6 +25,11 @@ def harness_register_pruners():
             paper="Sun et al. 2023, arXiv:2306.11695",
             kinds=("unstructured", "semi-structured"),
             needs=("calibration",),
+            differs=(
+                "text from --calibration, cut from joined documents, instead of C4 crops",
+                "norms count as prunable: a few zeros beyond the source's rule make up for them",
+                "4:8 and 1:4 (one of four goes) beside 2:4; no ratio per row (use_variant)",
+            ),
             parameters={
                 "pattern": Param(
                     "unstructured", "single weights per row, or N of M neighbours in a row", choices=tuple(PATTERNS)
@@ -43,6 +48,10 @@ def harness_register_pruners():
             paper="the structured form of Wanda in the repository of FLAP (An et al. 2023, arXiv:2312.11983)",
             kinds=("structured",),
             needs=("calibration",),
+            differs=(
+                "text from --calibration instead of C4 crops",
+                "a KV group goes with its query heads; groups round down, channels make up the difference",
+            ),
             parameters={
                 "samples": Param(64, "calibration sequences", paper=128, least=1),
                 "length": Param(128, "tokens in each", least=2),

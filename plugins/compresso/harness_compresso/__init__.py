@@ -22,6 +22,12 @@ def harness_register_pruners():
             kinds=("structured",),
             needs=("calibration", "gradients", "training"),
             updates_weights=True,
+            differs=(
+                "text from --calibration, loss on every token, instead of Alpaca-GPT4 responses",
+                "KV groups as units; survivors are whole; weights are removed, not zeroed",
+                "a last correction without chance meets the ratio to a channel",
+                "the prompt is not used when evaluating; quick trains without",
+            ),
             parameters={
                 "samples": Param(
                     40, "windows of calibration text; one pass over them is an epoch", paper=52000, least=1

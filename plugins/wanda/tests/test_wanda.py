@@ -320,7 +320,7 @@ def test_a_site_that_is_gone_adds_nothing_to_what_later_layers_see():
 
 @pytest.fixture(scope="module")
 def smollm2():
-    """SmolLM2 and four windows of real text."""
+    """SmolLM2 and sixteen windows of real text: with four of 64 tokens statistics are so few that single flips grow."""
     from harness.checkpoints import folders, read_config
     from harness.data import calibration
     from harness.models.loading import locate, on_this_machine
@@ -330,7 +330,7 @@ def smollm2():
         pytest.skip(f"SmolLM2 is {why}")
     folder, _ = locate(card("smollm2-135m"))
     try:
-        ids = calibration("passages", folders.tokenizer(folder), 4, 64, seed=0)
+        ids = calibration("passages", folders.tokenizer(folder), 16, 256, seed=0)
     except HarnessError as error:
         pytest.skip(error.cause)
     return folders.read(folder, "fp32"), anatomy_of(read_config(folder)), ids
@@ -382,7 +382,8 @@ def test_a_real_model_agrees_with_the_source(smollm2, pattern, monkeypatch):
     print(" ".join(f"{share:.4f}" for share in own))
     assert led.min() > 0.99999
     assert own[0] > 0.99999
-    assert own.mean() > (0.9999 if pattern == "2:4" else 0.995)
+    assert own.mean() > 0.9999
+    assert whole.mean() > 0.9995
 
 
 class TestUnstructured(Conformance):
