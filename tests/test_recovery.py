@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import subprocess
 import sys
 
@@ -276,6 +277,20 @@ def test_every_window_is_either_taught_or_held(monkeypatch):
     first = {tuple(row.tolist()) for row in easy(34, 8)} - {tuple(row.tolist()) for row in held[0]}
     assert set(rows[:32]) == set(rows[32:64]) == first
     assert len(held[0]) == 2
+
+
+def test_rates_rise_then_fall_by_half_a_cosine_and_gradients_are_shortened(monkeypatch):
+    from harness import training
+
+    rates, lengths = [], []
+    at_rate, clip = training.at_rate, torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(training, "at_rate", lambda optim, lr: rates.append(lr) or at_rate(optim, lr))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda w, most: lengths.append(most) or clip(w, most))
+    Case(UNITS).recovered(Lora(samples=34, length=8, batch=2, lr=1e-2, warmup=4))
+    rising = [1e-2 * step / 4 for step in (1, 2, 3, 4)]
+    falling = [1e-2 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
+    assert rates == pytest.approx(rising + falling)
+    assert lengths == [1.0] * 16
 
 
 def test_all_steps_cannot_be_warm_up():

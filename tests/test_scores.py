@@ -51,6 +51,22 @@ def test_taylor_is_weight_times_gradient():
     model.zero_grad()
 
 
+def test_taylor_of_second_order_is_squared_weight_times_mean_squared_gradient():
+    model, anatomy = tiny("qwen2")
+    found = scores.taylor(model, anatomy, BATCHES, second_order=True)
+    mlp, squares = model.model.layers[1].mlp, {}
+    linears = {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
+    for batch in BATCHES:
+        model.zero_grad()
+        model(input_ids=batch, labels=batch).loss.backward()
+        for name, linear in linears.items():
+            squares[name] = squares.get(name, 0) + linear.weight.grad.double() ** 2 / len(BATCHES)
+    model.zero_grad()
+    parts = {name: linear.weight.detach().double() ** 2 * squares[name] for name, linear in linears.items()}
+    want = parts["gate"].sum(1) + parts["up"].sum(1) + parts["down"].sum(0)
+    torch.testing.assert_close(found["layers.1.mlp"].double(), want, rtol=1e-3, atol=1e-9)
+
+
 def test_stream_sees_what_a_whole_forward_sees():
     for family in ALL:
         model, _ = tiny(family)
@@ -117,4 +133,15 @@ def test_activation_scores_every_unit():
     model, anatomy = tiny("gemma")
     found = scores.activation(model, anatomy, BATCHES)
     assert {name: len(score) for name, score in found.items()} == {s.name: s.units for s in anatomy.blocks()}
-    assert all(bool((score > 0).all()) for score in found.values())
+    entered = {}
+    linear = model.model.layers[1].self_attn.o_proj
+    hook = linear.register_forward_pre_hook(lambda _, args: entered.setdefault("all", []).append(args[0].double()))
+    with torch.no_grad():
+        for batch in BATCHES:
+            model(batch, use_cache=False)
+    hook.remove()
+    sequences = sum(len(x) for x in entered["all"])
+    loud = (sum(x.pow(2).sum(dim=(0, 1)) for x in entered["all"]) / sequences).sqrt()
+    columns = (linear.weight.detach().double().abs() * loud).mean(dim=0)
+    want = columns.view(anatomy.sites["layers.1.attention"].units, -1).sum(dim=1)
+    torch.testing.assert_close(found["layers.1.attention"].double(), want, rtol=1e-4, atol=1e-9)

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import pytest
 import torch
-from harness_magnitude import n_of_m, shares, smallest
+from harness_magnitude import Magnitude, n_of_m, shares, smallest
 
-from harness import Unsupported
+from harness import Budget, Unsupported
 from harness.conformance import Conformance
+from harness.conformance.models import PLAIN, context, tiny
 
 
 def weights():
@@ -36,10 +37,67 @@ def test_the_smallest_of_each_matrix_go():
         assert weight[~mask].max() <= weight[mask].min()
 
 
-def test_ties_are_settled_alike_each_time():
-    ties = {"a": torch.ones(4, 4)}
-    assert torch.equal(smallest(ties, 5)["a"], smallest(ties, 5)["a"])
-    assert int((~smallest(ties, 5)["a"]).sum()) == 5
+def test_ties_go_from_the_left():
+    assert smallest({"a": torch.ones(3, 4)}, 5)["a"].flatten().tolist() == [False] * 5 + [True] * 7
+
+
+def by_loops(model, name, score, p):
+    """What each unit is worth, worked out in float64 from where its weights lie."""
+    config, w = model.config, {n: t.detach().double() for n, t in model.named_parameters()}
+    size, shared = config.head_dim, config.num_attention_heads // config.num_key_value_heads
+    found = {}
+    for layer in range(config.num_hidden_layers):
+        at = {n.split(".")[-2]: t for n, t in w.items() if f"layers.{layer}." in n and n.endswith("_proj.weight")}
+        channels = range(config.intermediate_size)
+        groups = [
+            (range(g * size, (g + 1) * size), range(g * shared * size, (g + 1) * shared * size))
+            for g in range(config.num_key_value_heads)
+        ]
+        if score == "output":
+            found[f"layers.{layer}.mlp"] = [float(at["down_proj"][:, c].pow(2).sum().sqrt()) for c in channels]
+            found[f"layers.{layer}.attention"] = [
+                sum(float(at["o_proj"][:, c].pow(2).sum().sqrt()) for c in heads) for _, heads in groups
+            ]
+            continue
+        found[f"layers.{layer}.mlp"] = [
+            sum(float(t.abs().pow(p).sum()) for t in (at["gate_proj"][c], at["up_proj"][c], at["down_proj"][:, c]))
+            for c in channels
+        ]
+        found[f"layers.{layer}.attention"] = [
+            sum(float(at[n][list(own)].abs().pow(p).sum()) for n in ("k_proj", "v_proj"))
+            + float(at["q_proj"][list(heads)].abs().pow(p).sum())
+            + float(at["o_proj"][:, list(heads)].abs().pow(p).sum())
+            for own, heads in groups
+        ]
+    return found
+
+
+@pytest.mark.parametrize("name", [PLAIN, "llama, one KV head per head, tied", "qwen2"])
+@pytest.mark.parametrize(("score", "norm"), [("group", 1), ("group", 2), ("output", 2)])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_the_least_units_go(name, score, norm, allocation):
+    model, anatomy = tiny(name)
+    with torch.no_grad():  # layers of different loudness, or the ranking would be the uniform one
+        for at, layer in enumerate(model.model.layers):
+            for parameter in layer.parameters():
+                parameter *= 1 + 0.2 * at
+    method = Magnitude(score=score, norm=norm, allocation=allocation)
+    state = method.prepare(model, context(anatomy))
+    worth = by_loops(model, name, score, norm)
+    for site, scores in worth.items():
+        assert state[site].tolist() == pytest.approx(scores, rel=1e-5)
+    keep = method.prune(model, Budget("ratio", 0.4), context(anatomy), state).keep
+    gone = {site: set(range(len(scores))) - set(keep[site]) for site, scores in worth.items()}
+    assert any(gone.values())
+    if allocation == "uniform":
+        for site, scores in worth.items():
+            assert sorted(gone[site]) == sorted(sorted(range(len(scores)), key=scores.__getitem__)[: len(gone[site])])
+        return
+    dear = {site: [s / anatomy.unit_params(anatomy.sites[site]) for s in scores] for site, scores in worth.items()}
+    most = max(dear[site][unit] for site, units in gone.items() for unit in units)
+    stay = [dear[site][unit] for site, units in keep.items() for unit in units if len(units) > 1]
+    assert most <= min(stay)
+    assert len({len(units) for site, units in gone.items() if site.endswith("mlp")}) > 1
 
 
 def test_n_of_m_zeroes_the_smallest_of_each_block_and_tops_up():
