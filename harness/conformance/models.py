@@ -34,6 +34,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma": {"model_type": "gemma", "head_dim": 16, "num_key_value_heads": 2, "hidden_act": "gelu_pytorch_tanh"},
 }
 PLAIN = "llama, grouped"
+# A gated model whose shapes alone are asked for.
+LLAMA31_8B: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
 
 
 def family(name: str) -> str:

@@ -10,7 +10,7 @@ from harness_compresso import PROMPT, choose, gates
 from harness_compresso.method import Compresso, adapted
 from harness_compresso.text import training_text
 
-from harness import Budget, Cut, Unsupported, accounting, surgery, to_remove, training
+from harness import Budget, Cut, Unsupported, accounting, plugins, surgery, to_remove, training
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance, models
 from harness.models.cards import card
@@ -355,6 +355,23 @@ def test_accumulated_steps_are_fewer():
     method = Compresso(samples=6, batch=2, tune_epochs=4, tune_accumulation=3)
     text = training_text(models.context(models.tiny(models.PLAIN)[1]), 6, 8, "")
     assert (method.epoch(text), method.tune_steps(text)) == (3, 4)
+
+
+def test_paper_is_what_was_published():
+    """One epoch of LoRA, seven of masks with a ramp of four, windows of at most 1024 tokens."""
+    spec = plugins.registry().specs["pruner"]["compresso"]
+    published = {
+        "samples": 52_000,
+        "length": 1024,
+        "batch": 1,
+        "lora_epochs": 1,
+        "prune_epochs": 7,
+        "ramp_epochs": 4,
+        "lr": 5e-5,
+        "mask_lr": 0.1,
+        "multiplier_lr": 0.1,
+    }
+    assert {name: spec.parameters[name].default("paper") for name in published} == published
 
 
 class TestConforms(Conformance):

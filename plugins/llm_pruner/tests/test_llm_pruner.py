@@ -9,26 +9,15 @@ import pytest
 import torch
 from harness_llm_pruner import ELEMENTS, LlmPruner, own_shape
 
-from harness import Budget, Unsupported
+from harness import Budget, Unsupported, plugins
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, context, tiny, tokens
+from harness.conformance.models import LLAMA31_8B, PLAIN, context, tiny, tokens
 from harness.models.cards import card
 
 MODELS = ("llama, one KV head per head, tied", PLAIN, "qwen2", "qwen3", "gemma")
 FOLDS = ("contiguous", "modulo")
 SAMPLES, LENGTH = 3, 12
-
-LLAMA31_8B = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "tie_word_embeddings": False,
-}
 
 
 def sharp(name: str) -> tuple[Any, Any]:
@@ -237,6 +226,19 @@ def test_channels_are_cut_short_and_floored_to_whole_heads():
     """At 0.3 the code leaves 2867 of 4096 channels: 1229 go, nine heads of 128. Of 11008 it leaves 7705, not 7706."""
     shape = own_shape(anatomy_of(card("llama2-7b").config), 0.3)
     assert (shape["layers.4.attention"], shape["layers.4.mlp"]) == (32 - 9, 7705)
+
+
+def test_paper_is_what_was_published():
+    """The shipped script: ten windows of 64 tokens, first order, layers 4 to 29 of 32."""
+    spec = plugins.registry().specs["pruner"]["llm-pruner"]
+    published = {
+        "importance": "param_first",
+        "samples": 10,
+        "length": 64,
+        "protect_first": 4 / 32,
+        "protect_last": 2 / 32,
+    }
+    assert {name: spec.parameters[name].default("paper") for name in published} == published
 
 
 class TestUniform(Conformance):

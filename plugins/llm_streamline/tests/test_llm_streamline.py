@@ -9,21 +9,11 @@ import pytest
 import torch
 from harness_llm_streamline import Streamline, bypassed, cached, chosen, likeness
 
-from harness import Budget, Cut, HarnessError, Unsupported, accounting, surgery, training
+from harness import Budget, Cut, HarnessError, Unsupported, accounting, plugins, surgery, training
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance, models
 from harness.models.cards import card
 
-LLAMA31 = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-}
 # A block of three layers, 1 to 3, of which 2 and 3 go at ratio 0.5.
 FAVOURITE = {"cosine": torch.zeros(5, 5).index_put((torch.tensor(1), torch.tensor(4)), torch.tensor(1.0))}
 HALF = Budget.ratio(0.5)
@@ -119,9 +109,9 @@ def test_one_layer_stays_and_the_refusal_names_what_can_go():
     ("config", "ratio", "network", "layers", "of_all"),
     [
         ("llama2-7b", 0.25, "layer", 8, 24.0),
-        (LLAMA31, 0.25, "layer", 8, 21.7),
+        (models.LLAMA31_8B, 0.25, "layer", 8, 21.7),
         ("llama2-7b", 0.28, "none", 9, 27.03),
-        (LLAMA31, 0.21, "none", 7, 19.01),
+        (models.LLAMA31_8B, 0.21, "none", 7, 19.01),
     ],
 )
 def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio, network, layers, of_all):
@@ -346,6 +336,13 @@ def test_a_training_that_is_lost_is_told():
     weight = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(HarnessError, match="lost its way at step 0"):
         small().fit("mse", [weight], lambda rows: weight.sum() * math.nan, 3, 10, 2, models.context(anatomy))
+
+
+def test_paper_is_what_was_published():
+    """The release: micro-batches of 8, 16 of them in an update, one epoch at 2e-4."""
+    spec = plugins.registry().specs["pruner"]["llm-streamline"]
+    published = {"length": 2048, "epochs": 1, "batch": 8, "accumulation": 16, "lr": 2e-4}
+    assert {name: spec.parameters[name].default("paper") for name in published} == published
 
 
 class TestLayer(Conformance):

@@ -9,21 +9,10 @@ import pytest
 import torch
 from harness_shortgpt import ShortGPT, cosines, influence, least_influence
 
-from harness import Budget, Cut, Unsupported, accounting, surgery
+from harness import Budget, Cut, Unsupported, accounting, plugins, surgery
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance, models
 from harness.models.cards import card
-
-LLAMA31 = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-}
 
 
 def uneven():
@@ -115,9 +104,9 @@ def test_one_layer_stays_and_the_refusal_names_it():
     [
         ("llama2-7b", 0.28, 9, 27.03),
         ("llama2-7b", 0.21, 7, 21.02),
-        (LLAMA31, 0.15, 5, 13.58),
-        (LLAMA31, 0.21, 7, 19.01),
-        (LLAMA31, 0.25, 8, 21.73),
+        (models.LLAMA31_8B, 0.15, 5, 13.58),
+        (models.LLAMA31_8B, 0.21, 7, 19.01),
+        (models.LLAMA31_8B, 0.25, 8, 21.73),
     ],
 )
 def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio, layers, of_all):
@@ -148,6 +137,13 @@ def test_nothing_asked_nothing_cut():
     _, anatomy = models.tiny(models.PLAIN)
     state = {"influence": torch.tensor([0.1, 0.4, 0.2, 0.3])}
     assert not ShortGPT().prune(None, Budget.ratio(0), models.context(anatomy), state).keep
+
+
+def test_paper_is_what_was_published():
+    """The release reads windows of 256 tokens."""
+    spec = plugins.registry().specs["pruner"]["shortgpt"]
+    published = {"length": 256}
+    assert {name: spec.parameters[name].default("paper") for name in published} == published
 
 
 class TestShortGPT(Conformance):

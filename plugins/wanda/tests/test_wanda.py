@@ -10,11 +10,11 @@ import pytest
 import torch
 from harness_wanda import PATTERNS, Wanda, WandaSp
 
-from harness import Budget, Unsupported, seeds, uniform
+from harness import Budget, Unsupported, plugins, seeds, uniform
 from harness.allocate import to_remove
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, context, tiny, tokens
+from harness.conformance.models import LLAMA31_8B, PLAIN, context, tiny, tokens
 from harness.errors import HarnessError
 from harness.models.cards import card
 
@@ -240,8 +240,7 @@ def test_how_far_whole_rows_fall_short_of_the_budget():
         goal = to_remove(anatomy, 0.5)
         assert (goal - zeros) / goal == pytest.approx(short, rel=0.02)
         assert zeros / anatomy.params() == pytest.approx(0.5 * of_all, abs=5e-4)
-    words = {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8}
-    llama3 = anatomy_of({**card("llama2-7b").config, **words})
+    llama3 = anatomy_of(LLAMA31_8B)
     assert llama3.params() == 8_030_261_248
     assert llama3.params(prunable=True) / llama3.params() == pytest.approx(0.869, abs=5e-4)
 
@@ -384,6 +383,13 @@ def test_a_real_model_agrees_with_the_source(smollm2, pattern, monkeypatch):
     assert own[0] > 0.99999
     assert own.mean() > 0.9999
     assert whole.mean() > 0.9995
+
+
+def test_paper_is_what_was_published():
+    """The README: 128 sequences; at 2048 for LLaMA-1."""
+    spec = plugins.registry().specs["pruner"]["wanda"]
+    published = {"samples": 128, "length": 2048}
+    assert {name: spec.parameters[name].default("paper") for name in published} == published
 
 
 class TestUnstructured(Conformance):
