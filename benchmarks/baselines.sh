@@ -23,3 +23,4 @@ cp "$HARNESS_RUNS"/records/*.json leaderboards/results/baselines/
     echo
     uv run --no-sync harness leaderboard
 } >leaderboards/baselines.md
+uv run --no-sync python -m harness.leaderboard.readme

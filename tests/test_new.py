@@ -99,6 +99,6 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
     assert [path.name for path in (tmp_path / "foo").iterdir()] == ["mine.txt"]
 
 
-def test_the_list_in_the_readme_is_made():
+def test_what_is_made_in_the_readme_is_up_to_date():
     text = (ROOT / "README.md").read_text()
-    assert filled(text) == text, "run: python -m harness.leaderboard.readme"
+    assert filled(text, ROOT) == text, "run: python -m harness.leaderboard.readme"
