@@ -92,7 +92,8 @@ class EvaluatorSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverySpec(Spec):
-    needs: tuple[str, ...] = ()  # calibration; teacher (else the dense model is None)
+    needs: tuple[str, ...] = ()  # calibration
+    teacher: bool = True  # whether it looks at the dense model; if not, that is None and takes no memory
     masks: bool = True  # whether it leaves masked elements zero; if not, such cuts are refused while planning
 
 

@@ -139,7 +139,7 @@ class Artefacts:
         from harness.decide import Decision
 
         plan, start = self.plan, time.monotonic()
-        asked = self.lent() if "teacher" in plan.recovery.spec.needs else nullcontext(None)
+        asked = self.lent() if plan.recovery.spec.teacher else nullcontext(None)
         with self.stage(f"recover: {plan.spec.recovery}") as progress, asked as teacher:
             ctx = Decision(self).context(progress, plan.recovery.parameters, f"--recovery {plan.recovery.spec.name}:")
             ctx.cut = cut

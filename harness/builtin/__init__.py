@@ -86,7 +86,7 @@ def harness_register_recoveries():
             name="least-squares",
             target="harness.recovery.least_squares:LeastSquares",
             summary="solves for the last linear of each cut sub-layer, towards the dense model's hidden states",
-            needs=("calibration", "teacher"),
+            needs=("calibration",),
             masks=False,
             parameters={
                 "samples": Param(32, "calibration windows", paper=128, least=1),
@@ -99,6 +99,7 @@ def harness_register_recoveries():
             target="harness.recovery.lora:Lora",
             summary="trains low-rank adapters on all projections and merges them; masked elements stay zero",
             needs=("calibration",),
+            teacher=False,
             parameters={
                 "rank": Param(8, "of the adapters", least=1),
                 "alpha": Param(16.0, "of the adapters: they count alpha / rank", above=0),
