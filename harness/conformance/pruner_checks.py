@@ -114,13 +114,14 @@ class PrunerChecks(PrunerBench):
 
     def _check_latency(self) -> None:
         for ratio in RATIOS:
-            if (asked := self.ask(ratio)).refused is None:
-                _, anatomy = models.tiny(asked.model)
-                share = self.latency(anatomy).share(asked.cut.shape)
-                if share > 1 - ratio + 1e-9:
-                    raise Fault(
-                        f"asked for {1 - ratio:g}x of dense, its cut takes {share:.4g}x by the cost model it was given"
-                    )
+            if (asked := self.ask(ratio)).refused is None and (share := self.share(asked)) > 1 - ratio + 1e-9:
+                raise Fault(
+                    f"asked for {1 - ratio:g}x of dense, its cut takes {share:.4g}x by the cost model it was given"
+                )
+
+    def share(self, asked: Asked) -> float:
+        _, anatomy = models.tiny(asked.model)
+        return float(self.latency(anatomy).share(asked.cut.shape))
 
     def removed(self, asked: Asked) -> float:
         from harness import surgery
@@ -164,10 +165,13 @@ class PrunerChecks(PrunerBench):
             raise Fault(f"asked to remove nothing, it cut or changed {what}")
 
     def check_monotone(self) -> None:
-        """More budget never leaves more parameters."""
-        cuts = [self.removed(asked) for r in RATIOS if (asked := self.ask(r)).refused is None]
+        """More budget never leaves more parameters; to methods that know latencies alone, never a slower model."""
+        served = [asked for ratio in RATIOS if (asked := self.ask(ratio)).refused is None]
+        by_size = "ratio" in self.spec.budgets
+        what = "removed" if by_size else "made faster by"
+        cuts = [self.removed(asked) if by_size else 1 - self.share(asked) for asked in served]
         if cuts != sorted(cuts):
-            raise Fault(f"for {', '.join(f'{r:g}' for r in RATIOS)} it removed {', '.join(f'{c:.4g}' for c in cuts)}")
+            raise Fault(f"for {', '.join(f'{r:g}' for r in RATIOS)} it {what} {', '.join(f'{c:.4g}' for c in cuts)}")
 
     def check_promise(self) -> None:
         """`shape()` tells what `prune()` leaves."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +84,7 @@ class LoraPrune:
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
         from harness import training
+        from harness.gating import gated
 
         shape = self.shape(ctx.anatomy, budget.value)
         if all(units == ctx.anatomy.sites[name].units for name, units in shape.items()):
@@ -98,7 +98,7 @@ class LoraPrune:
         windows = ctx.calibration(self.samples, self.length)
         with training.seeded(ctx.seed("adapters")):
             run = Run(model, ctx.anatomy, shape, self)
-            with run.masked():
+            with gated(model, ctx.anatomy, run.alive):  # what the dead hand on is zero, as if they were gone
                 for step, batch in enumerate(training.drawn(windows, self.batch, steps, ctx.seed("order")), 1):
                     run.step(batch, step, steps)
                     ctx.trained(batch.numel())
@@ -122,29 +122,6 @@ class Run:
         self.sites: list[Site] = [anatomy.sites[name] for name in shape]
         self.importance = {site.name: torch.zeros(site.units) for site in self.sites}
         self.alive = {site.name: torch.ones(site.units, dtype=torch.bool) for site in self.sites}
-
-    @contextmanager
-    def masked(self) -> Iterator[None]:
-        """What dead units hand to the output projections is zero, as if they were gone."""
-        from harness.scores import output_member
-
-        def silence(name: str, block: int) -> Any:
-            def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                lines = self.alive[name].repeat_interleave(block)
-                return (args[0] * lines.to(args[0]), *args[1:])
-
-            return hook
-
-        outputs = [(site, output_member(site)) for site in self.sites]
-        hooks = [
-            self.adapters.linears[member.tensor].register_forward_pre_hook(silence(site.name, member.block))
-            for site, member in outputs
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def step(self, batch: Tensor, step: int, steps: int) -> None:
         """One optimiser step; its gradients, before they are used, tell what each unit is worth."""

@@ -15,6 +15,7 @@ from harness import Budget, HarnessError, Unsupported, plugins
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance
 from harness.conformance.models import LLAMA31_8B, PLAIN, context, tiny, tokens
+from harness.gating import gated
 from harness.models.cards import card
 
 MODELS = ("llama, one KV head per head, tied", PLAIN, "qwen2", "qwen3", "gemma")
@@ -146,7 +147,7 @@ def test_a_mask_is_a_removal(name):
     with torch.no_grad():
         dense = functional_call(model, merged_by_hand(name, adapters), (batch,), {"use_cache": False}).logits
         want = functional_call(model, weights, (batch,), {"use_cache": False}).logits
-        with run.masked():
+        with gated(run.model, run.anatomy, run.alive):
             found = run.model(batch, use_cache=False).logits.double()
         after = run.model(batch, use_cache=False).logits.double()
     limit = 1e-4 * float(want.abs().max())

@@ -1,0 +1,222 @@
+"""HALP's program against its rules written down plainly, against the exact solver, and its importances in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from harness_halp import Halp, augmented, group_size, importance, marginal, ranked_groups, solve
+
+from harness import Budget, Unsupported
+from harness.conformance import Conformance
+from harness.conformance.models import PLAIN, context, tiny, tokens
+
+
+def instance(seed: int, kind: str, sites: int, items: int):
+    """Sites of items, the most important first, with the costs of whole groups."""
+    rng = np.random.default_rng(seed)
+    values = [sorted(rng.random(items).tolist(), reverse=True) for _ in range(sites)]
+    each = rng.integers(1, 9, sites)
+    costs = []
+    for scale in each:
+        row = [float(scale)] * items
+        if "stairs" in kind:
+            tread = int(rng.integers(2, 5))
+            row = [float(scale * tread) if item % tread == 0 else 0.0 for item in range(items)]
+        if "fixed" in kind:
+            row[0] += 2.0 * scale
+        costs.append(row)
+    return values, costs, float(rng.uniform(0.2, 0.9)) * sum(map(sum, costs))
+
+
+def worth(values, kept):
+    return sum(sum(row[:count]) for row, count in zip(values, kept, strict=True))
+
+
+def spent(costs, kept):
+    return sum(sum(row[:count]) for row, count in zip(costs, kept, strict=True))
+
+
+def by_rules(values, costs, budget):
+    """The same program with dictionaries: what is kept at each capacity, whole numbers only."""
+    best = dict.fromkeys(range(int(budget) + 1), (0.0, ()))
+    for row, prices in zip(values, costs, strict=True):
+        found = {capacity: (total, chosen, 0) for capacity, (total, chosen) in best.items()}
+        for item, (value, price) in enumerate(zip(row, prices, strict=True)):
+            new = {}
+            for capacity, (total, chosen, count) in found.items():
+                new[capacity] = (total, chosen, count)
+                before = found.get(capacity - int(price))
+                if before is not None and before[2] == item and before[0] + value >= total:
+                    new[capacity] = (before[0] + value, before[1], item + 1)
+            found = new
+        best = {capacity: (total, (*chosen, count)) for capacity, (total, chosen, count) in found.items()}
+    return list(best[int(budget)][1])
+
+
+KINDS = ["line", "stairs", "fixed", "stairs, fixed"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(10))
+def test_the_program_is_the_one_of_the_rules(kind, seed):
+    values, costs, budget = instance(seed, kind, 4, 5)
+    assert augmented(values, costs, budget, 1.0) == by_rules(values, costs, budget)
+
+
+def test_the_heuristic_is_never_better_than_the_exact_solver_and_neither_spends_more():
+    behind = {kind: [] for kind in KINDS}
+    for seed in range(50):
+        for kind in KINDS:
+            values, costs, budget = instance(seed, kind, 12, 8)
+            heuristic = augmented(values, costs, budget, 1.0)
+            exact = solve("mckp", values, costs, budget, 1.0)
+            assert spent(costs, heuristic) <= budget
+            assert spent(costs, exact) <= budget + 1e-9
+            behind[kind].append(1 - worth(values, heuristic) / worth(values, exact))
+    assert min(min(found) for found in behind.values()) > -1e-9
+    assert max(behind["line"]) < 1e-9  # exact where costs are in a line
+    assert max(behind["stairs, fixed"]) > 0.005  # and behind where they are not
+
+
+def test_a_dip_makes_room():
+    """The third group makes the site faster than two do: what it gives back pays for it."""
+    values, costs = [[3.0, 2.0, 1.0], [2.5]], [[4.0, 3.0, -2.0], [4.0]]
+    assert augmented(values, costs, 9.0, 1.0) == [3, 1]
+    assert solve("mckp", values, costs, 9.0, 1.0) == [3, 1]
+
+
+def test_nothing_is_kept_where_nothing_fits():
+    assert augmented([[1.0], [2.0]], [[5.0], [6.0]], 4.0, 1.0) == [0, 0]
+
+
+def test_costs_are_rounded_up():
+    values, costs = [[1.0]] * 10, [[0.15]] * 10
+    kept = augmented(values, costs, 1.0, 0.1)
+    assert spent(costs, kept) <= 1.0
+    assert sum(kept) == 5
+
+
+def test_groups_are_the_most_important_first():
+    worth_of, alive = torch.tensor([5.0, 1.0, 4.0, 3.0, 9.0, 2.0]), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 1.0])
+    assert ranked_groups(worth_of, alive, 2) == [(0, 2), (3, 5), (1,)]
+    times = [0.0, 10.0, 10.0, 20.0, 20.0, 25.0, 25.0]
+    assert marginal(times, [(0, 2), (3, 5), (1,)]) == [10.0, 10.0, 5.0]
+
+
+def test_the_step_of_the_device_is_the_group():
+    stairs = [math.ceil(units / 128) * 5.0 for units in range(1025)]
+    assert group_size(stairs, 64) == 128
+    assert group_size([float(units) for units in range(1025)], 64) == 64
+    assert group_size([0.0, 1.0, 2.0, 3.0], 64) == 1
+
+
+@pytest.mark.parametrize("name", [PLAIN, "qwen2"])
+def test_importance_is_the_sum_of_weight_times_gradient_by_batch(name):
+    model, anatomy = tiny(name)
+    batches = list(tokens(4, 12).split(2))
+    found = importance(model, context(anatomy), batches)
+    model = model.double()
+    want = {}
+    for batch in batches:
+        model.zero_grad()
+        model(input_ids=batch, labels=batch).loss.backward()
+        for at, layer in enumerate(model.model.layers):
+            for unit in range(40):
+                parts = (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj)
+                rows = [
+                    (p.weight[:, unit], p.weight.grad[:, unit])
+                    if p is parts[2]
+                    else (p.weight[unit], p.weight.grad[unit])
+                    for p in parts
+                ]
+                total = sum((w * g).sum().item() for w, g in rows)
+                want[at, unit] = want.get((at, unit), 0.0) + abs(total) / 2
+    for (at, unit), value in want.items():
+        assert float(found[f"layers.{at}.mlp"][unit]) == pytest.approx(value, rel=1e-3, abs=1e-9)
+
+
+class Table:
+    """A device whose sites cost what `curve` says."""
+
+    def __init__(self, anatomy, curve, fixed=100.0):
+        self.anatomy, self.curve, self.floor = anatomy, curve, fixed
+        self.dense = self.time({})
+
+    def time(self, shape):
+        return self.floor + sum(
+            self.curve(self.anatomy.sites[name], units)
+            for name, units in self.anatomy.complete(shape).items()
+            if name != "hidden"
+        )
+
+
+def depth_only(site, units):
+    return 50.0 if units else 0.0
+
+
+def steps_of_eight(site, units):
+    return math.ceil(units / 8) * 5.0 if site.kind == "mlp" else units * 10.0
+
+
+def asked(method, curve, limit, name=PLAIN):
+    model, anatomy = tiny(name)
+    table = Table(anatomy, curve)
+    cut = method.prune(model, Budget("latency", limit, "x"), context(anatomy, latency=table), None)
+    shape = {site: len(units) for site, units in cut.keep.items()}
+    assert table.time(shape) <= limit * table.dense + 1e-6
+    return shape, anatomy, table
+
+
+@pytest.mark.parametrize("solver", ["augmented", "mckp"])
+@pytest.mark.parametrize("limit", [0.9, 0.6, 0.3])
+def test_no_budget_is_exceeded(solver, limit):
+    asked(Halp(solver, 3, 1, 1, 12, 8), steps_of_eight, limit)
+
+
+@pytest.mark.parametrize("limit", [0.8, 0.5])
+def test_where_only_depth_pays_whole_sub_layers_go(limit):
+    """The exact solver: what is left of a site is all of it."""
+    shape, anatomy, _ = asked(Halp("mckp", 3, 1, 1, 12, 8), depth_only, limit)
+    assert {units / anatomy.sites[name].units for name, units in shape.items()} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("solver", ["augmented", "mckp"])
+def test_widths_lie_on_the_edges_of_steps(solver):
+    shape, _, _ = asked(Halp(solver, 3, 1, 1, 12, 1), steps_of_eight, 0.6)
+    assert {units % 8 for name, units in shape.items() if name.endswith("mlp")} == {0}
+
+
+def test_the_budget_tightens_exponentially_and_the_dead_stay_dead(monkeypatch):
+    import harness_halp
+
+    limits, plain = [], harness_halp.solve
+    monkeypatch.setattr(harness_halp, "solve", lambda *a: limits.append((a[3], sum(map(len, a[1])))) or plain(*a))
+    _, _, table = asked(Halp("augmented", 4, 1, 1, 12, 8), steps_of_eight, 0.4)
+    dense = table.dense
+    assert [limit + table.floor for limit, _ in limits] == pytest.approx([dense * 0.4 ** (t / 4) for t in (1, 2, 3, 4)])
+    groups = [count for _, count in limits]
+    assert groups == sorted(groups, reverse=True)
+    assert groups[-1] < groups[0]
+
+
+def test_what_cannot_be_is_told_and_what_is_there_is_left():
+    model, anatomy = tiny(PLAIN)
+    ctx = context(anatomy, latency=Table(anatomy, steps_of_eight), calibration=None)
+    with pytest.raises(Unsupported, match="without any layer"):
+        Halp().prune(model, Budget("latency", 0.01, "x"), ctx, None)
+    assert not Halp().prune(model, Budget("latency", 1.0, "x"), ctx, None).keep
+
+
+class TestHalp(Conformance):
+    name = "halp"
+
+
+class TestExact(Conformance):
+    name = "halp-mckp"
+
+
+class TestOneshot(Conformance):
+    name = "halp-oneshot"
