@@ -34,6 +34,7 @@ def harness_register_pruners():
     common: dict[str, Any] = {
         "target": "harness_halp:Halp",
         "paper": "Shen et al. 2022, HALP, NeurIPS 2022, arXiv:2110.10811",
+        "kinds": ("structured", "depth"),
         "budgets": ("latency",),
         "needs": ("calibration", "gradients", "latency"),
         "check_with": {"batches": 1, "length": 16, "group": 8},
