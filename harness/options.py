@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import ge, gt, le
 from typing import Any
 
 from harness import data, plugins
@@ -75,18 +76,12 @@ def _typed(what: str, text: Any, param: Param) -> Any:
 
 
 def _broken(value: Any, param: Param) -> str:
-    """The bounds that a value does not keep; nothing if it does."""
-    told = [
-        (param.least is None or value >= param.least, f"at least {param.least}"),
-        (param.above is None or value > param.above, f"more than {param.above}"),
-        (param.most is None or value <= param.most, f"at most {param.most}"),
-    ]
-    bounds = [
-        words
-        for (_, words), given in zip(told, (param.least, param.above, param.most), strict=True)
-        if given is not None
-    ]
-    return " and ".join(bounds) if not all(kept for kept, _ in told) else ""
+    """All bounds, where a value does not keep one of them; nothing where it does."""
+    known = (("at least", param.least, ge), ("more than", param.above, gt), ("at most", param.most, le))
+    bounds = [(words, bound, keeps) for words, bound, keeps in known if bound is not None]
+    if all(keeps(value, bound) for _, bound, keeps in bounds):
+        return ""
+    return " and ".join(f"{words} {bound}" for words, bound, _ in bounds)
 
 
 def evaluations(wanted: Sequence[str], preset: str, fetch: bool = True) -> list[Evaluation]:

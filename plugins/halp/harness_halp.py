@@ -82,6 +82,7 @@ class Halp:
         import torch
 
         from harness.gating import gated
+        from harness.latency.table import cost_class
 
         cost, sites = ctx.latency, list(ctx.anatomy.blocks())
         target = budget.value * (cost.dense if budget.unit == "x" else 1e6)
@@ -93,7 +94,9 @@ class Halp:
             )
         if target >= cost.dense:
             return Cut(why="dense is fast enough")
-        times = {site.name: site_times(cost, site) for site in sites}
+        of_class = {cost_class(ctx.anatomy, site): site for site in sites}  # layers alike cost alike: each asked once
+        curves = {name: site_times(cost, site) for name, site in of_class.items()}
+        times = {site.name: curves[cost_class(ctx.anatomy, site)] for site in sites}
         size = {site.name: group_size(times[site.name], self.group) for site in sites}
         alive = {site.name: torch.ones(site.units) for site in sites}
         text = self._text(ctx)
@@ -115,7 +118,7 @@ class Halp:
         return Cut(keep=keep, why=f"HALP, {self.solver} knapsack, {self.steps} steps")
 
     def _text(self, ctx: Context) -> Iterator[Any]:
-        """Batches without end, each window once before any comes again."""
+        """The batches of all steps, each window once."""
         from harness import training
 
         assert ctx.calibration is not None
@@ -142,8 +145,6 @@ def group_size(times: Sequence[float], least: int) -> int:
 
 def importance(model: Any, ctx: Context, batches: Sequence[Any]) -> dict[str, Any]:
     """Per unit the mean over batches of |sum of weight times gradient| over all its weights."""
-    import torch
-
     from harness import scores, walk
 
     found: dict[str, Any] = {}
@@ -156,7 +157,7 @@ def importance(model: Any, ctx: Context, batches: Sequence[Any]) -> dict[str, An
             }
             for name, sums in scores.grouped(ctx.anatomy, products, gradients.index).items():
                 found[name] = found.get(name, 0) + sums.abs() / len(batches)
-    return {name: torch.as_tensor(value) for name, value in found.items()}
+    return found
 
 
 def ranked_groups(worth: Any, alive: Any, size: int) -> list[tuple[int, ...]]:
