@@ -170,12 +170,16 @@ class Cut:
     keep      site -> indices of the units that stay; sites not named stay whole
     masks     tensor name -> bool tensor of the tensor's shape, False where an element becomes zero
     rewrites  tensor name -> new value at the dense shape (merged adapters, compensated biases)
+    told      plain facts about the search, for the record: steps, splits, losses
+    files     name -> text, saved in `notes/` beside the model: pictures (SVG), tables
     """
 
     keep: Mapping[str, Iterable[int]] = field(default_factory=dict)
     masks: Mapping[str, torch.Tensor] = field(default_factory=dict)
     rewrites: Mapping[str, torch.Tensor] = field(default_factory=dict)
     why: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -241,8 +245,10 @@ class Context:
     """What a run lends to a pruner, an evaluator or a recovery.
 
     latency   for methods that need it: `time(shape)` in nanoseconds, exactly; `smooth({site: units})`, a torch scalar
-              with gradients; `dense`, `floor` and `share(shape)`. See `harness.latency.table.CostModel`.
+              with gradients, the lower convex hull if `convex=1`; `dense`, `floor` and `share(shape)`. See
+              `harness.latency.table.CostModel`.
     trained   for methods that train: told how many tokens a step learned from, so that the record can say it
+    work_dir  the only folder to write to. A pruner finds there what an earlier try left, killed or for another budget
     cut       for recoveries: what was cut, in canonical form, as `harness.surgery.CheckedCut` has it
     """
 

@@ -128,6 +128,7 @@ class Artefacts:
                 "ratio_total": total,
                 "bytes": folder_bytes(scratch),
                 "shape": cut.shape,
+                "told": dict(cut.told),
                 "weights_updated": bool(cut.rewrites) or plan.recovery.spec.name != "none",
             },
             "budget": search,
@@ -211,6 +212,6 @@ class Artefacts:
 
         sealed = record.sealed()
         self.store.write(self.folder / "record.json", sealed.words())
-        self.store.write_bytes(
-            self.folder / "README.md", card(sealed, self.plan.card, any(self.folder.glob("modeling_*.py"))).encode()
-        )
+        pictures = sorted(file.name for file in self.folder.glob("notes/*.svg"))
+        words = card(sealed, self.plan.card, any(self.folder.glob("modeling_*.py")), pictures)
+        self.store.write_bytes(self.folder / "README.md", words.encode())

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import accounting, data
+from harness import accounting, data, keys
 from harness.allocate import uniform
 from harness.anatomy.llama import FAMILIES
-from harness.api import Budget, Cut, Shape
+from harness.api import Budget, Context, Cut, Shape
 from harness.files import guarded
 from harness.plugins import registry
 
@@ -55,7 +56,8 @@ class Decision:
         if key not in self.asked:
             state = self.state
             with self.made.lent() as model, self.made.stage(f"prune to {budget}") as progress:
-                decided: Cut = self.pruner.prune(model, budget, self.context(progress), state)
+                with self.lasting(self.context(progress)) as ctx:
+                    decided: Cut = self.pruner.prune(model, budget, ctx, state)
                 if "training" not in self.plan.pruner.needs:
                     self.asked.clear()  # the last one is nearly always the one, and another run is cheap
                 self.asked[key] = surgery.check(self.plan.anatomy, decided)
@@ -94,6 +96,17 @@ class Decision:
         )
         ctx.latency = self.made.cost_model if self.plan.sees_latency else None
         return ctx
+
+    @contextmanager
+    def lasting(self, ctx: Context) -> Iterator[Context]:
+        """With a folder that outlives a kill: the same for every budget that this method is asked for like this."""
+        parts = {**self.plan.prepare_parts(), "cost_table": self.plan.cost_table}
+        ctx.work_dir = self.store.path("works", keys.key("work", parts))
+        with guarded(self.store.root):
+            ctx.work_dir.mkdir(parents=True, exist_ok=True)
+        yield ctx
+        with suppress(OSError):  # nothing was left in it
+            ctx.work_dir.rmdir()
 
     def _learned(self, tokens: int) -> None:
         self.made.cost.train_tokens += tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,6 +63,11 @@ class Artefact(Part):
     bytes: int = Field(description="size of the safetensors on disk")
     shape: dict[str, int] = Field(description="units kept per site, for sites that lost some")
     weights_updated: bool
+    told: dict[str, Any] = Field(
+        {},
+        description="what the method tells of its search; its pictures lie in notes/",
+        exclude_if=operator.not_,  # records of methods that tell nothing keep their digest
+    )
 
 
 class BudgetResult(Part):

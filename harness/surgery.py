@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ class CheckedCut:
     masks: Mapping[str, Tensor]
     rewrites: Mapping[str, Tensor]
     why: str
+    told: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> dict[str, int]:
@@ -57,7 +61,13 @@ def check(anatomy: Anatomy, cut: Cut) -> CheckedCut:
     if keep.get("hidden") == []:
         raise BadCut("the cut leaves no residual stream")
     masks = {name: mask.bool() for name, mask in cut.masks.items()}
-    return CheckedCut(keep, masks, dict(cut.rewrites), cut.why)
+    if wrong_names := [name for name in cut.files if Path(name).name != name or name.startswith(".")]:
+        raise BadCut(f"the cut's file {wrong_names[0]!r} is not a plain name")
+    try:
+        json.dumps(cut.told, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadCut(f"what the cut tells is not JSON: {error}") from None
+    return CheckedCut(keep, masks, dict(cut.rewrites), cut.why, dict(cut.told), dict(cut.files))
 
 
 def dense_state(model: Any) -> dict[str, Tensor]:

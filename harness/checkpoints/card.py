@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from harness.api import ModelCard
 from harness.records import Record
 
 
-def card(record: Record, source: ModelCard, uneven: bool) -> str:
+def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str] = ()) -> str:
     artefact, spec = record.artefact, record.spec
     assert artefact is not None
     settings = "".join(f" --set {name}={value}" for name, value in spec.parameters.items())
@@ -35,6 +38,7 @@ def card(record: Record, source: ModelCard, uneven: bool) -> str:
             dense = "" if score.dense is None else f"{score.dense:.4g}"
             lines.append(f"| {name} (n={score.n}) | {dense} | {score.value:.4g} |")
     lines.append("")
+    lines += [f"![{Path(name).stem}](notes/{name})" for name in pictures]
     if uneven:
         lines += [
             "Its layers differ, so transformers needs the modelling file in this folder:",

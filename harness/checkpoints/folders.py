@@ -17,6 +17,7 @@ from harness.errors import EnvironmentFault, UsageError
 from harness.surgery import CheckedCut
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NOTES = "notes"  # what a method tells beside its cut
 
 
 def write(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -38,15 +39,20 @@ def write(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def write_cut(cut: CheckedCut, origin: dict[str, Any], folder: Path) -> None:
-    """cut.json says what was kept and why; masks and rewrites lie packed beside it."""
+    """cut.json says what was kept and why; masks and rewrites lie packed beside it, the method's files in notes/."""
     words = {
         "keep": dict(sorted(cut.keep.items())),
         "masks": sorted(cut.masks),
         "rewrites": sorted(cut.rewrites),
         "why": cut.why,
+        "told": cut.told,
         **origin,
     }
     (folder / "cut.json").write_text(json.dumps(words, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if cut.files:
+        (folder / NOTES).mkdir(exist_ok=True)
+        for name, text in cut.files.items():
+            (folder / NOTES / name).write_text(text, encoding="utf-8")
     tensors = {f"rewrite.{name}": value.contiguous() for name, value in cut.rewrites.items()}
     for name, mask in cut.masks.items():
         tensors[f"mask.{name}"] = torch.from_numpy(np.packbits(mask.cpu().numpy()))
@@ -65,7 +71,8 @@ def read_cut(folder: Path) -> CheckedCut:
                 bits = np.unpackbits(file.get_tensor(f"mask.{name}").numpy(), count=int(np.prod(shapes[name])))
                 masks[name] = torch.from_numpy(bits.astype(bool)).reshape(shapes[name])
             rewrites = {name: file.get_tensor(f"rewrite.{name}") for name in words["rewrites"]}
-    return CheckedCut(words["keep"], masks, rewrites, words["why"])
+    files = {file.name: file.read_text(encoding="utf-8") for file in sorted((folder / NOTES).glob("*"))}
+    return CheckedCut(words["keep"], masks, rewrites, words["why"], words["told"], files)
 
 
 def weight_files(folder: Path) -> list[Path]:

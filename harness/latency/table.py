@@ -220,11 +220,12 @@ class CostModel:
 
         return {name: Smooth(self.staircases[name] * self.weights[name]) for name in self.classes}
 
-    def smooth(self, units: Mapping[str, Any]) -> Any:
+    def smooth(self, units: Mapping[str, Any], convex: float = 0.0) -> Any:
         """Time of fractional units per site as a torch scalar with gradients; sites not named stay whole.
 
-        Monotone in every site, within the units there are; outside it goes on at the slope of the end. A narrower
-        residual stream scales all of it by its share: a first guess, which measuring corrects.
+        `convex` is the share of the staircase's lower convex hull in it. Monotone in every site, within the units there
+        are; outside it goes on at the slope of the end. A narrower residual stream scales all of it by its share: a
+        first guess, which measuring corrects.
         """
         import torch
 
@@ -238,7 +239,7 @@ class CostModel:
             asked = [torch.as_tensor(units[site.name]) for site in sites if site.name in units]
             total = total + (len(sites) - len(asked)) * curve.top
             if asked:
-                total = total + curve(torch.stack([one.reshape(()).double() for one in asked])).sum()
+                total = total + curve(torch.stack([one.reshape(()).double() for one in asked]), convex).sum()
         if "hidden" in units:
             total = total * (torch.as_tensor(units["hidden"]).double().reshape(()) / self.anatomy.sites["hidden"].units)
         return total

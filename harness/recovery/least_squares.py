@@ -7,7 +7,7 @@ dense one as a linear brings it. What was solved feeds what follows: later sub-l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,6 @@ class LeastSquares:
     ridge: float = 0.1
 
     def recover(self, model: Any, teacher: Any, ctx: Context) -> None:
-        import torch
-
         cut, anatomy = ctx.cut, ctx.anatomy
         if not all(bool(mask.all()) for mask in cut.masks.values()):
             raise Unsupported(
@@ -46,20 +44,47 @@ class LeastSquares:
             return
         assert ctx.calibration is not None
         batches = ctx.calibration(self.samples, self.length).split(max(1, TOKENS // self.length))
-        channels = cut.keep.get("hidden", slice(None))
-        numbers, found = survivors(anatomy, cut.shape), stretches(anatomy, cut.shape)
-        with torch.no_grad():
-            dense, pruned = Stream(teacher, batches), Stream(model, batches)
-            for done, (site, replaced) in enumerate(found, 1):
-                for old in replaced:
-                    dense.through(place(old))
-                layer, kind = place(site)
-                here = numbers[layer], kind
-                if len(replaced) > 1 or not {site.name, "hidden"}.isdisjoint(cut.keep):
-                    gram, cross = normal_equations(pruned, here, (x[..., channels] for x in dense.hidden))
-                    adjust(pruned.last(here).weight, gram, cross, self.ridge, site.name)
-                pruned.through(here)
-                ctx.progress(done, len(found))
+        numbers, channels = survivors(anatomy, cut.shape), cut.keep.get("hidden", slice(None))
+        mend(model, teacher, anatomy, cut.shape, batches, self.ridge, numbers, channels, ctx.progress)
+
+
+def mend(
+    model: Any,
+    teacher: Any,
+    anatomy: Anatomy,
+    shape: Shape,
+    batches: Sequence[Tensor],
+    ridge: float,
+    numbers: Mapping[int, int] | None = None,
+    channels: Any = slice(None),
+    progress: Callable[..., None] = lambda *_, **__: None,
+) -> None:
+    """Solve for the last linear of every sub-layer that lost something, in place, from the first to the last.
+
+    `numbers` are the model's own of the dense layers, where some are gone; a model whose lost units are gated to zero
+    keeps all of them. `channels` are those of the residual stream that it has.
+    """
+    import torch
+
+    found = stretches(anatomy, shape)
+    with torch.no_grad():
+        dense, pruned = Stream(teacher, batches), Stream(model, batches)
+        for done, (site, replaced) in enumerate(found, 1):
+            for old in replaced:
+                dense.through(place(old))
+            layer, kind = place(site)
+            here = (layer if numbers is None else numbers[layer]), kind
+            less = any(shape.get(name, units) < units for name, units in _units(anatomy, site))
+            if less or len(replaced) > 1:
+                gram, cross = normal_equations(pruned, here, (x[..., channels] for x in dense.hidden))
+                adjust(pruned.last(here).weight, gram, cross, ridge, site.name)
+            pruned.through(here)
+            progress(done, len(found))
+
+
+def _units(anatomy: Anatomy, site: Site) -> list[tuple[str, int]]:
+    """The site and the residual stream that it writes to, each with the units it had."""
+    return [(name, anatomy.sites[name].units) for name in (site.name, "hidden") if name in anatomy.sites]
 
 
 def place(site: Site) -> Place:
