@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, model_validator
 from harness import keys
 from harness.anatomy import Anatomy, Site
 from harness.anatomy.llama import sliding_window
-from harness.api import Shape
+from harness.api import Budget, Shape
 from harness.errors import BadCut, Unsupported
 from harness.records import Part
 
@@ -174,6 +174,25 @@ class CostModel:
         return (
             plain | dict(zip(self.table.fit.features, self.table.fit.weights, strict=True)) if self.table.fit else plain
         )
+
+    def site_times(self, site: str) -> Any:
+        """What a site adds to the model's time at every number of its units; nothing at none."""
+        return self._added[cost_class(self.anatomy, self.anatomy.sites[site])]
+
+    @cached_property
+    def _added(self) -> dict[str, Any]:
+        return {name: (stairs - stairs[0]) * self.weights[name] for name, stairs in self.staircases.items()}
+
+    def limit(self, budget: Budget) -> float:
+        """A latency budget in nanoseconds, if any model of this width can meet it."""
+        limit = budget.value * (self.dense if budget.unit == "x" else 1e6)
+        if limit < self.floor:
+            raise Unsupported(
+                f"{budget.value:g}{budget.unit} is faster than the model without any layer, "
+                f"{self.floor / self.dense:.3g}x by the cost table",
+                "give a larger budget",
+            )
+        return limit
 
     def additive(self, shape: Shape, fitted: bool = True) -> float:
         parts = self.parts(shape)

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness import Budget, Context, Cut, Param, PrunerSpec, Unsupported, hookimpl
+from harness import Budget, Context, Cut, Param, PrunerSpec, hookimpl
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from harness.anatomy import Site
 
 RESOLUTION = 100_000  # the dense model's time in whole numbers, as the knapsack's program counts
 SOLVERS = ("augmented", "mckp")
@@ -82,21 +80,12 @@ class Halp:
         import torch
 
         from harness.gating import gated
-        from harness.latency.table import cost_class
 
         cost, sites = ctx.latency, list(ctx.anatomy.blocks())
-        target = budget.value * (cost.dense if budget.unit == "x" else 1e6)
-        if target < cost.floor:
-            raise Unsupported(
-                f"{budget.value:g}{budget.unit} is faster than the model without any layer, "
-                f"{cost.floor / cost.dense:.3g}x by the cost table",
-                "give a larger budget",
-            )
+        target = cost.limit(budget)
         if target >= cost.dense:
             return Cut(why="dense is fast enough")
-        of_class = {cost_class(ctx.anatomy, site): site for site in sites}  # layers alike cost alike: each asked once
-        curves = {name: site_times(cost, site) for name, site in of_class.items()}
-        times = {site.name: curves[cost_class(ctx.anatomy, site)] for site in sites}
+        times = {site.name: cost.site_times(site.name) for site in sites}
         size = {site.name: group_size(times[site.name], self.group) for site in sites}
         alive = {site.name: torch.ones(site.units) for site in sites}
         text = self._text(ctx)
@@ -125,12 +114,6 @@ class Halp:
         total = self.steps * self.batches
         windows = ctx.calibration(total * self.windows, self.length)
         return training.drawn(windows, self.windows, total, ctx.seed("batches"))
-
-
-def site_times(cost: Any, site: Site) -> Sequence[float]:
-    """What the site takes at every number of its units, by the exact staircase; nothing where it is gone."""
-    base = cost.time({site.name: 0})
-    return [cost.time({site.name: units}) - base for units in range(site.units + 1)]
 
 
 def group_size(times: Sequence[float], least: int) -> int:

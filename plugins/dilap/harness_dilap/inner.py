@@ -1,0 +1,194 @@
+"""The inner level: what the weights do while the gates are learned. None of it stays unless it is merged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import training
+from harness.gating import gated
+from harness.recovery.least_squares import TOKENS, mend
+from harness.scores import output_member
+
+TINY = 0.01  # the length of the step that takes a finite difference, as DARTS has it
+
+
+class Frozen:
+    """Dense weights throughout."""
+
+    trains = False
+
+    def step(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> float | None:
+        return None
+
+    def outer(self, loss: Callable[[], Tensor], gates: Mapping[str, Tensor], again: Callable[[], Tensor]) -> Tensor:
+        """The outer loss, its gradients left in the gates."""
+        value = loss()
+        value.backward()
+        return value.detach()
+
+    def refresh(self, gates: Mapping[str, Tensor]) -> None: ...
+
+    def save(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None: ...
+
+    def dense(self) -> AbstractContextManager[None]:
+        """As long as it lasts the model computes with the weights it came with."""
+        return nullcontext()
+
+    def rewrites(self) -> dict[str, Tensor]:
+        return {}
+
+
+class Trained(Frozen):
+    """Adapters, or all weights of the layers, trained towards the dense model at the present gates.
+
+    First order the gates see the weights as they are. Unrolled they see them one step ahead, and the gradient through
+    that step as a finite difference (Liu et al. 2019).
+    """
+
+    trains = True
+
+    def __init__(self, distance: Any, kind: str, lr: float, rank: int, unrolled: bool) -> None:
+        self.distance, self.lr, self.unrolled = distance, lr, unrolled
+        model = distance.model
+        model.requires_grad_(False)
+        self.adapters = training.Adapters(model, rank, 2 * rank) if kind == "lora" else None
+        self.start: dict[str, Tensor] = {}
+        if self.adapters is not None:
+            self.weights = self.adapters.parameters()
+        else:
+            names = {m.tensor for s in distance.anatomy.blocks() for m in s.members}
+            self.named = {name: model.get_parameter(name) for name in sorted(names)}
+            self.start = {name: weight.detach().clone() for name, weight in self.named.items()}
+            self.weights = list(self.named.values())
+        self.optimiser = training.optimiser(self.weights, lr)
+        self._require(False)
+
+    def step(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> float:
+        self._require(True)
+        self.optimiser.zero_grad()
+        closed = {site: gate.detach() for site, gate in gates.items()}
+        loss = self.distance.checked(rows, closed, step)
+        loss.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self._require(False)
+        return float(loss.detach())
+
+    def outer(self, loss: Callable[[], Tensor], gates: Mapping[str, Tensor], again: Callable[[], Tensor]) -> Tensor:
+        if not self.unrolled:
+            return super().outer(loss, gates, again)
+        names = list(gates)
+        before = [weight.detach().clone() for weight in self.weights]
+        self._require(True)
+        ahead = torch.autograd.grad(again(), self.weights)
+        self._shift(before, ahead, -self.lr)
+        value = loss()
+        found = torch.autograd.grad(value, [*gates.values(), *self.weights])
+        direct, by_weight = found[: len(names)], found[len(names) :]
+        reach = TINY / (float(torch.stack([g.float().norm() for g in by_weight]).norm()) + 1e-12)
+        sides = []
+        for sign in (1, -1):
+            self._shift(before, by_weight, sign * reach)
+            sides.append(torch.autograd.grad(again(), list(gates.values())))
+        self._shift(before, by_weight, 0.0)
+        self._require(False)
+        for gate, straight, plus, minus in zip(gates.values(), direct, *sides, strict=True):
+            gate.grad = straight - self.lr * (plus - minus) / (2 * reach)
+        return value.detach()
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "weights": [w.detach().cpu().clone() for w in self.weights],
+            "optimiser": copy.deepcopy(self.optimiser.state_dict()),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for weight, saved in zip(self.weights, state["weights"], strict=True):
+                weight.copy_(saved)
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def dense(self) -> AbstractContextManager[None]:
+        return _Without(self.weights if self.adapters is None else [], list(self.start.values()), self.adapters)
+
+    def rewrites(self) -> dict[str, Tensor]:
+        if self.adapters is not None:
+            return {name: self.adapters.merged(name).cpu() for name in self.adapters.linears}
+        return {name: weight.detach().cpu().clone() for name, weight in self.named.items()}
+
+    def _require(self, gradients: bool) -> None:
+        for weight in self.weights:
+            weight.requires_grad_(gradients)
+
+    def _shift(self, before: Sequence[Tensor], along: Sequence[Tensor], by: float) -> None:
+        with torch.no_grad():
+            for weight, start, direction in zip(self.weights, before, along, strict=True):
+                weight.copy_(start + by * direction)
+
+
+class _Without:
+    def __init__(self, weights: Sequence[Tensor], start: Sequence[Tensor], adapters: Any) -> None:
+        self.weights, self.start, self.adapters = weights, start, adapters
+
+    def __enter__(self) -> None:
+        self.trained = [weight.detach().clone() for weight in self.weights]
+        self._put(self.start)
+        self._switch(True)
+
+    def __exit__(self, *_: Any) -> None:
+        self._put(self.trained)
+        self._switch(False)
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for weight, value in zip(self.weights, values, strict=True):
+                weight.copy_(value)
+
+    def _switch(self, off: bool) -> None:
+        for layer in self.adapters.linears.values() if self.adapters else ():
+            layer.enable_adapters(not off)
+
+
+class Compensated(Frozen):
+    """The closed form: the last linear of each sub-layer solved for at the present gates, now and then.
+
+    Gates that learn on these weights learn what cannot be given back.
+    """
+
+    def __init__(self, distance: Any, windows: Tensor, ridge: float) -> None:
+        self.distance, self.ridge = distance, ridge
+        self.teacher = copy.deepcopy(distance.model)
+        self.batches = windows.split(max(1, TOKENS // windows.shape[1]))
+        self.names = [output_member(site).tensor for site in distance.anatomy.blocks()]
+
+    def refresh(self, gates: Mapping[str, Tensor]) -> None:
+        model, anatomy = self.distance.model, self.distance.anatomy
+        self.load({"weights": [self.teacher.get_parameter(name) for name in self.names]})
+        shape = {site: int(gate.sum()) for site, gate in gates.items()}
+        closed = {site: gate.detach() for site, gate in gates.items()}
+        with gated(model, anatomy, closed), self.distance.cast():
+            mend(model, self.teacher, anatomy, shape, self.batches, self.ridge)
+
+    def save(self) -> dict[str, Any]:
+        return {"weights": [self.distance.model.get_parameter(name).detach().cpu().clone() for name in self.names]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, weight in zip(self.names, state["weights"], strict=True):
+                self.distance.model.get_parameter(name).copy_(weight)
+
+    def dense(self) -> AbstractContextManager[None]:
+        ours = [self.distance.model.get_parameter(name) for name in self.names]
+        return _Without(ours, [self.teacher.get_parameter(name).detach() for name in self.names], None)
+
+    def rewrites(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.save()["weights"], strict=True))

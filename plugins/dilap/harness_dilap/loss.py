@@ -1,0 +1,78 @@
+"""How far a decoder is from its dense self on text. The one place that knows what kind of network is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.anatomy import Anatomy
+from harness.gating import gated
+from harness.training import stop_if_lost
+
+ROWS = 4  # windows that go through together where nothing asks for gradients
+
+
+class Distance:
+    """KL to the dense model, or the task's own loss, on rows of the calibration windows under gates.
+
+    What the dense model holds before its head is remembered, its logits would be too much; one more product with the
+    head gives them back. Every `stride`-th token counts, another one at every step.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy, windows: Tensor, kind: str, stride: int, compute: str) -> None:
+        self.model, self.anatomy, self.windows = model, anatomy, windows.to(model.device)
+        self.kind, self.stride = kind, stride
+        self.cast = caster(model, compute)
+        self.head = model.get_output_embeddings()
+        self.dense = torch.tensor([])
+        if kind == "kl":
+            with torch.no_grad(), self.cast():
+                self.dense = torch.cat([self._hidden(part).float() for part in self.windows.split(ROWS)])
+
+    def __call__(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int = 0) -> Tensor:
+        """The mean over the tokens that count, in nats."""
+        at, part = slice(step % self.stride, None, self.stride), self.windows[list(rows)]
+        with gated(self.model, self.anatomy, gates), self.cast():
+            hidden = self._hidden(part)
+            if self.kind == "task":
+                hidden, wanted = hidden[:, :-1][:, at], part[:, 1:][:, at]
+                return torch.nn.functional.cross_entropy(self.head(hidden).float().flatten(0, 1), wanted.flatten())
+            ours = torch.log_softmax(self.head(hidden[:, at]).float(), -1)
+        with torch.no_grad(), self.cast():
+            dense = torch.log_softmax(self.head(self.dense[list(rows)][:, at]).float(), -1)
+        return (dense.exp() * (dense - ours)).sum(-1).mean()
+
+    def checked(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> Tensor:
+        """The same, or an end with a reason if it is not a number."""
+        loss = self(rows, gates, step)
+        stop_if_lost(float(loss.detach()), step, self.model, self.windows[list(rows)])
+        return loss
+
+    def held_out(self, rows: Sequence[int], gates: Mapping[str, Tensor]) -> float:
+        """Over many rows, all their tokens' share by the stride, without gradients."""
+        parts = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
+        with torch.no_grad():
+            return sum(float(self(part, gates)) * len(part) for part in parts) / len(rows)
+
+    def _hidden(self, part: Tensor) -> Tensor:
+        return self.model.base_model(part, use_cache=False).last_hidden_state
+
+
+def caster(model: Any, compute: str) -> Callable[[], AbstractContextManager]:
+    """The search's passes may run in bf16 whatever the model's weights are: where the machine is made for it."""
+    if compute == "auto":
+        compute = "bf16" if fast_bf16(model.device.type) else "fp32"
+    if compute == "fp32" or model.dtype != torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(model.device.type, torch.bfloat16)
+
+
+def fast_bf16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return device == "cpu" and bool(known.get("avx512_bf16"))

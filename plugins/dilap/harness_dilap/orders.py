@@ -1,0 +1,60 @@
+"""What the units of a site are worth before the search: the order in which its gates open them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import scores, walk
+from harness.anatomy import Anatomy
+
+DAMPING = 0.01  # of the mean squared input
+
+
+def compensated(model: Any, anatomy: Anatomy, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """What is lost of a sub-layer's output when a unit goes and a linear map of all others stands in for it.
+
+    With H the products of the inputs of the last linear: the trace of W_u (H^-1_uu)^-1 W_u', as ZipLM has it.
+    """
+    found: dict[str, Tensor] = {}
+    for layer in walk.forward(model, batches):
+        members = {site.name: scores.output_member(site) for site in anatomy.blocks() if site.layer == layer.index}
+        grams = products(layer, {member.tensor for member in members.values()})
+        for site, member in members.items():
+            gram = grams.pop(member.tensor)
+            gram.diagonal().add_(DAMPING * gram.diagonal().mean())
+            weight = model.get_parameter(member.tensor).detach().double()
+            found[site] = lost(weight, torch.linalg.inv(gram), member.block)
+    return found
+
+
+def products(layer: walk.Layer, tensors: Container[str]) -> dict[str, Tensor]:
+    """X'X of what enters these linears of a layer."""
+    grams: dict[str, Tensor] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        (tensor,) = walk.by_linear(layer.index, {name: x})
+        if tensor in tensors:
+            flat = x.flatten(0, -2).float()
+            grams[tensor] = grams.get(tensor, 0) + (flat.T @ flat).double()
+
+    layer.settled(add)
+    return grams
+
+
+def lost(weight: Tensor, inverse: Tensor, block: int) -> Tensor:
+    """Per unit of `block` inputs, from the inverse of H."""
+    parts = inverse.unflatten(0, (-1, block)).unflatten(2, (-1, block))  # unit, in unit, unit, in unit
+    own = torch.diagonal(parts, dim1=0, dim2=2).permute(2, 0, 1)
+    columns = weight.T.unflatten(0, (-1, block))  # unit, in unit, rows
+    return (columns * torch.linalg.solve(own, columns)).sum((1, 2)).float().cpu()
+
+
+ORDERS: Mapping[str, Callable[..., dict[str, Tensor]]] = {
+    "activation": scores.activation,
+    "taylor": scores.taylor,
+    "compensated": compensated,
+}

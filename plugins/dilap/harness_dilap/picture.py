@@ -1,0 +1,48 @@
+"""What a search found and how it got there, as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.anatomy import Anatomy
+
+COLOURS = ("#3b6ea5", "#d9822b", "#5c9e5c", "#8a5aa8")
+
+
+def drawn(anatomy: Anatomy, shape: Mapping[str, int], log: Sequence[Mapping[str, float]], title: str) -> str:
+    """Above what each layer keeps, below the loss and the latency over the steps. The same search, the same text."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    sites: dict[str, list[Any]] = {}
+    for site in anatomy.blocks():
+        sites.setdefault(site.kind, []).append(site)
+    with mpl.rc_context({"svg.hashsalt": "dilap", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(8, 5.6), layout="constrained")
+        FigureCanvasSVG(figure)
+        above, below = figure.subplots(2, 1)
+        figure.suptitle(title, fontsize=10)
+        width = 0.8 / len(sites)
+        for number, (kind, found) in enumerate(sites.items()):
+            at = [(site.layer or 0) + (number - (len(sites) - 1) / 2) * width for site in found]
+            kept = [100 * shape.get(site.name, site.units) / site.units for site in found]
+            above.bar(at, kept, width, label=kind, color=COLOURS[number % len(COLOURS)])
+        above.set(xlabel="layer", ylabel="units kept, %", ylim=(0, 105))
+        above.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        steps = [row["step"] for row in log]
+        below.plot(steps, [row["loss"] for row in log], color=COLOURS[0])
+        below.set(xlabel="step", ylim=(0, None))
+        below.set_ylabel("loss", color=COLOURS[0])
+        time = below.twinx()
+        time.plot(steps, [100 * row["limit"] for row in log], color="0.6", linestyle=":", label="budget")
+        time.plot(steps, [100 * row["time"] for row in log], color=COLOURS[1])
+        time.set_ylabel("latency, % of dense (budget dotted)", color=COLOURS[1])
+        time.set_ylim(0, 105)
+        for axes in (above, below, time):
+            axes.spines["top"].set_visible(False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

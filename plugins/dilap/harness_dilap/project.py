@@ -1,0 +1,109 @@
+"""From learned positions to whole units: an exact knapsack on the staircase, then swaps that keep the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.allocate import knapsack
+from harness_dilap.gates import Gates, Worth
+
+STIFFNESS = 0.25  # of a site's units: so far from the learned position a unit is worth e times less, or more
+
+
+def values(units: int, position: float, slope: float) -> np.ndarray:
+    """What so many units of a site are worth, in time: at the learned position another one is just worth its cost."""
+    at = np.arange(units) + 0.5
+    each = slope * np.exp((position * units - at) / (STIFFNESS * units))
+    return np.concatenate([[0.0], np.cumsum(each)])
+
+
+def project(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int = 0) -> dict[str, int]:
+    """The best whole units within a limit, in nanoseconds, on the staircase as it was measured."""
+    at = (positions.double() * torch.tensor(list(gates.units.values()))).requires_grad_()
+    time = cost.smooth(dict(zip(gates.units, at, strict=True)), convex=1.0)
+    slopes = torch.autograd.grad(time, at)[0].tolist()
+    sites = zip(gates.units.items(), positions.tolist(), slopes, strict=True)
+    worth = [values(units, position, slope)[least:] for (_, units), position, slope in sites]
+    chosen = knapsack(worth, [cost.site_times(site)[least:] for site in gates.units], limit - cost.floor)
+    return {site: count + least for site, count in zip(gates.units, chosen, strict=True)}
+
+
+def rounded(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int = 0) -> dict[str, int]:
+    """The positions in whole units, all moved alike until they fit: what a method that knows no stairs would do."""
+
+    def at(shift: float) -> dict[str, int]:
+        return {site: max(least, count) for site, count in gates.counts(positions + shift).items()}
+
+    low, high = -1.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost.time(at(middle)) <= limit else (low, middle)
+    return at(low)
+
+
+def swaps(cost: Any, shape: Mapping[str, int], gates: Gates, worth: Worth, tokens: int) -> Iterator[tuple[str, str]]:
+    """Who should get time from whom, by what the units at their edges are worth: the most promising pairs first."""
+    step = max(np.diff(cost.site_times(site)).max() for site in gates.units)
+    gains, losses = [], []
+    for site, count in shape.items():
+        times, order = np.asarray(cost.site_times(site)), torch.argsort(gates.ranks[site])
+        value = worth.now(site, gates.shut(shape)[site], tokens)[order]
+        if count < len(value):
+            more = max(count + 1, within(times, times[count] + step))
+            gains.append((float(value[count:more].sum()) / max(times[more] - times[count], 1e-9), site))
+        if count:
+            less = min(count - 1, within(times, times[count] - step))
+            losses.append((float(value[less:count].sum()) / max(times[count] - times[less], 1e-9), site))
+    gains, losses = sorted(gains, reverse=True), sorted(losses)
+    for total in range(len(gains) + len(losses)):
+        for at in range(total + 1):
+            if at < len(gains) and total - at < len(losses) and gains[at][1] != losses[total - at][1]:
+                yield gains[at][1], losses[total - at][1]
+
+
+def swapped(
+    cost: Any, shape: Mapping[str, int], gets: str, gives: str, limit: float, least: int = 0
+) -> dict[str, int] | None:
+    """The shape after one gave about a step of time and the other took what that left, or None if it can take none."""
+    step = max(np.diff(cost.site_times(site)).max() for site in shape)
+    given, taken = np.asarray(cost.site_times(gives)), np.asarray(cost.site_times(gets))
+    less = max(least, min(shape[gives] - 1, within(given, given[shape[gives]] - step)))
+    spare = limit - cost.time({**shape, gives: less})
+    more = within(taken, taken[shape[gets]] + spare)
+    return {**shape, gives: less, gets: more} if more > shape[gets] else None
+
+
+def within(times: Sequence[float] | np.ndarray, limit: float) -> int:
+    """The most units that take no longer; 0 if even those do."""
+    fits = np.flatnonzero(np.asarray(times) <= limit + 1e-6)
+    return int(fits[-1]) if len(fits) else 0
+
+
+def polish(
+    cost: Any,
+    shape: dict[str, int],
+    limit: float,
+    gates: Gates,
+    worth: Worth,
+    tokens: int,
+    judge: Callable[[Mapping[str, Tensor]], float],
+    tries: int,
+    least: int = 0,
+) -> tuple[dict[str, int], list[float]]:
+    """Swaps that the held-out text accepts, one after the other. The losses of the tries, the first before any."""
+    losses = [judge(gates.shut(shape))]
+    best, pairs = losses[0], swaps(cost, shape, gates, worth, tokens)
+    for gets, gives in pairs:
+        if len(losses) > tries:
+            break
+        if shape[gives] <= least or (changed := swapped(cost, shape, gets, gives, limit, least)) is None:
+            continue
+        losses.append(judge(gates.shut(changed)))
+        if losses[-1] < best:
+            best, shape = losses[-1], changed
+    return shape, losses

@@ -1,0 +1,174 @@
+"""The search: outer steps on the gates under a tightening budget, inner steps on the weights, a state that survives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import Context
+from harness.training import drawn
+from harness_dilap.gates import Gates, Worth, ranked
+from harness_dilap.price import Priced
+
+SAVE_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the search is to do. `target` is a share of the dense model's time."""
+
+    target: float
+    steps: int
+    batch: int
+    lr: float
+    ramp: float
+    softness: float
+    refresh: int
+    mix: float
+    average: float
+    inner_steps: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows of the calibration windows: for the gates, for the weights, and for judging what was found."""
+
+    outer: list[int]
+    inner: list[int]
+    held_out: list[int]
+
+    @staticmethod
+    def of(count: int, held_out: int, bilevel: bool) -> Splits:
+        rows = list(range(count))
+        left = rows[: count - held_out]
+        half = len(left) // 2
+        return Splits(left[:half] if bilevel else left, left[half:] if bilevel else [], rows[count - held_out :])
+
+
+@dataclass
+class State:
+    """All that a search is, between two steps."""
+
+    gates: Gates
+    priced: Priced
+    worth: Worth
+    step: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    averaged: int = 0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    def words(self) -> dict[str, Any]:
+        gates, priced, worth = self.gates, self.priced, self.worth
+        return {
+            "step": self.step,
+            "positions": gates.positions,
+            "ranks": gates.ranks,
+            "priced": [priced.mean, priced.square, priced.steps, priced.price],
+            "worth": [worth.slope, worth.square, worth.weight],
+            "total": self.total,
+            "averaged": self.averaged,
+            "log": self.log,
+        }
+
+    def take(self, words: dict[str, Any]) -> None:
+        self.step, self.total, self.averaged, self.log = (words[n] for n in ("step", "total", "averaged", "log"))
+        self.gates.positions, self.gates.ranks = words["positions"], words["ranks"]
+        self.priced.mean, self.priced.square, self.priced.steps, self.priced.price = words["priced"]
+        self.worth.slope, self.worth.square, self.worth.weight = words["worth"]
+
+
+class Search:
+    """One search for one target. `loss(rows, gates, step)` is all it knows of the network, `time` all of the device."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        splits: Splits,
+        loss: Any,
+        inner: Any,
+        time: Callable[[Tensor, float], Tensor],
+        scores: dict[str, Tensor],
+        ctx: Context,
+        file: Path,
+    ) -> None:
+        self.plan, self.splits, self.loss, self.inner, self.time = plan, splits, loss, inner, time
+        self.ctx, self.file = ctx, file
+        self.tokens = loss.windows.shape[1] * plan.batch // loss.stride
+        self.first = {site: ranked(worth) for site, worth in scores.items()}
+        units = {site: len(worth) for site, worth in scores.items()}
+        gates = Gates(units, dict(self.first), torch.ones(len(units)), plan.softness)
+        self.state = State(gates, Priced.of(gates.positions, plan.lr), Worth.of(units))
+        self.state.total = torch.zeros(len(units))
+
+    def run(self) -> State:
+        """From where it was left, or from the dense model, to the last step."""
+        plan, state = self.plan, self.state
+        if self.file.exists():
+            saved = torch.load(self.file, weights_only=True)
+            state.take(saved["search"])
+            if state.step < plan.steps:
+                self.inner.load(saved["inner"]) if saved["inner"] else None
+        outer = list(drawn(torch.tensor(self.splits.outer), plan.batch, plan.steps, self.ctx.seed("outer")))
+        inner_steps = plan.steps * plan.inner_steps if self.inner.trains else 0
+        inner = list(drawn(torch.tensor(self.splits.inner), plan.batch, inner_steps, self.ctx.seed("inner")))
+        while state.step < plan.steps:
+            at = state.step * plan.inner_steps
+            self._outer(outer[state.step].tolist(), [rows.tolist() for rows in inner[at : at + plan.inner_steps]])
+            state.step += 1
+            if state.step % SAVE_EVERY == 0 or state.step == plan.steps:
+                self._save()
+            self.ctx.progress(state.step, plan.steps)
+        return state
+
+    def _outer(self, rows: list[int], inner: list[list[int]]) -> None:
+        plan, state, number = self.plan, self.state, self.state.step + 1
+        progress = min(1.0, number / max(1.0, plan.ramp * plan.steps))
+        limit = plan.target**progress
+        gates = state.gates.open()
+        ahead = (inner or [rows])[0]
+        loss = self.inner.outer(
+            lambda: self.loss.checked(rows, gates, number), gates, lambda: self.loss.checked(ahead, gates, number)
+        )
+        gradients = {site: gate.grad for site, gate in gates.items()}
+        state.worth.learn(gradients)
+        took = float(self.time(state.gates.positions, 1 - progress))
+        # while the budget tightens the hull shows the way; in the end what counts is what a position costs
+        state.gates.positions = state.priced.step(
+            state.gates.positions, state.gates.slopes(gradients), lambda p: self.time(p, 1 - progress), limit
+        )
+        if number > (1 - plan.average) * plan.steps:
+            state.total, state.averaged = state.total + state.gates.positions, state.averaged + 1
+        row = {"step": number, "loss": float(loss), "time": took, "limit": limit, "price": state.priced.price}
+        closed = state.gates.open()
+        for number_of, more in enumerate(inner):
+            row["inner"] = self.inner.step(more, closed, number + number_of)
+            self.ctx.trained(len(more) * self.loss.windows.shape[1])
+        state.log.append({name: float(f"{value:.6g}") for name, value in row.items()})
+        if plan.refresh and number % plan.refresh == 0 and number < plan.steps:
+            self._reorder(gates)
+        if number in self.refreshes():
+            self.inner.refresh(state.gates.open())
+
+    def refreshes(self) -> tuple[int, int]:
+        """When weights in closed form are solved anew: where the budget is reached, and halfway from there."""
+        reached = round(self.plan.ramp * self.plan.steps)
+        return reached, (reached + self.plan.steps) // 2
+
+    def _reorder(self, gates: dict[str, Tensor]) -> None:
+        """Units change places by what their gates' gradients say, mixed with the order of the statistics."""
+        state, mix = self.state, self.plan.mix
+        for site, gate in gates.items():
+            learned = ranked(state.worth.now(site, gate.detach(), self.tokens))
+            state.gates.ranks[site] = ranked(-(mix * learned + (1 - mix) * self.first[site]))
+
+    def _save(self) -> None:
+        """Under its name at once or not at all."""
+        scratch = self.file.with_suffix(".new")
+        torch.save({"search": self.state.words(), "inner": self.inner.save()}, scratch)
+        os.replace(scratch, self.file)
