@@ -103,6 +103,7 @@ def watched(work: Path) -> Iterator[Seen]:
 @contextmanager
 def _elsewhere(home: Path, here: Path) -> Iterator[None]:
     told = {name: str(Path(os.environ[name]).absolute()) for name in FOLDERS if os.environ.get(name)}
+    told["MPLCONFIGDIR"] = str(home.parent / "work" / "matplotlib")  # its font cache is nobody's litter
     told |= {"HOME": str(home), "USERPROFILE": str(home), "HARNESS_CACHE": str(cache_dir().absolute())}
     before, where = {name: os.environ.get(name) for name in told}, Path.cwd()
     os.environ.update(told)

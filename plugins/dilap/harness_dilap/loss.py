@@ -31,7 +31,7 @@ class Distance:
         self.dense = torch.tensor([])
         if kind == "kl":
             with torch.no_grad(), self.cast():
-                self.dense = torch.cat([self._hidden(part).float() for part in self.windows.split(ROWS)])
+                self.dense = torch.cat([self._hidden(part) for part in self.windows.split(ROWS)])
 
     def __call__(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int = 0) -> Tensor:
         """The mean over the tokens that count, in nats."""
@@ -59,7 +59,7 @@ class Distance:
             return sum(float(self(part, gates)) * len(part) for part in parts) / len(rows)
 
     def _hidden(self, part: Tensor) -> Tensor:
-        return self.model.base_model(part, use_cache=False).last_hidden_state
+        return self.model.base_model(part, use_cache=False).last_hidden_state.to(self.model.dtype)
 
 
 def caster(model: Any, compute: str) -> Callable[[], AbstractContextManager]:
