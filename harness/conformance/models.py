@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from harness import seeds
-from harness.anatomy import Anatomy, anatomy_of
+from harness.anatomy import Anatomy, Site, anatomy_of
 from harness.anatomy.llama import FAMILIES
 from harness.api import Context
 
@@ -91,3 +92,26 @@ def context(anatomy: Anatomy, **more: Any) -> Context:
         **more,
     }
     return Context(anatomy=anatomy, **words)
+
+
+def cost_model(anatomy: Anatomy, takes: Callable[[Site, int], float], fixed: float = 100.0) -> Any:
+    """The cost model of a device that is made up: what a site takes at so many units, and what is there without any."""
+    from harness.latency.table import CostModel, CostTable, Curve, anatomy_mark, classes
+
+    curves = {
+        name: Curve(units=list(range(site.units + 1)), ns=[takes(site, units) for units in range(site.units + 1)])
+        for name, (site, *_) in classes(anatomy).items()
+    }
+    table = CostTable(
+        model="tiny",
+        anatomy=anatomy_mark(anatomy),
+        params=anatomy.params(),
+        device={"name": "made up", "fingerprint": {}, "clock": "wall", "provenance": "simulated"},
+        runtime="eager",
+        dtype="fp32",
+        workload="prefill:1x512",
+        preset="quick",
+        fixed_ns=fixed,
+        curves=curves,
+    )  # type: ignore[call-arg]
+    return CostModel(table, anatomy)

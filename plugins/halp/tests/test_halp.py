@@ -11,7 +11,7 @@ from harness_halp import Halp, augmented, group_size, importance, marginal, rank
 
 from harness import Budget, Unsupported
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, context, tiny, tokens
+from harness.conformance.models import PLAIN, context, cost_model, tiny, tokens
 
 
 def instance(seed: int, kind: str, sites: int, items: int):
@@ -138,21 +138,6 @@ def test_importance_is_the_sum_of_weight_times_gradient_by_batch(name):
         assert float(found[f"layers.{at}.mlp"][unit]) == pytest.approx(value, rel=1e-3, abs=1e-9)
 
 
-class Table:
-    """A device whose sites cost what `curve` says."""
-
-    def __init__(self, anatomy, curve, fixed=100.0):
-        self.anatomy, self.curve, self.floor = anatomy, curve, fixed
-        self.dense = self.time({})
-
-    def time(self, shape):
-        return self.floor + sum(
-            self.curve(self.anatomy.sites[name], units)
-            for name, units in self.anatomy.complete(shape).items()
-            if name != "hidden"
-        )
-
-
 def depth_only(site, units):
     return 50.0 if units else 0.0
 
@@ -163,7 +148,7 @@ def steps_of_eight(site, units):
 
 def asked(method, curve, limit, name=PLAIN):
     model, anatomy = tiny(name)
-    table = Table(anatomy, curve)
+    table = cost_model(anatomy, curve)
     cut = method.prune(model, Budget("latency", limit, "x"), context(anatomy, latency=table), None)
     shape = {site: len(units) for site, units in cut.keep.items()}
     assert table.time(shape) <= limit * table.dense + 1e-6
@@ -204,7 +189,7 @@ def test_the_budget_tightens_exponentially_and_the_dead_stay_dead(monkeypatch):
 
 def test_what_cannot_be_is_told_and_what_is_there_is_left():
     model, anatomy = tiny(PLAIN)
-    ctx = context(anatomy, latency=Table(anatomy, steps_of_eight), calibration=None)
+    ctx = context(anatomy, latency=cost_model(anatomy, steps_of_eight), calibration=None)
     with pytest.raises(Unsupported, match="without any layer"):
         Halp().prune(model, Budget("latency", 0.01, "x"), ctx, None)
     assert not Halp().prune(model, Budget("latency", 1.0, "x"), ctx, None).keep
