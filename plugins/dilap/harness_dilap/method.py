@@ -19,7 +19,7 @@ from harness_dilap.gates import Gates
 from harness_dilap.loss import Distance, caster
 from harness_dilap.search import Plan, Search, Splits, State
 
-BRACKET = 0.02  # searches are made for these shares of dense, and serve every limit nearby
+SERVES = (0.93, 1.02)  # a search is good for limits so far below and above its own, which measuring asks for
 
 
 @dataclass
@@ -62,9 +62,7 @@ class Dilap:
         limit = cost.limit(budget)
         if limit >= cost.dense:
             return Cut(why="dense is fast enough")
-        target = round(round(limit / cost.dense / BRACKET) * BRACKET, 6)
-        if target * cost.dense <= cost.floor:
-            target = limit / cost.dense
+        target = nearby(ctx.work_dir, limit / cost.dense)
         found = self._found(model, ctx, state, target)
         gates = Gates({s.name: s.units for s in ctx.anatomy.blocks()}, found["ranks"], found["positions"], 1.0)
         shape = self._whole(cost, gates, gates.positions, limit)
@@ -172,6 +170,13 @@ class Dilap:
             "held-out loss": [float(f"{loss:.6g}") for loss in losses],
             "loss of the last step": search.state.log[-1]["loss"],
         }
+
+
+def nearby(folder: Path, share: float) -> float:
+    """The target of a search, finished or killed, that serves this share of dense; without any the share itself."""
+    targets = [float(file.stem.partition("-")[2]) for file in folder.glob("*-*.pt")]
+    serving = [target for target in targets if SERVES[0] * target <= share <= SERVES[1] * target]
+    return min(serving, key=lambda target: abs(target - share), default=round(share, 4))
 
 
 def guide(kind: str, ctx: Context) -> Callable[[Tensor, float], Tensor]:

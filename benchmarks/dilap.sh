@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# DiLAP beside the baselines and HALP at the same measured latencies, and the table of leaderboards/dilap.md.
+# Takes hours on two cores; what is done already is not done again. Parts: none, least-squares, lora (all if none is named).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export HARNESS_RUNS=${HARNESS_RUNS:-runs/dilap}
+
+cell() { # budget, recovery, seed, pruner and its settings
+    local budget=$1 recovery=$2 seed=$3
+    shift 3
+    uv run --no-sync harness run --pruner "$@" --model smollm2-135m --device cpu --workload prefill:1x512 \
+        --latency "$budget" --recovery "$recovery" --seed "$seed" --calibration c4 --eval wikitext2,c4 --limit 40 ||
+        echo "failed: $* at $budget, $recovery" >&2
+}
+
+text=(--set samples=96 --set length=192) # 18,432 tokens, the same for all that take them
+others() { # budget, recovery: methods that leave the weights as they are
+    cell "$1" "$2" 0 magnitude
+    cell "$1" "$2" 0 wanda-sp "${text[@]}"
+    cell "$1" "$2" 0 llm-pruner "${text[@]}"
+    cell "$1" "$2" 0 shortgpt "${text[@]}"
+    cell "$1" "$2" 0 llm-streamline "${text[@]}" --set network=none
+    for halp in halp halp-mckp; do
+        cell "$1" "$2" 0 $halp --set batches=10 --set length=192
+    done
+}
+
+none() {
+    for budget in 0.65x 0.8x 0.5x; do
+        others $budget none
+        for seed in 0 1 2; do cell $budget none $seed dilap; done
+    done
+}
+
+least-squares() {
+    local recovery=least-squares:samples=72:length=256
+    others 0.65x $recovery
+    cell 0.65x $recovery 0 dilap
+    cell 0.65x $recovery 0 dilap --set inner=least-squares --set order=compensated
+}
+
+lora() { # 40,960 training tokens for each, those of the pruning itself counted in
+    others 0.8x lora:samples=320
+    cell 0.8x lora:samples=320 0 dilap
+    cell 0.8x lora:samples=192 0 loraprune
+    cell 0.8x lora:samples=140 0 compresso
+    cell 0.8x lora:samples=192 0 llm-streamline "${text[@]}" --set train_samples=85 --set epochs=1
+}
+
+uv run --no-sync harness profile --device cpu --model smollm2-135m --workload prefill:1x512 >&2
+for part in "${@:-none least-squares lora}"; do
+    for name in $part; do $name; done
+done
