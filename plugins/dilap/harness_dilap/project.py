@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,14 @@ from torch import Tensor
 from harness.allocate import knapsack
 from harness_dilap.gates import Gates, Worth
 
+GRAIN, MANY = 16, 256  # a site of many units keeps a multiple of so many: what kernels take best anywhere
 STIFFNESS = 0.25  # of a site's units: so far from the learned position a unit is worth e times less, or more
+
+
+def levels(units: int, least: int = 0) -> np.ndarray:
+    """How many units a site may keep."""
+    found = range(0, units, GRAIN) if units >= MANY else range(units)
+    return np.array([count for count in sorted({*found, least}) if count >= least] + [units])
 
 
 def values(units: int, position: float, slope: float) -> np.ndarray:
@@ -27,10 +34,12 @@ def project(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int
     at = (positions.double() * torch.tensor(list(gates.units.values()))).requires_grad_()
     time = cost.smooth(dict(zip(gates.units, at, strict=True)), convex=1.0)
     slopes = torch.autograd.grad(time, at)[0].tolist()
-    sites = zip(gates.units.items(), positions.tolist(), slopes, strict=True)
-    worth = [values(units, position, slope)[least:] for (_, units), position, slope in sites]
-    chosen = knapsack(worth, [cost.site_times(site)[least:] for site in gates.units], limit - cost.floor)
-    return {site: count + least for site, count in zip(gates.units, chosen, strict=True)}
+    sites = list(zip(gates.units, gates.units.values(), positions.tolist(), slopes, strict=True))
+    may = [levels(units, least) for _, units, _, _ in sites]
+    worth = [values(units, position, slope)[at] for at, (_, units, position, slope) in zip(may, sites, strict=True)]
+    times = [cost.site_times(site)[at] for at, (site, *_) in zip(may, sites, strict=True)]
+    chosen = knapsack(worth, times, limit - cost.floor)
+    return {site: int(at[level]) for at, level, (site, *_) in zip(may, chosen, sites, strict=True)}
 
 
 def rounded(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int = 0) -> dict[str, int]:
@@ -72,16 +81,17 @@ def swapped(
     """The shape after one gave about a step of time and the other took what that left, or None if it can take none."""
     step = max(np.diff(cost.site_times(site)).max() for site in shape)
     given, taken = np.asarray(cost.site_times(gives)), np.asarray(cost.site_times(gets))
-    less = max(least, min(shape[gives] - 1, within(given, given[shape[gives]] - step)))
+    may = levels(len(given) - 1, least)
+    less = min(within(given, given[shape[gives]] - step, least), int(may[may < shape[gives]].max(initial=least)))
     spare = limit - cost.time({**shape, gives: less})
-    more = within(taken, taken[shape[gets]] + spare)
+    more = within(taken, taken[shape[gets]] + spare, least)
     return {**shape, gives: less, gets: more} if more > shape[gets] else None
 
 
-def within(times: Sequence[float] | np.ndarray, limit: float) -> int:
-    """The most units that take no longer; 0 if even those do."""
-    fits = np.flatnonzero(np.asarray(times) <= limit + 1e-6)
-    return int(fits[-1]) if len(fits) else 0
+def within(times: np.ndarray, limit: float, least: int = 0) -> int:
+    """The most units that take no longer; the least if even those do."""
+    may = levels(len(times) - 1, least)
+    return int(may[times[may] <= limit + 1e-6].max(initial=least))
 
 
 def polish(
