@@ -51,3 +51,13 @@ uv run --no-sync harness profile --device cpu --model smollm2-135m --workload pr
 for part in "${@:-none least-squares lora}"; do
     for name in $part; do $name; done
 done
+mkdir -p leaderboards/results/dilap
+cp "$HARNESS_RUNS"/records/*.json leaderboards/results/dilap/
+{
+    echo "# DiLAP at measured latencies"
+    echo
+    echo "Made by \`benchmarks/dilap.sh\`; the records stand in \`results/dilap/\`. SmolLM2-135M on two cores' \`cpu\` (one thread, fp32, CPU"
+    echo "time), 18,432 tokens of C4 to calibrate, perplexity over the same 20,480 tokens of each text. \"over dilap\": how many times its"
+    echo "perplexity, paired by window, with the 95 % interval; several measured latencies are several seeds."
+    uv run --no-sync python benchmarks/dilap_table.py "$HARNESS_RUNS"
+} >leaderboards/dilap.md

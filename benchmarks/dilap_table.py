@@ -1,0 +1,91 @@
+"""The tables of leaderboards/dilap.md from a runs folder: methods at the same latency, each paired with DiLAP."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from tabulate import tabulate
+
+from harness import stats
+from harness.records import Record
+from harness.store import Store
+
+TEXTS = ("wikitext2", "c4")
+
+
+def main(folder: Path) -> None:
+    store = Store(folder)
+    found: dict[tuple[str, float, str], list[Record]] = defaultdict(list)
+    for path in sorted(folder.glob("records/*.json")):
+        record = Record.model_validate_json(path.read_text(encoding="utf-8"))
+        if record.budget is not None:
+            workload = record.spec.workloads[0]
+            found[workload, record.budget.asked, record.spec.recovery.partition(":")[0]].append(record)
+    for (workload, asked, recovery), records in sorted(found.items(), key=lambda item: (item[0][0], -item[0][1])):
+        print(f"\n## {asked:g}x of dense, {workload}, recovery {recovery}\n")
+        print(tabulate(rows(records, store), headers="keys", tablefmt="github", disable_numparse=True))
+
+
+def rows(records: list[Record], store: Store) -> list[dict[str, str]]:
+    """A line per method and settings, seeds together, the best first."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[named(record)].append(record)
+    losses = {name: {text: documents(group, text, store) for text in TEXTS} for name, group in groups.items()}
+    ours = losses.get("dilap")
+    lines = []
+    for name, group in groups.items():
+        took = [record.budget.achieved for record in group if record.budget]
+        line = {
+            "method": name,
+            "status": "/".join(sorted({record.status for record in group})),
+            "measured": " ".join(f"{x:.3f}x" for x in took),
+            "parameters gone": f"{sum(r.artefact.ratio_blocks for r in group if r.artefact) / len(group):.1%}",
+        }
+        for text in TEXTS:
+            mine = losses[name][text]
+            line[text] = f"{perplexity(mine):.1f}" + spread(group, text)
+            line[f"over dilap, {text}"] = paired(mine, ours[text]) if ours and name != "dilap" else ""
+        line["search, s"] = f"{sum(r.cost.prepare_s + r.cost.search_s for r in group) / len(group):.0f}"
+        lines.append((perplexity(losses[name]["wikitext2"]), line))
+    return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
+
+
+def named(record: Record) -> str:
+    """A method with the settings that this benchmark varies."""
+    told = [
+        f"{key}={record.spec.parameters[key]}" for key in ("inner", "order", "guide") if key in record.spec.parameters
+    ]
+    plain = {"inner=none", "order=activation", "guide=device"}
+    return " ".join([record.spec.pruner, *(words for words in told if words not in plain)])
+
+
+def documents(group: list[Record], text: str, store: Store) -> dict[str, float]:
+    """The loss of each window, the mean over seeds."""
+    each = [store.read_side_file(record.scores[text].samples)["documents"] for record in group if text in record.scores]
+    return {name: sum(one[name] for one in each) / len(each) for name in each[0]} if each else {}
+
+
+def perplexity(losses: dict[str, float]) -> float:
+    return math.exp(sum(losses.values()) / len(losses)) if losses else math.inf
+
+
+def spread(group: list[Record], text: str) -> str:
+    values = [record.scores[text].value for record in group if text in record.scores]
+    return f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+
+
+def paired(mine: dict[str, float], ours: dict[str, float]) -> str:
+    """How many times the perplexity, with the 95 % interval over windows."""
+    differences = [mine[name] - ours[name] for name in mine]
+    if not differences or (bounds := stats.interval(differences)) is None:
+        return ""
+    mean = sum(differences) / len(differences)
+    return f"{math.exp(mean):.2f} [{math.exp(bounds[0]):.2f}, {math.exp(bounds[1]):.2f}]"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
