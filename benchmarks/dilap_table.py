@@ -56,11 +56,9 @@ def rows(records: list[Record], store: Store) -> list[dict[str, str]]:
 
 def named(record: Record) -> str:
     """A method with the settings that this benchmark varies."""
-    told = [
-        f"{key}={record.spec.parameters[key]}" for key in ("inner", "order", "guide") if key in record.spec.parameters
-    ]
-    plain = {"inner=none", "order=activation", "guide=device"}
-    return " ".join([record.spec.pruner, *(words for words in told if words not in plain)])
+    plain = {"inner": "none", "order": "activation", "guide": "device"}
+    given = record.spec.parameters
+    return " ".join([record.spec.pruner, *(f"{k}={given[k]}" for k, v in plain.items() if given.get(k, v) != v)])
 
 
 def documents(group: list[Record], text: str, store: Store) -> dict[str, float]:
