@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # DiLAP beside the baselines and HALP at the same measured latencies, and the table of leaderboards/dilap.md.
-# Takes hours on two cores; what is done already is not done again. Parts: none, least-squares, lora (all if none is named).
+# Takes hours on two cores; what is done already is not done again. Parts: none, least-squares, lora, ablations, decode; all
+# of them if none is named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HARNESS_RUNS=${HARNESS_RUNS:-runs/dilap}
 
+device=cpu workload=prefill:1x512
 cell() { # budget, recovery, seed, pruner and its settings
     local budget=$1 recovery=$2 seed=$3
     shift 3
-    uv run --no-sync harness run --pruner "$@" --model smollm2-135m --device cpu --workload prefill:1x512 \
+    uv run --no-sync harness run --pruner "$@" --model smollm2-135m --device $device --workload $workload \
         --latency "$budget" --recovery "$recovery" --seed "$seed" --calibration c4 --eval wikitext2,c4 --limit 40 ||
         echo "failed: $* at $budget, $recovery" >&2
 }
@@ -47,8 +49,23 @@ lora() { # 40,960 training tokens for each, those of the pruning itself counted 
     cell 0.8x lora:samples=192 0 llm-streamline "${text[@]}" --set train_samples=85 --set epochs=1
 }
 
+ablations() { # each leaves one thing out; FLOPs instead of latency where steps are large
+    for change in guide=sites depth=False projection=round swaps=0 refresh=0 order=taylor order=compensated inner=lora; do
+        cell 0.65x none 0 dilap --set $change
+    done
+    local device=staircase
+    cell 0.65x none 0 dilap
+    cell 0.65x none 0 dilap --set guide=flops --set projection=round --set swaps=0
+}
+
+decode() {
+    local workload=decode:1x512
+    for pruner in shortgpt dilap; do cell 0.65x none 0 $pruner "${text[@]}"; done
+    cell 0.65x none 0 llm-streamline "${text[@]}" --set network=none
+}
+
 uv run --no-sync harness profile --device cpu --model smollm2-135m --workload prefill:1x512 >&2
-for part in "${@:-none least-squares lora}"; do
+for part in "${@:-none least-squares lora ablations decode}"; do
     for name in $part; do $name; done
 done
 mkdir -p leaderboards/results/dilap

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import Budget, Context, Cut, Unsupported, accounting
+from harness import Budget, Context, Cut, Shape, Unsupported, accounting
 from harness.anatomy import Anatomy
 from harness.training import seeded
 from harness_dilap import inner as levels
@@ -30,9 +30,8 @@ class Dilap:
     held_out: int = 12
     steps: int = 150
     batch: int = 2
-    lr: float = 0.02
+    lr: float = 0.01
     ramp: float = 0.6
-    average: float = 0.3
     softness: float = 0.05
     order: str = "activation"
     refresh: int = 10
@@ -49,7 +48,7 @@ class Dilap:
     guide: str = "device"
     depth: bool = True
     projection: str = "knapsack"
-    swaps: int = 16
+    swaps: int = 24
     compute: str = "auto"
 
     def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor]:
@@ -88,7 +87,7 @@ class Dilap:
         with seeded(ctx.seed("adapters")):
             inner = self._inner(distance, windows[splits.outer])
         plan = Plan(
-            target, self.steps, self.batch, self.lr, self.ramp, self.softness, self.refresh, self.mix, self.average,
+            target, self.steps, self.batch, self.lr, self.ramp, self.softness, self.refresh, self.mix,
             self.inner_steps,
         )  # fmt: skip
         time = guide(self.guide, ctx)
@@ -108,21 +107,25 @@ class Dilap:
         os.replace(file.with_suffix(".new"), file)
         return found
 
-    def _polished(self, ctx: Context, search: Search, done: State, target: float) -> tuple[Tensor, list[float]]:
-        """Whole units at the searched budget, exchanged while the held-out text likes it."""
+    def _polished(self, ctx: Context, search: Search, done: State, target: float) -> tuple[Tensor, dict[str, list[float]]]:
+        """Whole units at the searched budget: what the held-out text likes best, exchanged while it likes that."""
         cost, limit = ctx.latency, target * ctx.latency.dense
-        positions = done.total / done.averaged
-        shape, losses = self._whole(cost, done.gates, positions, limit), []
-        if self.swaps:
-            weights = search.inner.dense if search.inner.trains and not self.merge else levels.Frozen().dense
-            with weights():
-                shape, losses = project.polish(
-                    cost, shape, limit, done.gates, done.worth, search.tokens,
-                    lambda gates: search.loss.held_out(search.splits.held_out, gates), self.swaps, int(not self.depth),
-                )  # fmt: skip
-            moved = torch.tensor([shape[site] / units for site, units in done.gates.units.items()])
-            positions = moved if min(losses) < losses[0] else positions
-        return positions, losses
+        shapes = [self._whole(cost, done.gates, positions, limit) for positions in done.candidates()]
+
+        def judge(shape: Shape) -> float:
+            return search.loss.held_out(search.splits.held_out, done.gates.shut(shape))
+
+        weights = search.inner.dense if search.inner.trains and not self.merge else levels.Frozen().dense
+        with weights():
+            losses = [judge(shape) for shape in shapes]
+            best = losses.index(min(losses))
+            least = int(not self.depth)
+            pairs = project.swaps(cost, shapes[best], done.gates, done.worth, search.tokens)
+            shape, tried = project.polish(cost, shapes[best], min(losses), pairs, limit, judge, self.swaps, least)
+        told = {"candidates": losses, "swaps": tried}
+        if not tried or min(tried) >= min(losses):  # positions know more than whole units
+            return done.candidates()[best], told
+        return torch.tensor([shape[site] / units for site, units in done.gates.units.items()]), told
 
     def _whole(self, cost: Any, gates: Gates, positions: Tensor, limit: float) -> dict[str, int]:
         way: Callable[..., dict[str, int]] = project.rounded if self.projection == "round" else project.project
@@ -154,21 +157,21 @@ class Dilap:
         assert ctx.calibration is not None
         return ctx.calibration(self.samples, self.length)
 
-    def _told(self, search: Search, target: float, losses: list[float]) -> dict[str, Any]:
+    def _told(self, search: Search, target: float, losses: dict[str, list[float]]) -> dict[str, Any]:
         """Facts for the record, the same on every run. A training step is three passes: forward, back to the
         activations, back to the weights; the search's passes are counted in those over all its windows."""
         steps, splits, tokens = self.steps, search.splits, self.samples * self.length
         outer = steps * self.batch * self.length
         inner = outer * self.inner_steps if search.inner.trains else 0
         passes = (2 + 6 * self.unrolled) * outer + 3 * inner + tokens
-        passes += len(losses) * len(splits.held_out) * self.length
+        passes += sum(map(len, losses.values())) * len(splits.held_out) * self.length
         return {
             "target": target,
             "inner": self.inner,
             "windows": {"outer": len(splits.outer), "inner": len(splits.inner), "held out": len(splits.held_out)},
             "tokens": {"outer": outer, "inner": inner},
             "training steps over the calibration text": round(passes / 3 / tokens, 2),
-            "held-out loss": [float(f"{loss:.6g}") for loss in losses],
+            "held-out loss": {name: [float(f"{loss:.6g}") for loss in tried] for name, tried in losses.items()},
             "loss of the last step": search.state.log[-1]["loss"],
         }
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness import Shape
 from harness.allocate import knapsack
 from harness_dilap.gates import Gates, Worth
 
@@ -97,23 +98,21 @@ def within(times: np.ndarray, limit: float, least: int = 0) -> int:
 def polish(
     cost: Any,
     shape: dict[str, int],
+    loss: float,
+    pairs: Iterator[tuple[str, str]],
     limit: float,
-    gates: Gates,
-    worth: Worth,
-    tokens: int,
-    judge: Callable[[Mapping[str, Tensor]], float],
+    judge: Callable[[Shape], float],
     tries: int,
     least: int = 0,
 ) -> tuple[dict[str, int], list[float]]:
-    """Swaps that the held-out text accepts, one after the other. The losses of the tries, the first before any."""
-    losses = [judge(gates.shut(shape))]
-    best, pairs = losses[0], swaps(cost, shape, gates, worth, tokens)
+    """Swaps that the held-out text accepts, one after the other, and the losses of all that were tried."""
+    losses: list[float] = []
     for gets, gives in pairs:
-        if len(losses) > tries:
+        if len(losses) >= tries:
             break
         if shape[gives] <= least or (changed := swapped(cost, shape, gets, gives, limit, least)) is None:
             continue
-        losses.append(judge(gates.shut(changed)))
-        if losses[-1] < best:
-            best, shape = losses[-1], changed
+        losses.append(judge(changed))
+        if losses[-1] < loss:
+            loss, shape = losses[-1], changed
     return shape, losses

@@ -17,6 +17,7 @@ from harness_dilap.gates import Gates, Worth, ranked
 from harness_dilap.price import Priced
 
 SAVE_EVERY = 10  # steps
+STRETCHES = 6
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Plan:
     softness: float
     refresh: int
     mix: float
-    average: float
     inner_steps: int
 
 
@@ -59,8 +59,7 @@ class State:
     priced: Priced
     worth: Worth
     step: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
-    averaged: int = 0
+    trail: list[Tensor] = field(default_factory=list)  # positions at the budget, step by step
     log: list[dict[str, float]] = field(default_factory=list)
 
     def words(self) -> dict[str, Any]:
@@ -71,16 +70,26 @@ class State:
             "ranks": gates.ranks,
             "priced": [priced.mean, priced.square, priced.steps, priced.price],
             "worth": [worth.slope, worth.square, worth.weight],
-            "total": self.total,
-            "averaged": self.averaged,
+            "trail": self.trail,
             "log": self.log,
         }
 
     def take(self, words: dict[str, Any]) -> None:
-        self.step, self.total, self.averaged, self.log = (words[n] for n in ("step", "total", "averaged", "log"))
+        self.step, self.trail, self.log = words["step"], words["trail"], words["log"]
         self.gates.positions, self.gates.ranks = words["positions"], words["ranks"]
         self.priced.mean, self.priced.square, self.priced.steps, self.priced.price = words["priced"]
         self.worth.slope, self.worth.square, self.worth.weight = words["worth"]
+
+    def candidates(self) -> list[Tensor]:
+        """Positions worth a look: means over the last steps, more and more of them, and the way there in stretches.
+
+        A step's positions swing with the text of its batch, and whole units swing with them; means do less.
+        """
+        trail, found, count = torch.stack(self.trail), [], len(self.trail)
+        while count:
+            found.append(trail[-count:].mean(0))
+            count //= 2
+        return found + [part.mean(0) for part in trail.split(max(1, len(trail) // STRETCHES))]
 
 
 class Search:
@@ -104,7 +113,6 @@ class Search:
         units = {site: len(worth) for site, worth in scores.items()}
         gates = Gates(units, dict(self.first), torch.ones(len(units)), plan.softness)
         self.state = State(gates, Priced.of(gates.positions, plan.lr), Worth.of(units))
-        self.state.total = torch.zeros(len(units))
 
     def run(self) -> State:
         """From where it was left, or from the dense model, to the last step."""
@@ -142,8 +150,8 @@ class Search:
         state.gates.positions = state.priced.step(
             state.gates.positions, state.gates.slopes(gradients), lambda p: self.time(p, 1 - progress), limit
         )
-        if number > (1 - plan.average) * plan.steps:
-            state.total, state.averaged = state.total + state.gates.positions, state.averaged + 1
+        if progress == 1 or number == plan.steps:
+            state.trail.append(state.gates.positions)
         row = {"step": number, "loss": float(loss), "time": took, "limit": limit, "price": state.priced.price}
         closed = state.gates.open()
         for number_of, more in enumerate(inner):
