@@ -248,7 +248,7 @@ class Context:
               with gradients, the lower convex hull if `convex=1`; `dense`, `floor` and `share(shape)`. See
               `harness.latency.table.CostModel`.
     trained   for methods that train: told how many tokens a step learned from, so that the record can say it
-    work_dir  the only folder to write to. A pruner finds there what an earlier try left, killed or for another budget
+    work_dir  the only folder to write to. A pruner finds there what an earlier try for this budget left
     cut       for recoveries: what was cut, in canonical form, as `harness.surgery.CheckedCut` has it
     """
 

@@ -99,8 +99,9 @@ class Decision:
 
     @contextmanager
     def lasting(self, ctx: Context) -> Iterator[Context]:
-        """With a folder that outlives a kill: the same for every budget that this method is asked for like this."""
-        parts = {**self.plan.prepare_parts(), "cost_table": self.plan.cost_table}
+        """With a folder that outlives a kill: the same for all that is asked on the way to one budget."""
+        parts = {**self.plan.cut_parts(), "tightened": 1.0}
+        parts.pop("matched", None)
         ctx.work_dir = self.store.path("works", keys.key("work", parts))
         with guarded(self.store.root):
             ctx.work_dir.mkdir(parents=True, exist_ok=True)

@@ -61,8 +61,11 @@ def check(anatomy: Anatomy, cut: Cut) -> CheckedCut:
     if keep.get("hidden") == []:
         raise BadCut("the cut leaves no residual stream")
     masks = {name: mask.bool() for name, mask in cut.masks.items()}
-    if wrong_names := [name for name in cut.files if Path(name).name != name or name.startswith(".")]:
-        raise BadCut(f"the cut's file {wrong_names[0]!r} is not a plain name")
+    for name, text in cut.files.items():
+        if not name or Path(name).name != name or name.startswith("."):
+            raise BadCut(f"the cut's file {name!r} is not a plain name")
+        if not isinstance(text, str):
+            raise BadCut(f"the cut's file {name!r} is {type(text).__name__}, not text")
     try:
         json.dumps(cut.told, allow_nan=False)
     except (TypeError, ValueError) as error:

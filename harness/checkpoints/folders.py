@@ -72,7 +72,7 @@ def read_cut(folder: Path) -> CheckedCut:
                 masks[name] = torch.from_numpy(bits.astype(bool)).reshape(shapes[name])
             rewrites = {name: file.get_tensor(f"rewrite.{name}") for name in words["rewrites"]}
     files = {file.name: file.read_text(encoding="utf-8") for file in sorted((folder / NOTES).glob("*"))}
-    return CheckedCut(words["keep"], masks, rewrites, words["why"], words["told"], files)
+    return CheckedCut(words["keep"], masks, rewrites, words["why"], words.get("told", {}), files)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -153,8 +153,9 @@ def normal_equations(stream: Stream, here: Place, aims: Iterable[Tensor]) -> tup
         for batch, aim in enumerate(aims):
             lacking = aim.float() - stream.after(batch, here).float()
             x = entered.pop().flatten(0, -2).float()
-            gram += x.T @ x
-            cross += x.T @ lacking.flatten(0, -2)
+            with torch.autocast(x.device.type, enabled=False):  # sums of squares are no place to save
+                gram += x.T @ x
+                cross += x.T @ lacking.flatten(0, -2)
     return gram.double(), cross.double()
 
 
@@ -167,7 +168,7 @@ def adjust(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float, name: str)
             f"the calibration text gives values that are not finite in {name}",
             "load the model in fp32 (--dtype fp32); if it stays, its weights are bad",
         )
-    mean = gram.diagonal().mean()
+    mean = gram.diagonal()[gram.diagonal() > 0].mean().nan_to_num()  # inputs that are gated to zero do not count
     damped = gram.clone()
     damped.diagonal().add_(ridge * mean)
     factor, failed = torch.linalg.cholesky_ex(damped)

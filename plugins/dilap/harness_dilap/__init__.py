@@ -26,7 +26,12 @@ def harness_register_pruners():
                 "held_out": Param(12, "of them, that only judge what was found", paper=32, least=1),
                 "steps": Param(150, "outer steps, on the gates", paper=600, least=2),
                 "batch": Param(2, "windows in a step", paper=4, least=1),
-                "lr": Param(0.01, "how far a step may move a gate, as a share of its units", above=0, most=1),
+                "lr": Param(
+                    0.02,
+                    "pace of the gates: the share of a site's units that a step moves one by, or so",
+                    above=0,
+                    most=1,
+                ),
                 "ramp": Param(0.6, "share of the steps over which the budget tightens", above=0, most=1),
                 "softness": Param(0.05, "share of a site's units that tell where its gate should go", above=0, most=1),
                 "order": Param(

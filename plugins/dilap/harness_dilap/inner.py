@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import training
+from harness import Unsupported, training
 from harness.gating import gated
 from harness.recovery.least_squares import TOKENS, mend
 from harness.scores import output_member
@@ -50,8 +50,9 @@ class Frozen:
 class Trained(Frozen):
     """Adapters, or all weights of the layers, trained towards the dense model at the present gates.
 
-    First order the gates see the weights as they are. Unrolled they see them one step ahead, and the gradient through
-    that step as a finite difference (Liu et al. 2019).
+    First order the gates see the weights as they are. Unrolled they see them one step of the inner level ahead (its
+    gradient at Adam's pace, without momentum), and the gradient through that step as a finite difference (Liu et al.
+    2019).
     """
 
     trains = True
@@ -59,6 +60,10 @@ class Trained(Frozen):
     def __init__(self, distance: Any, kind: str, lr: float, rank: int, unrolled: bool) -> None:
         self.distance, self.lr, self.unrolled = distance, lr, unrolled
         model = distance.model
+        if kind == "full" and model.dtype != torch.float32:
+            raise Unsupported(
+                f"{model.dtype} swallows the small steps of all weights", "set inner=lora, or --dtype fp32"
+            )
         model.requires_grad_(False)
         self.adapters = training.Adapters(model, rank, 2 * rank) if kind == "lora" else None
         self.start: dict[str, Tensor] = {}
@@ -88,12 +93,14 @@ class Trained(Frozen):
             return super().outer(loss, gates, again)
         names = list(gates)
         before = [weight.detach().clone() for weight in self.weights]
+        pace = self._pace()
         self._require(True)
-        ahead = torch.autograd.grad(again(), self.weights)
+        ahead = [p * g for p, g in zip(pace, torch.autograd.grad(again(), self.weights), strict=True)]
         self._shift(before, ahead, -self.lr)
         value = loss()
         found = torch.autograd.grad(value, [*gates.values(), *self.weights])
         direct, by_weight = found[: len(names)], found[len(names) :]
+        by_weight = [p * g for p, g in zip(pace, by_weight, strict=True)]
         reach = TINY / (float(torch.stack([g.float().norm() for g in by_weight]).norm()) + 1e-12)
         sides = []
         for sign in (1, -1):
@@ -124,6 +131,18 @@ class Trained(Frozen):
         if self.adapters is not None:
             return {name: self.adapters.merged(name).cpu() for name in self.adapters.linears}
         return {name: weight.detach().cpu().clone() for name, weight in self.named.items()}
+
+    def _pace(self) -> list[Tensor]:
+        """What Adam multiplies each gradient by, as far as it is known."""
+        found = []
+        for weight in self.weights:
+            known = self.optimiser.state.get(weight)
+            if not known:
+                found.append(torch.ones_like(weight))
+                continue
+            square = known["exp_avg_sq"] / (1 - self.optimiser.param_groups[0]["betas"][1] ** float(known["step"]))
+            found.append(1 / (square.sqrt() + self.optimiser.param_groups[0]["eps"]))
+        return found
 
     def _require(self, gradients: bool) -> None:
         for weight in self.weights:

@@ -27,6 +27,7 @@ class Distance:
         self.model, self.anatomy, self.windows = model, anatomy, windows.to(model.device)
         self.kind, self.stride = kind, stride
         self.cast = caster(model, compute)
+        self.half = self.cast is not nullcontext
         self.head = model.get_output_embeddings()
         self.dense = torch.tensor([])
         if kind == "kl":
@@ -56,7 +57,7 @@ class Distance:
         """Over many rows, all their tokens' share by the stride, without gradients."""
         parts = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
         with torch.no_grad():
-            return sum(float(self(part, gates)) * len(part) for part in parts) / len(rows)
+            return sum(float(self.checked(part, gates, 0)) * len(part) for part in parts) / len(rows)
 
     def _hidden(self, part: Tensor) -> Tensor:
         return self.model.base_model(part, use_cache=False).last_hidden_state.to(self.model.dtype)

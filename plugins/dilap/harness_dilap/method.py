@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from harness.training import seeded
 from harness_dilap import inner as levels
 from harness_dilap import orders, picture, project
 from harness_dilap.gates import Gates
-from harness_dilap.loss import Distance, caster
-from harness_dilap.search import Plan, Search, Splits, State
+from harness_dilap.loss import ROWS, Distance, caster
+from harness_dilap.search import Plan, Search, Splits, State, save, saved
 
-SERVES = (0.93, 1.02)  # a search is good for limits so far below and above its own, which measuring asks for
+SERVES = (0.9, 1.02)  # a search is good for limits so far below and above its own, which measuring asks for next
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Dilap:
     held_out: int = 12
     steps: int = 150
     batch: int = 2
-    lr: float = 0.01
+    lr: float = 0.02
     ramp: float = 0.6
     softness: float = 0.05
     order: str = "activation"
@@ -51,21 +51,32 @@ class Dilap:
     swaps: int = 24
     compute: str = "auto"
 
+    def __post_init__(self) -> None:
+        self.counted: set[float] = set()  # targets whose training the record knows of
+
     def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor]:
         """What each unit is worth before anything is gone."""
+        splits, windows = self._splits(), self._windows(ctx)
         with caster(model, self.compute)():
-            return orders.ORDERS[self.order](model, ctx.anatomy, self._windows(ctx).split(4))
+            return orders.ORDERS[self.order](model, ctx.anatomy, windows[: -len(splits.held_out)].split(ROWS))
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: dict[str, Tensor]) -> Cut:
         self._possible()
-        cost = ctx.latency
+        cost, least = ctx.latency, int(not self.depth)
         limit = cost.limit(budget)
         if limit >= cost.dense:
             return Cut(why="dense is fast enough")
+        if cost.time({site.name: least for site in ctx.anatomy.blocks()}) > limit:
+            raise Unsupported(f"{budget} is out of reach while every sub-layer keeps a unit", "set depth=True with it")
         target = nearby(ctx.work_dir, limit / cost.dense)
-        found = self._found(model, ctx, state, target)
+        found = self._found(model, ctx, {site.name: state[site.name] for site in ctx.anatomy.blocks()}, target)
+        if target not in self.counted:
+            ctx.trained(found["told"]["tokens"]["inner"])
+            self.counted.add(target)
+        shape = found["shape"]
         gates = Gates({s.name: s.units for s in ctx.anatomy.blocks()}, found["ranks"], found["positions"], 1.0)
-        shape = self._whole(cost, gates, gates.positions, limit)
+        if cost.time(shape) > limit or limit > SERVES[1] * target * cost.dense:
+            shape = self._whole(cost, gates, gates.positions, limit)
         title = f"dilap, searched for {target:g}x of dense"
         return Cut(
             keep=gates.kept(shape),
@@ -77,55 +88,55 @@ class Dilap:
 
     def _found(self, model: Any, ctx: Context, scores: dict[str, Tensor], target: float) -> dict[str, Any]:
         """What a search for this target found, made once; a killed one goes on where it was saved."""
-        file = ctx.work_dir / f"found-{target:.4f}.pt"
-        if file.exists():
-            return torch.load(file, weights_only=True)
-        windows = self._windows(ctx)
-        splits = Splits.of(len(windows), self.held_out, self.inner in ("lora", "full"))
+        file, going = (ctx.work_dir / f"{name}-{target:.4f}.pt" for name in ("found", "search"))
+        if (known := saved(file)) is not None:
+            return known
+        windows, splits = self._windows(ctx), self._splits()
         model.requires_grad_(False)
         distance = Distance(model, ctx.anatomy, windows, self.loss, self.stride, self.compute)
         with seeded(ctx.seed("adapters")):
             inner = self._inner(distance, windows[splits.outer])
         plan = Plan(
             target, self.steps, self.batch, self.lr, self.ramp, self.softness, self.refresh, self.mix,
-            self.inner_steps,
+            self.inner_steps, self.depth,
         )  # fmt: skip
-        time = guide(self.guide, ctx)
-        kept = scores | {}
-        search = Search(plan, splits, distance, inner, time, kept, ctx, ctx.work_dir / f"search-{target:.4f}.pt")
-        search.state.priced.least = self._least(kept)
+        search = Search(plan, splits, distance, inner, guide(self.guide, ctx), scores, ctx, going)
         done = search.run()
-        positions, losses = self._polished(ctx, search, done, target)
+        shape, positions, losses = self._polished(ctx, search, done, target)
         found = {
+            "shape": shape,
             "positions": positions,
             "ranks": done.gates.ranks,
             "rewrites": inner.rewrites() if self.merge else {},
             "log": done.log,
             "told": self._told(search, target, losses),
         }
-        torch.save(found, file.with_suffix(".new"))
-        os.replace(file.with_suffix(".new"), file)
+        save(found, file)
+        going.unlink(missing_ok=True)
         return found
 
-    def _polished(self, ctx: Context, search: Search, done: State, target: float) -> tuple[Tensor, dict[str, list[float]]]:
+    def _polished(
+        self, ctx: Context, search: Search, done: State, target: float
+    ) -> tuple[dict[str, int], Tensor, dict[str, list[float]]]:
         """Whole units at the searched budget: what the held-out text likes best, exchanged while it likes that."""
         cost, limit = ctx.latency, target * ctx.latency.dense
-        shapes = [self._whole(cost, done.gates, positions, limit) for positions in done.candidates()]
+        shapes: list[dict[str, int]] = []
+        for positions in done.candidates():
+            if (shape := self._whole(cost, done.gates, positions, limit)) not in shapes:
+                shapes.append(shape)
 
         def judge(shape: Shape) -> float:
             return search.loss.held_out(search.splits.held_out, done.gates.shut(shape))
 
-        weights = search.inner.dense if search.inner.trains and not self.merge else levels.Frozen().dense
-        with weights():
+        with search.inner.dense() if not self.merge else nullcontext():
             losses = [judge(shape) for shape in shapes]
             best = losses.index(min(losses))
-            least = int(not self.depth)
             pairs = project.swaps(cost, shapes[best], done.gates, done.worth, search.tokens)
-            shape, tried = project.polish(cost, shapes[best], min(losses), pairs, limit, judge, self.swaps, least)
-        told = {"candidates": losses, "swaps": tried}
-        if not tried or min(tried) >= min(losses):  # positions know more than whole units
-            return done.candidates()[best], told
-        return torch.tensor([shape[site] / units for site, units in done.gates.units.items()]), told
+            shape, tried = project.polish(
+                cost, shapes[best], losses[best], pairs, limit, judge, self.swaps, int(not self.depth)
+            )
+        positions = torch.tensor([shape[site] / units for site, units in done.gates.units.items()])
+        return shape, positions, {"candidates": losses, "swaps": tried}
 
     def _whole(self, cost: Any, gates: Gates, positions: Tensor, limit: float) -> dict[str, int]:
         way: Callable[..., dict[str, int]] = project.rounded if self.projection == "round" else project.project
@@ -138,24 +149,28 @@ class Dilap:
             return levels.Compensated(distance, windows, self.ridge)
         return levels.Trained(distance, self.inner, self.inner_lr, self.rank, self.unrolled)
 
-    def _least(self, scores: dict[str, Tensor]) -> Tensor:
-        """The least position of each site."""
-        return torch.tensor([0.0 if self.depth else 1 / len(worth) for worth in scores.values()])
+    def _splits(self) -> Splits:
+        return Splits.of(self.samples, self.held_out, self.inner in ("lora", "full"))
+
+    def _windows(self, ctx: Context) -> Tensor:
+        assert ctx.calibration is not None
+        return ctx.calibration(self.samples, self.length)
 
     def _possible(self) -> None:
+        """Settings that do not go together, before anything is spent."""
+        trains = self.inner in ("lora", "full")
         if self.held_out > self.samples - 2:
             raise Unsupported(
                 f"{self.held_out} of {self.samples} windows held out leave too few to search with",
                 "set samples higher, or held_out lower",
             )
-        trains = self.inner in ("lora", "full")
-        for name, needs in (("merge", trains), ("unrolled", trains)):
-            if getattr(self, name) and not needs:
-                raise Unsupported(f"{name} needs weights that learn", "set inner=lora or inner=full with it")
-
-    def _windows(self, ctx: Context) -> Tensor:
-        assert ctx.calibration is not None
-        return ctx.calibration(self.samples, self.length)
+        if 2 * self.stride > self.length:
+            raise Unsupported(
+                f"every {self.stride}th token of {self.length} is hardly any", "set stride lower, or length higher"
+            )
+        if (self.merge or self.unrolled) and not trains:
+            name = "merge" if self.merge else "unrolled"
+            raise Unsupported(f"{name} needs weights that learn", "set inner=lora or inner=full with it")
 
     def _told(self, search: Search, target: float, losses: dict[str, list[float]]) -> dict[str, Any]:
         """Facts for the record, the same on every run. A training step is three passes: forward, back to the
@@ -163,11 +178,13 @@ class Dilap:
         steps, splits, tokens = self.steps, search.splits, self.samples * self.length
         outer = steps * self.batch * self.length
         inner = outer * self.inner_steps if search.inner.trains else 0
-        passes = (2 + 6 * self.unrolled) * outer + 3 * inner + tokens
+        passes = (2 + 8 * self.unrolled) * outer + 3 * inner + (3 if self.order == "taylor" else 1) * tokens
+        passes += tokens * (self.loss == "kl") + 4 * len(splits.outer) * self.length * (self.inner == "least-squares")
         passes += sum(map(len, losses.values())) * len(splits.held_out) * self.length
         return {
             "target": target,
             "inner": self.inner,
+            "passes in": "bf16" if search.loss.half else str(search.loss.model.dtype).removeprefix("torch."),
             "windows": {"outer": len(splits.outer), "inner": len(splits.inner), "held out": len(splits.held_out)},
             "tokens": {"outer": outer, "inner": inner},
             "training steps over the calibration text": round(passes / 3 / tokens, 2),

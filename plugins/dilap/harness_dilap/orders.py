@@ -38,8 +38,9 @@ def products(layer: walk.Layer, tensors: Container[str]) -> dict[str, Tensor]:
     def add(name: str, x: Tensor) -> None:
         (tensor,) = walk.by_linear(layer.index, {name: x})
         if tensor in tensors:
-            flat = x.flatten(0, -2).float()
-            grams[tensor] = grams.get(tensor, 0) + (flat.T @ flat).double()
+            with torch.autocast(x.device.type, enabled=False):
+                flat = x.flatten(0, -2).float()
+                grams[tensor] = grams.get(tensor, 0) + (flat.T @ flat).double()
 
     layer.settled(add)
     return grams

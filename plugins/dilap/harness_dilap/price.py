@@ -12,6 +12,8 @@ Time = Callable[[Tensor], Tensor]  # positions -> time, with gradients
 QUICK, SLOW = 0.8, 0.95  # how much of the mean gradient, and of its square, a step leaves
 SMOOTHING = 0.7  # of the price that scales the steps
 HALVINGS = 40
+PRICELESS = 1e12
+RISE = 2.0  # more than so many times the price of before is haste, not worth
 
 
 @dataclass
@@ -34,7 +36,8 @@ class Priced:
     def of(positions: Tensor, rate: float) -> Priced:
         return Priced(rate, torch.zeros_like(positions), torch.zeros_like(positions))
 
-    def step(self, positions: Tensor, gradient: Tensor, time: Time, limit: float) -> Tensor:
+    def step(self, positions: Tensor, gradient: Tensor, time: Time, limit: float, share: float = 1.0) -> Tensor:
+        """The new positions, at this share of the rate."""
         self.steps += 1
         self.mean = QUICK * self.mean + (1 - QUICK) * gradient
         self.square = SLOW * self.square + (1 - SLOW) * gradient**2
@@ -47,14 +50,16 @@ class Priced:
 
         def moved(price: float) -> Tensor:
             return (
-                (positions - self.rate * (mean + price * slope) / scale)
+                (positions - share * self.rate * (mean + price * slope) / scale)
                 .maximum(torch.as_tensor(self.least))
                 .clamp(max=1)
             )
 
         with torch.no_grad():
             price = _cheapest(lambda price: float(time(moved(price))) <= limit)
-        self.price = price if self.steps <= 3 else SMOOTHING * self.price + (1 - SMOOTHING) * price
+        if price <= PRICELESS:  # else nothing is enough, which says nothing about what time is worth
+            known = price if self.steps <= 3 else min(price, RISE * self.price + 1e-9)
+            self.price = SMOOTHING * self.price + (1 - SMOOTHING) * known if self.steps > 3 else known
         return moved(price)
 
 
@@ -64,7 +69,7 @@ def _cheapest(enough: Callable[[float], bool]) -> float:
         return 0.0
     low, high = 0.0, 1.0
     while not enough(high):
-        if high > 1e12:
+        if high > PRICELESS:
             return high
         low, high = high, 4 * high
     for _ in range(HALVINGS):

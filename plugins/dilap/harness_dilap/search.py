@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class Plan:
     refresh: int
     mix: float
     inner_steps: int
+    depth: bool
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,16 @@ class Search:
         units = {site: len(worth) for site, worth in scores.items()}
         gates = Gates(units, dict(self.first), torch.ones(len(units)), plan.softness)
         self.state = State(gates, Priced.of(gates.positions, plan.lr), Worth.of(units))
+        if not plan.depth:
+            self.state.priced.least = torch.tensor([1 / count for count in units.values()])
 
     def run(self) -> State:
         """From where it was left, or from the dense model, to the last step."""
         plan, state = self.plan, self.state
-        if self.file.exists():
-            saved = torch.load(self.file, weights_only=True)
-            state.take(saved["search"])
-            if state.step < plan.steps:
-                self.inner.load(saved["inner"]) if saved["inner"] else None
+        if (left := saved(self.file)) is not None:
+            state.take(left["search"])
+            if left["inner"]:
+                self.inner.load(left["inner"])
         outer = list(drawn(torch.tensor(self.splits.outer), plan.batch, plan.steps, self.ctx.seed("outer")))
         inner_steps = plan.steps * plan.inner_steps if self.inner.trains else 0
         inner = list(drawn(torch.tensor(self.splits.inner), plan.batch, inner_steps, self.ctx.seed("inner")))
@@ -130,25 +133,28 @@ class Search:
             self._outer(outer[state.step].tolist(), [rows.tolist() for rows in inner[at : at + plan.inner_steps]])
             state.step += 1
             if state.step % SAVE_EVERY == 0 or state.step == plan.steps:
-                self._save()
+                save({"search": state.words(), "inner": self.inner.save()}, self.file)
             self.ctx.progress(state.step, plan.steps)
         return state
 
     def _outer(self, rows: list[int], inner: list[list[int]]) -> None:
         plan, state, number = self.plan, self.state, self.state.step + 1
-        progress = min(1.0, number / max(1.0, plan.ramp * plan.steps))
+        progress = min(1.0, number / self.reached)
         limit = plan.target**progress
         gates = state.gates.open()
-        ahead = (inner or [rows])[0]
         loss = self.inner.outer(
-            lambda: self.loss.checked(rows, gates, number), gates, lambda: self.loss.checked(ahead, gates, number)
+            lambda: self.loss.checked(rows, gates, number), gates, lambda: self.loss.checked(inner[0], gates, number)
         )
         gradients = {site: gate.grad for site, gate in gates.items()}
         state.worth.learn(gradients)
         took = float(self.time(state.gates.positions, 1 - progress))
         # while the budget tightens the hull shows the way; in the end what counts is what a position costs
         state.gates.positions = state.priced.step(
-            state.gates.positions, state.gates.slopes(gradients), lambda p: self.time(p, 1 - progress), limit
+            state.gates.positions,
+            state.gates.slopes(gradients),
+            lambda p: self.time(p, 1 - progress),
+            limit,
+            self.rate(number),
         )
         if progress == 1 or number == plan.steps:
             state.trail.append(state.gates.positions)
@@ -156,17 +162,24 @@ class Search:
         closed = state.gates.open()
         for number_of, more in enumerate(inner):
             row["inner"] = self.inner.step(more, closed, number + number_of)
-            self.ctx.trained(len(more) * self.loss.windows.shape[1])
         state.log.append({name: float(f"{value:.6g}") for name, value in row.items()})
         if plan.refresh and number % plan.refresh == 0 and number < plan.steps:
             self._reorder(gates)
         if number in self.refreshes():
             self.inner.refresh(state.gates.open())
 
+    @property
+    def reached(self) -> int:
+        """The step that ends on the target for the first time."""
+        return max(1, round(self.plan.ramp * self.plan.steps))
+
+    def rate(self, number: int) -> float:
+        """The share of the rate: whole while the budget tightens, then falling to nothing."""
+        return min(1.0, (self.plan.steps + 1 - number) / (self.plan.steps + 1 - self.reached))
+
     def refreshes(self) -> tuple[int, int]:
         """When weights in closed form are solved anew: where the budget is reached, and halfway from there."""
-        reached = round(self.plan.ramp * self.plan.steps)
-        return reached, (reached + self.plan.steps) // 2
+        return self.reached, (self.reached + self.plan.steps) // 2
 
     def _reorder(self, gates: dict[str, Tensor]) -> None:
         """Units change places by what their gates' gradients say, mixed with the order of the statistics."""
@@ -175,8 +188,23 @@ class Search:
             learned = ranked(state.worth.now(site, gate.detach(), self.tokens))
             state.gates.ranks[site] = ranked(-(mix * learned + (1 - mix) * self.first[site]))
 
-    def _save(self) -> None:
-        """Under its name at once or not at all."""
-        scratch = self.file.with_suffix(".new")
-        torch.save({"search": self.state.words(), "inner": self.inner.save()}, scratch)
-        os.replace(scratch, self.file)
+
+def save(words: dict[str, Any], file: Path) -> None:
+    """Under its name at once or not at all."""
+    scratch = file.with_name(f"{file.stem}.{os.getpid()}.new")
+    with scratch.open("wb") as out:
+        torch.save(words, out)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(scratch, file)
+
+
+def saved(file: Path) -> dict[str, Any] | None:
+    """What was saved, or None; a damaged file is as good as none."""
+    if not file.exists():
+        return None
+    try:
+        return torch.load(file, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        file.unlink()
+        return None
