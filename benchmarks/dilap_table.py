@@ -10,6 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness import stats
+from harness.plugins import registry
 from harness.records import Record
 from harness.store import Store
 
@@ -18,14 +19,15 @@ TEXTS = ("wikitext2", "c4")
 
 def main(folder: Path) -> None:
     store = Store(folder)
-    found: dict[tuple[str, float, str], list[Record]] = defaultdict(list)
+    found: dict[tuple[str, str, float, str], list[Record]] = defaultdict(list)
     for path in sorted(folder.glob("records/*.json")):
         record = Record.model_validate_json(path.read_text(encoding="utf-8"))
         if record.budget is not None:
             workload = record.spec.workloads[0]
-            found[workload, record.budget.asked, record.spec.recovery.partition(":")[0]].append(record)
-    for (workload, asked, recovery), records in sorted(found.items(), key=lambda item: (item[0][0], -item[0][1])):
-        print(f"\n## {asked:g}x of dense, {workload}, recovery {recovery}\n")
+            recovery = record.spec.recovery.partition(":")[0]
+            found[record.spec.device, workload, -record.budget.asked, recovery].append(record)
+    for (device, workload, asked, recovery), records in sorted(found.items(), key=lambda item: item[0]):
+        print(f"\n## {-asked:g}x of dense, {workload} on {device}, recovery {recovery}\n")
         print(tabulate(rows(records, store), headers="keys", tablefmt="github", disable_numparse=True))
 
 
@@ -55,10 +57,10 @@ def rows(records: list[Record], store: Store) -> list[dict[str, str]]:
 
 
 def named(record: Record) -> str:
-    """A method with the settings that this benchmark varies."""
-    plain = {"inner": "none", "order": "activation", "guide": "device"}
-    given = record.spec.parameters
-    return " ".join([record.spec.pruner, *(f"{k}={given[k]}" for k, v in plain.items() if given.get(k, v) != v)])
+    """A method, DiLAP with every setting that is not the preset's."""
+    spec, given = registry().get("pruner", record.spec.pruner), record.spec.parameters
+    changed = [f"{k}={given[k]}" for k, known in spec.parameters.items() if k in given and given[k] != known.quick]
+    return " ".join([spec.name, *(changed if spec.name == "dilap" else ())])
 
 
 def documents(group: list[Record], text: str, store: Store) -> dict[str, float]:

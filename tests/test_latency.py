@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from harness.accounting import flops
 from harness.allocate import uniform
 from harness.anatomy import anatomy_of
-from harness.api import Workload
+from harness.api import Budget, Workload
 from harness.builtin.null import CALL_NS, Null, Staircase
-from harness.errors import HarnessError, OverBudget, UsageError
+from harness.errors import HarnessError, OverBudget, Unsupported, UsageError
 from harness.latency import match, predictor, shelf, smooth, validate
 from harness.latency.bed import PROBING, Bed, Measured
 from harness.latency.bench import Visits
 from harness.latency.pool import Pool
-from harness.latency.profile import Effort, Profile, Target, alone, copies, grid
+from harness.latency.profile import Effort, Profile, Target, _inner, alone, copies, grid
+from harness.latency.smooth import hull
 from harness.latency.table import CostModel, CostTable, anatomy_mark, classes
 from harness.store import Store
 
@@ -162,6 +163,51 @@ def test_the_smooth_view_agrees_with_finite_differences(staircase):
         back = {n: u.detach() - (step if n == name else 0) for n, u in units.items()}
         slope = (model.smooth(moved) - model.smooth(back)) / (2 * step)
         assert float(units[name].grad) == pytest.approx(float(slope), rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_hull_is_the_largest_convex_function_below(seed):
+    rising = np.cumsum(np.concatenate([[0.0], np.random.default_rng(seed).exponential(1.0, 40) ** 3]))
+    found = hull(rising)
+    assert (found <= rising + 1e-9).all()
+    assert (np.diff(found, 2) >= -1e-9).all()
+    touching = np.flatnonzero(np.abs(found - rising) < 1e-9)
+    assert {0, 40} <= set(touching)
+    assert np.allclose(found, np.interp(np.arange(41), touching, rising[touching]))
+
+
+def test_the_convex_view_lies_between_nothing_and_the_whole(staircase):
+    _, _, model = staircase
+    site = max(ANATOMY.blocks(), key=lambda site: site.units)
+    half = {site.name: torch.tensor(site.units / 2)}
+    assert float(model.smooth({}, convex=1)) == pytest.approx(model.dense, rel=0.05)
+    views = [float(model.smooth(half, convex=share)) for share in (0.0, 0.5, 1.0)]
+    assert views[1] == pytest.approx((views[0] + views[2]) / 2)
+    assert views[2] <= views[0]
+
+
+def test_what_sites_add_and_the_floor_make_the_time_of_any_shape(staircase):
+    _, _, model = staircase
+    draw = random.Random(1)
+    shape = {site.name: draw.randint(0, site.units) for site in ANATOMY.blocks()}
+    added = sum(model.site_times(name)[units] for name, units in shape.items())
+    assert model.floor + added == pytest.approx(model.time(shape))
+
+
+def test_a_budget_is_nanoseconds_or_out_of_reach(staircase):
+    _, _, model = staircase
+    assert model.limit(Budget("latency", 0.5, "x")) == pytest.approx(0.5 * model.dense)
+    assert model.limit(Budget("latency", 1000, "ms")) == 1e9
+    with pytest.raises(Unsupported, match="without any layer"):
+        model.limit(Budget("latency", 1e-6, "ms"))
+
+
+def test_points_in_wide_gaps_are_widths_that_kernels_take_well():
+    for low, high in ((192, 384), (960, 1152), (0, 4096)):
+        (inner,) = _inner(low, high, (0.382,))
+        assert inner % 16 == 0
+        assert low < inner < high
+    assert _inner(8, 20, (0.382,)) == [13]
 
 
 def test_the_smooth_view_stays_near_the_stairs(staircase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from harness import Cut, accounting
 from harness.api import Workload
 from harness.checkpoints import folders, modeling
 from harness.errors import BadCut
+from harness.gating import gated
 from harness.surgery import apply, check, dense_state, masked_elements, zeroed
 
 from .families import ALL, difference, logits, tiny
@@ -170,12 +172,28 @@ def test_a_cut_survives_its_file(tmp_path):
     _, anatomy = tiny("qwen2")
     name = "model.layers.1.mlp.up_proj.weight"
     mask = torch.rand(anatomy.tensors[name]) > 0.5
-    cut = check(anatomy, Cut(keep={"layers.0.mlp": [3, 1]}, masks={name: mask}, why="a test"))
+    cut = check(
+        anatomy,
+        Cut(
+            keep={"layers.0.mlp": [3, 1]},
+            masks={name: mask},
+            why="a test",
+            told={"steps": 3},
+            files={"way.svg": "<svg/>"},
+        ),
+    )
     folders.write_cut(cut, {"dense_tensors": {name: list(anatomy.tensors[name])}}, tmp_path)
     again = folders.read_cut(tmp_path)
     assert again.keep == {"layers.0.mlp": [1, 3]}
     assert torch.equal(again.masks[name], mask)
     assert again.why == "a test"
+    assert again.told == {"steps": 3}
+    assert again.files == {"way.svg": "<svg/>"}
+    assert (tmp_path / "notes" / "way.svg").read_text(encoding="utf-8") == "<svg/>"
+    words = json.loads((tmp_path / "cut.json").read_text(encoding="utf-8"))
+    words.pop("told")  # as a cut of earlier days
+    (tmp_path / "cut.json").write_text(json.dumps(words), encoding="utf-8")
+    assert folders.read_cut(tmp_path).told == {}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +207,10 @@ def test_a_cut_survives_its_file(tmp_path):
         (Cut(masks={"model.norm.weight": torch.ones(3)}), "the tensor (32,)"),
         (Cut(keep={f"layers.{i}.{k}": [] for i in range(3) for k in ("attention", "mlp")}), "leaves no layer"),
         (Cut(keep={"hidden": []}), "no residual stream"),
+        (Cut(files={"a/b.svg": ""}), "not a plain name"),
+        (Cut(files={"": ""}), "not a plain name"),
+        (Cut(files={"a.svg": b""}), "is bytes, not text"),
+        (Cut(told={"loss": float("nan")}), "is not JSON"),
         ({"layers.0.mlp": []}, "not a Cut"),
     ],
 )
@@ -196,3 +218,17 @@ def test_a_wrong_cut_is_named(cut, said):
     _, anatomy = tiny("llama")
     with pytest.raises(BadCut, match=said.replace("(", r"\(").replace(")", r"\)")):
         check(anatomy, cut)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_gates_at_zero_are_what_the_cut_leaves(family):
+    """Biases included: those of an empty site go with it."""
+    model, anatomy = tiny(family)
+    keep = {"layers.0.mlp": [], "layers.1.attention": [], "layers.2.mlp": [0, 3, 7]}
+    gates = {s.name: torch.zeros(s.units) for s in anatomy.blocks()}
+    for site, gate in gates.items():
+        gate[list(keep.get(site, range(len(gate))))] = 1
+    smaller = apply(model, anatomy, check(anatomy, Cut(keep=keep)))
+    with gated(model, anatomy, gates):
+        found = logits(model)
+    assert difference(found, logits(smaller)) < 1e-4

@@ -113,5 +113,5 @@ def cost_model(anatomy: Anatomy, takes: Callable[[Site, int], float], fixed: flo
         preset="quick",
         fixed_ns=fixed,
         curves=curves,
-    )  # type: ignore[call-arg]
+    )
     return CostModel(table, anatomy)

@@ -98,13 +98,14 @@ class PrunerBench:
         return context
 
     def stored(self, state: Any) -> Any:
-        """A state as a run hands it on: written to a file and read again."""
+        """A state as a run hands it on: written to a file and read again. The order of names is anybody's."""
         from harness.checkpoints import states
 
         folder = self.work / "work" / "state"
         folder.mkdir(exist_ok=True)
         states.write(state, folder)
-        return states.read(folder)
+        found = states.read(folder)
+        return found and dict(reversed(found.items()))
 
     def latency(self, anatomy: Any) -> Any:
         """A cost model of the made-up device with steps, which costs nothing to measure."""

@@ -50,9 +50,8 @@ class Frozen:
 class Trained(Frozen):
     """Adapters, or all weights of the layers, trained towards the dense model at the present gates.
 
-    First order the gates see the weights as they are. Unrolled they see them one step of the inner level ahead (its
-    gradient at Adam's pace, without momentum), and the gradient through that step as a finite difference (Liu et al.
-    2019).
+    First order the gates see the weights as they are. Unrolled they see them one step ahead (down the plain
+    gradient, as far as Adam's first goes), and the gradient through that step as a finite difference (Liu et al. 2019).
     """
 
     trains = True
@@ -93,15 +92,14 @@ class Trained(Frozen):
             return super().outer(loss, gates, again)
         names = list(gates)
         before = [weight.detach().clone() for weight in self.weights]
-        pace = self._pace()
         self._require(True)
-        ahead = [p * g for p, g in zip(pace, torch.autograd.grad(again(), self.weights), strict=True)]
-        self._shift(before, ahead, -self.lr)
+        ahead = torch.autograd.grad(again(), self.weights)
+        pace = self.lr * sum(weight.numel() for weight in before) ** 0.5 / _length(ahead)
+        self._shift(before, ahead, -pace)
         value = loss()
         found = torch.autograd.grad(value, [*gates.values(), *self.weights])
         direct, by_weight = found[: len(names)], found[len(names) :]
-        by_weight = [p * g for p, g in zip(pace, by_weight, strict=True)]
-        reach = TINY / (float(torch.stack([g.float().norm() for g in by_weight]).norm()) + 1e-12)
+        reach = TINY / _length(by_weight)
         sides = []
         for sign in (1, -1):
             self._shift(before, by_weight, sign * reach)
@@ -109,7 +107,7 @@ class Trained(Frozen):
         self._shift(before, by_weight, 0.0)
         self._require(False)
         for gate, straight, plus, minus in zip(gates.values(), direct, *sides, strict=True):
-            gate.grad = straight - self.lr * (plus - minus) / (2 * reach)
+            gate.grad = straight - pace * (plus - minus) / (2 * reach)
         return value.detach()
 
     def save(self) -> dict[str, Any]:
@@ -132,18 +130,6 @@ class Trained(Frozen):
             return {name: self.adapters.merged(name).cpu() for name in self.adapters.linears}
         return {name: weight.detach().cpu().clone() for name, weight in self.named.items()}
 
-    def _pace(self) -> list[Tensor]:
-        """What Adam multiplies each gradient by, as far as it is known."""
-        found = []
-        for weight in self.weights:
-            known = self.optimiser.state.get(weight)
-            if not known:
-                found.append(torch.ones_like(weight))
-                continue
-            square = known["exp_avg_sq"] / (1 - self.optimiser.param_groups[0]["betas"][1] ** float(known["step"]))
-            found.append(1 / (square.sqrt() + self.optimiser.param_groups[0]["eps"]))
-        return found
-
     def _require(self, gradients: bool) -> None:
         for weight in self.weights:
             weight.requires_grad_(gradients)
@@ -152,6 +138,10 @@ class Trained(Frozen):
         with torch.no_grad():
             for weight, start, direction in zip(self.weights, before, along, strict=True):
                 weight.copy_(start + by * direction)
+
+
+def _length(tensors: Sequence[Tensor]) -> float:
+    return float(torch.stack([tensor.float().norm() for tensor in tensors]).norm()) + 1e-12
 
 
 class _Without:

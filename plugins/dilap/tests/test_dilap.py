@@ -214,17 +214,34 @@ def test_splits_do_not_overlap():
     assert len(splits.outer) == len(splits.inner) == 8
 
 
+def test_what_the_held_out_text_judged_is_what_is_cut(tmp_path):
+    model, anatomy = tiny(PLAIN)
+    cost = cost_model(anatomy, steps_of_eight)
+    ctx = context(anatomy, latency=cost, work_dir=tmp_path)
+    state = QUICK.prepare(model, ctx)
+    shuffled = dict(reversed(state.items()))
+    cut = surgery.check(anatomy, QUICK.prune(model, Budget("latency", 0.5, "x"), ctx, shuffled))
+    model, _ = tiny(PLAIN)
+    distance = Distance(model, anatomy, tokens(12, 16), "kl", 1, "fp32")
+    gates = {site.name: torch.zeros(site.units) for site in anatomy.blocks()}
+    for site, gate in gates.items():
+        gate[list(cut.keep.get(site, range(len(gate))))] = 1
+    losses = cut.told["held-out loss"]
+    assert distance.held_out([10, 11], gates) == pytest.approx(min(losses["candidates"] + losses["swaps"]), rel=1e-4)
+
+
 class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("inner", ["none", "lora"])
-def test_a_killed_search_goes_on_and_ends_where_an_unbroken_one_does(inner, tmp_path):
-    method = replace(QUICK, inner=inner, steps=24)
+@pytest.mark.parametrize("last", [17, 20])
+@pytest.mark.parametrize("change", [{}, {"inner": "lora", "merge": True}, {"inner": "least-squares"}], ids=str)
+def test_a_killed_search_goes_on_and_ends_where_an_unbroken_one_does(change, last, tmp_path):
+    method = replace(QUICK, **change)
     whole, _ = asked(method, line, 0.5, folder=tmp_path_of(tmp_path, "whole"))
 
     def kill(done, total):
-        if done == 17:
+        if done == last:
             raise Stop
 
     broken = tmp_path_of(tmp_path, "broken")
@@ -232,9 +249,26 @@ def test_a_killed_search_goes_on_and_ends_where_an_unbroken_one_does(inner, tmp_
         asked(method, line, 0.5, folder=broken, progress=kill)
     seen = []
     again, _ = asked(method, line, 0.5, folder=broken, progress=lambda done, total: seen.append(done))
-    assert seen[0] == 11
+    assert seen == list(range(10 * (last // 10) + 1, 21))
     assert again.keep == whole.keep
     assert again.told == whole.told
+    assert all(torch.equal(again.rewrites[name], value) for name, value in whole.rewrites.items())
+
+
+def test_a_damaged_file_is_as_good_as_none(tmp_path):
+    whole, _ = asked(QUICK, line, 0.5, folder=tmp_path)
+    (found,) = tmp_path.glob("found-*.pt")
+    found.write_bytes(found.read_bytes()[:100])
+    again, _ = asked(QUICK, line, 0.5, folder=tmp_path)
+    assert again.keep == whole.keep
+
+
+def test_training_is_counted_once(tmp_path):
+    learned = []
+    method = replace(QUICK, inner="lora", inner_steps=2)
+    for limit in (0.5, 0.49):
+        asked(method, line, limit, folder=tmp_path, trained=learned.append)
+    assert learned == [20 * 2 * 2 * 16]
 
 
 def tmp_path_of(tmp_path, name):
@@ -257,6 +291,10 @@ def test_what_cannot_be_is_told_and_what_is_there_is_left(tmp_path):
         QUICK.prune(model, Budget("latency", 0.01, "x"), ctx, {})
     with pytest.raises(Unsupported, match="held out"):
         replace(QUICK, held_out=11).prune(model, Budget("latency", 0.5, "x"), ctx, {})
+    with pytest.raises(Unsupported, match="hardly any"):
+        replace(QUICK, stride=16).prune(model, Budget("latency", 0.5, "x"), ctx, {})
+    with pytest.raises(Unsupported, match="keeps a unit"):
+        replace(QUICK, depth=False).prune(model, Budget("latency", 0.25, "x"), ctx, {})
     with pytest.raises(Unsupported, match="weights that learn"):
         replace(QUICK, merge=True).prune(model, Budget("latency", 0.5, "x"), ctx, {})
     assert not QUICK.prune(model, Budget("latency", 1.0, "x"), ctx, {}).keep
@@ -308,19 +346,24 @@ def test_the_loss_is_the_divergence_from_the_dense_model():
 
 def test_the_unrolled_gradient_is_that_of_the_loss_one_step_ahead():
     distance, gates = bench()
-    inner = Trained(distance, "full", 0.05, 4, unrolled=True)
+    inner = Trained(distance, "full", 0.002, 4, unrolled=True)
     validation, training = [0, 1, 2], [3, 4, 5]
+    inner._require(True)
+    slopes = torch.autograd.grad(distance(training, gates), inner.weights)
+    inner._require(False)
+    size = sum(slope.numel() for slope in slopes)
+    pace = 0.002 * size**0.5 / float(torch.cat([slope.flatten() for slope in slopes]).norm())
     inner.outer(lambda: distance(validation, gates), gates, lambda: distance(training, gates))
     found = {site: gate.grad.clone() for site, gate in gates.items()}
 
     def ahead(shifted):
         before = [weight.detach().clone() for weight in inner.weights]
         inner._require(True)
-        steps = torch.autograd.grad(distance(training, shifted), inner.weights)
-        inner._shift(before, steps, -0.05)
+        slopes = torch.autograd.grad(distance(training, shifted), inner.weights)
+        inner._shift(before, slopes, -pace)
         with torch.no_grad():
             value = float(distance(validation, shifted))
-        inner._shift(before, steps, 0.0)
+        inner._shift(before, slopes, 0.0)
         inner._require(False)
         return value
 
