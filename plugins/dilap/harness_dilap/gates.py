@@ -41,10 +41,16 @@ class Gates:
             found.append((gradients[site] * share * (1 - share)).sum() * self.units[site] / width)
         return torch.stack(found)
 
+    def whole(self, positions: Tensor) -> Tensor:
+        """The shares that are open in truth at these positions, with the gradient of the positions themselves."""
+        units = torch.tensor(list(self.units.values()))
+        counts = torch.ceil(positions.detach() * units - 0.5).clamp(min=0).minimum(units)
+        return positions + (counts / units - positions.detach())
+
     def counts(self, positions: Tensor) -> dict[str, int]:
         """Units open at these positions."""
-        pairs = zip(self.units.items(), positions.tolist(), strict=True)
-        return {site: min(units, max(0, round(at * units))) for (site, units), at in pairs}
+        counts = self.whole(positions.detach()) * torch.tensor(list(self.units.values()))
+        return dict(zip(self.units, counts.round().int().tolist(), strict=True))
 
     def kept(self, shape: Mapping[str, int]) -> dict[str, list[int]]:
         """The units themselves, as many as the shape says."""

@@ -147,12 +147,12 @@ class Search:
         )
         gradients = {site: gate.grad for site, gate in gates.items()}
         state.worth.learn(gradients)
-        took = float(self.time(state.gates.positions, 1 - progress))
+        took = float(self.takes(state.gates.positions, 1 - progress))
         # while the budget tightens the hull shows the way; in the end what counts is what a position costs
         state.gates.positions = state.priced.step(
             state.gates.positions,
             state.gates.slopes(gradients),
-            lambda p: self.time(p, 1 - progress),
+            lambda p: self.takes(p, 1 - progress),
             limit,
             self.rate(number),
         )
@@ -167,6 +167,11 @@ class Search:
             self._reorder(gates)
         if number in self.refreshes():
             self.inner.refresh(state.gates.open())
+
+    def takes(self, positions: Tensor, convex: float) -> Tensor:
+        """What the units that are open take. A position just past the edge of a unit pays for all of it: where units
+        are few, positions would settle there, and the budget would be met by none of the models that were seen."""
+        return self.time(self.state.gates.whole(positions), convex)
 
     @property
     def reached(self) -> int:
