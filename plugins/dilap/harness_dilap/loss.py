@@ -69,9 +69,8 @@ def caster(model: Any, compute: str) -> Callable[[], AbstractContextManager]:
         compute = "bf16" if fast_bf16(model.device.type) else "fp32"
     if compute == "fp32" or model.dtype != torch.float32:
         return nullcontext
-    return lambda: torch.autocast(
-        model.device.type, torch.bfloat16, cache_enabled=False
-    )  # weights may change meanwhile
+    # weights may change while it lasts: none is remembered in bf16
+    return lambda: torch.autocast(model.device.type, torch.bfloat16, cache_enabled=False)
 
 
 def fast_bf16(device: str) -> bool:
