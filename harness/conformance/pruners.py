@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ class PrunerBench:
         self.known: dict[Any, Asked | BaseException] = {}
         self.watches: list[Seen] = []
         self.second: Any = None
-        self.folders = count()
         families = models.of(self.spec.families)
         self.plain = models.PLAIN if models.PLAIN in families else next(iter(families), models.PLAIN)
 
@@ -90,8 +89,8 @@ class PrunerBench:
                 raise Fault("it asks for calibration text, but its spec does not say so: needs=('calibration',)")
             return models.tokens(count, min(length, 128), seeds.seed(0, "calibration"))
 
-        folder = self.work / "work" / str(next(self.folders))  # a run's is one model's
-        folder.mkdir(parents=True)
+        (self.work / "work").mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=self.work / "work"))  # as in a run: one question's own
         context = models.context(anatomy, work_dir=folder, calibration=calibration, workloads=[WORKLOAD])
         if {"latency"} & {*self.spec.needs, *self.spec.budgets}:
             context.latency = self.latency(anatomy)

@@ -17,8 +17,9 @@ from harness.training import seeded
 from harness_dilap import inner as levels
 from harness_dilap import orders, picture, project
 from harness_dilap.gates import Gates
+from harness_dilap.keep import save, saved
 from harness_dilap.loss import ROWS, Distance, caster
-from harness_dilap.search import Plan, Search, Splits, State, save, saved
+from harness_dilap.search import Plan, Search, Splits, State
 
 SERVES = (0.9, 1.02)  # a search is good for limits so far below and above its own, which measuring asks for next
 
@@ -88,7 +89,7 @@ class Dilap:
 
     def _found(self, model: Any, ctx: Context, scores: dict[str, Tensor], target: float) -> dict[str, Any]:
         """What a search for this target found, made once; a killed one goes on where it was saved."""
-        file, going = (ctx.work_dir / f"{name}-{target:.4f}.pt" for name in ("found", "search"))
+        file, going = (ctx.work_dir / f"{name}-{target:.4f}.safetensors" for name in ("found", "search"))
         if (known := saved(file)) is not None:
             return known
         windows, splits = self._windows(ctx), self._splits()
@@ -195,7 +196,7 @@ class Dilap:
 
 def nearby(folder: Path, share: float) -> float:
     """The target of a search, finished or killed, that serves this share of dense; without any the share itself."""
-    targets = [float(file.stem.partition("-")[2]) for file in folder.glob("*-*.pt")]
+    targets = [float(file.stem.partition("-")[2]) for file in folder.glob("*-*.safetensors")]
     serving = [target for target in targets if SERVES[0] * target <= share <= SERVES[1] * target]
     return min(serving, key=lambda target: abs(target - share), default=round(share, 4))
 

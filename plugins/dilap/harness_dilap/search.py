@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 from harness import Context
 from harness.training import drawn
 from harness_dilap.gates import Gates, Worth, ranked
+from harness_dilap.keep import save, saved
 from harness_dilap.price import Priced
 
 SAVE_EVERY = 10  # steps
@@ -192,24 +191,3 @@ class Search:
         for site, gate in gates.items():
             learned = ranked(state.worth.now(site, gate.detach(), self.tokens))
             state.gates.ranks[site] = ranked(-(mix * learned + (1 - mix) * self.first[site]))
-
-
-def save(words: dict[str, Any], file: Path) -> None:
-    """Under its name at once or not at all."""
-    scratch = file.with_name(f"{file.stem}.{os.getpid()}.new")
-    with scratch.open("wb") as out:
-        torch.save(words, out)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(scratch, file)
-
-
-def saved(file: Path) -> dict[str, Any] | None:
-    """What was saved, or None; a damaged file is as good as none."""
-    if not file.exists():
-        return None
-    try:
-        return torch.load(file, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        file.unlink()
-        return None

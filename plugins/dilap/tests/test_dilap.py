@@ -10,6 +10,7 @@ import pytest
 import torch
 from harness_dilap.gates import Gates, Worth, ranked
 from harness_dilap.inner import Compensated, Trained
+from harness_dilap.keep import save, saved
 from harness_dilap.loss import Distance
 from harness_dilap.method import Dilap
 from harness_dilap.orders import compensated
@@ -255,9 +256,21 @@ def test_a_killed_search_goes_on_and_ends_where_an_unbroken_one_does(change, las
     assert all(torch.equal(again.rewrites[name], value) for name, value in whole.rewrites.items())
 
 
+def test_what_is_kept_comes_back(tmp_path):
+    shared = torch.arange(6.0)
+    words = {"a": [1, 0.1, None, "x", {3: shared[::2]}], "b": {"c": torch.tensor(2), "d": shared}, "e": {}, "f": []}
+    save(words, tmp_path / "file.safetensors")
+    again = saved(tmp_path / "file.safetensors")
+    assert again["a"][:4] == [1, 0.1, None, "x"]
+    assert again["a"][4][3].tolist() == [0, 2, 4]
+    assert again["b"]["d"].tolist() == shared.tolist()
+    assert (int(again["b"]["c"]), again["e"], again["f"]) == (2, {}, [])
+    assert [file.name for file in tmp_path.iterdir()] == ["file.safetensors"]
+
+
 def test_a_damaged_file_is_as_good_as_none(tmp_path):
     whole, _ = asked(QUICK, line, 0.5, folder=tmp_path)
-    (found,) = tmp_path.glob("found-*.pt")
+    (found,) = tmp_path.glob("found-*")
     found.write_bytes(found.read_bytes()[:100])
     again, _ = asked(QUICK, line, 0.5, folder=tmp_path)
     assert again.keep == whole.keep
@@ -312,8 +325,8 @@ def test_a_loss_that_is_not_a_number_ends_it_with_the_layer_and_keeps_the_last_g
     ctx.progress = spoil
     with pytest.raises(HarnessError, match=r"step 15.*layer 2"):
         QUICK.prune(model, Budget("latency", 0.5, "x"), ctx, state)
-    (left,) = tmp_path.glob("search-*.pt")
-    assert torch.load(left, weights_only=True)["search"]["step"] == 10
+    (left,) = tmp_path.glob("search-*")
+    assert saved(left)["search"]["step"] == 10
 
 
 # --- the inner level ---

@@ -1,0 +1,57 @@
+"""What a search knows, in one safetensors file: tensors as they are, everything around them as JSON. No pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save(words: dict[str, Any], file: Path) -> None:
+    """Under its name at once or not at all."""
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_packed(words, tensors))
+    scratch = file.with_name(f"{file.stem}.{os.getpid()}.new")
+    save_file(tensors, scratch, {"words": text})
+    with scratch.open("rb") as written:
+        os.fsync(written.fileno())
+    os.replace(scratch, file)
+
+
+def saved(file: Path) -> dict[str, Any] | None:
+    """What was saved, or None; a damaged file is as good as none."""
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "pt") as found:
+            return _unpacked(json.loads(found.metadata()["words"]), found)
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError):
+        file.unlink()
+        return None
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Dictionaries as pairs, since an optimiser's have numbers for names."""
+    if isinstance(value, Tensor):
+        tensors[str(len(tensors))] = value.detach().cpu().contiguous().clone()
+        return {"tensor": str(len(tensors) - 1)}
+    if isinstance(value, dict):
+        return {"pairs": [[name, _packed(one, tensors)] for name, one in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_packed(one, tensors) for one in value]
+    return value
+
+
+def _unpacked(value: Any, found: Any) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(one, found) for one in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return found.get_tensor(value["tensor"])
+        return {name: _unpacked(one, found) for name, one in value["pairs"]}
+    return value
