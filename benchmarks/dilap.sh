@@ -15,6 +15,7 @@ cell() { # budget, recovery, seed, pruner and its settings
         echo "failed: $* at $budget, $recovery" >&2
 }
 
+dilap=(dilap --set steps=300 --set swaps=40) # a search of half an hour, where quick takes five minutes
 text=(--set samples=96 --set length=192) # 18,432 tokens, the same for all that take them
 others() { # budget, recovery: methods that leave the weights as they are
     cell "$1" "$2" 0 magnitude
@@ -30,20 +31,20 @@ others() { # budget, recovery: methods that leave the weights as they are
 none() {
     for budget in 0.65x 0.8x 0.5x; do
         others $budget none
-        for seed in 0 1 2; do cell $budget none $seed dilap; done
+        for seed in 0 1 2; do cell $budget none $seed "${dilap[@]}"; done
     done
 }
 
 least-squares() {
     local recovery=least-squares:samples=72:length=256
     others 0.65x $recovery
-    cell 0.65x $recovery 0 dilap
-    cell 0.65x $recovery 0 dilap --set inner=least-squares --set order=compensated
+    cell 0.65x $recovery 0 "${dilap[@]}"
+    cell 0.65x $recovery 0 "${dilap[@]}" --set inner=least-squares --set order=compensated
 }
 
 lora() { # 40,960 training tokens for each, those of the pruning itself counted in
     others 0.8x lora:samples=320
-    cell 0.8x lora:samples=320 0 dilap
+    cell 0.8x lora:samples=320 0 "${dilap[@]}"
     cell 0.8x lora:samples=192 0 loraprune
     cell 0.8x lora:samples=140 0 compresso
     cell 0.8x lora:samples=192 0 llm-streamline "${text[@]}" --set train_samples=85 --set epochs=1

@@ -24,7 +24,7 @@ def harness_register_pruners():
                 "samples": Param(96, "calibration windows", paper=256, least=4),
                 "length": Param(192, "tokens in each", paper=256, least=8),
                 "held_out": Param(12, "of them, that only judge what was found", paper=32, least=1),
-                "steps": Param(150, "outer steps, on the gates", paper=600, least=2),
+                "steps": Param(90, "outer steps, on the gates", paper=600, least=2),
                 "batch": Param(2, "windows in a step", paper=4, least=1),
                 "lr": Param(
                     0.02,
@@ -64,7 +64,7 @@ def harness_register_pruners():
                 "projection": Param(
                     "knapsack", "to whole units: exactly, or by rounding", choices=("knapsack", "round")
                 ),
-                "swaps": Param(24, "exchanges of time between sites tried on the held-out windows", least=0),
+                "swaps": Param(8, "exchanges of time between sites tried on the held-out windows", paper=64, least=0),
                 "compute": Param(
                     "auto", "of the search's passes: bf16 where it is fast", choices=("auto", "fp32", "bf16")
                 ),

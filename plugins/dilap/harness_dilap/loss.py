@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness import process
 from harness.anatomy import Anatomy
 from harness.gating import gated
 from harness.training import stop_if_lost
@@ -77,4 +79,5 @@ def fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = getattr(torch.cpu, "get_capabilities", dict)()
-    return device == "cpu" and bool(known.get("avx512_bf16"))
+    tamed = "ONEDNN_MAX_CPU_ISA" in os.environ or not process.amx_kills()
+    return device == "cpu" and bool(known.get("avx512_bf16")) and tamed

@@ -29,7 +29,7 @@ class Dilap:
     samples: int = 96
     length: int = 192
     held_out: int = 12
-    steps: int = 150
+    steps: int = 90
     batch: int = 2
     lr: float = 0.02
     ramp: float = 0.6
@@ -49,7 +49,7 @@ class Dilap:
     guide: str = "device"
     depth: bool = True
     projection: str = "knapsack"
-    swaps: int = 24
+    swaps: int = 8
     compute: str = "auto"
 
     def __post_init__(self) -> None:

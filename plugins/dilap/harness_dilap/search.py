@@ -17,7 +17,7 @@ from harness_dilap.keep import save, saved
 from harness_dilap.price import Priced
 
 SAVE_EVERY = 10  # steps
-STRETCHES = 6
+STRETCHES = 3
 
 
 @dataclass(frozen=True)
