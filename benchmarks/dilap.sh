@@ -50,7 +50,8 @@ lora() { # 40,960 training tokens for each, those of the pruning itself counted 
     cell 0.8x lora:samples=192 0 llm-streamline "${text[@]}" --set train_samples=85 --set epochs=1
 }
 
-ablations() { # each leaves one thing out; FLOPs instead of latency where steps are large
+ablations() { # of the quick search, each leaves one thing out; FLOPs instead of latency where steps are large
+    cell 0.65x none 0 dilap
     for change in guide=sites depth=False projection=round swaps=0 refresh=0 order=taylor order=compensated inner=lora; do
         cell 0.65x none 0 dilap --set $change
     done
