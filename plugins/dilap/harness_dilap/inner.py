@@ -198,6 +198,3 @@ class Compensated(Frozen):
     def dense(self) -> AbstractContextManager[None]:
         ours = [self.distance.model.get_parameter(name) for name in self.names]
         return _Without(ours, [self.teacher.get_parameter(name).detach() for name in self.names], None)
-
-    def rewrites(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, self.save()["weights"], strict=True))

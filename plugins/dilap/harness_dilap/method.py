@@ -76,7 +76,7 @@ class Dilap:
             self.counted.add(target)
         shape = found["shape"]
         gates = Gates({s.name: s.units for s in ctx.anatomy.blocks()}, found["ranks"], found["positions"], 1.0)
-        if cost.time(shape) > limit or limit > SERVES[1] * target * cost.dense:
+        if cost.time(shape) > limit:
             shape = self._whole(cost, gates, gates.positions, limit)
         title = f"dilap, searched for {target:g}x of dense"
         return Cut(

@@ -59,10 +59,10 @@ def rounded(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int
 def swaps(cost: Any, shape: Mapping[str, int], gates: Gates, worth: Worth, tokens: int) -> Iterator[tuple[str, str]]:
     """Who should get time from whom, by what the units at their edges are worth: the most promising pairs first."""
     step = max(np.diff(cost.site_times(site)).max() for site in gates.units)
-    gains, losses = [], []
+    gains, losses, open_ = [], [], gates.shut(shape)
     for site, count in shape.items():
         times, order = np.asarray(cost.site_times(site)), torch.argsort(gates.ranks[site])
-        value = worth.now(site, gates.shut(shape)[site], tokens)[order]
+        value = worth.now(site, open_[site], tokens)[order]
         if count < len(value):
             more = max(count + 1, within(times, times[count] + step))
             gains.append((float(value[count:more].sum()) / max(times[more] - times[count], 1e-9), site))
