@@ -57,6 +57,7 @@ class Dilap:
 
     def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor]:
         """What each unit is worth before anything is gone."""
+        self._possible()
         splits, windows = self._splits(), self._windows(ctx)
         with caster(model, self.compute)():
             return orders.ORDERS[self.order](model, ctx.anatomy, windows[: -len(splits.held_out)].split(ROWS))

@@ -304,6 +304,8 @@ def test_what_cannot_be_is_told_and_what_is_there_is_left(tmp_path):
         QUICK.prune(model, Budget("latency", 0.01, "x"), ctx, {})
     with pytest.raises(Unsupported, match="held out"):
         replace(QUICK, held_out=11).prune(model, Budget("latency", 0.5, "x"), ctx, {})
+    with pytest.raises(Unsupported, match="held out"):
+        replace(QUICK, held_out=12).prepare(model, ctx)
     with pytest.raises(Unsupported, match="hardly any"):
         replace(QUICK, stride=16).prune(model, Budget("latency", 0.5, "x"), ctx, {})
     with pytest.raises(Unsupported, match="keeps a unit"):
