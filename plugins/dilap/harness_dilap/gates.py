@@ -24,8 +24,11 @@ class Gates:
 
     def edge(self, site: str, position: Tensor) -> Tensor:
         """How far each unit lies inside, in widths of the sigmoid."""
-        width = max(self.softness * self.units[site], 0.5)
-        return (position * self.units[site] - self.ranks[site] - 0.5) / width
+        return (position * self.units[site] - self.ranks[site] - 0.5) / self.width(site)
+
+    def width(self, site: str) -> float:
+        """Of the sigmoid, in units."""
+        return max(self.softness * self.units[site], 0.5)
 
     def open(self) -> dict[str, Tensor]:
         """1 for what is open, 0 for the rest, ready for gradients."""
@@ -37,8 +40,7 @@ class Gates:
         found = []
         for site, at in zip(self.units, self.positions, strict=True):
             share = torch.sigmoid(self.edge(site, at))
-            width = max(self.softness * self.units[site], 0.5)
-            found.append((gradients[site] * share * (1 - share)).sum() * self.units[site] / width)
+            found.append((gradients[site] * share * (1 - share)).sum() * self.units[site] / self.width(site))
         return torch.stack(found)
 
     def whole(self, positions: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from harness_dilap import inner as levels
 from harness_dilap import orders, picture, project
 from harness_dilap.gates import Gates
 from harness_dilap.keep import save, saved
-from harness_dilap.loss import ROWS, Distance, caster
+from harness_dilap.loss import ROWS, Distance, caster, plain_attention
 from harness_dilap.search import Plan, Search, Splits, State
 
 SERVES = (0.9, 1.02)  # a search is good for limits so far below and above its own, which measuring asks for next
@@ -71,7 +71,9 @@ class Dilap:
         if cost.time({site.name: least for site in ctx.anatomy.blocks()}) > limit:
             raise Unsupported(f"{budget} is out of reach while every sub-layer keeps a unit", "set depth=True with it")
         target = nearby(ctx.work_dir, limit / cost.dense)
-        found = self._found(model, ctx, {site.name: state[site.name] for site in ctx.anatomy.blocks()}, target)
+        scores = {site.name: state[site.name] for site in ctx.anatomy.blocks()}
+        with plain_attention(model, self.length):
+            found = self._found(model, ctx, scores, target)
         if target not in self.counted:
             ctx.trained(found["told"]["tokens"]["inner"])
             self.counted.add(target)
@@ -98,11 +100,7 @@ class Dilap:
         distance = Distance(model, ctx.anatomy, windows, self.loss, self.stride, self.compute)
         with seeded(ctx.seed("adapters")):
             inner = self._inner(distance, windows[splits.outer])
-        plan = Plan(
-            target, self.steps, self.batch, self.lr, self.ramp, self.softness, self.refresh, self.mix,
-            self.inner_steps, self.depth,
-        )  # fmt: skip
-        search = Search(plan, splits, distance, inner, guide(self.guide, ctx), scores, ctx, going)
+        search = Search(Plan.of(target, self), splits, distance, inner, guide(self.guide, ctx), scores, ctx, going)
         done = search.run()
         shape, positions, losses = self._polished(ctx, search, done, target)
         found = {

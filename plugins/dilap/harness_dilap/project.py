@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,14 @@ def rounded(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int
     return at(low)
 
 
+def largest_step(cost: Any, sites: Iterable[str]) -> float:
+    """What one unit more may take at most, in nanoseconds: so much time changes hands."""
+    return float(max(np.diff(cost.site_times(site)).max() for site in sites))
+
+
 def swaps(cost: Any, shape: Mapping[str, int], gates: Gates, worth: Worth, tokens: int) -> Iterator[tuple[str, str]]:
     """Who should get time from whom, by what the units at their edges are worth: the most promising pairs first."""
-    step = max(np.diff(cost.site_times(site)).max() for site in gates.units)
+    step = largest_step(cost, gates.units)
     gains, losses, open_ = [], [], gates.shut(shape)
     for site, count in shape.items():
         times, order = np.asarray(cost.site_times(site)), torch.argsort(gates.ranks[site])
@@ -80,7 +85,7 @@ def swapped(
     cost: Any, shape: Mapping[str, int], gets: str, gives: str, limit: float, least: int = 0
 ) -> dict[str, int] | None:
     """The shape after one gave about a step of time and the other took what that left, or None if it can take none."""
-    step = max(np.diff(cost.site_times(site)).max() for site in shape)
+    step = largest_step(cost, shape)
     given, taken = np.asarray(cost.site_times(gives)), np.asarray(cost.site_times(gets))
     may = levels(len(given) - 1, least)
     less = min(within(given, given[shape[gives]] - step, least), int(may[may < shape[gives]].max(initial=least)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ class Plan:
     mix: float
     inner_steps: int
     depth: bool
+
+    @staticmethod
+    def of(target: float, settings: Any) -> Plan:
+        """From settings of the same names."""
+        return Plan(target, *(getattr(settings, field.name) for field in fields(Plan)[1:]))
 
 
 @dataclass(frozen=True)
