@@ -81,12 +81,12 @@ class Worth:
 
     slope: dict[str, Tensor]
     square: dict[str, Tensor]
+    memory: float  # how much of the means a step leaves
     weight: float = 0.0
-    memory: float = 0.9
 
     @staticmethod
-    def of(units: Mapping[str, int]) -> Worth:
-        return Worth(*({site: torch.zeros(count) for site, count in units.items()} for _ in range(2)))
+    def of(units: Mapping[str, int], memory: float) -> Worth:
+        return Worth(*({site: torch.zeros(count) for site, count in units.items()} for _ in range(2)), memory)
 
     def learn(self, gradients: Mapping[str, Tensor]) -> None:
         keep = self.memory

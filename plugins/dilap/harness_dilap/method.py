@@ -37,6 +37,7 @@ class Dilap:
     order: str = "activation"
     refresh: int = 10
     mix: float = 0.5
+    memory: float = 0.97
     loss: str = "kl"
     stride: int = 2
     inner: str = "none"

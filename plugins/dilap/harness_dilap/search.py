@@ -17,7 +17,7 @@ from harness_dilap.keep import save, saved
 from harness_dilap.price import Priced
 
 SAVE_EVERY = 10  # steps
-STRETCHES = 3
+STRETCHES, FEW = 3, 4  # parts of the way that are looked at, and steps that make a mean
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Plan:
     softness: float
     refresh: int
     mix: float
+    memory: float
     inner_steps: int
     depth: bool
 
@@ -87,12 +88,12 @@ class State:
         self.worth.slope, self.worth.square, self.worth.weight = words["worth"]
 
     def candidates(self) -> list[Tensor]:
-        """Positions worth a look: means over the last steps, more and more of them, and the way there in stretches.
+        """Positions worth a look: means over the last steps, all of them and fewer, and the way there in stretches.
 
         A step's positions swing with the text of its batch, and whole units swing with them; means do less.
         """
         trail, found, count = torch.stack(self.trail), [], len(self.trail)
-        while count:
+        while count >= FEW or not found:
             found.append(trail[-count:].mean(0))
             count //= 2
         return found + [part.mean(0) for part in trail.split(max(1, len(trail) // STRETCHES))]
@@ -118,7 +119,7 @@ class Search:
         self.first = {site: ranked(worth) for site, worth in scores.items()}
         units = {site: len(worth) for site, worth in scores.items()}
         gates = Gates(units, dict(self.first), torch.ones(len(units)), plan.softness)
-        self.state = State(gates, Priced.of(gates.positions, plan.lr), Worth.of(units))
+        self.state = State(gates, Priced.of(gates.positions, plan.lr), Worth.of(units, plan.memory))
         if not plan.depth:
             self.state.priced.least = torch.tensor([1 / count for count in units.values()])
 

@@ -57,7 +57,7 @@ def test_slopes_are_those_of_a_straight_through_sigmoid():
 
 
 def test_worth_is_signed_and_averaged():
-    worth = Worth.of({"a": 2})
+    worth = Worth.of({"a": 2}, 0.9)
     worth.learn({"a": torch.tensor([-1.0, 0.5])})
     now = worth.now("a", torch.tensor([1.0, 0.0]), tokens=10)
     assert now.tolist() == pytest.approx([1.0 + 0.5 * 10 * 1.0, -0.5])
@@ -143,7 +143,7 @@ def test_swaps_take_from_the_least_worth():
     _, anatomy = tiny(PLAIN)
     cost = cost_model(anatomy, line)
     units = {site.name: site.units for site in anatomy.blocks()}
-    gates, worth = gates_of(units, [0.5] * len(units)), Worth.of(units)
+    gates, worth = gates_of(units, [0.5] * len(units)), Worth.of(units, 0.9)
     first, *_, last = units
     pull = {site: torch.zeros(count) for site, count in units.items()}
     pull[first] -= 5.0
