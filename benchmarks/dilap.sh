@@ -79,4 +79,8 @@ cp "$HARNESS_RUNS"/records/*.json leaderboards/results/dilap/
     echo "time), 18,432 tokens of C4 to calibrate, perplexity over the same 20,480 tokens of each text. \"over dilap\": how many times its"
     echo "perplexity, paired by window, with the 95 % interval; several measured latencies are several seeds."
     uv run --no-sync python benchmarks/dilap_table.py "$HARNESS_RUNS"
+    echo
+    echo "## Each record"
+    echo
+    uv run --no-sync harness leaderboard
 } >leaderboards/dilap.md

@@ -42,7 +42,7 @@ def harness_register_pruners():
                 ),
                 "refresh": Param(10, "steps between two new orders by the gates' own gradients; 0: never", least=0),
                 "mix": Param(0.5, "what those gradients count in it, the first order the rest", least=0, most=1),
-                "memory": Param(0.97, "of those gradients: what a step leaves of the mean before it", above=0, most=0.999),
+                "memory": Param(0.97, "what a step leaves of the mean gradients before it", above=0, most=0.999),
                 "loss": Param("kl", "to the dense model, or the task's own", choices=("kl", "task")),
                 "stride": Param(2, "every so many-th token counts", paper=1, least=1),
                 "inner": Param(
