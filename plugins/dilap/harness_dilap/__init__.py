@@ -35,13 +35,13 @@ def harness_register_pruners():
                 "ramp": Param(0.6, "share of the steps over which the budget tightens", above=0, most=1),
                 "softness": Param(0.05, "share of a site's units that tell where its gate should go", above=0, most=1),
                 "order": Param(
-                    "activation",
+                    "compensated",
                     "of units at first: |w| |x| as Wanda has it, the gradients' w g, or what least squares cannot "
                     "give back",
                     choices=("activation", "taylor", "compensated"),
                 ),
                 "refresh": Param(10, "steps between two new orders by the gates' own gradients; 0: never", least=0),
-                "mix": Param(0.5, "what those gradients count in it, the first order the rest", least=0, most=1),
+                "mix": Param(0.3, "what those gradients count in it, the first order the rest", least=0, most=1),
                 "memory": Param(0.97, "what a step leaves of the mean gradients before it", above=0, most=0.999),
                 "loss": Param("kl", "to the dense model, or the task's own", choices=("kl", "task")),
                 "stride": Param(2, "every so many-th token counts", paper=1, least=1),

@@ -34,9 +34,9 @@ class Dilap:
     lr: float = 0.02
     ramp: float = 0.6
     softness: float = 0.05
-    order: str = "activation"
+    order: str = "compensated"
     refresh: int = 10
-    mix: float = 0.5
+    mix: float = 0.3
     memory: float = 0.97
     loss: str = "kl"
     stride: int = 2
