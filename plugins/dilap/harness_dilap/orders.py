@@ -28,7 +28,7 @@ def compensated(model: Any, anatomy: Anatomy, batches: Iterable[Tensor]) -> dict
             gram = grams.pop(member.tensor).double()
             gram.diagonal().add_(DAMPING * gram.diagonal().mean())
             weight = model.get_parameter(member.tensor).detach().double()
-            found[site] = lost(weight, torch.linalg.inv(gram), member.block)
+            found[site] = lost(weight, torch.cholesky_inverse(torch.linalg.cholesky(gram)), member.block)
     return found
 
 
@@ -54,7 +54,8 @@ def lost(weight: Tensor, inverse: Tensor, block: int) -> Tensor:
     parts = inverse.unflatten(0, (-1, block)).unflatten(2, (-1, block))  # unit, in unit, unit, in unit
     own = torch.diagonal(parts, dim1=0, dim2=2).permute(2, 0, 1)
     columns = weight.T.unflatten(0, (-1, block))  # unit, in unit, rows
-    return (columns * torch.linalg.solve(own, columns)).sum((1, 2)).float().cpu()
+    root = torch.linalg.cholesky(own)
+    return torch.linalg.solve_triangular(root, columns, upper=False).pow(2).sum((1, 2)).float().cpu()
 
 
 ORDERS: Mapping[str, Callable[..., dict[str, Tensor]]] = {

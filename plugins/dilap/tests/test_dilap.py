@@ -13,7 +13,7 @@ from harness_dilap.inner import Compensated, Trained
 from harness_dilap.keep import save, saved
 from harness_dilap.loss import Distance
 from harness_dilap.method import Dilap
-from harness_dilap.orders import EVERY, compensated
+from harness_dilap.orders import EVERY, compensated, lost
 from harness_dilap.price import Priced
 from harness_dilap.project import project, swaps, values
 from harness_dilap.search import Splits
@@ -434,6 +434,12 @@ def test_the_compensated_order_is_what_least_squares_cannot_give_back():
         solution = torch.linalg.lstsq(a, shift).solution
         lost = ((a @ solution - shift) ** 2).sum()
         assert float(found[unit]) == pytest.approx(float(lost), rel=1e-3)
+
+
+def test_the_compensated_order_of_many_units():
+    """A batched LU of so many single numbers dies in MKL where there are two threads."""
+    inverse, weight = torch.diag(torch.arange(1.0, 1537.0)).double(), torch.ones(2, 1536, dtype=torch.float64)
+    assert torch.allclose(lost(weight, inverse, 1), 2 / torch.arange(1.0, 1537.0))
 
 
 class TestDilap(Conformance):
