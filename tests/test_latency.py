@@ -579,6 +579,19 @@ def test_a_method_that_takes_latencies_is_asked_for_them(staircase):
     assert min(p.measured for p in found.probes if p.setting == found.setting) <= 0.6
 
 
+def test_one_noisy_look_does_not_say_what_to_ask_next():
+    """Looks that scatter by six per cent around the truth: what is asked next goes by all of them."""
+    asked, scatter = [], iter([1.06, 0.94, 1.0, 1.0])
+
+    def ask(limit):
+        asked.append(limit)
+        return uniform(ANATOMY, min(r / 500 for r in range(480) if by_flops(uniform(ANATOMY, r / 500)) <= limit))
+
+    match.native(ANATOMY, ask, by_flops, lambda shape: Measured(by_flops(shape) * next(scatter), 0.06), 0.6, runs=4)
+    assert asked[1] < 0.6 / 1.05
+    assert asked[1] < asked[2] < 0.6
+
+
 def test_noise_is_aimed_below_not_chased(staircase):
     """With a measurement that scatters by a per cent, few probes are taken and none is taken for more than it is."""
     device, _, _model = staircase

@@ -9,7 +9,7 @@ from harness.api import Device, Samples, Shape, TimingPlan, Workload
 from harness.latency import timing
 from harness.latency.pool import Pool
 
-PROBING = timing.TimingProtocol(rounds=3, warmup=1, iterations=3, seconds=0.05)
+PROBING = timing.TimingProtocol(rounds=3, warmup=1, iterations=2, seconds=0.05)
 TWICE_ABOVE = 0.03  # noise from which one look says too little
 
 

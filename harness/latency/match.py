@@ -6,6 +6,7 @@ that only its shape decides.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -229,7 +230,8 @@ def native(
 ) -> Match:
     """A method that takes latencies: ask for the limit, measure what it leaves, ask for what its cost model got wrong.
 
-    A budget left unused is the method's own steps where the model was right; only its errors are asked away.
+    A budget left unused is the method's own steps where the model was right; only its errors are asked away: those of
+    the last shape where measurements are exact, the mean over all shapes where each of them is noisy.
     """
     probes: list[Probe] = []
     asked = limit
@@ -237,10 +239,12 @@ def native(
         shape = ask(asked)
         found, estimated = measure(shape), estimate(shape)
         probes.append(Probe(asked, estimated, found.value, found.noise, anatomy.params(shape), ran=True))
-        better = limit * (1 - margin(found.noise)) * estimated / found.value
+        noise = margin(found.noise)
+        errors = [probe.estimated / probe.measured for probe in (probes if noise else probes[-1:])]
+        better = limit * (1 - noise) * statistics.geometric_mean(errors)
         if found.value > limit:
             better = min(better, asked * 0.97)  # steps swallow small corrections
-        elif better <= asked * 1.01:
+        elif better <= asked * (1 + max(0.01, noise)):  # closer than what another measurement could tell
             break
         asked = better
     within = [probe for probe in probes if probe.measured <= limit]
