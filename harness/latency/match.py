@@ -156,7 +156,7 @@ class Matcher:
                 best = probe
             if probe.measured <= self.limit * (1 - 0.6 * noise):
                 self.under = min(self.under, setting)
-                if noise and probe.measured >= self.limit * (1 - 1.6 * noise):
+                if noise and probe.measured >= self.limit * (1 - noise - max(0.6 * noise, doubt(probe.noise))):
                     break  # closer than what another measurement could tell
             else:
                 self.over, missed = max(self.over, setting), missed + 1
@@ -220,6 +220,11 @@ def margin(noise: float) -> float:
     return min(MARGIN[1], max(MARGIN[0], noise)) if noise > 1e-9 else 0.0
 
 
+def doubt(noise: float) -> float:
+    """How far a measurement may be off: dense strays from itself by about twice as much as the mean of some rounds."""
+    return noise / 2
+
+
 def native(
     anatomy: Anatomy,
     ask: Callable[[float], Shape],
@@ -244,7 +249,7 @@ def native(
         better = limit * (1 - noise) * statistics.geometric_mean(errors)
         if found.value > limit:
             better = min(better, asked * 0.97)  # steps swallow small corrections
-        elif better <= asked * (1 + max(0.01, noise)):  # closer than what another measurement could tell
+        elif better <= asked * (1 + max(0.01, doubt(found.noise))):
             break
         asked = better
     within = [probe for probe in probes if probe.measured <= limit]
