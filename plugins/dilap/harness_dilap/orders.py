@@ -11,7 +11,7 @@ from torch import Tensor
 from harness import scores, walk
 from harness.anatomy import Anatomy
 
-DAMPING = 0.01  # of the mean squared input
+DAMPING, TINY = 0.01, 1e-30  # of the mean squared input, and where all inputs are zero
 EVERY = 2  # so many-th token counts in the products of inputs
 
 
@@ -26,7 +26,7 @@ def compensated(model: Any, anatomy: Anatomy, batches: Iterable[Tensor]) -> dict
         grams = products(layer, {member.tensor for member in members.values()})
         for site, member in members.items():
             gram = grams.pop(member.tensor).double()
-            gram.diagonal().add_(DAMPING * gram.diagonal().mean())
+            gram.diagonal().add_(DAMPING * gram.diagonal().mean() + TINY)
             weight = model.get_parameter(member.tensor).detach().double()
             found[site] = lost(weight, torch.cholesky_inverse(torch.linalg.cholesky(gram)), member.block)
     return found
@@ -45,7 +45,7 @@ def products(layer: walk.Layer, tensors: Container[str]) -> dict[str, Tensor]:
                     grams[tensor] = flat.new_zeros(flat.shape[1], flat.shape[1])
                 grams[tensor].addmm_(flat.T, flat)
 
-    layer.settled(add)
+    walk.finite(layer.settled(add), f"layer {layer.index} gives values that are not finite")
     return grams
 
 

@@ -442,5 +442,16 @@ def test_the_compensated_order_of_many_units():
     assert torch.allclose(lost(weight, inverse, 1), 2 / torch.arange(1.0, 1537.0))
 
 
+def test_the_compensated_order_of_dead_units_and_of_broken_layers():
+    model, anatomy = tiny(PLAIN)
+    up = model.model.layers[1].mlp.up_proj.weight.data
+    assert compensated(model, anatomy, [tokens(4, 16)])["layers.1.mlp"].min() > 0
+    up.fill_(0.0)
+    assert compensated(model, anatomy, [tokens(4, 16)])["layers.1.mlp"].max() < 1e-20
+    up.fill_(float("nan"))
+    with pytest.raises(HarnessError, match="layer 1 gives values that are not finite"):
+        compensated(model, anatomy, [tokens(4, 16)])
+
+
 class TestDilap(Conformance):
     name = "dilap"
