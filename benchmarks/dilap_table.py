@@ -22,37 +22,55 @@ def main(folder: Path) -> None:
     found: dict[tuple[str, str, float, str], list[Record]] = defaultdict(list)
     for path in sorted(folder.glob("records/*.json")):
         record = Record.model_validate_json(path.read_text(encoding="utf-8"))
-        if record.budget is not None:
-            workload = record.spec.workloads[0]
-            recovery = record.spec.recovery.partition(":")[0]
-            found[record.spec.device, workload, -record.budget.asked, recovery].append(record)
+        spec = record.spec
+        assert spec.budget is not None
+        found[spec.device, spec.workloads[0], -spec.budget.value, spec.recovery.partition(":")[0]].append(record)
     for (device, workload, asked, recovery), records in sorted(found.items(), key=lambda item: item[0]):
+        groups = grouped(records)
+        own = standing(groups)
         print(f"\n## {-asked:g}x of dense, {workload} on {device}, recovery {recovery}\n")
-        print(tabulate(rows(records, store), headers="keys", tablefmt="github", disable_numparse=True))
+        print(f"Ratios are to `{own}`.\n")
+        print(tabulate(rows(groups, own, store), headers="keys", tablefmt="github", disable_numparse=True))
 
 
-def rows(records: list[Record], store: Store) -> list[dict[str, str]]:
-    """A line per method and settings, seeds together, the best first."""
+def grouped(records: list[Record]) -> dict[str, list[Record]]:
+    """By method and settings, its seeds together."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        groups[named(record)].append(record)
+        group = groups[named(record)]
+        if twice := [other.id for other in group if other.spec.seed == record.spec.seed]:
+            which = f"{named(record)}, seed {record.spec.seed}"
+            sys.exit(f"{which} has two records: delete the older of {twice[0]} and {record.id}")
+        group.append(record)
+    return groups
+
+
+def standing(groups: dict[str, list[Record]]) -> str:
+    """The DiLAP that others are compared with: that of most seeds, then the plainest."""
+    known = [name for name in groups if name.partition(" ")[0] == "dilap"]
+    return min(known, key=lambda name: (-len(groups[name]), len(name.split())), default="")
+
+
+def rows(groups: dict[str, list[Record]], own: str, store: Store) -> list[dict[str, str]]:
+    """A line per method and settings, the best first; what failed has its line too."""
     losses = {name: {text: documents(group, text, store) for text in TEXTS} for name, group in groups.items()}
-    known = [name for name in groups if name.startswith("dilap")]
-    own = max(known, key=lambda name: len(groups[name]), default="")  # the one with most seeds stands for it
     ours = losses.get(own)
     lines = []
     for name, group in groups.items():
         took = [record.budget.achieved for record in group if record.budget]
+        cuts = [record.artefact.ratio_blocks for record in group if record.artefact]
         line = {
             "method": name,
             "status": "/".join(sorted({record.status for record in group})),
             "measured": " ".join(f"{x:.3f}x" for x in took),
-            "parameters gone": f"{sum(r.artefact.ratio_blocks for r in group if r.artefact) / len(group):.1%}",
+            "parameters gone": f"{sum(cuts) / len(cuts):.1%}" if cuts else "",
         }
         for text in TEXTS:
             mine = losses[name][text]
-            line[text] = f"{perplexity(mine):.1f}" + spread(group, text)
-            line[f"over dilap, {text}"] = paired(mine, ours[text]) if ours and name != own else ""
+            line[text] = f"{perplexity(mine):.1f}" + spread(group, text) if mine else ""
+            line[f"ratio, {text}"] = paired(mine, ours[text]) if ours and name != own else ""
+        if any(record.cost.train_tokens for some in groups.values() for record in some):
+            line["trained on"] = f"{max(record.cost.train_tokens for record in group):,}"
         line["search, s"] = f"{sum(r.cost.prepare_s + r.cost.search_s for r in group) / len(group):.0f}"
         lines.append((perplexity(losses[name]["wikitext2"]), line))
     return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
@@ -82,7 +100,7 @@ def spread(group: list[Record], text: str) -> str:
 
 def paired(mine: dict[str, float], ours: dict[str, float]) -> str:
     """How many times the perplexity, with the 95 % interval over windows."""
-    differences = [mine[name] - ours[name] for name in mine]
+    differences = [mine[name] - ours[name] for name in mine if name in ours]
     if not differences or (bounds := stats.interval(differences)) is None:
         return ""
     mean = sum(differences) / len(differences)

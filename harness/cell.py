@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness import accounting, budgets, keys, planning, records, seeds, stats
+from harness import accounting, budgets, keys, planning, process, records, seeds, stats
 from harness.api import Context, Score
 from harness.artefacts import Artefacts
 from harness.checkpoints import folder_sha256
@@ -179,6 +179,7 @@ class Cell:
         emit(Event(name="stage-started", cell=self.id, stage=name))
         start = time.monotonic()
         yield self.reporter.progress
+        process.give_back()
         emit(Event(name="stage-finished", cell=self.id, stage=name, seconds=time.monotonic() - start))
 
     def _evaluate(

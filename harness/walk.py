@@ -33,7 +33,9 @@ class Layer:
     def run(self, watch: Watch | None = None) -> list[Tensor]:
         """A pass over the inputs; `watch` hears each linear's name and what enters it."""
         with torch.no_grad(), watched(self.module, watch):
-            return [self.module(x, **extra) for x, extra in zip(self.inputs, self.extras, strict=True)]
+            found = [self.module(x, **extra) for x, extra in zip(self.inputs, self.extras, strict=True)]
+        finite(found, f"layer {self.index} gives values that are not finite")
+        return found
 
     def settled(self, watch: Watch | None = None) -> list[Tensor]:
         """The same by one who leaves the layer as it is: these outputs feed the next layer without another pass."""
@@ -70,7 +72,6 @@ def forward(model: Any, batches: Iterable[Tensor]) -> Iterator[Layer]:
         layer = Layer(index, module, hidden, [extra[index] for extra in extras])
         yield layer
         hidden = layer.outputs if layer.outputs is not None else layer.run()
-        finite(hidden, f"layer {index} gives values that are not finite")
 
 
 def backward(model: Any, batches: Iterable[Tensor], squares: bool = False) -> Iterator[Gradients]:

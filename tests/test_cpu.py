@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
 import sys
 
 import psutil
@@ -190,6 +192,38 @@ def test_fp32_is_not_tried(amx):
     tries = amx("kill -ILL $$")
     process.prepare("fp32")
     assert not tries.exists()
+
+
+FAULTS = """
+import resource
+from harness import process
+process.prepare(keep=KEEP)
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def touched():
+    before = faults()
+    for _ in range(3):
+        bytes_ = b"x" * (64 << 20)
+        del bytes_
+    return faults() - before
+first, second = touched(), touched()
+process.give_back()
+print(first, second, touched())
+"""
+
+
+@pytest.mark.skipif(process.glibc() is None, reason="glibc's allocator, or somebody has told it how to allocate")
+def test_a_process_that_times_keeps_what_it_frees_until_a_stage_is_over():
+    def faults(keep):
+        script = FAULTS.replace("KEEP", str(keep))
+        found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        return [int(word) for word in found.stdout.split()]
+
+    pages = (64 << 20) // resource.getpagesize()
+    first, second, later = faults(True)
+    assert first > pages / 2
+    assert second < pages / 100
+    assert later > pages / 2
+    assert faults(False)[1] > 2 * pages
 
 
 def test_an_unusable_device_is_refused_by_measure(monkeypatch, tmp_path):

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--workload", type=Workload.parse, default="prefill:1x128")
     parser.add_argument("--logits-only", action="store_true", help="leave the memory out, which takes seconds")
     asked = parser.parse_args()
-    process.prepare(asked.dtype)
+    process.prepare(asked.dtype, keep=False)  # what it holds is measured, as others would hold it
     try:
         answer(asked.folder, asked.out, asked.dtype, asked.workload, asked.logits_only)
     except HarnessError as error:

@@ -9,7 +9,8 @@ from harness.api import Device, Samples, Shape, TimingPlan, Workload
 from harness.latency import timing
 from harness.latency.pool import Pool
 
-PROBING = timing.TimingProtocol(rounds=3, warmup=1, iterations=2, seconds=0.05)
+# Many short visits: a machine's speed drifts, and what drifts between two visits is all that a ratio suffers from.
+PROBING = timing.TimingProtocol(rounds=6, warmup=0, iterations=1, seconds=0.05)
 TWICE_ABOVE = 0.03  # noise from which one look says too little
 
 
@@ -40,7 +41,7 @@ class Bed:
     def __init__(self, device: Device, anatomy: Anatomy, dtype: str, workload: Workload, clock: str, unit: str) -> None:
         self.device, self.workload, self.clock, self.unit = device, workload, clock, unit
         self.pool = Pool(anatomy, dtype, getattr(device, "place", "cpu"))
-        self.dense = Kept(timing.here(device, self.pool.model({}), workload)())
+        self.dense = Kept(self._open({}))
 
     def measure(self, shape: Shape) -> Measured:
         """Beside dense; twice where dense strays too far from itself for one look to say much."""
@@ -51,11 +52,16 @@ class Bed:
         return Measured((first.value * second.value) ** 0.5, max(first.noise, second.noise) / 2**0.5)
 
     def _look(self, shape: Shape) -> Measured:
-        beside = timing.here(self.device, self.pool.model(shape), self.workload)
-        rounds = timing.interleave(lambda: self.dense, beside, PROBING, self.clock)
+        rounds = timing.interleave(lambda: self.dense, lambda: self._open(shape), PROBING, self.clock)
         found = timing.latency(rounds, self.clock, PROBING, "device")
         value = found.pruned.median_ns / 1e6 if self.unit == "ms" else 1 / found.speedup
         return Measured(value, found.noise_floor or 0.0)
+
+    def _open(self, shape: Shape) -> timing.Session:
+        """A model on the device, run once: no visit is its first pass."""
+        session = timing.here(self.device, self.pool.model(shape), self.workload)()
+        session.measure(TimingPlan(warmup=0, iterations=1))
+        return session
 
     def close(self) -> None:
         self.dense.session.close()

@@ -44,7 +44,7 @@ EFFORTS = {
     "quick": Effort(coarse=8, edges=400, seconds=20, rounds=3, fitting=12, unseen=30),
     "paper": Effort(coarse=64, edges=4000, seconds=1800, rounds=5, fitting=40, unseen=60),
 }
-PLAN = TimingPlan(warmup=0, iterations=3, seconds=0.02)
+PLAN = TimingPlan(warmup=0, iterations=2, seconds=0.02)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from harness.errors import BadCut, Unsupported
 from harness.records import Part
 
 SCHEMA = 1
-VERSION = "profile-2"
+VERSION = "profile-3"
 
 
 class Curve(Part):

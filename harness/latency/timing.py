@@ -12,7 +12,7 @@ from harness.api import Device, DeviceSpec, Samples, TimingPlan, Workload
 from harness.plugins import registry
 from harness.records import Clock, Energy, Latency, Memory, MemoryPair, Timing
 
-VERSION = "interleaved-2"
+VERSION = "interleaved-3"
 CLOCKS = ("device", "cpu", "wall")
 FLOOR_LIMIT = 0.10  # a dense model that differs from itself by more measures nothing; also when to look twice
 

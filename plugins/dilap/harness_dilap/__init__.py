@@ -21,14 +21,15 @@ def harness_register_pruners():
                 "the multiplier of the latency is solved for at every step, where an augmented Lagrangian climbs to it",
             ),
             parameters={
-                "samples": Param(96, "calibration windows", paper=256, least=4),
+                "samples": Param(64, "calibration windows", paper=256, least=4),
                 "length": Param(192, "tokens in each", paper=256, least=8),
-                "held_out": Param(12, "of them, that only judge what was found", paper=32, least=1),
-                "steps": Param(90, "outer steps, on the gates", paper=600, least=2),
+                "held_out": Param(8, "of them, that only judge what was found", paper=32, least=1),
+                "steps": Param(60, "outer steps, on the gates", paper=600, least=2),
                 "batch": Param(2, "windows in a step", paper=4, least=1),
                 "lr": Param(
-                    0.02,
+                    0.03,
                     "pace of the gates: the share of a site's units that a step moves one by, or so",
+                    paper=0.02,
                     above=0,
                     most=1,
                 ),
@@ -65,7 +66,7 @@ def harness_register_pruners():
                 "projection": Param(
                     "knapsack", "to whole units: exactly, or by rounding", choices=("knapsack", "round")
                 ),
-                "swaps": Param(8, "exchanges of time between sites tried on the held-out windows", paper=64, least=0),
+                "swaps": Param(6, "exchanges of time between sites tried on the held-out windows", paper=64, least=0),
                 "compute": Param(
                     "auto", "of the search's passes: bf16 where it is fast", choices=("auto", "fp32", "bf16")
                 ),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import Unsupported, training
+from harness import training
 from harness.gating import gated
 from harness.recovery.least_squares import TOKENS, mend
 from harness.scores import output_member
@@ -32,15 +32,17 @@ class Frozen:
         value.backward()
         return value.detach()
 
-    def refresh(self, gates: Mapping[str, Tensor]) -> None: ...
+    def refresh(self, gates: Mapping[str, Tensor]) -> bool:
+        """Weights in closed form, where there is one, for these gates."""
+        return False
 
     def save(self) -> dict[str, Any]:
         return {}
 
     def load(self, state: Mapping[str, Any]) -> None: ...
 
-    def dense(self) -> AbstractContextManager[None]:
-        """As long as it lasts the model computes with the weights it came with."""
+    def judged(self, merge: bool) -> AbstractContextManager[None]:
+        """As long as it lasts the model computes with weights like those that the result will have."""
         return nullcontext()
 
     def rewrites(self) -> dict[str, Tensor]:
@@ -59,10 +61,6 @@ class Trained(Frozen):
     def __init__(self, distance: Any, kind: str, lr: float, rank: int, unrolled: bool) -> None:
         self.distance, self.lr, self.unrolled = distance, lr, unrolled
         model = distance.model
-        if kind == "full" and model.dtype != torch.float32:
-            raise Unsupported(
-                f"{model.dtype} swallows the small steps of all weights", "set inner=lora, or --dtype fp32"
-            )
         model.requires_grad_(False)
         self.adapters = training.Adapters(model, rank, 2 * rank) if kind == "lora" else None
         self.start: dict[str, Tensor] = {}
@@ -122,8 +120,8 @@ class Trained(Frozen):
                 weight.copy_(saved)
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def dense(self) -> AbstractContextManager[None]:
-        return _Without(self.weights if self.adapters is None else [], list(self.start.values()), self.adapters)
+    def judged(self, merge: bool) -> AbstractContextManager[None]:
+        return nullcontext() if merge else _Without(self)
 
     def rewrites(self) -> dict[str, Tensor]:
         if self.adapters is not None:
@@ -145,26 +143,29 @@ def _length(tensors: Sequence[Tensor]) -> float:
 
 
 class _Without:
-    def __init__(self, weights: Sequence[Tensor], start: Sequence[Tensor], adapters: Any) -> None:
-        self.weights, self.start, self.adapters = weights, start, adapters
+    """While it lasts, what the inner level learned is laid aside."""
+
+    def __init__(self, inner: Trained) -> None:
+        self.inner = inner
 
     def __enter__(self) -> None:
-        self.trained = [weight.detach().clone() for weight in self.weights]
-        self._put(self.start)
-        self._switch(True)
-
-    def __exit__(self, *_: Any) -> None:
-        self._put(self.trained)
+        named = {} if self.inner.adapters else self.inner.named
+        self.learned = {name: weight.detach().clone() for name, weight in named.items()}
+        self._put(self.inner.start)
         self._switch(False)
 
-    def _put(self, values: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for weight, value in zip(self.weights, values, strict=True):
-                weight.copy_(value)
+    def __exit__(self, *_: Any) -> None:
+        self._put(self.learned)
+        self._switch(True)
 
-    def _switch(self, off: bool) -> None:
-        for layer in self.adapters.linears.values() if self.adapters else ():
-            layer.enable_adapters(not off)
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in values.items():
+                self.inner.named[name].copy_(value)
+
+    def _switch(self, on: bool) -> None:
+        for layer in self.inner.adapters.linears.values() if self.inner.adapters else ():
+            layer.enable_adapters(on)
 
 
 class Compensated(Frozen):
@@ -179,13 +180,14 @@ class Compensated(Frozen):
         self.batches = windows.split(max(1, TOKENS // windows.shape[1]))
         self.names = [output_member(site).tensor for site in distance.anatomy.blocks()]
 
-    def refresh(self, gates: Mapping[str, Tensor]) -> None:
+    def refresh(self, gates: Mapping[str, Tensor]) -> bool:
         model, anatomy = self.distance.model, self.distance.anatomy
         self.load({"weights": [self.teacher.get_parameter(name) for name in self.names]})
         shape = {site: int(gate.sum()) for site, gate in gates.items()}
         closed = {site: gate.detach() for site, gate in gates.items()}
         with gated(model, anatomy, closed), self.distance.cast():
             mend(model, self.teacher, anatomy, shape, self.batches, self.ridge)
+        return True
 
     def save(self) -> dict[str, Any]:
         return {"weights": [self.distance.model.get_parameter(name).detach().cpu().clone() for name in self.names]}
@@ -194,7 +196,3 @@ class Compensated(Frozen):
         with torch.no_grad():
             for name, weight in zip(self.names, state["weights"], strict=True):
                 self.distance.model.get_parameter(name).copy_(weight)
-
-    def dense(self) -> AbstractContextManager[None]:
-        ours = [self.distance.model.get_parameter(name) for name in self.names]
-        return _Without(ours, [self.teacher.get_parameter(name).detach() for name in self.names], None)

@@ -1,4 +1,4 @@
-"""How far a decoder is from its dense self on text. The one place that knows what kind of network is searched."""
+"""How far a decoder is from its dense self on text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import process
+from harness import Unsupported, process
 from harness.anatomy import Anatomy
 from harness.gating import gated
 from harness.training import stop_if_lost
@@ -84,6 +84,11 @@ def caster(model: Any, compute: str) -> Callable[[], AbstractContextManager]:
         compute = "bf16" if fast_bf16(model.device.type) else "fp32"
     if compute == "fp32" or model.dtype != torch.float32:
         return nullcontext
+    if model.device.type == "cpu" and not tamed():
+        raise Unsupported(
+            "bf16 would end this process: the CPU announces AMX and does not allow it",
+            "set compute=fp32, or ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment",
+        )
     # weights may change while it lasts: none is remembered in bf16
     return lambda: torch.autocast(model.device.type, torch.bfloat16, cache_enabled=False)
 
@@ -92,5 +97,9 @@ def fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = getattr(torch.cpu, "get_capabilities", dict)()
-    tamed = "ONEDNN_MAX_CPU_ISA" in os.environ or not process.amx_kills()
-    return device == "cpu" and bool(known.get("avx512_bf16")) and tamed
+    return device == "cpu" and bool(known.get("avx512_bf16")) and tamed()
+
+
+def tamed() -> bool:
+    """Whether products in bf16 are safe on this CPU."""
+    return "ONEDNN_MAX_CPU_ISA" in os.environ or not process.amx_kills()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import Context
+from harness import Context, HarnessError
 from harness.training import drawn
 from harness_dilap.gates import Gates, Worth, ranked
 from harness_dilap.keep import save, saved
@@ -151,12 +151,13 @@ class Search:
             lambda: self.loss.checked(rows, gates, number), gates, lambda: self.loss.checked(inner[0], gates, number)
         )
         gradients = {site: gate.grad for site, gate in gates.items()}
+        slopes = self._slopes(gradients, number)
         state.worth.learn(gradients)
         took = float(self.takes(state.gates.positions, 1 - progress))
         # while the budget tightens the hull shows the way; in the end what counts is what a position costs
         state.gates.positions = state.priced.step(
             state.gates.positions,
-            state.gates.slopes(gradients),
+            slopes,
             lambda p: self.takes(p, 1 - progress),
             limit,
             self.rate(number),
@@ -172,6 +173,16 @@ class Search:
             self._reorder(gates)
         if number in self.refreshes():
             self.inner.refresh(state.gates.open())
+
+    def _slopes(self, gradients: dict[str, Tensor], number: int) -> Tensor:
+        """Where positions want to go, or an end with a reason if the way back through the network is lost."""
+        for site, gradient in gradients.items():
+            if not gradient.isfinite().all():
+                raise HarnessError(
+                    f"the gradients of {site} are not finite at step {number}",
+                    "set compute=fp32, load the model in fp32 (--dtype fp32), or lower inner_lr if weights learn",
+                )
+        return self.state.gates.slopes(gradients)
 
     def takes(self, positions: Tensor, convex: float) -> Tensor:
         """What the units that are open take. A position just past the edge of a unit pays for all of it: where units
