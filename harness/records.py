@@ -73,7 +73,7 @@ class Artefact(Part):
 class BudgetResult(Part):
     asked: float = Field(description="share to remove; for latency the limit, in its own unit (x of dense, or ms)")
     achieved: float = Field(description="in the same unit; a latency by the ranked clock")
-    achieved_ci95: tuple[float, float] | None = Field(None, description="of a latency, paired by round")
+    achieved_ci95: tuple[float, float] | None = Field(None, description="of a latency, from rounds drawn anew")
     predicted: float | None = Field(None, description="what the shape alone promised")
     unused: float = Field(description="how far beyond what was asked, in the same unit")
     probes: list[dict[str, Any]] = Field([], description="every try on the way to a latency")
@@ -89,7 +89,7 @@ class Timing(Part):
 
 
 class Clock(Part):
-    """One clock's view: dense, pruned, and their ratio paired by round."""
+    """One clock's view: dense and pruned over all passes, and their ratio by the faster half of the visits."""
 
     dense: Timing
     pruned: Timing

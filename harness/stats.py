@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Sequence
+
+RESAMPLES = 400
 
 # Two-sided 95 % points of Student's t by degrees of freedom.
 _T95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
@@ -27,16 +30,36 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return middle - half, middle + half
 
 
-def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Geometric mean of round-paired ratios, with its interval."""
-    logs = [math.log(a / b) for a, b in zip(over, under, strict=True)]
-    bounds = interval(logs)
-    return math.exp(statistics.fmean(logs)), bounds and (math.exp(bounds[0]), math.exp(bounds[1]))
+def calm(rounds: Sequence[Sequence[float]]) -> float:
+    """Mean logarithm of the faster half of the visits: what else a machine does only adds to a time, by bursts."""
+    times = sorted(time for visits in rounds for time in visits)
+    return statistics.fmean(map(math.log, times[: math.ceil(len(rounds) / 2) * len(rounds[0])]))
+
+
+def ratio(
+    over: Sequence[Sequence[float]], under: Sequence[Sequence[float]]
+) -> tuple[float, tuple[float, float] | None]:
+    """How many times longer one takes, each by the faster half of its visits, which come by round.
+
+    The interval is of rounds drawn anew, as wide as a t of so many visits as count.
+    """
+
+    def between(rounds: Sequence[int]) -> float:
+        return calm([over[at] for at in rounds]) - calm([under[at] for at in rounds])
+
+    count = len(over)
+    middle = between(range(count))
+    if count < 2:
+        return math.exp(middle), None
+    chance = random.Random(0)
+    spread = statistics.pstdev(between(chance.choices(range(count), k=count)) for _ in range(RESAMPLES))
+    half = t95(math.ceil(count / 2)) * spread
+    return math.exp(middle), (math.exp(middle - half), math.exp(middle + half))
 
 
 def noise_floor(first: Sequence[float], second: Sequence[float]) -> float | None:
     """The largest relative difference that two visits to one model explain at 95 %."""
-    _, bounds = ratio(second, first)
+    _, bounds = ratio([(time,) for time in second], [(time,) for time in first])
     return bounds and max(abs(bounds[0] - 1), abs(bounds[1] - 1))
 
 

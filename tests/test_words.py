@@ -97,7 +97,7 @@ def test_t_interval_covers():
 
 def test_paired_ratio_ignores_drift_that_hits_both():
     drift = [1, 2, 4, 8, 16]
-    value, (low, high) = stats.ratio([2 * d for d in drift], drift)
+    value, (low, high) = stats.ratio([(2 * d, 2 * d) for d in drift], [(d,) for d in drift])
     assert value == pytest.approx(2)
     assert low == pytest.approx(2)
     assert high == pytest.approx(2)
@@ -111,7 +111,7 @@ def test_quantiles_are_ordered(values):
 
 def test_single_values_have_no_interval():
     assert stats.interval([1.0]) is None
-    assert stats.ratio([2.0], [1.0]) == (2.0, None)
+    assert stats.ratio([(2.0,)], [(1.0,)]) == (2.0, None)
     assert stats.mean_stderr([2.0]) == (2.0, None)
 
 
