@@ -74,32 +74,26 @@ class Slowed(Process):
         )
 
 
-def by_protocol(preset, machines=Machine):
+def faster_halves(rounds):
+    clock = timing.clock(rounds, "wall")
+    return clock.speedup, *clock.speedup_ci95
+
+
+def means_of_medians(rounds):
+    """Right where noise is as often fast as slow: the mean of the rounds' ratios, each visit by its median."""
+    sides = (rounds.dense, rounds.again, rounds.pruned)
+    dense, again, pruned = ([statistics.median(visit.wall_ns) for visit in side] for side in sides)
+    logs = [math.log(math.sqrt(a * b) / c) for a, b, c in zip(dense, again, pruned, strict=True)]
+    return tuple(map(math.exp, (statistics.fmean(logs), *stats.interval(logs))))
+
+
+def by_protocol(preset, machines=Machine, figure=faster_halves):
     """The ratio and its interval, by the protocol of a preset as it stands."""
     protocol = replace(timing.PROTOCOLS[preset], seconds=0.0)
 
     def measured(seed, ratio):
         machine = machines(seed, visits=3 * protocol.rounds)
-        rounds = timing.interleave(machine.opener(1e8), machine.opener(1e8 / ratio), protocol, "wall")
-        clock = timing.clock(rounds, "wall")
-        return clock.speedup, *clock.speedup_ci95
-
-    return measured
-
-
-def paired(preset, machines):
-    """The same rounds, each visit's median, the mean of the rounds' ratios: right where noise is as often fast as slow."""
-    protocol = replace(timing.PROTOCOLS[preset], seconds=0.0)
-
-    def measured(seed, ratio):
-        machine = machines(seed, visits=3 * protocol.rounds)
-        rounds = timing.interleave(machine.opener(1e8), machine.opener(1e8 / ratio), protocol, "wall")
-        dense, pruned, again = (
-            [statistics.median(visit.wall_ns) for visit in visits] for visits in (rounds.dense, rounds.pruned, rounds.again)
-        )
-        logs = [math.log(math.sqrt(a * c) / b) for a, b, c in zip(dense, pruned, again, strict=True)]
-        low, high = stats.interval(logs)
-        return tuple(map(math.exp, (statistics.fmean(logs), low, high)))
+        return figure(timing.interleave(machine.opener(1e8), machine.opener(1e8 / ratio), protocol, "wall"))
 
     return measured
 
@@ -117,9 +111,7 @@ def resident(seed, ratio):
     """The project's own rounds with both models open throughout: what is left to devices that take long to open one."""
     protocol = timing.TimingProtocol(rounds=5, warmup=0, iterations=10, seconds=0.0)
     machine = Machine(seed, visits=15)
-    rounds = timing.interleave(machine.opener(1e8), machine.opener(1e8 / ratio), protocol, "wall")
-    clock = timing.clock(rounds, "wall")
-    return clock.speedup, *clock.speedup_ci95
+    return faster_halves(timing.interleave(machine.opener(1e8), machine.opener(1e8 / ratio), protocol, "wall"))
 
 
 def share(protocol, ratio, holds):
@@ -162,7 +154,7 @@ def test_who_else_uses_the_machine_hardly_moves_the_ratio(preset):
     def off(protocol):
         return math.sqrt(statistics.fmean(math.log(protocol(seed, 1.05)[0] / 1.05) ** 2 for seed in range(SIMULATED)))
 
-    assert off(ours) < 0.6 * off(paired(preset, Shared))
+    assert off(ours) < 0.6 * off(by_protocol(preset, Shared, means_of_medians))
     assert share(ours, 1.0, different) <= 0.06
     assert share(ours, 1.05, holds_truth) >= 0.93
 
