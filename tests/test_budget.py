@@ -16,7 +16,7 @@ from harness.builtin.null import Null, Staircase
 from harness.cell import Reporter
 from harness.cli import cli
 from harness.errors import HarnessError
-from harness.latency import match
+from harness.latency import match, timing
 from harness.store import Store
 
 QUICK = {"model": "tiny", "device": "staircase", "limit": 1, "evaluators": "footprint"}
@@ -232,7 +232,7 @@ def test_a_noisy_machine_makes_a_row_unstable_and_is_asked_again(runs, one_proce
     assert record.status == "unstable"
     assert "noise floor" in record.reason
     assert any(not gate.ok for gate in record.gates)
-    assert record.latency["prefill:1x128"].rounds == 10
+    assert record.latency["prefill:1x128"].rounds == 2 * timing.PROTOCOLS["quick"].rounds
     assert not list((runs / "stages" / "measure").glob("*.json"))
     assert harness.run("random", ratio=0.3, **{**QUICK, "device": "noisy"}).started >= record.started
 
