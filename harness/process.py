@@ -32,7 +32,7 @@ def prepare(dtype: str = "fp32", keep: bool = True) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # ours is the only bar
-    if dtype != "fp32" and "torch" not in sys.modules and "ONEDNN_MAX_CPU_ISA" not in os.environ and amx_kills():
+    if dtype != "fp32" and "torch" not in sys.modules and not tamed():
         os.environ["ONEDNN_MAX_CPU_ISA"] = TAMED_ISA
     if "transformers" not in sys.modules:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -75,6 +75,11 @@ def announces_amx() -> bool:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
+
+
+def tamed() -> bool:
+    """Whether products in bf16 are safe in this process."""
+    return "ONEDNN_MAX_CPU_ISA" in os.environ or not amx_kills()
 
 
 def amx_kills() -> bool:

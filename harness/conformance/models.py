@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,21 @@ def context(anatomy: Anatomy, **more: Any) -> Context:
         **more,
     }
     return Context(anatomy=anatomy, **words)
+
+
+# Made-up devices: what a site takes at so many units.
+
+
+def depth_only(site: Site, units: int) -> float:
+    return 50.0 if units else 0.0
+
+
+def steps_of_eight(site: Site, units: int) -> float:
+    return math.ceil(units / 8) * 5.0 if site.kind == "mlp" else units * 10.0
+
+
+def line(site: Site, units: int) -> float:
+    return units * (1.0 if site.kind == "mlp" else 10.0)
 
 
 def cost_model(anatomy: Anatomy, takes: Callable[[Site, int], float], fixed: float = 100.0) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -84,7 +83,7 @@ def caster(model: Any, compute: str) -> Callable[[], AbstractContextManager]:
         compute = "bf16" if fast_bf16(model.device.type) else "fp32"
     if compute == "fp32" or model.dtype != torch.float32:
         return nullcontext
-    if model.device.type == "cpu" and not tamed():
+    if model.device.type == "cpu" and not process.tamed():
         raise Unsupported(
             "bf16 would end this process: the CPU announces AMX and does not allow it",
             "set compute=fp32, or ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment",
@@ -97,9 +96,4 @@ def fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = getattr(torch.cpu, "get_capabilities", dict)()
-    return device == "cpu" and bool(known.get("avx512_bf16")) and tamed()
-
-
-def tamed() -> bool:
-    """Whether products in bf16 are safe on this CPU."""
-    return "ONEDNN_MAX_CPU_ISA" in os.environ or not process.amx_kills()
+    return device == "cpu" and bool(known.get("avx512_bf16")) and process.tamed()

@@ -16,24 +16,12 @@ from harness_dilap.loss import Distance
 from harness_dilap.method import Dilap
 from harness_dilap.search import Splits
 
-from harness import Budget, Unsupported, Workload, surgery
+from harness import Budget, Unsupported, Workload, process, surgery
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, context, cost_model, tiny, tokens
+from harness.conformance.models import PLAIN, context, cost_model, depth_only, line, steps_of_eight, tiny, tokens
 from harness.errors import HarnessError
 
 QUICK = Dilap(samples=12, length=16, held_out=2, steps=20, stride=1, swaps=3, compute="fp32")
-
-
-def depth_only(site, units):
-    return 50.0 if units else 0.0
-
-
-def steps_of_eight(site, units):
-    return math.ceil(units / 8) * 5.0 if site.kind == "mlp" else units * 10.0
-
-
-def line(site, units):
-    return units * (1.0 if site.kind == "mlp" else 10.0)
 
 
 def asked(method, curve, limit, name=PLAIN, folder=None, **more):
@@ -79,7 +67,7 @@ def test_without_depth_every_sub_layer_keeps_something(tmp_path):
     ids=str,
 )
 def test_every_way_of_searching_meets_its_budget(change, tmp_path):
-    if change.get("compute") == "bf16" and not loss.tamed():
+    if change.get("compute") == "bf16" and not process.tamed():
         pytest.skip("bf16 ends processes on this CPU")
     method = replace(QUICK, steps=8, **change)
     workload = [Workload("prefill", 1, 64)]
@@ -254,7 +242,7 @@ def test_gradients_that_are_not_finite_end_it_and_keep_the_last_good_state(tmp_p
 def test_bf16_that_would_end_the_process_is_refused(monkeypatch):
     model, _ = tiny(PLAIN)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    monkeypatch.setattr(loss.process, "amx_kills", lambda: True)
+    monkeypatch.setattr(process, "amx_kills", lambda: True)
     assert loss.caster(model, "auto") is nullcontext
     with pytest.raises(Unsupported, match="AMX"):
         loss.caster(model, "bf16")

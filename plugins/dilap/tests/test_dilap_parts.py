@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from harness_dilap.orders import EVERY, compensated, lost
 from harness_dilap.price import Priced
 from harness_dilap.project import project, swaps, values
 
-from harness.conformance.models import PLAIN, cost_model, tiny, tokens
+from harness.conformance.models import PLAIN, cost_model, depth_only, line, steps_of_eight, tiny, tokens
 from harness.errors import HarnessError
 
 
@@ -89,18 +88,6 @@ def test_no_price_where_the_budget_is_loose_and_no_less_than_the_least():
 
 
 # --- projection ---
-
-
-def depth_only(site, units):
-    return 50.0 if units else 0.0
-
-
-def steps_of_eight(site, units):
-    return math.ceil(units / 8) * 5.0 if site.kind == "mlp" else units * 10.0
-
-
-def line(site, units):
-    return units * (1.0 if site.kind == "mlp" else 10.0)
 
 
 def test_the_worth_of_units_meets_their_cost_at_the_learned_position():

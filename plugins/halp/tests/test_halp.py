@@ -11,7 +11,7 @@ from harness_halp import Halp, augmented, group_size, importance, marginal, rank
 
 from harness import Budget, Unsupported
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, context, cost_model, tiny, tokens
+from harness.conformance.models import PLAIN, context, cost_model, depth_only, steps_of_eight, tiny, tokens
 
 
 def instance(seed: int, kind: str, sites: int, items: int):
@@ -136,14 +136,6 @@ def test_importance_is_the_sum_of_weight_times_gradient_by_batch(name):
                 want[at, unit] = want.get((at, unit), 0.0) + abs(total) / 2
     for (at, unit), value in want.items():
         assert float(found[f"layers.{at}.mlp"][unit]) == pytest.approx(value, rel=1e-3, abs=1e-9)
-
-
-def depth_only(site, units):
-    return 50.0 if units else 0.0
-
-
-def steps_of_eight(site, units):
-    return math.ceil(units / 8) * 5.0 if site.kind == "mlp" else units * 10.0
 
 
 def asked(method, curve, limit, name=PLAIN):
