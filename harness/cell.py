@@ -20,6 +20,7 @@ from harness.conformance import kit
 from harness.environment import environment
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError
 from harness.events import Event
+from harness.interrupts import interrupts
 from harness.plan import Evaluation, Plan
 from harness.plugins import emit
 from harness.records import Record
@@ -116,9 +117,10 @@ class Cell:
 
     def _live(self) -> Record:
         try:
-            if self.plan.obstacle is not None:
-                raise self.plan.obstacle
-            return self._measured()
+            with interrupts.told_apart():
+                if self.plan.obstacle is not None:
+                    raise self.plan.obstacle
+                return self._measured()
         except (EnvironmentFault, UsageError):
             raise
         except HarnessError as error:

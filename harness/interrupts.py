@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Interrupts:
@@ -21,6 +23,15 @@ class Interrupts:
         """Raise the one that was swallowed, if one was."""
         if self.seen:
             raise KeyboardInterrupt
+
+    @contextmanager
+    def told_apart(self) -> Iterator[None]:
+        """What fails after a Ctrl-C failed of it: a thread that was only starting cannot be joined."""
+        try:
+            yield
+        except Exception:
+            self.stop()
+            raise
 
 
 interrupts = Interrupts()

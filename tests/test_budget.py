@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 
 import pytest
 from click.testing import CliRunner
@@ -111,9 +112,23 @@ class Trained:
         return Cut(keep={site: range(units) for site, units in shape.items()})
 
 
-def test_a_noisy_latency_is_unstable_and_not_over_budget(runs, one_process, monkeypatch):
+class Noisy(Null):
+    draws = random.Random()
+
+    def measure(self, handle, plan):
+        samples = super().measure(handle, plan)
+        samples.wall_ns = [round(ns * self.draws.uniform(0.2, 5)) for ns in samples.wall_ns]
+        return samples
+
+
+@pytest.fixture
+def noisy(monkeypatch):
+    monkeypatch.setattr(Noisy, "draws", random.Random(0))
     spec = dataclasses.replace(plugins.registry().get("device", "null"), name="noisy", target="t:Noisy")
     register(monkeypatch, "device", spec, Noisy)
+
+
+def test_a_noisy_latency_is_unstable_and_not_over_budget(runs, one_process, noisy):
     record = harness.run("random", latency="0.7x", **{**QUICK, "device": "noisy"})
     assert record.status == "unstable", record.reason
     assert record.latency
@@ -216,18 +231,7 @@ def test_over_budget_is_never_accepted(runs, one_process, monkeypatch):
     assert record.budget.unused < 0
 
 
-class Noisy(Null):
-    def measure(self, handle, plan):
-        import random
-
-        samples = super().measure(handle, plan)
-        samples.wall_ns = [round(ns * random.uniform(0.2, 5)) for ns in samples.wall_ns]
-        return samples
-
-
-def test_a_noisy_machine_makes_a_row_unstable_and_is_asked_again(runs, one_process, monkeypatch):
-    spec = dataclasses.replace(plugins.registry().get("device", "null"), name="noisy", target="t:Noisy")
-    register(monkeypatch, "device", spec, Noisy)
+def test_a_noisy_machine_makes_a_row_unstable_and_is_asked_again(runs, one_process, noisy):
     record = harness.run("random", ratio=0.3, **{**QUICK, "device": "noisy"})
     assert record.status == "unstable"
     assert "noise floor" in record.reason

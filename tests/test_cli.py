@@ -394,3 +394,16 @@ def test_an_interruption_that_a_library_swallows_is_heeded_at_the_next_stage(run
     assert done.returncode == 130, done.stderr
     assert "continues" in done.stderr
     assert not list(runs.glob("records/*.json"))
+
+
+def test_what_fails_after_an_interruption_was_interrupted():
+    """A thread that was only starting when Ctrl-C came cannot be joined, says the one who tidies up."""
+    from harness.interrupts import Interrupts
+
+    with pytest.raises(RuntimeError), Interrupts().told_apart():
+        raise RuntimeError("its own")
+    interrupted = Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted._note()
+    with pytest.raises(KeyboardInterrupt), interrupted.told_apart():
+        raise RuntimeError("cannot join thread before it is started")

@@ -532,6 +532,20 @@ def test_out_of_a_methods_reach_is_said(staircase):
         match.Matcher(ANATOMY, match.Method(timid, timid), model.share, bed(device).measure, 0.5).run()
 
 
+def test_a_cut_that_leaves_no_layer_is_never_the_answer():
+    """A noisy machine may find nothing fast enough but the empty model, which nobody can cut."""
+
+    def measure(shape):
+        return Measured(0.5 if shape and not any(shape.values()) else 1.0, 0.02)
+
+    def leaves(ratio):
+        return {site.name: 0 if ratio > 0.9 else site.units - int(site.units * ratio) for site in ANATOMY.blocks()}
+
+    assert not any(leaves(0.99).values())
+    with pytest.raises(OverBudget, match="out of this method's reach"):
+        match.Matcher(ANATOMY, match.Method(leaves, leaves), by_flops, measure, 0.6).run()
+
+
 def test_a_method_of_few_steps_is_not_measured_twice_at_one(staircase):
     """Whole layers go: three shapes for a thousand settings, under noise."""
     device, _, model = staircase

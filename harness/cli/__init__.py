@@ -78,7 +78,8 @@ def main() -> None:
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     interrupts.heed()
     try:
-        code = cli.main(args=arguments, prog_name="harness", standalone_mode=False)
+        with interrupts.told_apart():
+            code = cli.main(args=arguments, prog_name="harness", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)

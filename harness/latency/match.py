@@ -90,15 +90,19 @@ class Matcher:
                 self._learn(probe["setting"], probe["measured"], probe["ran"])
 
     def _settings(self) -> list[float]:
-        """Settings of a coarse grid that the method can serve."""
+        """Settings of a coarse grid that the method can serve, and that leave a model."""
         found: list[float] = []
+        least = self.anatomy.params(self.anatomy.empty())
         for step in range(200):
             try:
-                self.guess(step / 200)
+                shape = self.method.guess(step / 200)
             except Unsupported:
                 if not found:
                     raise
                 break
+            if self.anatomy.params(shape) == least:
+                break
+            self.known[step / 200] = self.estimate(shape)
             found.append(step / 200)
         return found
 
