@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from harness import Budget, Context, Cut, Param, PrunerSpec, hookimpl
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from harness.anatomy import Site
 
 RESOLUTION = 100_000  # the dense model's time in whole numbers, as the knapsack's program counts
 SOLVERS = ("augmented", "mckp")
@@ -24,6 +26,7 @@ def parameters(solver: str, steps: int, paper: int) -> dict[str, Param]:
         "windows": Param(2, "calibration windows in a pass", least=1),
         "length": Param(128, "tokens in each", least=2),
         "group": Param(64, "units that go together where the device shows no larger step", least=1),
+        "balance": Param(True, "whether each kind of site is worth the time it takes, or its plain sums", paper=False),
     }
 
 
@@ -41,6 +44,7 @@ def harness_register_pruners():
         "decoders: KV groups and MLP channels, whose times add up; HALP prunes convolutions, one beside the other",
         "importance from the weights, |sum of w times gradient|; decoders have no BatchNorm scale to take it from",
         "steps between prunings average gradients and train nothing",
+        "each kind of site is worth together the time it takes (balance; not with the paper preset)",
     )
     return [
         PrunerSpec(
@@ -75,6 +79,7 @@ class Halp:
     windows: int = 2
     length: int = 128
     group: int = 64
+    balance: bool = True
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
         import torch
@@ -93,6 +98,8 @@ class Halp:
             limit = cost.dense ** (1 - step / self.steps) * target ** (step / self.steps)
             with gated(model, ctx.anatomy, alive):
                 worth = importance(model, ctx, [next(text) for _ in range(self.batches)])
+            if self.balance:
+                worth = balanced(worth, sites, alive, times)
             groups = [ranked_groups(worth[s.name], alive[s.name], size[s.name]) for s in sites]
             values = [
                 [float(worth[s.name][list(g)].sum()) for g in found] for s, found in zip(sites, groups, strict=True)
@@ -141,6 +148,19 @@ def importance(model: Any, ctx: Context, batches: Sequence[Any]) -> dict[str, An
             for name, sums in scores.grouped(ctx.anatomy, products, gradients.index).items():
                 found[name] = found.get(name, 0) + sums.abs() / len(batches)
     return found
+
+
+def balanced(
+    worth: Mapping[str, Any], sites: Sequence[Site], alive: Mapping[str, Any], times: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """Each kind of site worth together what it takes together: sums over few large units and over many small ones
+    do not compare."""
+    value, time = dict.fromkeys((site.kind for site in sites), 0.0), dict.fromkeys((site.kind for site in sites), 0.0)
+    for site in sites:
+        value[site.kind] += float((worth[site.name] * alive[site.name]).sum())
+        time[site.kind] += times[site.name][int(alive[site.name].sum())]
+    scale = {kind: time[kind] / value[kind] if value[kind] > 0 else 1.0 for kind in value}
+    return {site.name: worth[site.name] * scale[site.kind] for site in sites}
 
 
 def ranked_groups(worth: Any, alive: Any, size: int) -> list[tuple[int, ...]]:

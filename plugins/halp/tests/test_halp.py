@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from harness_halp import Halp, augmented, group_size, importance, marginal, ranked_groups, solve
+from harness_halp import Halp, augmented, balanced, group_size, importance, marginal, ranked_groups, solve
 
 from harness import Budget, Unsupported
 from harness.conformance import Conformance
@@ -136,6 +136,23 @@ def test_importance_is_the_sum_of_weight_times_gradient_by_batch(name):
                 want[at, unit] = want.get((at, unit), 0.0) + abs(total) / 2
     for (at, unit), value in want.items():
         assert float(found[f"layers.{at}.mlp"][unit]) == pytest.approx(value, rel=1e-3, abs=1e-9)
+
+
+def test_each_kind_is_worth_what_it_takes():
+    _, anatomy = tiny(PLAIN)
+    sites = list(anatomy.blocks())
+    torch.manual_seed(0)
+    raw = {site.name: torch.rand(site.units) * (1000 if site.kind == "mlp" else 1) for site in sites}
+    alive = {site.name: (torch.arange(site.units) % 3 > 0).float() for site in sites}
+    times = {site.name: [float(units * (2 if site.kind == "mlp" else 5)) for units in range(99)] for site in sites}
+    found = balanced(raw, sites, alive, times)
+    for kind, each in (("mlp", 2), ("attention", 5)):
+        of = [site.name for site in sites if site.kind == kind]
+        assert sum(float((found[n] * alive[n]).sum()) for n in of) == pytest.approx(
+            each * sum(float(alive[n].sum()) for n in of)
+        )
+        ratios = torch.cat([found[n] / raw[n] for n in of])
+        assert float(ratios.max() / ratios.min()) == pytest.approx(1, rel=1e-5)
 
 
 def asked(method, curve, limit, name=PLAIN):
