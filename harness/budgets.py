@@ -71,12 +71,7 @@ def latency_result(
     spec: BudgetSpec, latency: Latency, search: dict[str, Any], earlier: list[dict[str, Any]]
 ) -> BudgetResult:
     """How the finished model stands to a latency, by the ranked clock."""
-    if spec.unit == "ms":
-        achieved, bounds = latency.pruned.median_ns / 1e6, latency.pruned.ci95_ns
-        ci95 = bounds and (bounds[0] / 1e6, bounds[1] / 1e6)
-    else:
-        achieved, bounds = 1 / latency.speedup, latency.speedup_ci95
-        ci95 = bounds and (1 / bounds[1], 1 / bounds[0])
+    achieved, ci95 = latency.taken(spec.unit)
     final = {"setting": search["setting"], "estimated": search["predicted"], "measured": achieved, "final": True}
     return BudgetResult(
         asked=spec.value,

@@ -97,6 +97,14 @@ class Clock(Part):
     speedup_ci95: tuple[float, float] | None
     noise_floor: float | None = Field(None, description="how far dense/dense strays from 1, 95 %")
 
+    def taken(self, unit: str) -> tuple[float, tuple[float, float] | None]:
+        """What the pruned model takes, of dense (x) or in ms, and the 95 % interval."""
+        if unit == "ms":
+            middle, bounds = self.pruned.median_ns / 1e6, self.pruned.ci95_ns
+            return middle, bounds and (bounds[0] / 1e6, bounds[1] / 1e6)
+        bounds = self.speedup_ci95
+        return 1 / self.speedup, bounds and (1 / bounds[1], 1 / bounds[0])
+
 
 class Latency(Clock):
     clock: str = Field(description="the clock that is ranked: wall, cpu or device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def _measured(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: A
 
     where = (spec.device, spec.runtime, spec.dtype, workload, plan.protocol, model)
     with stage(f"time {workload}") as progress, openers(folders, *where) as (dense, pruned):
-        rounds = timing.interleave(dense, pruned, plan.protocol, plan.clock, told=progress)
+        judge = partial(missed_by_chance, plan, workload)
+        rounds = timing.interleave(dense, pruned, plan.protocol, plan.clock, told=progress, undecided=judge)
     latency = timing.latency(rounds, plan.clock, plan.protocol, plan.device.provenance)
     latency.samples = store.side_file(timing.raw(rounds))
     windows = [(visit.before, visit.after) for visit in rounds.visits()]
@@ -71,6 +73,16 @@ def _measured(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: A
         memory=timing.memory(rounds, f"bytes on the device, {workload}, {plan.spec.runtime}"),
         energy=timing.energy(rounds, latency.clock),
     )
+
+
+def missed_by_chance(plan: Plan, workload: Workload, rounds: timing.Rounds) -> bool:
+    """Whether the model was too slow for its budget by no more than what another measurement may find."""
+    budget = plan.spec.budget
+    if budget.kind != "latency" or str(workload) != plan.spec.workloads[0]:
+        return False
+    ranked = plan.clock if plan.clock in rounds.clocks() else "wall"
+    taken, bounds = timing.clock(rounds, ranked).taken(budget.unit)
+    return bounds is not None and bounds[0] <= budget.value < taken
 
 
 def memory(plan: Plan, store: Store, stage: Callable[[str], Any], artefact: Artefact, scratch: str) -> MemoryPair:

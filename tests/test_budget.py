@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import harness
-from harness import plugins
+from harness import planning, plugins, timed
 from harness.allocate import uniform
-from harness.api import Cut, PrunerSpec
+from harness.api import Cut, PrunerSpec, Samples
 from harness.builtin.null import Null, Staircase
 from harness.cell import Reporter
 from harness.cli import cli
@@ -210,6 +210,36 @@ def test_a_finished_model_that_missed_is_cut_anew(runs, one_process, monkeypatch
     assert record.budget.achieved <= 0.7
     assert any("cutting a little more" in text for text in seen)
     assert len([p for p in record.budget.probes if p.get("final")]) > 1
+
+
+@pytest.mark.parametrize(
+    ("pruned", "workload", "again"),
+    [
+        ([78, 69, 79, 72, 76, 73], "prefill:1x128", True),  # 0.713x, but 0.7x lies in the interval
+        ([79, 80, 81, 80, 79, 81], "prefill:1x128", False),  # too slow whatever another measurement finds
+        ([60, 61, 60, 59, 60, 60], "prefill:1x128", False),  # fast enough
+        ([78, 69, 79, 72, 76, 73], "decode:1x128", False),  # not the workload of the budget
+    ],
+)
+def test_a_miss_that_may_be_chance_is_measured_on(pruned, workload, again):
+    from harness.timed import missed_by_chance
+
+    plan = planning.make(planning.Request("random", model="tiny", device="null", latency="0.7x"))
+    dense = [Samples([100_000_000 + 10_000 * at]) for at in range(6)]
+    rounds = timing.Rounds(dense, [Samples([ms * 1_000_000]) for ms in pruned], dense)
+    assert missed_by_chance(plan, harness.Workload.parse(workload), rounds) is again
+    plan.spec.budget = plan.spec.budget.model_copy(update={"value": 72.0, "unit": "ms"})
+    assert missed_by_chance(plan, harness.Workload.parse(workload), rounds) is again
+    plan.spec.budget = plan.spec.budget.model_copy(update={"kind": "ratio", "value": 0.3, "unit": ""})
+    assert not missed_by_chance(plan, harness.Workload.parse(workload), rounds)
+
+
+def test_measuring_on_doubles_the_rounds_once(runs, one_process, monkeypatch):
+    asked = []
+    monkeypatch.setattr(timed, "missed_by_chance", lambda *words: asked.append(words) or True)
+    record = harness.run("random", ratio=0.3, **{**QUICK, "device": "null"})
+    assert record.latency["prefill:1x128"].rounds == 2 * timing.PROTOCOLS["quick"].rounds
+    assert len(asked) == 1
 
 
 class Stubborn(Staircase):

@@ -107,8 +107,9 @@ def interleave(
     protocol: TimingProtocol,
     ranked: str,
     told: Callable[[int, int], None] = lambda *_: None,
+    undecided: Callable[[Rounds], bool] = lambda _: False,
 ) -> Rounds:
-    """The rounds of a protocol; as many again where the ranked clock's noise floor is too high to say anything."""
+    """The rounds of a protocol; as many again where they decide nothing, or the ranked clock's noise is too high."""
     found = Rounds([], [], [], processes=0 if protocol.fresh else 1)
     resident: list[Session] = []
     openers = (dense, pruned, dense)
@@ -128,7 +129,8 @@ def interleave(
             for kept, visit in zip((found.dense, found.pruned, found.again), visits, strict=True):
                 kept.append(visit)
             told(len(found.dense), total)
-            if len(found.dense) == total == protocol.rounds and _floor(found, ranked) > FLOOR_LIMIT:
+            first = len(found.dense) == total == protocol.rounds
+            if first and (_floor(found, ranked) > FLOOR_LIMIT or undecided(found)):
                 total *= 2
     finally:
         for session in resident:
