@@ -80,8 +80,7 @@ def missed_by_chance(plan: Plan, workload: Workload, rounds: timing.Rounds) -> b
     budget = plan.spec.budget
     if budget.kind != "latency" or str(workload) != plan.spec.workloads[0]:
         return False
-    ranked = plan.clock if plan.clock in rounds.clocks() else "wall"
-    taken, bounds = timing.clock(rounds, ranked).taken(budget.unit)
+    taken, bounds = timing.clock(rounds, rounds.ranked(plan.clock)).taken(budget.unit)
     return bounds is not None and bounds[0] <= budget.value < taken
 
 

@@ -100,6 +100,10 @@ class Rounds:
         """The clocks that every visit has."""
         return [name for name in CLOCKS if all(getattr(visit, f"{name}_ns") for visit in self.visits())]
 
+    def ranked(self, wanted: str) -> str:
+        """The clock that is wanted, if every visit has it."""
+        return wanted if wanted in self.clocks() else "wall"
+
 
 def interleave(
     dense: Opener,
@@ -147,7 +151,7 @@ def _once(opener: Opener, plan: TimingPlan) -> Samples:
 
 
 def _floor(rounds: Rounds, ranked: str) -> float:
-    name = ranked if ranked in rounds.clocks() else "wall"
+    name = rounds.ranked(ranked)
     return stats.noise_floor(fastest(rounds.dense, name), fastest(rounds.again, name)) or 0.0
 
 
@@ -188,8 +192,7 @@ def timing(visits: list[Samples], clock: str, by_round: list[float]) -> Timing:
 def latency(rounds: Rounds, ranked: str, protocol: TimingProtocol, provenance: Any) -> Latency:
     """The record of one workload: the ranked clock in front, the others beside it."""
     clocks = {name: clock(rounds, name) for name in rounds.clocks()}
-    if ranked not in clocks:
-        ranked = "wall"
+    ranked = rounds.ranked(ranked)
     front = clocks.pop(ranked)
     return Latency(
         **front.model_dump(),
