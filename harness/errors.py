@@ -13,6 +13,10 @@ class HarnessError(Exception):
         super().__init__(cause)
         self.cause, self.remedy = cause, remedy
 
+    @property
+    def line(self) -> str:
+        return self.cause + (f" ({self.remedy})" if self.remedy else "")
+
 
 class UsageError(HarnessError):
     """A name or a value on the command line that cannot be meant."""

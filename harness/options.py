@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import ge, gt, le
 from typing import Any
 
 from harness import data, plugins
 from harness.api import Evaluator, EvaluatorSpec, Param, Recovery, RecoverySpec
-from harness.errors import UsageError
+from harness.errors import EnvironmentFault, UsageError
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,20 @@ def _broken(value: Any, param: Param) -> str:
     return " and ".join(f"{words} {bound}" for words, bound, _ in bounds)
 
 
-def evaluations(wanted: Sequence[str], preset: str, fetch: bool = True) -> list[Evaluation]:
-    """Evaluators by name or group, once each, in order. `name:key=value` sets a parameter."""
-    return [_evaluation(text, preset, fetch) for text in _expand(wanted)]
+def evaluations(wanted: Sequence[str], preset: str, fetch: bool = True) -> tuple[list[Evaluation], dict[str, str]]:
+    """Evaluators by name or group, once each, in order; `name:key=value` sets a parameter.
+
+    Those whose data is not at hand stand beside, with where to get it, as long as there are others.
+    """
+    found, missing, fault = [], {}, None
+    for text in _expand(wanted):
+        try:
+            found.append(_evaluation(text, preset, fetch))
+        except EnvironmentFault as error:
+            fault = missing[text] = error
+    if fault is not None and not found:
+        raise fault
+    return found, {text: error.line for text, error in missing.items()}
 
 
 def _expand(wanted: Sequence[str]) -> list[str]:
@@ -126,7 +137,9 @@ def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
         groups = {group for spec in specs.values() for group in spec.groups}
         raise plugins.unknown("evaluator", name, {*specs, *groups})
     parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
+    made = Evaluation(_label(name, given, parameters), specs[name], parameters, {})
+    built = made.build()  # wrong values are said before any work
     identity = {source: data.identity(source, data.EVALUATE, fetch) for source in specs[name].reads}
-    made = Evaluation(_label(name, given, parameters), specs[name], parameters, identity)
-    made.build()  # wrong values are said before any work
-    return made
+    if hasattr(built, "identity"):
+        identity |= built.identity(fetch)
+    return replace(made, data=identity)

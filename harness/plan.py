@@ -32,6 +32,7 @@ class Plan:
     evaluations: list[Evaluation]
     calibration: Mapping[str, Any] | None  # what the method reads; a recovery's stands with the recovery
     recovery: Recovering
+    missing: dict[str, str] = field(default_factory=dict)  # evaluators whose data is not at hand, and where it is
     obstacle: HarnessError | None = None
     tighten: float = 1.0  # a latency is aimed lower where the finished model missed it
     tried: list[dict[str, Any]] = field(default_factory=list)  # probes of the cuts that missed
@@ -144,6 +145,7 @@ class Plan:
             "limit": self.spec.limit,
             "batch_size": 1,
             "dtype": self.spec.dtype,
+            **({} if self.place == "cpu" else {"place": self.place}),
         }
 
     def cell_parts(self) -> dict[str, Any]:
@@ -167,8 +169,8 @@ class Plan:
         if self.spec.budget.kind == "latency":  # about four probes of three rounds
             total += 4 * 36 * accounting.flops(self.anatomy, {}, self.workloads[0])
         for evaluation in self.evaluations:
-            if (window := evaluation.parameters.get("window")) is not None:
-                once = accounting.flops(self.anatomy, {}, Workload("prefill", 1, window))
-                head = 2 * window * self.anatomy.config["hidden_size"] * self.anatomy.config["vocab_size"]
+            if tokens := evaluation.parameters.get("window") or evaluation.spec.tokens:
+                once = accounting.flops(self.anatomy, {}, Workload("prefill", 1, tokens))
+                head = 2 * tokens * self.anatomy.config["hidden_size"] * self.anatomy.config["vocab_size"]
                 total += 2 * (self.spec.limit or 400) * (once + head)
         return total

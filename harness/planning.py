@@ -65,7 +65,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
         raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
     workloads = [str(Workload.parse(text)) for text in request.workloads] or [device.workload]
     parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
-    found = evaluations(request.evaluators, request.preset, fetch)
+    found, missing = evaluations(request.evaluators, request.preset, fetch)
     limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)
     recovery = recovering(request.recovery, request.preset, request.calibration, fetch)
     calibration = None
@@ -90,11 +90,11 @@ def make(request: Request, fetch: bool = True) -> Plan:
         workloads=workloads,
         recovery=recovery.label,
         calibration=request.calibration if calibration or recovery.data else "",
-        evaluators=[e.label for e in found],
+        evaluators=[*(e.label for e in found), *missing],
         limit=limit,
         seed=request.seed,
     )
-    plan = Plan(spec, pruner, device, info, card, None, found, calibration, recovery)
+    plan = Plan(spec, pruner, device, info, card, None, found, calibration, recovery, missing=missing)
     if asked is None and pruner.budgets:
         budget = _default(plan)
         spec.budget = BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit)

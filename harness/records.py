@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from harness.keys import canonical
 
 SCHEMA = 1
 OUTSIDE_DIGEST = ("trust", "history", "digest")
+absent = partial(operator.is_, None)  # fields that older records lack keep their digest
 Status = Literal["planned", "running", "ok", "failed", "unsupported", "timeout", "over_budget", "unstable"]
 
 
@@ -145,6 +147,13 @@ class ScoreRecord(Part):
     dense: float | None = None
     dense_stderr: float | None = None
     higher_is_better: bool
+    scale: str = Field("", description="how documents make the value: mean, or exp-mean", exclude_if=operator.not_)
+    change: float | None = Field(
+        None,
+        description="against dense on the same documents: a difference of means, a ratio of perplexities",
+        exclude_if=absent,
+    )
+    change_ci95: tuple[float, float] | None = Field(None, description="by document", exclude_if=absent)
     details: dict[str, Any] = Field({}, description="tokens, windows, BOS, and the identity of the data")
     samples: str = Field("", description="name of the side file with the scores per document")
 
@@ -205,6 +214,7 @@ class Record(Part):
     flops: dict[str, Pair] = Field({}, description="per workload, multiply-adds times two")
     energy: Energy = Energy(reason="no meter was read on this device")
     scores: dict[str, ScoreRecord] = {}
+    unscored: dict[str, str] = Field({}, description="evaluators that gave no score, and why", exclude_if=operator.not_)
     cost: Cost = Cost()
     environment: Environment
     conformance: Conformance | None = Field(

@@ -77,6 +77,12 @@ def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     return middle, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
+def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """How far the mean of the first lies above that of the second, over the same documents, and its 95 % interval."""
+    apart = [one - other for one, other in zip(first, second, strict=True)]
+    return statistics.fmean(apart), interval(apart)
+
+
 # --- quantiles that a sample can and cannot bound ---
 
 CONFIDENCE = 0.99

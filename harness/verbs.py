@@ -10,7 +10,7 @@ from typing import Any
 from harness import options, planning, process, seeds
 from harness.anatomy import anatomy_of
 from harness.api import Context, Workload
-from harness.cell import Cell, Reporter, score_words
+from harness.cell import Cell, Reporter
 from harness.checkpoints import read_config
 from harness.errors import EnvironmentFault, UsageError
 from harness.latency import timing
@@ -18,6 +18,7 @@ from harness.latency.worker import openers
 from harness.planning import Request
 from harness.plugins import registry
 from harness.records import Latency, Record, ScoreRecord
+from harness.scoring import score_words
 from harness.store import Store
 
 
@@ -62,7 +63,10 @@ def evaluate(
         raise UsageError(f"limit {limit} leaves nothing to evaluate", "give 1 or more")
     folder, store, found = Path(path), Store(Path(out) if out else None), {}
     model, tokenizer = load(folder, dtype), folders.tokenizer(folder)
-    for evaluation in options.evaluations(evaluators, preset):
+    evaluations, missing = options.evaluations(evaluators, preset)
+    if missing:
+        raise EnvironmentFault(*next(iter(missing.items())))
+    for evaluation in evaluations:
         with tempfile.TemporaryDirectory() as work_dir:
             ctx = Context(
                 anatomy=anatomy_of(read_config(folder)),

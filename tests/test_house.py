@@ -24,6 +24,7 @@ PLUGINS = [file for path in PLUGINS for file in ([path] if path.is_file() else s
 RANKS = [
     (
         "errors",
+        "words",
         "api",
         "hookspecs",
         "events",
@@ -51,7 +52,7 @@ RANKS = [
         "options",
     ),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
-    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "conformance", "cell"),
+    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "scoring", "conformance", "cell"),
     ("verbs", "leaderboard"),
     ("cli",),
 ]

@@ -67,13 +67,20 @@ def harness_register_evaluators():
 
     return [
         perplexity("passages", "Wikipedia paragraphs (BoolQ), the half that never calibrates", ("smoke",)),
-        perplexity("wikitext2", "WikiText-2 raw, test"),
+        perplexity("wikitext2", "WikiText-2 raw, test", ("stage1", "stage2")),
+        EvaluatorSpec(
+            name="ptb",
+            target=f"{HERE}.perplexity:Ptb",
+            summary="perplexity on the Penn Treebank, from files of your own",
+            groups=("stage1", "stage2"),
+            parameters={"window": window, "split": Param("test", "of the text", choices=("test", "validation"))},
+        ),
         perplexity("c4", "C4, documents that never calibrate"),
         EvaluatorSpec(
             name="footprint",
             target=f"{HERE}.footprint:Footprint",
             summary="parameters stored and non-zero, bytes, FLOPs per workload, memory",
-            groups=("smoke",),
+            groups=("smoke", "stage1", "stage2"),
         ),
     ]
 

@@ -20,6 +20,6 @@ class Footprint:
         hollow = modeling.empty(modeling.words_of(model)).to("meta")
         for workload in ctx.workloads:
             figures[f"flops[{workload}]"] = accounting.counted_flops(hollow, workload)
-        if ctx.memory_peak is not None:
-            figures["memory_peak"] = ctx.memory_peak
+        if memory := (ctx.measured or {}).get("memory"):
+            figures["memory_peak"] = memory["peak"]
         return {name: Score({"model": float(value)}, higher_is_better=False) for name, value in figures.items()}

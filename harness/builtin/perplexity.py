@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from harness import data
 from harness.anatomy.llama import FAMILIES
@@ -11,7 +11,7 @@ from harness.errors import Unsupported, UsageError
 
 
 class Perplexity:
-    text: ClassVar[str]
+    text: str
 
     def __init__(self, window: int = 512) -> None:
         if window < 2:
@@ -22,7 +22,7 @@ class Perplexity:
         import torch
 
         text = data.read(self.text)
-        tokens = data.tokenize(ctx.tokenizer, text.documents)
+        tokens = data.tokenize(ctx.tokenizer, text.documents, text.join)
         windows = tokens[: len(tokens) // self.window * self.window].reshape(-1, self.window)[: ctx.limit]
         if not len(windows):
             raise Unsupported(f"{self.text} has no window of {self.window} tokens", "give a smaller window")
@@ -61,3 +61,22 @@ class Wikitext2(Perplexity):
 
 class C4(Perplexity):
     text = "c4"
+
+
+class Ptb(Perplexity):
+    """Lines as they were published, joined by one blank; `<unk>` is text like any other, and counted."""
+
+    text = "ptb"
+
+    def __init__(self, window: int = 512, split: str = "test") -> None:
+        super().__init__(window)
+        self.text = "ptb" if split == "test" else "ptb-validation"
+
+    def identity(self, fetch: bool) -> dict[str, Any]:
+        return {self.text: data.identity(self.text, data.EVALUATE, fetch)}
+
+    def evaluate(self, model: Any, ctx: Context) -> Scores:
+        found = super().evaluate(model, ctx)
+        unknown = sum(line.count("<unk>") for line in data.read(self.text).documents)
+        found[""].details = {**found[""].details, "join": "one blank", "unk": f"{unknown} times <unk>, as text"}
+        return found

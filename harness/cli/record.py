@@ -11,7 +11,7 @@ from rich.table import Table
 
 from harness import stats
 from harness.cli.output import console
-from harness.records import Latency, Record
+from harness.records import Latency, Record, ScoreRecord
 
 
 def print_record(record: Record, root: Path, cached: bool) -> None:
@@ -19,7 +19,7 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
     out.print()
     if record.status != "ok":
         out.print(f"[bold red]{record.status}[/]: {escape(record.reason)}", soft_wrap=True)
-    if record.status not in ("ok", "unstable"):
+    if record.status not in ("ok", "unstable") and not record.unscored:
         return
     artefact, budget = record.artefact, record.budget
     assert artefact is not None
@@ -31,6 +31,8 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
     for name, dense, pruned, change in record_rows(record):
         table.add_row(escape(name), dense, pruned, change)
     out.print(table)
+    for label, why in record.unscored.items():
+        out.print(f"[yellow]not scored[/] {escape(label)}: {escape(why)}", soft_wrap=True)
     for workload, timing in record.latency.items():
         out.print(f"{workload}: {how_measured(timing)}", soft_wrap=True)
     for gate in record.gates:
@@ -94,10 +96,8 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
     for name, score in record.scores.items():
         if name.startswith("footprint"):
             continue
-        kind = "perplexity" if not score.higher_is_better else "score"
-        change = f"{_figure(score.value / score.dense)}x" if score.dense else ""
         before, after = _spread(score.dense, score.dense_stderr), _spread(score.value, score.stderr)
-        rows.append((f"{name} {kind} (n={score.n})", before, after, change))
+        rows.append((f"{name} {_kind(score)}(n={score.n})", before, after, _change(score)))
     rows.append(_count("parameters", artefact.params_dense, artefact.params))
     if artefact.params_nonzero < 0.99 * artefact.params:
         rows.append(_count("parameters, non-zero", artefact.params_dense, artefact.params_nonzero))
@@ -121,6 +121,23 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
     else:
         rows.append(("energy", "-", "-", energy.reason))
     return rows
+
+
+def _kind(score: ScoreRecord) -> str:
+    exponential = score.scale == "exp-mean" or (not score.scale and not score.higher_is_better)  # older records
+    return "perplexity " if exponential else ""
+
+
+def _change(score: ScoreRecord) -> str:
+    """How far from dense, on the same documents, with the 95 % interval."""
+    if score.change is None:
+        return f"{_figure(score.value / score.dense)}x" if score.dense else ""
+    times = score.scale == "exp-mean"
+    told = f"{_figure(score.change)}x" if times else f"{score.change:+.3f}"
+    if score.change_ci95 is None:
+        return told
+    low, high = (_figure(bound) if times else f"{bound:+.3f}" for bound in score.change_ci95)
+    return f"{told} [{low}, {high}]"
 
 
 def _figure(value: float) -> str:

@@ -1,0 +1,139 @@
+"""A cell's scores: dense and pruned asked the same, and compared document by document.
+
+Each evaluator is a stage of its own. One that fails takes nothing along: its reason stands where its score would.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from harness import keys, records, seeds, stats
+from harness.api import Score
+from harness.artefacts import Artefacts
+from harness.errors import EnvironmentFault, HarnessError
+from harness.interrupts import interrupts
+from harness.plan import Evaluation, Plan
+from harness.records import ScoreRecord
+from harness.store import Store
+
+Found = dict[str, dict[str, Any]]
+
+
+class Scoring:
+    """All evaluators of a plan over its two models. `measured` tells what the run measured of a side before."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        stage: Callable[[str], Any],
+        context: Callable[..., Any],
+        cost: records.Cost,
+        measured: Callable[[str], Any] = lambda _: None,
+    ) -> None:
+        self.plan, self.store, self.stage, self.context, self.cost = plan, store, stage, context, cost
+        self.measured = measured
+        self.failed: dict[str, str] = {}
+
+    def run(self, made: Artefacts, artefact: records.Artefact) -> dict[str, ScoreRecord]:
+        found: dict[str, ScoreRecord] = {}
+        for evaluation in self.plan.evaluations:
+            try:
+                with interrupts.told_apart():
+                    dense = self._side("dense", self.plan.model_key(), made, artefact, evaluation)
+                    pruned = self._side("pruned", artefact.sha256, made, artefact, evaluation)
+            except EnvironmentFault:
+                raise
+            except HarnessError as error:
+                self.failed[evaluation.label] = error.line
+            except Exception as error:
+                log = self.store.log_traceback(keys.key("eval", self.plan.eval_parts(artefact.sha256, evaluation)))
+                self.failed[evaluation.label] = f"{type(error).__name__}: {error} (traceback: logs/{log.name})"
+            else:
+                for name, words in pruned.items():
+                    found[evaluation.score_name(name)] = compared(words, dense.get(name), self.store)
+        return found
+
+    def _side(
+        self, side: str, content: Any, made: Artefacts, artefact: records.Artefact, evaluation: Evaluation
+    ) -> Found:
+        parts = self.plan.eval_parts(content, evaluation)
+        key = keys.key("eval", parts)
+        stored = self.store.stage("eval", key)
+        if stored is not None and not self.store.lacks(*(score["samples"] for score in stored.values())):
+            return stored
+        start = time.monotonic()
+        with self.stage(f"{evaluation.label} of {side}") as progress:
+            with placed(made.dense if side == "dense" else made.pruned, self.plan.place) as model:
+                ctx = self.context(
+                    progress,
+                    tokenizer=made.tokenizer,
+                    folder=self.store.path(artefact.path) if side == "pruned" else None,
+                    measured=self.measured(side),
+                    dense=made.dense if "dense" in evaluation.spec.needs else None,
+                    seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
+                )
+                scores = evaluation.build().evaluate(model, ctx)
+            stored = {name: score_words(score, self.store) for name, score in scores.items()}
+        self.store.save_stage("eval", key, parts, stored)
+        self.cost.evaluate_s += time.monotonic() - start
+        return stored
+
+
+@contextmanager
+def placed(model: Any, place: str) -> Iterator[Any]:
+    """The model where it is to be evaluated; back afterwards, since two may not fit there together."""
+    try:
+        yield model.to(place)
+    finally:
+        model.to("cpu")
+
+
+def score_words(score: Score, store: Store) -> dict[str, Any]:
+    """A score as the record holds it, its documents in a side file."""
+    mean, stderr = stats.mean_stderr(list(score.documents.values()))
+    try:
+        value = math.exp(mean) if score.scale == "exp-mean" else mean
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise HarnessError("the evaluation is not a number: the pruned model overflows", "ask for a smaller ratio")
+    return {
+        "value": value,
+        "stderr": value * stderr if stderr is not None and score.scale == "exp-mean" else stderr,
+        "n": len(score.documents),
+        "higher_is_better": score.higher_is_better,
+        "scale": score.scale,
+        "details": dict(score.details),
+        "samples": store.side_file({"scale": score.scale, "documents": dict(score.documents)}),
+    }
+
+
+def compared(pruned: dict[str, Any], dense: dict[str, Any] | None, store: Store) -> ScoreRecord:
+    """A score beside the dense model's, and how far they are apart on the documents that both were asked."""
+    if dense is None:
+        return ScoreRecord(**pruned)
+    change = None
+    ours, theirs = (store.read_side_file(words["samples"])["documents"] for words in (pruned, dense))
+    if shared := [name for name in ours if name in theirs]:
+        change = stats.paired([ours[name] for name in shared], [theirs[name] for name in shared])
+    return ScoreRecord(
+        **pruned,
+        dense=dense["value"],
+        dense_stderr=dense["stderr"],
+        change=_scaled(change[0], pruned) if change else None,
+        change_ci95=_bounds(change[1], pruned) if change else None,
+    )
+
+
+def _scaled(value: float, words: dict[str, Any]) -> float:
+    """A difference of means as the score's own scale has it: of perplexities, how many times the one is the other."""
+    return math.exp(min(value, 700.0)) if words.get("scale") == "exp-mean" else value
+
+
+def _bounds(bounds: tuple[float, float] | None, words: dict[str, Any]) -> tuple[float, float] | None:
+    return bounds and (_scaled(bounds[0], words), _scaled(bounds[1], words))

@@ -1,0 +1,36 @@
+"""Benchmarks by lm-eval's own task definitions, with shared tokens computed once."""
+
+from __future__ import annotations
+
+from harness.api import EvaluatorSpec, Param, hookimpl
+
+ABOUT = {
+    "hellaswag": ("which sentence follows", 120),
+    "arc_easy": ("grade-school science, the easy part", 60),
+    "arc_challenge": ("grade-school science, the hard part", 70),
+    "piqa": ("how to do everyday things", 70),
+    "openbookqa": ("science facts and common sense", 40),
+    "winogrande": ("what a pronoun means", 40),
+    "boolq": ("yes or no about a passage", 150),
+    "mmlu": ("57 subjects, four choices, five examples before each question", 120),
+}
+NINE = ("mmlu", "openbookqa", "arc_easy", "winogrande", "arc_challenge", "piqa", "hellaswag")
+
+
+@hookimpl
+def harness_register_evaluators():
+    return [_spec(name, *about) for name, about in ABOUT.items()]
+
+
+def _spec(name: str, what: str, tokens: int) -> EvaluatorSpec:
+    parameters = {"fewshot": Param(5 if name == "mmlu" else 0, "solved examples before each question", least=0)}
+    if name == "mmlu":
+        parameters["subjects"] = Param("", "only these, joined by +; empty is all")
+    return EvaluatorSpec(
+        name=name,
+        target=f"harness_lm_eval.benchmarks:{name}",
+        summary=f"accuracy: {what}",
+        groups=("stage1", "stage2") if name in NINE else (),
+        parameters=parameters,
+        tokens=tokens,
+    )

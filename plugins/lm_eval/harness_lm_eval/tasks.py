@@ -1,0 +1,100 @@
+"""The benchmarks as lm-eval defines them, fed with rows that are at hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness_lm_eval import rows
+
+DEFINITIONS = Path(str(find_spec("lm_eval").origin)).parent / "tasks"
+SUBJECTS = sorted(file.stem.removeprefix("mmlu_") for file in DEFINITIONS.glob("mmlu/default/mmlu_*.yaml"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One lm-eval task: its definition inside the package, and its rows."""
+
+    name: str
+    file: str
+    source: rows.Source
+
+    @cached_property
+    def definition(self) -> dict[str, Any]:
+        from lm_eval.tasks._yaml_loader import load_yaml  # TaskManager would index thousands of files to find one
+
+        return load_yaml(DEFINITIONS / self.file)
+
+    def build(self, found: rows.Found, fewshot: int, limit: int | None) -> Any:
+        """lm-eval's own task over the rows. Where only its second choice of split is at hand, that is evaluated."""
+        from lm_eval.api.task import ConfigurableTask
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every default it fills in
+        definition = dict(self.definition)
+        examples = _examples(definition)
+        wanted = [definition.get(kind) for kind in ("test_split", "validation_split")]
+        here = found.read({split: limit for split in wanted if split and split != examples})
+        for kind in ("training_split", "validation_split", "test_split"):
+            if definition.get(kind) not in here:
+                definition.pop(kind, None)
+        if fewshot and examples not in here:
+            raise UsageError(
+                f"{self.name} takes its examples from the split {examples}, which is not at hand",
+                f"give {self.source.name}:fewshot=0, or HARNESS_DATA with {self.source.name}/{examples}.jsonl",
+            )
+        if not fewshot:
+            definition.pop("fewshot_split", None)
+        metadata = {"version": definition.get("metadata", {}).get("version")}
+        made = {"custom_dataset": lambda **_: here, "dataset_kwargs": None, "num_fewshot": fewshot}
+        task = ConfigurableTask(config=definition | made | {"metadata": metadata})
+        task.set_fewshot_seed(1234)  # as lm-eval's own command does
+        return task
+
+    def split(self, here: Mapping[str, Any]) -> str:
+        """The split that is evaluated, of those at hand."""
+        for kind in ("test_split", "validation_split"):
+            if self.definition.get(kind) in here:
+                return str(self.definition[kind])
+        return ""
+
+
+def _examples(definition: Mapping[str, Any]) -> str | None:
+    given = (definition.get("fewshot_config") or {}).get("split") or definition.get("fewshot_split")
+    return given or definition.get("training_split") or definition.get("validation_split")
+
+
+def _boolq(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "label": int(row["answer"])}
+
+
+def _one(name: str, file: str, packed: str, hub: str, config: str | None = None, adapt: Any = None) -> list[Part]:
+    return [Part(name, file, rows.Source(name, packed, hub, config, adapt))]
+
+
+TASKS: dict[str, list[Part]] = {
+    "hellaswag": _one("hellaswag", "hellaswag/hellaswag.yaml", "hellaswag/none", "Rowan/hellaswag"),
+    "arc_easy": _one("arc_easy", "arc/arc_easy.yaml", "ai2_arc/ARC-Easy", "allenai/ai2_arc", "ARC-Easy"),
+    "arc_challenge": _one(
+        "arc_challenge", "arc/arc_challenge.yaml", "ai2_arc/ARC-Challenge", "allenai/ai2_arc", "ARC-Challenge"
+    ),
+    "piqa": _one("piqa", "piqa/piqa.yaml", "piqa/plain_text", "baber/piqa"),
+    "openbookqa": _one("openbookqa", "openbookqa/openbookqa.yaml", "openbookqa/main", "allenai/openbookqa", "main"),
+    "winogrande": _one(
+        "winogrande", "winogrande/default.yaml", "winogrande/winogrande_xl", "allenai/winogrande", "winogrande_xl"
+    ),
+    "boolq": _one("boolq", "super_glue/boolq/default.yaml", "boolq/none", "aps/super_glue", "boolq", _boolq),
+    "mmlu": [
+        Part(
+            subject,
+            f"mmlu/default/mmlu_{subject}.yaml",
+            rows.Source(f"mmlu/{subject}", f"hails/mmlu_no_train/{subject}", "cais/mmlu", subject),
+        )
+        for subject in SUBJECTS
+    ],
+}
