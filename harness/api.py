@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from harness.anatomy import Anatomy
 
 API_VERSION = 1
-"""Raised when a name or an argument that plug-ins use goes away or changes its meaning; never for what is added.
-
-A plug-in's module may say what it was written for, `HARNESS_API = 1`; one of another version is a line with its reason.
-"""
+"""Raised when a name or an argument that plug-ins use goes away or changes its meaning; never for what is added. A
+plug-in's module may say what it was written for, `HARNESS_API = 1`; one of another is a line with its reason."""
 hookimpl = pluggy.HookimplMarker("harness")
 
 Shape = Mapping[str, int]
@@ -88,6 +86,7 @@ class DeviceSpec(Spec):
 class EvaluatorSpec(Spec):
     groups: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()  # text sources whose identity enters its keys
+    needs: tuple[str, ...] = ()  # dense (fills ctx.dense)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +249,7 @@ class Context:
     trained   for methods that train: told how many tokens a step learned from, so that the record can say it
     work_dir  the only folder to write to. A pruner finds there what an earlier try for this budget left
     cut       for recoveries: what was cut, in canonical form, as `harness.surgery.CheckedCut` has it
+    dense     for evaluators that need it: the dense model; the one they judge itself, where that is dense
     """
 
     anatomy: Anatomy
@@ -265,6 +265,7 @@ class Context:
     memory_peak: int | None = None
     latency: Any = None
     cut: Any = None
+    dense: Any = None
 
 
 # --- what a plug-in implements ------------------------------------------------------------------
