@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from harness.anatomy import Anatomy
 
 API_VERSION = 1
-"""Raised when a name or an argument that plug-ins use goes away or changes its meaning; never for what is added.
-
-A plug-in's module may say what it was written for, `HARNESS_API = 1`; one of another version is a line with its reason.
-"""
+"""Raised when a name or an argument that plug-ins use goes away or changes its meaning; never for what is added. A
+plug-in's module may say what it was written for, `HARNESS_API = 1`; one of another is a line with its reason."""
 hookimpl = pluggy.HookimplMarker("harness")
 
 
@@ -85,7 +83,7 @@ class DeviceSpec(Spec):
 class EvaluatorSpec(Spec):
     groups: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()  # text sources whose identity enters its keys
-    needs: tuple[str, ...] = ()  # dense: the dense model as well
+    needs: tuple[str, ...] = ()  # dense (fills ctx.dense)
     tokens: int = 0  # per document, about; for estimates
 
 
@@ -202,7 +200,7 @@ class Context:
     work_dir  the only folder to write to. A pruner finds there what an earlier try for this budget left
     cut       for recoveries: what was cut, in canonical form, as `harness.surgery.CheckedCut` has it
     measured  for evaluators: what was measured of this model before, `{"memory": …, "energy_j": …}`
-    dense     for evaluators whose spec needs it
+    dense     for evaluators that need it: the dense model; the one they judge itself, where that is dense
     """
 
     anatomy: Anatomy

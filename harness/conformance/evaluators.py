@@ -51,6 +51,7 @@ class EvaluatorBench:
             calibration=None,
             workloads=[Workload("prefill", 1, 16)],
             limit=limit,
+            dense=made if "dense" in self.spec.needs else None,
         )
         with watched(self.work) as seen:
             found = registry().load("evaluator", self.name)(**self.parameters).evaluate(made, context)

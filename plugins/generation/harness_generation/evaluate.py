@@ -1,0 +1,84 @@
+"""The dense and the pruned model continue the same prompts, and what they wrote is set side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness import Context, Score, Scores, Unsupported
+from harness_generation.prompts import IDENTITY, PROMPTS
+from harness_generation.text import distinct, repetition, rouge_l
+from harness_generation.writing import Marks, Row, greedy, surprise
+
+SAMPLES, SHOWN = 3, 240  # pairs of texts for the record, and characters of each
+
+
+@dataclass
+class Generation:
+    tokens: int = 48
+    batch: int = 20
+
+    def evaluate(self, model: Any, ctx: Context) -> Scores:
+        if ctx.dense is None:
+            raise Unsupported("generation compares with the dense model, and none was lent", "use harness run")
+        marks = Marks.of(ctx)
+        prompts = [marks.prompt(ctx.tokenizer, text) for text in PROMPTS[: ctx.limit]]
+        self._fits(max(map(len, prompts)), ctx)
+        writers = [model] if ctx.dense is model else [model, ctx.dense]
+        total, done, batch = len(prompts) * (len(writers) + 1), 0, self.batch
+        written: list[list[Row]] = []
+        for writer in writers:
+            rows, batch = greedy(
+                writer, prompts, marks, self.tokens, batch, lambda at, done=done: ctx.progress(done + at, total)
+            )
+            written.append(rows)
+            done += len(rows)
+        losses = []
+        for prompt, row in zip(prompts, written[0], strict=True):
+            losses.append(surprise(ctx.dense, prompt, row))
+            ctx.progress(done + len(losses), total)
+        bodies = [[marks.body(row) for row in rows] for rows in written]
+        texts = [[ctx.tokenizer.decode(body, skip_special_tokens=True) for body in rows] for rows in bodies]
+        details = {
+            "prompts": IDENTITY,
+            "tokens": self.tokens,
+            "batch": batch,
+            "bos": marks.begin,
+            "tokens_written": statistics.fmean(map(len, bodies[0])),
+            "ended": sum(row != body for row, body in zip(written[0], bodies[0], strict=True)),
+            "empty": bodies[0].count([]),
+        }
+        likeness = [rouge_l(text, dense) for text, dense in zip(texts[0], texts[-1], strict=True)]
+        samples = {"samples": side_by_side(texts[-1], texts[0])} if len(texts) > 1 else {}
+
+        def score(figures: Sequence[float], higher_is_better: bool, scale: str = "mean", **more: Any) -> Score:
+            documents = {f"generation/{at}": figure for at, figure in enumerate(figures)}
+            return Score(documents, higher_is_better, scale, {**details, **more})
+
+        return {
+            "rouge_l": score(likeness, True, **samples),
+            "by_dense": score(losses, False, "exp-mean"),
+            "distinct_1": score([distinct(body, 1) for body in bodies[0]], True),
+            "distinct_2": score([distinct(body, 2) for body in bodies[0]], True),
+            "repetition": score([repetition(body) for body in bodies[0]], False),
+        }
+
+    def _fits(self, longest: int, ctx: Context) -> None:
+        most = ctx.anatomy.config.get("max_position_embeddings")
+        if most is not None and longest + self.tokens > most:
+            raise Unsupported(
+                f"a prompt of {longest} tokens and {self.tokens} after it are more than the {most} this model can hold",
+                f"--eval generation:tokens={most - longest}" if longest < most else "",
+            )
+
+
+def side_by_side(dense: Sequence[str], pruned: Sequence[str]) -> list[dict[str, str]]:
+    """The first few, for a reader's own judgement."""
+    rows = list(zip(PROMPTS, dense, pruned, strict=False))[:SAMPLES]
+    return [dict(zip(("prompt", "dense", "pruned"), map(short, row), strict=True)) for row in rows]
+
+
+def short(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
