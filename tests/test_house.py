@@ -51,7 +51,7 @@ RANKS = [
         "options",
     ),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
-    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "conformance", "cell"),
+    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "conformance", "cell", "tracing"),
     ("verbs", "leaderboard"),
     ("cli",),
 ]
