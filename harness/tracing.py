@@ -9,8 +9,9 @@ import errno
 import gzip
 import json
 import os
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from harness.recovery.least_squares import PARTS
 WARM, PASSES = 2, 5
 PASS = "pass"  # the span around each pass
 
-Costs = dict[str, tuple[float, float]]  # name -> microseconds and calls, of one pass
+Costs = dict[str, tuple[float, int]]  # name -> microseconds and calls, of one pass
 
 
 def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[str, Any]] | None:
@@ -58,8 +59,7 @@ def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[st
             operators, inside = (compared(*both) for both in zip(*costs, strict=True))
             found["workloads"][str(workload)] = {"files": files, "operators": operators, "spans": inside}
         store.write(scratch / "operators.json", found)
-        with store.lock(f"traces-{record.id}"):
-            store.commit(scratch, folder)
+        store.commit(scratch, folder)
     finally:
         store.sweep(mine=True)
     return folder, found
@@ -86,22 +86,17 @@ def spans(layers: Any, numbers: Iterable[int]) -> Iterator[None]:
     def leaving(*_: Any) -> None:
         inside.pop().__exit__(None, None, None)
 
-    hooks = []
-    try:
+    with ExitStack() as hooks:
         for number, layer in zip(numbers, layers, strict=True):
             parts = {f".{kind}": getattr(layer, module) for kind, (_, module, _) in PARTS.items()}
             for name, module in {"": layer, **parts}.items():
                 if module is not None:
-                    hooks.append(module.register_forward_pre_hook(entering(f"layers.{number}{name}")))
-                    hooks.append(module.register_forward_hook(leaving, always_call=True))
+                    hooks.callback(module.register_forward_pre_hook(entering(f"layers.{number}{name}")).remove)
+                    hooks.callback(module.register_forward_hook(leaving, always_call=True).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def profiled(run: Callable[[], None], place: str, told: Callable[[int, int], None]) -> Any:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it tells of its own start and end
     from torch.profiler import ProfilerActivity, profile, record_function
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if place.startswith("cuda") else [])]
@@ -120,31 +115,36 @@ def export(profile: Any, path: Path) -> None:
     profile.export_chrome_trace(str(plain))
     try:
         words = json.loads(plain.read_text(encoding="utf-8", errors="replace"))
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
     plain.unlink()
     path.write_bytes(gzip.compress(json.dumps(words | {"traceName": path.name}).encode()))
 
 
-def costs_of(profile: Any, place: str) -> tuple[Costs, ...]:
+def costs_of(profile: Any, place: str) -> list[Costs]:
     """What each operator takes itself (they are the names with a namespace), and each span with all inside.
 
-    On a GPU it is the GPU's time, and kernels count with the operator that launched them.
+    It is the least of all passes, since what others do on a machine only adds. On a GPU it is the GPU's time.
     """
     clock = "device_time_total" if place.startswith("cuda") else "cpu_time_total"
-    events = [event for event in profile.key_averages() if event.device_type.name == "CPU"]
-    return tuple(
-        {event.key: (getattr(event, time) / PASSES, event.count / PASSES) for event in events if of(event)}
-        for time, of in ((f"self_{clock}", lambda e: "::" in e.key), (clock, lambda e: e.is_user_annotation))
-    )
+    events = [event for event in profile.events() if event.device_type.name == "CPU"]  # kernels count with who launched
+    starts = sorted(event.time_range.start for event in events if event.key == PASS)
+    found = []
+    for time, of in ((f"self_{clock}", lambda e: "::" in e.key), (clock, lambda e: e.is_user_annotation)):
+        passes: dict[str, list[list[float]]] = {}
+        for event in filter(of, events):
+            within = bisect(starts, event.time_range.start) - 1
+            passes.setdefault(event.key, [[] for _ in starts])[within].append(getattr(event, time))
+        found.append({name: (min(map(sum, times)), len(times[-1])) for name, times in passes.items()})
+    return found
 
 
 def compared(dense: Costs, pruned: Costs) -> list[dict[str, Any]]:
     """Dense and pruned side by side, what takes most in either first."""
     rows = []
     for name in {**dense, **pruned}:
-        (before, calls), (after, calls_after) = dense.get(name, (0.0, 0.0)), pruned.get(name, (0.0, 0.0))
-        times = {"dense_us": round(before, 3), "pruned_us": round(after, 3)}
-        counts = {"dense_calls": calls, "pruned_calls": calls_after}
-        rows.append({"name": name, **times, "ratio": round(after / before, 4) if before else None, **counts})
+        (before, calls), (after, calls_after) = dense.get(name, (0.0, 0)), pruned.get(name, (0.0, 0))
+        row = {"name": name, "dense_us": round(before, 3), "pruned_us": round(after, 3)}
+        ratio = round(after / before, 4) if before else None
+        rows.append(row | {"ratio": ratio, "dense_calls": calls, "pruned_calls": calls_after})
     return sorted(rows, key=lambda row: -max(row["dense_us"], row["pruned_us"]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -85,7 +88,8 @@ def test_a_trace_shows_the_layers_that_stayed_and_a_table_the_operators(uneven):
         layers = {row["name"]: row for row in words["spans"]}
         assert set(layers) == {tracing.PASS, *every}
         assert layers["layers.1.attention"]["dense_us"] > 0 == layers["layers.1.attention"]["pruned_us"]
-        assert sum(row["dense_us"] for row in words["operators"]) < layers[tracing.PASS]["dense_us"]
+        for side in ("dense_us", "pruned_us"):
+            assert 0 < sum(row[side] for row in words["operators"]) < layers[tracing.PASS][side]
         table = done.stdout.partition(f"where the time goes: {workload}")[2].partition("a pass")[0]
         printed = [word for word in table.split() if word in rows]
         assert printed == [row["name"] for row in words["operators"][:15]]
@@ -164,18 +168,44 @@ def test_spans_close_when_a_layer_fails():
     with tracing.spans(layers, range(len(layers))):
         profile = tracing.profiled(step, "cpu", lambda *_: None)
     _, spans = tracing.costs_of(profile, "cpu")
-    assert {calls for _, calls in spans.values()} == {1}
+    assert {calls for _, calls in spans.values()} == {1}, "none was left open"
     assert len(spans) == 1 + 3 * len(layers)
 
 
-def test_a_trace_that_the_disk_cut_short_is_no_trace(tmp_path):
+@pytest.mark.parametrize("suffix", ["", ".tmp"])  # what is left of it under its name, or under that of its scratch
+def test_a_trace_that_the_disk_cut_short_is_no_trace(tmp_path, suffix):
     def short(path: str) -> None:
-        with open(path, "w") as file:
-            file.write('{"traceEvents": [{"ph"')
+        Path(path + suffix).write_text('{"traceEvents": [{"ph"')
 
     profile = SimpleNamespace(export_chrome_trace=short)
     with pytest.raises(EnvironmentFault, match="No space left"), guarded(tmp_path):
         tracing.export(profile, tmp_path / "decode-1x8-dense.json.gz")
+
+
+def test_a_pass_that_was_disturbed_does_not_count():
+    """Two passes of three calls, each with a burst of something else: one in the transpose, one in a product."""
+
+    def event(key: str, start: float, us: float, note: bool = False, kind: str = "CPU") -> SimpleNamespace:
+        took = {"self_cpu_time_total": us, "cpu_time_total": us, "self_device_time_total": 1, "device_time_total": 2}
+        where = {"time_range": SimpleNamespace(start=start), "device_type": SimpleNamespace(name=kind)}
+        return SimpleNamespace(key=key, is_user_annotation=note, **took, **where)
+
+    first = [("pass", 0, 110, True), ("aten::mm", 1, 4), ("aten::mm", 5, 5), ("aten::t", 10, 90)]
+    second = [("pass", 200, 98, True), ("aten::mm", 201, 4), ("aten::t", 205, 3), ("aten::mm", 208, 50)]
+    others = [("cudaLaunchKernel", 2, 1), ("void at::kernel<2>", 3, 9, False, "CUDA"), ("pass", 1, 9, True, "CUDA")]
+    seen = [event(*words) for words in [*first, *second, *others]]
+    profile = SimpleNamespace(events=lambda: seen)
+    assert tracing.costs_of(profile, "cpu") == [{"aten::mm": (9, 2), "aten::t": (3, 1)}, {"pass": (98, 1)}]
+    assert tracing.costs_of(profile, "cuda:0") == [{"aten::mm": (2, 2), "aten::t": (1, 1)}, {"pass": (2, 1)}]
+
+
+def test_the_profiler_is_silent():
+    code = (
+        "from harness import process; process.prepare(); import torch\n"
+        "with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]): torch.ones(1) + 1"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(

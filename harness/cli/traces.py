@@ -28,42 +28,43 @@ def show(cell: Cell, record: Record, as_json: bool) -> None:
     if traced is None:
         return
     folder, found = traced
+    out = console()
     files = [str(folder / name) for words in found["workloads"].values() for name in words["files"].values()]
     if as_json:
         for file in [*files, str(folder / "operators.json")]:
             reporter.notice(f"trace: {file}")
         return
     for workload, words in found["workloads"].items():
-        print_operators(workload, words, found)
-    out = console()
+        out.print()
+        out.print(table(workload, words, found))
     for file in files:
         out.print(f"trace:  {file}", soft_wrap=True)
     out.print(f"table:  {folder / 'operators.json'}", soft_wrap=True)
     out.print("open a trace at https://ui.perfetto.dev or in chrome://tracing", soft_wrap=True)
 
 
-def print_operators(workload: str, words: dict[str, Any], found: dict[str, Any]) -> None:
+def table(workload: str, words: dict[str, Any], found: dict[str, Any]) -> Table:
     on_cpu = found["place"] == "cpu"
-    where = f"CPU time, {found['threads']} thread{'s' * (found['threads'] > 1)}" if on_cpu else "GPU time"
-    title = f"where the time goes: {workload}, {where}, mean of {found['passes']} profiled passes"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("operator, by itself", no_wrap=True)
+    where = f"the CPU, {found['threads']} thread{'s' * (found['threads'] > 1)}" if on_cpu else "the GPU"
+    title = f"where the time goes: {workload} on {where}, each at its least of {found['passes']} profiled passes"
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    made.add_column("operator, by itself", no_wrap=True)
     for name in ("dense ms", "pruned ms", "ratio", "calls"):
-        table.add_column(name, justify="right", no_wrap=True)
+        made.add_column(name, justify="right", no_wrap=True)
     rows, spans = words["operators"], {row["name"]: row for row in words["spans"]}
     for row in rows[:MOST]:
-        table.add_row(*line(row["name"], row))
+        made.add_row(*line(row["name"], row))
     if rows[MOST:]:
-        table.add_row(*line(f"{len(rows) - MOST} more", total(rows[MOST:])))
+        made.add_row(*line(f"{len(rows) - MOST} more", total(rows[MOST:])))
     whole = spans[tracing.PASS]
     if on_cpu:
         between = {side: whole[side] - total(rows)[side] for side in ("dense_us", "pruned_us")}
-        table.add_row(*line("between operators, in Python", between))
-    table.add_section()
-    table.add_row(*line("a pass", whole))
+        made.add_row(*line("between operators, in Python", between))
+    made.add_section()
+    made.add_row(*line("a pass", whole))
     for kind in PARTS:
-        table.add_row(*line(f"of it in {kind}", total(row for name, row in spans.items() if name.endswith(kind))))
-    console().print(table)
+        made.add_row(*line(f"of it in {kind}", total(row for name, row in spans.items() if name.endswith(kind))))
+    return made
 
 
 def total(rows: Any) -> dict[str, float]:
@@ -74,5 +75,5 @@ def total(rows: Any) -> dict[str, float]:
 def line(name: str, row: dict[str, Any]) -> tuple[str, str, str, str, str]:
     dense, pruned = row["dense_us"], row["pruned_us"]
     ratio = f"{pruned / dense:.2f}x" if dense else "-"
-    calls = f"{row['dense_calls']:g} / {row['pruned_calls']:g}" if "dense_calls" in row else ""
+    calls = f"{row['dense_calls']} / {row['pruned_calls']}" if "dense_calls" in row else ""
     return name, f"{dense / 1e3:.3f}", f"{pruned / 1e3:.3f}", ratio, calls
