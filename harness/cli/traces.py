@@ -59,7 +59,7 @@ def table(workload: str, words: dict[str, Any], found: dict[str, Any]) -> Table:
     whole = spans[tracing.PASS]
     if on_cpu:
         between = {side: whole[side] - total(rows)[side] for side in ("dense_us", "pruned_us")}
-        made.add_row(*line("between operators, in Python", between))
+        made.add_row(*line("between operators: Python, waiting", between))
     made.add_section()
     made.add_row(*line("a pass", whole))
     for kind in PARTS:
