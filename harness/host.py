@@ -28,6 +28,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_asked() -> int:
+    """Threads that a model is timed with: one, unless the environment says otherwise; 0 where that is no number."""
+    words = os.environ.get("HARNESS_CPU_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1"
+    return int(words) if words.isdigit() else 0
+
+
 def cache_dir() -> Path:
     return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("harness"))
 

@@ -32,6 +32,7 @@ def prepare(dtype: str = "fp32", keep: bool = True) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # ours is the only bar
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would tell of its own start and end
     if dtype != "fp32" and "torch" not in sys.modules and not tamed():
         os.environ["ONEDNN_MAX_CPU_ISA"] = TAMED_ISA
     if "transformers" not in sys.modules:

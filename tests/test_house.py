@@ -53,7 +53,7 @@ RANKS = [
     ),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
     ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "scoring", "conformance", "cell"),
-    ("verbs", "leaderboard"),
+    ("tracing", "verbs", "leaderboard"),
     ("cli",),
 ]
 # A folder's modelling classes and its cut are written by the same room that surgery builds models with.

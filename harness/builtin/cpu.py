@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
-from harness.host import cores, counters, cpu_model, pressure
-from harness.latency.workloads import runner
+from harness.host import cores, counters, cpu_model, pressure, threads_asked
+from harness.latency.workloads import runner, threads
 
 CALM = 0.01  # share of the last seconds in which some task waited
 MOST = 10_000  # passes of one visit
@@ -25,8 +24,7 @@ class Cpu:
     def __init__(self, runtime: str = "eager") -> None:
         self.runtime = runtime
         self.copies_weights = runtime == "onnxruntime"
-        words = os.environ.get("HARNESS_CPU_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1"
-        self.threads = int(words) if words.isdigit() and int(words) else 0
+        self.threads = threads_asked()
         self.clock = os.environ.get("HARNESS_CPU_CLOCK", "cpu")
 
     def probe(self) -> DeviceInfo:
@@ -64,18 +62,6 @@ class Cpu:
     def _state(self) -> dict[str, Any]:
         return counters() | {"cores": cores(), "threads": self.threads}
 
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        """The device's threads while it times; the rest of the run keeps its own."""
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
     def prepare(self, model: Any, workload: Workload) -> Any:
         if self.runtime == "onnxruntime":
             from harness.export.ort import Session
@@ -89,7 +75,7 @@ class Cpu:
         cpu: list[int] = []
         elsewhere = [name for name in getattr(handle, "providers", ()) if name != "CPUExecutionProvider"]
         ran = {"fallback": elsewhere} if self.runtime == "onnxruntime" else {}
-        with self._threads():
+        with threads(self.threads):
             before = self._state() | ran
             start, warmed = time.perf_counter(), 0
             while warmed < plan.warmup or (plan.warmup and time.perf_counter() - start < plan.seconds):

@@ -79,17 +79,17 @@ class Terminal(Reporter):
             self.progress_bar.stop()
 
 
-def trace() -> None:
+def tell_events() -> None:
     """Every event of this process on stderr."""
     from harness.api import hookimpl
     from harness.plugins import registry
 
-    class Trace:
+    class Teller:
         @hookimpl
         def harness_event(self, event: Any) -> None:
-            print(f"trace: {event.name} {event.stage} {event.seconds:.2f} s {event.status}".rstrip(), file=sys.stderr)
+            print(f"event: {event.name} {event.stage} {event.seconds:.2f} s {event.status}".rstrip(), file=sys.stderr)
 
-    registry().manager.register(Trace(), name="trace")
+    registry().manager.register(Teller(), name="teller")
 
 
 def plan_words(plan: Plan) -> dict[str, Any]:

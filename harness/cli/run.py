@@ -29,10 +29,17 @@ from harness.errors import UsageError
 @click.option("--limit", type=int, help="Documents (windows) per evaluator.  [quick: 40, paper: all]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; load nothing.")
-@click.option("--trace", is_flag=True, help="Tell every event on stderr.")
+@click.option("--trace", is_flag=True, help="Afterwards a profile of both models: where the time goes.")
+@click.option("--events", is_flag=True, help="Tell every event on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="The record on stdout and nothing else.")
 def command(
-    dry_run: bool, trace: bool, as_json: bool, settings: tuple[str, ...], evaluators: str, **asked: Any
+    dry_run: bool,
+    trace: bool,
+    events: bool,
+    as_json: bool,
+    settings: tuple[str, ...],
+    evaluators: str,
+    **asked: Any,
 ) -> None:
     """Prune a model, prove the result, time it, evaluate it, record it.
 
@@ -54,8 +61,8 @@ def command(
             raise made.obstacle
         output.print_plan(made, as_json)
         return
-    if trace:
-        output.trace()
+    if events:
+        output.tell_events()
     from harness.cell import Cell
     from harness.cli.record import print_record
     from harness.store import Store
@@ -72,6 +79,10 @@ def command(
         output.print_json(record.words())
     else:
         print_record(record, cell.store.root, cell.cached)
+    if trace:
+        from harness.cli.traces import show
+
+        show(cell, record, as_json)
     if record.status != "ok":
         click.get_current_context().exit(1)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from harness.api import Workload
@@ -36,3 +37,16 @@ def runner(model: Any, workload: Workload) -> Callable[[], None]:
             cache.crop(-1)
 
     return decode
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many for torch while a model is timed; the rest of the run keeps its own."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
