@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness import accounting, budgets, keys, planning, process, records, seeds, stats
+from harness import accounting, budgets, grid, keys, planning, process, records, seeds, stats
 from harness.api import Context, Score
 from harness.artefacts import Artefacts
 from harness.checkpoints import folder_sha256
@@ -25,7 +25,7 @@ from harness.plan import Evaluation, Plan
 from harness.plugins import emit
 from harness.records import Record
 from harness.store import Store
-from harness.timed import memory, timed
+from harness.timed import memory, sides, timed
 
 
 class Reporter:
@@ -48,6 +48,7 @@ class Cell:
         self._told = 0
         self.id = ""
         self.conformance: records.Conformance | None = None
+        self.measured: dict[str, dict[str, Any]] = {}  # of each model, once it is known
         self.beat: Callable[[str], None] = lambda _: None  # until the cell is known and leased
         self.made = Artefacts(plan, store, self.stage, self.context, self.cost)
 
@@ -92,6 +93,18 @@ class Cell:
         if found is None or found.status != "ok" or self._evidence_is_gone(found):
             return None
         self.cached = True
+        return self._weighed(found)
+
+    def _weighed(self, record: Record) -> Record:
+        """A finished record by the grid that is asked for now: derived from its energy, nothing is measured again."""
+        if self.plan.grid is None:
+            return record
+        co2 = grid.co2(self.plan.grid, record.energy, record.spec.workloads[0])
+        if co2 == record.co2:
+            return record
+        change = records.Change(when=now(), what=f"CO2e at {co2.grams_per_kwh:g} g/kWh", command=self.command)
+        found = record.model_copy(update={"co2": co2, "history": [*record.history, change]}).sealed()
+        self.store.save_record(found)
         return found
 
     def _evidence_is_gone(self, record: Record) -> bool:
@@ -151,14 +164,16 @@ class Cell:
         first = timings[self.plan.spec.workloads[0]]
         parts["latency"] = {workload: found.latency for workload, found in timings.items()}
         parts["gates"] = [gate for found in timings.values() for gate in found.gates]
-        if first.energy is not None:
-            parts["energy"] = first.energy
-        parts["memory"] = first.memory or records.MemoryPair()
+        energy = first.energy or records.UNREAD
+        parts["energy"], parts["memory"] = energy, first.memory or records.MemoryPair()
+        if self.plan.grid is not None:
+            parts["co2"] = grid.co2(self.plan.grid, energy, self.plan.spec.workloads[0])
         if first.memory is None and self.plan.device.provenance == "device":
             parts["memory"] = memory(self.plan, self.store, self.stage, artefact, f"memory-{self.id}")
+        self.measured = sides(self.plan, parts["memory"], first.memory is not None, energy)
         scores: dict[str, records.ScoreRecord] = {}
         for evaluation in self.plan.evaluations:
-            scores |= self._evaluate(made, artefact, evaluation, parts["memory"])
+            scores |= self._evaluate(made, artefact, evaluation)
         parts["scores"] = scores
         parts["flops"] = {
             str(w): records.Pair(
@@ -185,11 +200,11 @@ class Cell:
         emit(Event(name="stage-finished", cell=self.id, stage=name, seconds=time.monotonic() - start))
 
     def _evaluate(
-        self, made: Artefacts, artefact: records.Artefact, evaluation: Evaluation, memory: records.MemoryPair
+        self, made: Artefacts, artefact: records.Artefact, evaluation: Evaluation
     ) -> dict[str, records.ScoreRecord]:
-        sides = {}
+        both = {}
         for side, content in (("dense", self.plan.model_key()), ("pruned", artefact.sha256)):
-            parts = self.plan.eval_parts(content, evaluation)
+            parts = self.plan.eval_parts(content, evaluation, self.measured[side])
             key = keys.key("eval", parts)
             stored = self.store.stage("eval", key)
             if stored is None or self.store.lacks(*(score["samples"] for score in stored.values())):
@@ -200,17 +215,17 @@ class Cell:
                         progress,
                         tokenizer=made.tokenizer,
                         folder=self.store.path(artefact.path) if side == "pruned" else None,
-                        memory_peak=getattr(getattr(memory, side), "peak", None),
+                        measured=self.measured[side] if "measured" in evaluation.spec.needs else None,
                         seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
                     )
                     found = evaluation.build().evaluate(model, ctx)
                 stored = {name: score_words(score, self.store) for name, score in found.items()}
                 self.store.save_stage("eval", key, parts, stored)
                 self.cost.evaluate_s += time.monotonic() - start
-            sides[side] = stored
+            both[side] = stored
         merged = {}
-        for name, words in sides["pruned"].items():
-            dense = sides["dense"].get(name) or {}
+        for name, words in both["pruned"].items():
+            dense = both["dense"].get(name) or {}
             merged[evaluation.score_name(name)] = records.ScoreRecord(
                 **words, dense=dense.get("value"), dense_stderr=dense.get("stderr")
             )
@@ -241,7 +256,7 @@ class Cell:
                 artefact=keys.key("artefact", self.plan.artefact_parts()),
                 measure={w: keys.key("measure", self.plan.measure_parts(content, w)) for w in parts.get("latency", {})},
                 eval={
-                    e.label: keys.key("eval", self.plan.eval_parts(content, e))
+                    e.label: keys.key("eval", self.plan.eval_parts(content, e, self.measured["pruned"]))
                     for e in self.plan.evaluations
                     if parts.get("scores")
                 },

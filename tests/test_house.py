@@ -35,6 +35,7 @@ RANKS = [
         "interrupts",
         "process",
         "host",
+        "meter",
         "plugins",
     ),
     (
@@ -49,6 +50,7 @@ RANKS = [
         "checkpoints",
         "data",
         "options",
+        "grid",
     ),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
     ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "conformance", "cell"),
