@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
 from harness.accounting import tokens
@@ -48,7 +49,9 @@ def _country(code: str) -> Grid:
         )
     version, table = _table()
     if code not in table:
-        raise UsageError(f"codecarbon {version} knows no country {code}", f"give its ISO 3166 code (DEU), or {STATE_IT}")
+        raise UsageError(
+            f"codecarbon {version} knows no country {code}", f"give its ISO 3166 code (DEU), or {STATE_IT}"
+        )
     row = table[code]
     if not isinstance(row.get("carbon_intensity"), int | float):
         raise UsageError(f"codecarbon {version} has no carbon intensity for {code}", STATE_IT)
@@ -61,9 +64,11 @@ def _table() -> tuple[str, Mapping[str, Mapping[str, Any]]]:
         found = distribution("codecarbon")
     except PackageNotFoundError:
         remedy = f"pip install 'prune-harness[co2]', or {STATE_IT}"
-        raise UsageError("codes of countries are looked up in the package codecarbon, which is missing", remedy) from None
+        raise UsageError(
+            "codes of countries are looked up in the package codecarbon, which is missing", remedy
+        ) from None
     try:
-        return found.version, json.loads(found.locate_file(TABLE).read_text(encoding="utf-8"))  # type: ignore[attr-defined]
+        return found.version, json.loads(Path(str(found.locate_file(TABLE))).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise EnvironmentFault(f"codecarbon {found.version} has no table where it used to be", STATE_IT) from None
 

@@ -96,7 +96,9 @@ class Meter:
             return self.note
         if self.energy_mj() is None:
             return "this GPU and its driver do not tell their energy"
-        return f"the GPU's energy counter tells nothing of visits under {2 * SHORTEST_S:g} s: time longer (--preset paper)"
+        return (
+            f"the GPU's energy counter tells nothing of visits under {2 * SHORTEST_S:g} s: time longer (--preset paper)"
+        )
 
     def _throttle(self) -> list[str] | None:
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
