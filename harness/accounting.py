@@ -28,16 +28,21 @@ def flops(anatomy: Anatomy, shape: Shape, workload: Workload) -> int:
     if workload.kind not in ("prefill", "decode"):
         raise Unsupported(f"a decoder has no {workload.kind} workload", "give prefill:BxS or decode:BxC")
     shape = anatomy.complete(shape)
-    tokens = workload.batch * (workload.size if workload.kind == "prefill" else 1)
+    many = tokens(workload)
     left = anatomy.tensor_shapes(shape)
-    linear = sum(2 * tokens * math.prod(dims) for name, dims in left.items() if ".layers." in name and len(dims) == 2)
+    linear = sum(2 * many * math.prod(dims) for name, dims in left.items() if ".layers." in name and len(dims) == 2)
     attention = sum(
-        2 * 2 * tokens * _seen(anatomy, int(name.split(".")[2]), workload) * dims[0]
+        2 * 2 * many * _seen(anatomy, int(name.split(".")[2]), workload) * dims[0]
         for name, dims in left.items()
         if name.endswith("q_proj.weight")
     )
     hidden = shape.get("hidden", anatomy.config["hidden_size"])
     return linear + attention + 2 * workload.batch * hidden * int(anatomy.config["vocab_size"])
+
+
+def tokens(workload: Workload) -> int:
+    """What one pass takes in: all of a prompt's tokens, at decode one per sequence, and images one by one."""
+    return workload.batch * (workload.size if workload.kind == "prefill" else 1)
 
 
 def _seen(anatomy: Anatomy, layer: int, workload: Workload) -> int:
@@ -56,13 +61,13 @@ def counted_flops(model: Any, workload: Workload) -> int:
 
     device = next(model.parameters()).device
     cache = DynamicCache(config=model.config)
-    tokens = torch.zeros(workload.batch, workload.size, dtype=torch.long, device=device)
+    ids = torch.zeros(workload.batch, workload.size, dtype=torch.long, device=device)
     with torch.no_grad():
         if workload.kind == "decode":
-            model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            tokens = tokens[:, :1]
+            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            ids = ids[:, :1]
         with FlopCounterMode(display=False) as counter:
-            model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return counter.get_total_flops()
 
 

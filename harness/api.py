@@ -83,7 +83,7 @@ class DeviceSpec(Spec):
 class EvaluatorSpec(Spec):
     groups: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()  # text sources whose identity enters its keys
-    needs: tuple[str, ...] = ()  # dense (fills ctx.dense)
+    needs: tuple[str, ...] = ()  # dense, measured: fill ctx.dense and ctx.measured
     tokens: int = 0  # per document, about; for estimates
 
 
@@ -133,10 +133,7 @@ class Cut:
 
 @dataclass
 class Score:
-    """One figure of one evaluator, with what each document contributed.
-
-    value is the mean of `documents`, or its exponential where `scale` is "exp-mean" (perplexity).
-    """
+    """One figure of one evaluator: the mean of `documents`, or its exponential where `scale` is "exp-mean"."""
 
     documents: Mapping[str, float]
     higher_is_better: bool
@@ -177,7 +174,7 @@ class Samples:
 
     before, after   counters and readings; the names that gates understand stand in `harness.latency.gates`
     memory          bytes of this model alone while it ran: average and peak
-    energy_j        joules of the timed passes, where a meter can be read
+    energy_j        joules of the timed passes, where a meter can be read; energy_note: what of, or why there are none
     """
 
     wall_ns: list[int]
@@ -187,6 +184,7 @@ class Samples:
     after: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, int] | None = None
     energy_j: float | None = None
+    energy_note: str = ""
 
 
 @dataclass
@@ -196,10 +194,10 @@ class Context:
     latency   for methods that need it: `time(shape)` in nanoseconds, exactly; `smooth({site: units})`, a torch scalar
               with gradients, the lower convex hull if `convex=1`; `dense`, `floor` and `share(shape)`. See
               `harness.latency.table.CostModel`.
+    measured  for evaluators that need it: "memory" (average, peak, total) or None, "energy_j" per pass or None
     trained   for methods that train: told how many tokens a step learned from, so that the record can say it
     work_dir  the only folder to write to. A pruner finds there what an earlier try for this budget left
     cut       for recoveries: what was cut, in canonical form, as `harness.surgery.CheckedCut` has it
-    measured  for evaluators: what was measured of this model before, `{"memory": …, "energy_j": …}`
     dense     for evaluators that need it: the dense model; the one they judge itself, where that is dense
     """
 

@@ -9,10 +9,9 @@ import datetime
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-from harness import accounting, budgets, keys, planning, process, records, seeds
+from harness import accounting, budgets, grid, keys, planning, process, records, seeds
 from harness.api import Context
 from harness.artefacts import Artefacts
 from harness.checkpoints import folder_sha256
@@ -26,7 +25,7 @@ from harness.plugins import emit
 from harness.records import Record
 from harness.scoring import Scoring
 from harness.store import Store
-from harness.timed import memory, timed
+from harness.timed import memory, sides, timed
 
 
 class Reporter:
@@ -49,6 +48,7 @@ class Cell:
         self._told = 0
         self.id = ""
         self.conformance: records.Conformance | None = None
+        self.measured: dict[str, dict[str, Any]] = {}  # of each model, once it is known
         self.beat: Callable[[str], None] = lambda _: None  # until the cell is known and leased
         self.made = Artefacts(plan, store, self.stage, self.context, self.cost)
 
@@ -93,6 +93,18 @@ class Cell:
         if found is None or found.status != "ok" or self._evidence_is_gone(found):
             return None
         self.cached = True
+        return self._weighed(found)
+
+    def _weighed(self, record: Record) -> Record:
+        """A finished record by the grid that is asked for now: derived from its energy, nothing is measured again."""
+        if self.plan.grid is None:
+            return record
+        co2 = grid.co2(self.plan.grid, record.energy, record.spec.workloads[0])
+        if co2 == record.co2:
+            return record
+        change = records.Change(when=now(), what=f"CO2e at {co2.grams_per_kwh:g} g/kWh", command=self.command)
+        found = record.model_copy(update={"co2": co2, "history": [*record.history, change]}).sealed()
+        self.store.save_record(found)
         return found
 
     def _evidence_is_gone(self, record: Record) -> bool:
@@ -151,12 +163,14 @@ class Cell:
         first = timings[self.plan.spec.workloads[0]]
         parts["latency"] = {workload: found.latency for workload, found in timings.items()}
         parts["gates"] = [gate for found in timings.values() for gate in found.gates]
-        if first.energy is not None:
-            parts["energy"] = first.energy
-        parts["memory"] = first.memory or records.MemoryPair()
+        energy = first.energy or records.UNREAD
+        parts["energy"], parts["memory"] = energy, first.memory or records.MemoryPair()
+        if self.plan.grid is not None:
+            parts["co2"] = grid.co2(self.plan.grid, energy, self.plan.spec.workloads[0])
         if first.memory is None and self.plan.device.provenance == "device":
             parts["memory"] = memory(self.plan, self.store, self.stage, artefact, f"memory-{self.id}")
-        scoring = Scoring(self.plan, self.store, self.stage, self.context, self.cost, partial(measured, parts))
+        self.measured = sides(self.plan, parts["memory"], first.memory is not None, energy)
+        scoring = Scoring(self.plan, self.store, self.stage, self.context, self.cost, self.measured)
         parts["scores"] = scoring.run(made, artefact)
         parts["unscored"] = self.plan.missing | scoring.failed
         parts["flops"] = {
@@ -209,7 +223,7 @@ class Cell:
                 artefact=keys.key("artefact", self.plan.artefact_parts()),
                 measure={w: keys.key("measure", self.plan.measure_parts(content, w)) for w in parts.get("latency", {})},
                 eval={
-                    e.label: keys.key("eval", self.plan.eval_parts(content, e))
+                    e.label: keys.key("eval", self.plan.eval_parts(content, e, self.measured["pruned"]))
                     for e in self.plan.evaluations
                     if parts.get("scores")
                 },
@@ -221,12 +235,6 @@ class Cell:
             history=[records.Change(when=now(), what="created", command=self.command)],
             **parts,
         )
-
-
-def measured(parts: dict[str, Any], side: str) -> dict[str, Any]:
-    """What evaluators may know of a model that was timed."""
-    memory, energy = getattr(parts["memory"], side), parts.get("energy")
-    return {"memory": memory and memory.model_dump(), "energy_j": energy and getattr(energy, side)}
 
 
 def now() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.host import cores, cpu_model
+from harness.host import cores, cpu_model, total_memory
 from harness.records import Environment, Git
 
 PACKAGES = ("prune-harness", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "lm-eval")
@@ -45,13 +45,11 @@ def git() -> Git | None:
 
 
 def host() -> dict[str, Any]:
-    import psutil
-
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "ONEDNN_MAX_CPU_ISA")
     return {
         "cpu": cpu_model(),
         "cores": cores(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": total_memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "environment": {name: os.environ[name] for name in names if name in os.environ},

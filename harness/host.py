@@ -64,6 +64,12 @@ def free_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def total_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
 def counters() -> dict[str, Any]:
     """Time and what competed for it. What this system does not tell is left out."""
     found: dict[str, Any] = {"time_ns": time.monotonic_ns(), "own_ns": time.process_time_ns()}

@@ -12,6 +12,7 @@ from harness import accounting, keys, plugins
 from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Workload
 from harness.errors import HarnessError
+from harness.grid import Grid
 from harness.latency import bed, timing
 from harness.options import Evaluation, Recovering
 from harness.records import RunSpec
@@ -37,6 +38,7 @@ class Plan:
     tighten: float = 1.0  # a latency is aimed lower where the finished model missed it
     tried: list[dict[str, Any]] = field(default_factory=list)  # probes of the cuts that missed
     cost_table: str | None = None  # content of the table that the cut is made with
+    grid: Grid | None = None  # what turns energy into CO2; in no key, since nothing is measured by it
 
     @property
     def budget(self) -> Budget:
@@ -134,7 +136,11 @@ class Plan:
         parts = self.measure_parts(content, self.spec.workloads[0])
         return keys.key("memory", parts), parts
 
-    def eval_parts(self, content: Any, evaluation: Evaluation) -> dict[str, Any]:
+    def eval_parts(
+        self, content: Any, evaluation: Evaluation, measured: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What an evaluator sees of a measurement is part of its key as it is: another reading, another result."""
+        seen = {"measured": measured} if "measured" in evaluation.spec.needs else {}
         return {
             "artefact": content,
             "evaluator": evaluation.spec.name,
@@ -146,6 +152,7 @@ class Plan:
             "batch_size": 1,
             "dtype": self.spec.dtype,
             **({} if self.place == "cpu" else {"place": self.place}),
+            **seen,
         }
 
     def cell_parts(self) -> dict[str, Any]:

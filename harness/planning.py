@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import accounting, data, plugins
+from harness import grid as grids
 from harness.anatomy.llama import sliding_window
 from harness.api import Budget, DeviceSpec, PrunerSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
@@ -41,6 +42,7 @@ class Request:
     evaluators: Sequence[str] = ("smoke",)
     limit: int | None = None
     seed: int = 0
+    grid: str | float | None = None
 
 
 def make(request: Request, fetch: bool = True) -> Plan:
@@ -57,6 +59,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
         raise UsageError(f"limit {request.limit} leaves nothing to evaluate", "give --limit 1 or more")
     if request.calibration not in data.SOURCES:
         raise plugins.unknown("calibration text", request.calibration, data.SOURCES)
+    grid = grids.parse(request.grid) if request.grid is not None else None
     dtype = request.dtype or device.dtype
     if dtype not in accounting.BYTES:
         raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(accounting.BYTES)}")
@@ -94,7 +97,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
         limit=limit,
         seed=request.seed,
     )
-    plan = Plan(spec, pruner, device, info, card, None, found, calibration, recovery, missing=missing)
+    plan = Plan(spec, pruner, device, info, card, None, found, calibration, recovery, missing=missing, grid=grid)
     if asked is None and pruner.budgets:
         budget = _default(plan)
         spec.budget = BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit)

@@ -140,6 +140,18 @@ class Energy(Pair):
     what: str = ""
 
 
+UNREAD = Energy(reason="no meter was read on this device")
+
+
+class Co2(Pair):
+    """What the energy weighs on one grid; only where the user named a grid."""
+
+    what: str
+    grid: str = Field(description="as it was asked for: grams of CO2e per kWh, or a country")
+    grams_per_kwh: float
+    source: str = Field(description="who says so")
+
+
 class ScoreRecord(Part):
     value: float
     stderr: float | None
@@ -212,7 +224,12 @@ class Record(Part):
     latency: dict[str, Latency] = {}
     memory: MemoryPair = MemoryPair()
     flops: dict[str, Pair] = Field({}, description="per workload, multiply-adds times two")
-    energy: Energy = Energy(reason="no meter was read on this device")
+    energy: Energy = UNREAD
+    co2: Co2 | None = Field(
+        None,
+        description="derived from the energy of the first workload",
+        exclude_if=operator.not_,  # records of runs that name no grid keep their digest
+    )
     scores: dict[str, ScoreRecord] = {}
     unscored: dict[str, str] = Field({}, description="evaluators that gave no score, and why", exclude_if=operator.not_)
     cost: Cost = Cost()

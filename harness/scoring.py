@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ class Scoring:
         stage: Callable[[str], Any],
         context: Callable[..., Any],
         cost: records.Cost,
-        measured: Callable[[str], Any] = lambda _: None,
+        measured: Mapping[str, dict[str, Any]],
     ) -> None:
         self.plan, self.store, self.stage, self.context, self.cost = plan, store, stage, context, cost
         self.measured = measured
@@ -61,7 +61,7 @@ class Scoring:
     def _side(
         self, side: str, content: Any, made: Artefacts, artefact: records.Artefact, evaluation: Evaluation
     ) -> Found:
-        parts = self.plan.eval_parts(content, evaluation)
+        parts = self.plan.eval_parts(content, evaluation, self.measured[side])
         key = keys.key("eval", parts)
         stored = self.store.stage("eval", key)
         if stored is not None and not self.store.lacks(*(score["samples"] for score in stored.values())):
@@ -73,7 +73,7 @@ class Scoring:
                     progress,
                     tokenizer=made.tokenizer,
                     folder=self.store.path(artefact.path) if side == "pruned" else None,
-                    measured=self.measured(side),
+                    measured=self.measured[side] if "measured" in evaluation.spec.needs else None,
                     dense=made.dense if "dense" in evaluation.spec.needs else None,
                     seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
                 )

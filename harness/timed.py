@@ -13,6 +13,7 @@ from harness import keys, records
 from harness.api import Workload
 from harness.artefacts import Artefacts
 from harness.checkpoints import fresh
+from harness.host import total_memory
 from harness.latency import gates, timing
 from harness.latency.worker import openers
 from harness.plan import Plan
@@ -73,6 +74,19 @@ def _measured(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: A
         memory=timing.memory(rounds, f"bytes on the device, {workload}, {plan.spec.runtime}"),
         energy=timing.energy(rounds, latency.clock),
     )
+
+
+def sides(plan: Plan, memory: MemoryPair, told: bool, energy: records.Energy | None) -> dict[str, dict[str, Any]]:
+    """What was measured of each model, as evaluators see it. `told`: the device itself said what memory it took."""
+    total = plan.info.fingerprint.get("memory_bytes") if told else total_memory()
+    found = {}
+    for side in ("dense", "pruned"):
+        taken = getattr(memory, side)
+        found[side] = {
+            "memory": taken and {**taken.model_dump(), "total": total},
+            "energy_j": getattr(energy, side, None),
+        }
+    return found
 
 
 def missed_by_chance(plan: Plan, workload: Workload, rounds: timing.Rounds) -> bool:

@@ -36,6 +36,7 @@ RANKS = [
         "interrupts",
         "process",
         "host",
+        "meter",
         "plugins",
     ),
     (
@@ -50,6 +51,7 @@ RANKS = [
         "checkpoints",
         "data",
         "options",
+        "grid",
     ),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
     ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "scoring", "conformance", "cell"),

@@ -53,7 +53,7 @@ def untimed(record) -> dict:
     words = record.words()
     for name in ("latency", "gates", "memory", "cost", "started", "finished", "history", "digest", "environment"):
         words.pop(name)
-    words["scores"].pop("footprint.memory_peak", None)
+    words["scores"] = {name: score for name, score in words["scores"].items() if "memory" not in name}
     return words
 
 

@@ -79,8 +79,9 @@ def harness_register_evaluators():
         EvaluatorSpec(
             name="footprint",
             target=f"{HERE}.footprint:Footprint",
-            summary="parameters stored and non-zero, bytes, FLOPs per workload, memory",
+            summary="parameters stored and non-zero, bytes, FLOPs per workload and token, memory, energy",
             groups=("smoke", "stage1", "stage2"),
+            needs=("measured",),
         ),
     ]
 

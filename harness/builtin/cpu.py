@@ -15,7 +15,9 @@ from typing import Any
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
 from harness.host import cores, counters, cpu_model, pressure, threads_asked
 from harness.latency.workloads import runner, threads
+from harness.meter import Meter
 
+LONG_S = 1.0  # a pass after which the energy counter is looked at, before it can start anew twice
 CALM = 0.01  # share of the last seconds in which some task waited
 MOST = 10_000  # passes of one visit
 
@@ -75,19 +77,25 @@ class Cpu:
         cpu: list[int] = []
         elsewhere = [name for name in getattr(handle, "providers", ()) if name != "CPUExecutionProvider"]
         ran = {"fallback": elsewhere} if self.runtime == "onnxruntime" else {}
+        meter = Meter()
         with threads(self.threads):
             before = self._state() | ran
             start, warmed = time.perf_counter(), 0
             while warmed < plan.warmup or (plan.warmup and time.perf_counter() - start < plan.seconds):
                 run()
                 warmed += 1
+            meter.start()
             start = time.perf_counter()
             while len(wall) < plan.iterations or (time.perf_counter() - start < plan.seconds and len(wall) < MOST):
                 wall_start, cpu_start = time.perf_counter_ns(), time.process_time_ns()
                 run()
                 cpu.append(time.process_time_ns() - cpu_start)
                 wall.append(time.perf_counter_ns() - wall_start)
-            return Samples(wall, cpu, before=before, after=self._state() | ran)
+                if wall[-1] > LONG_S * 1e9:
+                    meter.look()
+            joules = meter.stop()
+            after = self._state() | ran
+        return Samples(wall, cpu, before=before, after=after, energy_j=joules, energy_note=meter.note)
 
     def close(self, handle: Any) -> None:
         if hasattr(handle, "close"):

@@ -1,4 +1,4 @@
-"""What a model takes: parameters, bytes, FLOPs, memory. Counted by the harness, never by the method."""
+"""What a model takes: parameters, bytes, FLOPs, memory, energy. Counted by the harness, never by the method."""
 
 from __future__ import annotations
 
@@ -19,7 +19,23 @@ class Footprint:
         }
         hollow = modeling.empty(modeling.words_of(model)).to("meta")
         for workload in ctx.workloads:
-            figures[f"flops[{workload}]"] = accounting.counted_flops(hollow, workload)
-        if memory := (ctx.measured or {}).get("memory"):
-            figures["memory_peak"] = memory["peak"]
+            counted = accounting.counted_flops(hollow, workload)
+            figures[f"flops[{workload}]"] = counted
+            figures[f"flops_per_token[{workload}]"] = counted / accounting.tokens(workload)
+        figures |= measured(ctx)
         return {name: Score({"model": float(value)}, higher_is_better=False) for name, value in figures.items()}
+
+
+def measured(ctx: Context) -> dict[str, float]:
+    """What was read while the first workload ran; what was not read has no figure."""
+    found: dict[str, float] = {}
+    words = ctx.measured or {}
+    if (memory := words.get("memory")) is not None:
+        for name in ("average", "peak"):
+            found[f"memory_{name}"] = memory[name]
+            if memory.get("total"):
+                found[f"memory_{name}_share"] = memory[name] / memory["total"]
+    if (joules := words.get("energy_j")) is not None:
+        first = ctx.workloads[0]
+        found[f"energy_per_token[{first}]"] = joules / accounting.tokens(first)
+    return found

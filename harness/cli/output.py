@@ -159,6 +159,8 @@ def print_plan(plan: Plan, as_json: bool) -> None:
         ("device", f"{spec.device}, {spec.runtime}, {', '.join(spec.workloads)}"),
         ("evaluate", ", ".join(spec.evaluators) + (f", limit {spec.limit}" if spec.limit else ", all documents")),
     ]
+    if plan.grid is not None:
+        rows.append(("grid", f"{plan.grid.grams_per_kwh:g} g CO2e per kWh ({plan.grid.source})"))
     rows += [("note", note) for note in plan.info.notes]
     if words is not None:
         minutes = max(1, round(words["estimate_cpu_s"] / 60))

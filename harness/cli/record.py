@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness import stats
+from harness.accounting import tokens
+from harness.api import Workload
 from harness.cli.output import console
 from harness.records import Latency, Record, ScoreRecord
 
@@ -40,6 +42,7 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
             out.print(
                 f"[yellow]gate {gate.name} failed[/], guards {gate.guards} time: {escape(gate.detail)}", soft_wrap=True
             )
+    out.print(f"[dim]{escape(energy_told(record))}[/]", soft_wrap=True)
     out.print(f"budget: {budget_result(record)}", soft_wrap=True)
     out.print(f"model:  {root / artefact.path}", soft_wrap=True)
     out.print(f"record: {root / 'records' / (record.id + '.json')}", soft_wrap=True)
@@ -103,23 +106,18 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
         rows.append(_count("parameters, non-zero", artefact.params_dense, artefact.params_nonzero))
     for workload, pair in record.flops.items():
         if pair.dense and pair.pruned is not None:
-            rows.append(
-                (
-                    f"FLOPs {workload}, G",
-                    f"{pair.dense / 1e9:,.4g}",
-                    f"{pair.pruned / 1e9:,.4g}",
-                    f"{pair.pruned / pair.dense - 1:+.1%}",
-                )
-            )
-    memory = record.memory
-    if memory.dense and memory.pruned:
-        rows.append(_scaled("memory peak, MB", memory.dense.peak, memory.pruned.peak))
-    energy = record.energy
-    if energy.dense and energy.pruned is not None:
-        change = f"{energy.pruned / energy.dense - 1:+.1%}"
-        rows.append(("energy, J per pass", f"{energy.dense:.3g}", f"{energy.pruned:.3g}", change))
-    else:
-        rows.append(("energy", "-", "-", energy.reason))
+            rows.append(_scaled(f"FLOPs {workload}, G", pair.dense, pair.pruned, 1e9))
+            if (many := tokens(Workload.parse(workload))) > 1:
+                rows.append(_scaled(f"FLOPs {workload} per token, M", pair.dense / many, pair.pruned / many, 1e6))
+    if (memory := record.memory).dense and memory.pruned:
+        for name in ("average", "peak"):
+            rows.append(_scaled(f"memory {name}, MB", getattr(memory.dense, name), getattr(memory.pruned, name), 1e6))
+    first = record.spec.workloads[0]
+    if (energy := record.energy).dense and energy.pruned is not None:
+        many = tokens(Workload.parse(first))
+        rows.append(_scaled(f"energy {first} per token, mJ", energy.dense / many, energy.pruned / many, 1e-3))
+    if (co2 := record.co2) and co2.dense and co2.pruned is not None:
+        rows.append(_scaled(f"CO2e {first} per 1000 tokens, mg", co2.dense, co2.pruned, 1e-3))
     return rows
 
 
@@ -138,6 +136,11 @@ def _change(score: ScoreRecord) -> str:
         return told
     low, high = (_figure(bound) if times else f"{bound:+.3f}" for bound in score.change_ci95)
     return f"{told} [{low}, {high}]"
+def energy_told(record: Record) -> str:
+    """What the energy is of and which grid weighs it, or why it could not be read."""
+    energy, co2 = record.energy, record.co2
+    grid = f"; CO2e at {co2.grams_per_kwh:g} g/kWh ({co2.source})" if co2 and energy.dense else ""
+    return f"energy: {energy.what + grid if energy.dense else energy.reason}"
 
 
 def _figure(value: float) -> str:
@@ -154,8 +157,12 @@ def _count(name: str, dense: int, pruned: int) -> tuple[str, str, str, str]:
     return name, f"{dense:,}", f"{pruned:,}", f"{pruned / dense - 1:+.1%}"
 
 
-def _scaled(name: str, dense: int, pruned: int) -> tuple[str, str, str, str]:
-    return name, f"{dense / 1e6:,.1f}", f"{pruned / 1e6:,.1f}", f"{pruned / dense - 1:+.1%}"
+def _scaled(name: str, dense: float, pruned: float, unit: float) -> tuple[str, str, str, str]:
+    return name, _short(dense / unit), _short(pruned / unit), f"{pruned / dense - 1:+.1%}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def reproduce(record: Record) -> str:
@@ -175,4 +182,6 @@ def reproduce(record: Record) -> str:
     words += ["--recovery", spec.recovery, "--eval", ",".join(spec.evaluators), "--seed", str(spec.seed)]
     if spec.limit:
         words += ["--limit", str(spec.limit)]
+    if record.co2:
+        words += ["--grid", record.co2.grid]
     return shlex.join(words)

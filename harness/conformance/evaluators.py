@@ -22,6 +22,7 @@ from harness.plugins import registry
 
 LIMIT = 3
 SCALES = ("mean", "exp-mean")
+NEEDS = {"measured", "dense"}
 
 
 class EvaluatorBench:
@@ -79,6 +80,8 @@ class EvaluatorBench:
         check_spec(self.spec, registry().load("evaluator", self.name))
         if unknown := [source for source in self.spec.reads if source not in data.SOURCES]:
             raise Fault(f"it reads {unknown[0]!r}, which is no text source; known: {', '.join(data.SOURCES)}")
+        if wrong := sorted({*self.spec.needs} - NEEDS):
+            raise Fault(f"needs names {wrong[0]!r}; known: {', '.join(sorted(NEEDS))}")
 
     def check_documents(self) -> None:
         """Every score has a figure per document, so that methods can be compared pair by pair."""

@@ -17,6 +17,7 @@ from harness.records import Clock, Energy, Latency, Memory, MemoryPair, Timing
 
 VERSION = "interleaved-4"
 CLOCKS = ("device", "cpu", "wall")
+UNMOVED = "the energy counter did not move while the passes ran: time more of them (--preset paper)"
 FLOOR_LIMIT = 0.10  # a dense model that differs from itself by more measures nothing; also when to look twice
 
 
@@ -218,14 +219,16 @@ def memory(rounds: Rounds, what: str) -> MemoryPair | None:
 
 
 def energy(rounds: Rounds, clock: str) -> Energy | None:
-    """Joules per pass; None where no meter was read."""
+    """Joules per pass, or the device's reason for none; None where it says nothing."""
     sides = {}
     for side, visits in (("dense", rounds.dense + rounds.again), ("pruned", rounds.pruned)):
         read = [(v.energy_j, len(getattr(v, f"{clock}_ns"))) for v in visits if v.energy_j is not None]
-        if not read:
-            return None
+        if not any(joules for joules, _ in read):
+            why = UNMOVED if read else next((v.energy_note for v in visits if v.energy_note), "")
+            return Energy(reason=why) if why else None
         sides[side] = sum(joules for joules, _ in read) / sum(passes for _, passes in read)
-    return Energy(**sides, what="joules per pass")
+    notes = dict.fromkeys(v.energy_note for v in rounds.visits() if v.energy_j is not None and v.energy_note)
+    return Energy(**sides, what=", ".join(["joules per pass", *notes]))
 
 
 def raw(rounds: Rounds) -> dict[str, Any]:

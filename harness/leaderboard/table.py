@@ -10,6 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness.accounting import tokens
+from harness.api import Workload
 from harness.keys import canonical
 from harness.plugins import registry
 from harness.records import Latency, Record, RunSpec, ScoreRecord
@@ -44,6 +46,7 @@ def _group(workload: str, records: list[Record]) -> str:
     timings = [record.latency[workload] for record in records]
     floors = [t.noise_floor for t in timings if t.noise_floor is not None]
     healed = any(record.spec.recovery != "none" for record in records)
+    metered = any(_energy(record, workload) for record in records)
     columns = sorted({_column(name, score) for record in records for name, score in _scores(record).items()})
     rows = []
     for record in sorted(records, key=lambda r: -r.latency[workload].speedup):
@@ -63,6 +66,8 @@ def _group(workload: str, records: list[Record]) -> str:
         }
         if not healed:
             del row["recovery"]
+        if metered:
+            row["mJ per token"] = _energy(record, workload) or "not read"
         values = {_column(name, score): f"{score.value:.4g}" for name, score in _scores(record).items()}
         rows.append(row | {column: values.get(column, "-") for column in columns} | {"cell": record.id[:8]})
     spec, machine = records[0].spec, records[0].environment.device
@@ -71,6 +76,12 @@ def _group(workload: str, records: list[Record]) -> str:
     where = f"{spec.device} {spec.runtime} ({machine.get('model', '')}, {machine.get('threads', '?')} threads)"
     title = f"### {spec.model}, {spec.dtype}, on {where}, {workload}, by {clocks} time{floor}"
     return f"{title}\n\n{tabulate(rows, headers='keys', tablefmt='github', disable_numparse=True)}"
+
+
+def _energy(record: Record, workload: str) -> str:
+    """What a token of the pruned model takes; energy is read under a record's first workload."""
+    joules = record.energy.pruned if workload == record.spec.workloads[0] else None
+    return "" if joules is None else f"{1e3 * joules / tokens(Workload.parse(workload)):.4g}"
 
 
 def _unusual(spec: RunSpec) -> dict[str, Any]:

@@ -160,6 +160,7 @@ class Cuda:
             after=after,
             memory=handle.memory,
             energy_j=energy,
+            energy_note=self.meter.energy_note(energy is not None),
         )
 
     def _in_a_row(self, handle: Handle, plan: TimingPlan) -> tuple[list[int], dict[str, Any], float | None]:

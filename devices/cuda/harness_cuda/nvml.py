@@ -88,6 +88,18 @@ class Meter:
         """Millijoules since the driver was loaded. Of a slice's neighbours too, hence nothing under MIG."""
         return None if self.sliced else self._ask("nvmlDeviceGetTotalEnergyConsumption")
 
+    def energy_note(self, read: bool) -> str:
+        """What joules are of, or why there are none."""
+        if read:
+            return "whole GPU by NVML's counter, others on it included"
+        if self.gpu is None or self.sliced:
+            return self.note
+        if self.energy_mj() is None:
+            return "this GPU and its driver do not tell their energy"
+        return (
+            f"the GPU's energy counter tells nothing of visits under {2 * SHORTEST_S:g} s: time longer (--preset paper)"
+        )
+
     def _throttle(self) -> list[str] | None:
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
         if bits is None:  # drivers before 535 have the old name only

@@ -206,7 +206,22 @@ def test_a_visit_tells_energy_and_every_reason_it_saw(nvml):
     assert found.after["energy_mj"] > found.before["energy_mj"]
     whole = (found.after["energy_mj"] - found.before["energy_mj"] - 10_000) / 1000  # one reading lies between the two
     assert 0.8 * whole < found.energy_j < whole  # the untimed pass of each batch has its share
-    assert device.measure(handle, TimingPlan(warmup=0, iterations=1)).energy_j is None
+    assert found.energy_note == device.meter.energy_note(True)
+    short = device.measure(handle, TimingPlan(warmup=0, iterations=1))
+    assert (short.energy_j, short.energy_note) == (None, device.meter.energy_note(False))
+
+
+def test_energy_says_what_it_is_of_or_why_there_is_none(nvml, monkeypatch):
+    nvml()
+    assert Meter(PCI).energy_note(True).startswith("whole GPU")
+    assert "--preset paper" in Meter(PCI).energy_note(False)  # it tells, so the visit was too short
+    nvml(refuses=["nvmlDeviceGetTotalEnergyConsumption"])
+    assert Meter(PCI).energy_note(False) == "this GPU and its driver do not tell their energy"
+    nvml(nvmlDeviceGetMigMode=lambda: [1, 1])
+    assert "MIG" in Meter(PCI).energy_note(False)
+    nvml(refuses=["nvmlInit"])
+    assert "NVML cannot be read" in Meter(PCI).energy_note(False)
+    assert Meter().energy_note(False) == ""  # the host in a GPU's place
 
 
 def test_the_questions_are_those_of_the_real_package():
