@@ -140,7 +140,8 @@ class Plan:
         self, content: Any, evaluation: Evaluation, measured: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """What an evaluator sees of a measurement is part of its key as it is: another reading, another result."""
-        seen = {"measured": measured} if "measured" in evaluation.spec.needs else {}
+        lent = {"measured": measured, "dense": self.model_key()}
+        seen = {name: lent[name] for name in evaluation.spec.needs}
         return {
             "artefact": content,
             "evaluator": evaluation.spec.name,

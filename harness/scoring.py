@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,15 +66,16 @@ class Scoring:
         stored = self.store.stage("eval", key)
         if stored is not None and not self.store.lacks(*(score["samples"] for score in stored.values())):
             return stored
-        start = time.monotonic()
+        start, needs = time.monotonic(), evaluation.spec.needs
         with self.stage(f"{evaluation.label} of {side}") as progress:
-            with placed(made.dense if side == "dense" else made.pruned, self.plan.place) as model:
+            both = (made.dense if side == "dense" else made.pruned, *([made.dense] if "dense" in needs else []))
+            with placed(both, self.plan.place) as (model, *_):
                 ctx = self.context(
                     progress,
                     tokenizer=made.tokenizer,
                     folder=self.store.path(artefact.path) if side == "pruned" else None,
-                    measured=self.measured[side] if "measured" in evaluation.spec.needs else None,
-                    dense=made.dense if "dense" in evaluation.spec.needs else None,
+                    measured=self.measured[side] if "measured" in needs else None,
+                    dense=made.dense if "dense" in needs else None,
                     seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
                 )
                 scores = evaluation.build().evaluate(model, ctx)
@@ -85,12 +86,13 @@ class Scoring:
 
 
 @contextmanager
-def placed(model: Any, place: str) -> Iterator[Any]:
-    """The model where it is to be evaluated; back afterwards, since two may not fit there together."""
+def placed(models: Sequence[Any], place: str) -> Iterator[list[Any]]:
+    """Models where they are to be evaluated; back afterwards, since more may not fit there together."""
     try:
-        yield model.to(place)
+        yield [model.to(place) for model in models]
     finally:
-        model.to("cpu")
+        for model in models:
+            model.to("cpu")
 
 
 def score_words(score: Score, store: Store) -> dict[str, Any]:

@@ -136,6 +136,8 @@ def _change(score: ScoreRecord) -> str:
         return told
     low, high = (_figure(bound) if times else f"{bound:+.3f}" for bound in score.change_ci95)
     return f"{told} [{low}, {high}]"
+
+
 def energy_told(record: Record) -> str:
     """What the energy is of and which grid weighs it, or why it could not be read."""
     energy, co2 = record.energy, record.co2

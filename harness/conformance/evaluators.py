@@ -17,6 +17,7 @@ from harness.conformance import models
 from harness.conformance.guard import Seen, disturbed, standing, watched
 from harness.conformance.kit import Fault, NotApplicable
 from harness.conformance.specs import check_spec, heavy
+from harness.errors import EnvironmentFault
 from harness.options import settings as resolve
 from harness.plugins import registry
 
@@ -41,6 +42,12 @@ class EvaluatorBench:
         for source in self.spec.reads:
             if data.local(source) is None:
                 raise NotApplicable(f"the text {source} is not on this machine")
+        evaluator = registry().load("evaluator", self.name)(**self.parameters)
+        if hasattr(evaluator, "identity"):
+            try:
+                evaluator.identity(True)
+            except EnvironmentFault as fault:
+                raise NotApplicable(fault.cause) from None
         made, anatomy = models.tiny(model)
         before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
         stood = standing(made)
@@ -55,7 +62,7 @@ class EvaluatorBench:
             dense=made if "dense" in self.spec.needs else None,
         )
         with watched(self.work) as seen:
-            found = registry().load("evaluator", self.name)(**self.parameters).evaluate(made, context)
+            found = evaluator.evaluate(made, context)
         self.seen.append(seen)
         if changed := [name for name, tensor in made.state_dict().items() if not tensor.equal(before[name])]:
             raise Fault(f"it changed {changed[0]} of the model it was to judge")

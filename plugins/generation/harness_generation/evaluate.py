@@ -20,6 +20,9 @@ class Generation:
     tokens: int = 48
     batch: int = 20
 
+    def identity(self, fetch: bool) -> dict[str, Any]:
+        return {"prompts": IDENTITY}
+
     def evaluate(self, model: Any, ctx: Context) -> Scores:
         if ctx.dense is None:
             raise Unsupported("generation compares with the dense model, and none was lent", "use harness run")

@@ -1,0 +1,195 @@
+"""What a run makes of its evaluators: paired with dense, each a stage of its own, none taking another along."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from harness import data, options, planning, stats
+from harness.api import EvaluatorSpec, Score
+from harness.cell import Cell, Reporter
+from harness.errors import EnvironmentFault, HarnessError
+from harness.plugins import registry
+from harness.store import Store
+
+
+class Asked:
+    """Evaluators of these tests, and how often each was run."""
+
+    runs: list = []  # noqa: RUF012
+    broken = True
+
+    def evaluate(self, model, ctx):
+        Asked.runs.append(type(self).__name__)
+        return {"": Score({f"d{at}": float(at % 2) for at in range(6)}, True)}
+
+
+class Fine(Asked): ...
+
+
+class Fails(Asked):
+    def evaluate(self, model, ctx):
+        if Asked.broken:
+            raise HarnessError("the second layer is missing", "bring it back")
+        return super().evaluate(model, ctx)
+
+
+class Crashes(Asked):
+    def evaluate(self, model, ctx):
+        raise ZeroDivisionError("by nought")
+
+
+class Absent(Asked):
+    def identity(self, fetch):
+        raise EnvironmentFault("its rows are not here", "fetch them")
+
+
+class Beside(Asked):
+    """Sees the dense model."""
+
+    def evaluate(self, model, ctx):
+        count = sum(parameter.numel() for parameter in ctx.dense.parameters())
+        return {"": Score({"all": float(count), "same": float(ctx.dense is model)}, True)}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    specs = dict(registry().specs["evaluator"])
+    for made in (Fine, Fails, Crashes, Absent, Beside):
+        name = made.__name__.lower()
+        needs = ("dense",) if made is Beside else ()
+        specs[name] = EvaluatorSpec(name=name, target=f"{__name__}:{made.__name__}", summary="of tests", needs=needs)
+    monkeypatch.setitem(registry().specs, "evaluator", specs)
+    whole = registry().load
+    classes = {made.__name__.lower(): made for made in (Fine, Fails, Crashes, Absent, Beside)}
+    monkeypatch.setattr(registry(), "load", lambda kind, name: classes.get(name) or whole(kind, name))
+    monkeypatch.setattr("harness.plugins.code_version", lambda kind, name: "1")
+    Asked.runs, Asked.broken = [], True
+    return Asked
+
+
+def run(root, *evaluators, **more):
+    request = planning.Request(
+        pruner="magnitude", model="tiny", ratio=0.3, device="null", evaluators=evaluators, limit=2, **more
+    )
+    return Cell(planning.make(request), Store(root), Reporter()).run()
+
+
+def test_one_that_fails_takes_nothing_along(asked, tmp_path):
+    record = run(tmp_path, "fails", "crashes", "fine")
+    assert record.status == "failed"
+    assert record.scores["fine"].value == 0.5
+    assert record.unscored["fails"] == "the second layer is missing (bring it back)"
+    assert "by nought" in record.unscored["crashes"]
+    assert "fails" in record.reason
+    assert record.latency
+    assert record.flops
+
+
+def test_only_what_failed_is_asked_again(asked, tmp_path):
+    run(tmp_path, "fails", "fine")
+    Asked.broken = False
+    Asked.runs.clear()
+    record = run(tmp_path, "fails", "fine")
+    assert record.status == "ok"
+    assert not record.unscored
+    assert set(Asked.runs) == {"Fails"}
+
+
+def test_data_that_is_not_here_is_said_and_is_no_failure(asked, tmp_path):
+    record = run(tmp_path, "absent", "fine")
+    assert record.status == "ok"
+    assert record.unscored == {"absent": "its rows are not here (fetch them)"}
+    assert record.spec.evaluators == ["fine", "absent"]
+
+
+def test_nothing_but_missing_data_ends_the_run(asked, tmp_path):
+    with pytest.raises(EnvironmentFault, match="not here"):
+        run(tmp_path, "absent")
+
+
+def test_an_evaluator_is_lent_the_dense_model(asked, tmp_path):
+    record = run(tmp_path, "beside")
+    store = Store(tmp_path)
+    documents = store.read_side_file(record.scores["beside"].samples)["documents"]
+    assert documents == {"all": float(record.artefact.params_dense), "same": 0.0}
+    assert record.scores["beside"].dense == (record.artefact.params_dense + 1) / 2
+
+
+def test_a_change_is_paired_by_document(tmp_path):
+    record = run(tmp_path, "passages:window=32")
+    score = record.scores["passages:window=32"]
+    side = Store(tmp_path).read_side_file(score.samples)["documents"]
+    assert score.scale == "exp-mean"
+    assert score.change == pytest.approx(score.value / score.dense)
+    assert score.change_ci95[0] < score.change < score.change_ci95[1]
+    assert len(side) == score.n == 2
+
+
+def test_a_paired_interval_forgets_what_both_share():
+    first = [10.0, 20.0, 30.0, 41.0]
+    second = [9.0, 19.0, 29.0, 39.0]
+    middle, (low, high) = stats.paired(first, second)
+    assert middle == 1.25
+    assert (low, high) == pytest.approx((1.25 - 3.182 * 0.25, 1.25 + 3.182 * 0.25))
+    assert stats.paired([2.0], [1.0]) == (1.0, None)
+
+
+def test_perplexity_equals_a_loop_of_a_few_lines(tmp_path):
+    """Windows of the joined text, each alone, the first token of each only read."""
+    import torch
+    from torch.nn.functional import log_softmax
+
+    from harness.checkpoints import folders
+
+    record = run(tmp_path, "passages:window=48")
+    score = record.scores["passages:window=48"]
+    store = Store(tmp_path)
+    model = folders.read(store.path(record.artefact.path), "fp32")
+    tokenizer = folders.tokenizer(store.path(record.artefact.path))
+    row = tokenizer("\n\n".join(data.read("passages").documents), add_special_tokens=False).input_ids
+    total = 0.0
+    for at in range(2):
+        window = row[48 * at : 48 * (at + 1)]
+        with torch.no_grad():
+            likely = log_softmax(model(torch.tensor([window])).logits[0].double(), dim=-1)
+        total -= sum(float(likely[place, token]) for place, token in enumerate(window[1:])) / 47
+    assert score.value == pytest.approx(math.exp(total / 2), rel=1e-4)
+    assert score.details["tokens_scored"] == 2 * 47
+    assert score.details["window"] == 48
+    assert score.details["bos"] is None
+
+
+# --- the Penn Treebank ---
+
+
+def test_ptb_comes_from_a_folder_with_its_protocol(tmp_path, monkeypatch):
+    lines = " no it was n't black monday \n but while the <unk> did n't fall <unk> \n\n" * 20
+    (tmp_path / "ptb.test.txt").write_text(lines, encoding="utf-8")
+    (tmp_path / "ptb.valid.txt").write_text("of <unk> " * 200, encoding="utf-8")
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
+    record = run(tmp_path / "runs", "ptb:window=32", "ptb:window=32:split=validation")
+    told = record.scores["ptb:window=32"].details
+    assert told["unk"] == "40 times <unk>, as text"
+    assert told["data"]["source"] == "ptb.test.txt"
+    assert told["join"] == "one blank"
+    assert data.read("ptb").documents[0] == "no it was n't black monday"
+    assert record.scores["ptb:split=validation:window=32"].details["unk"].startswith("200 ")
+
+
+def test_ptb_that_is_not_here_says_where_it_would_lie(monkeypatch, tmp_path):
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
+    with pytest.raises(EnvironmentFault) as fault:
+        options.evaluations(["ptb"], "quick")
+    assert "ptb*test*.txt" in fault.value.remedy
+
+
+def test_old_records_keep_their_digest():
+    """Fields that came later are not in words that lack them."""
+    from harness.records import ScoreRecord
+
+    words = ScoreRecord(value=1.0, stderr=None, n=1, higher_is_better=True).model_dump(mode="json")
+    assert not {"scale", "change", "change_ci95"} & set(words)
+    assert json.dumps(words)
