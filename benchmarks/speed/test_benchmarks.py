@@ -34,10 +34,10 @@ def rows():
         text = tabulate(found, headers="keys", tablefmt="github", disable_numparse=True)
         about = (
             f"{DOCUMENTS} documents each ({MODEL}, fp32, one thread; mmlu: {DOCUMENTS // len(SUBJECTS)} of each of "
-            f"{', '.join(SUBJECTS)}, five examples before each question). CPU seconds of scoring, the model loaded and "
-            f"the text tokenised beforehand; the stock class at its better batch size of {BATCHES[0]} and {BATCHES[1]}. "
-            "*Shared* is how many times the stock class computes each different token: the limit of what sharing can gain. "
-            "*Apart* is the largest difference between two log-likelihoods."
+            f"{', '.join(SUBJECTS)}, five examples before each question). CPU seconds of tokenising and scoring, the "
+            f"model loaded; the stock class at its better batch size of {BATCHES[0]} and {BATCHES[1]}. *Shared* is how "
+            "many times the stock class computes each different token: the limit of what sharing can gain. *Apart* is "
+            "the largest difference between two log-likelihoods."
         )
         page = f"# Benchmarks beside lm-eval's stock class\n\n{about}\n\n{text}\n"
         (HERE / "benchmarks.md").write_text(page, encoding="utf-8")
@@ -73,7 +73,7 @@ def asked(name: str) -> tuple[list[Any], list[tuple[Any, Any, list[Any]]]]:
 
 
 def tokens(lm: Any, requests: list[Any]) -> tuple[int, int]:
-    """What the stock class reads, one row per request or per group of one-token choices, and what is different of it."""
+    """What the stock class reads, a row per request or per group of one-token choices; what is different of it."""
     rows = set()
     for one in requests:
         context, continuation = lm._encode_pair(*one.args)

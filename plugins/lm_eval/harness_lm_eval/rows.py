@@ -41,6 +41,7 @@ class Found:
         """A dataset of each split, the first rows of it where `limit` names a number."""
         import datasets
 
+        datasets.disable_progress_bars()
         if not self.files:
             return _from_hub(self.identity, limit)
         found = {}
@@ -137,7 +138,6 @@ def _revision(source: Source) -> str:
 def _from_hub(identity: Mapping[str, Any], limit: Mapping[str, int | None]) -> Any:
     import datasets
 
-    datasets.disable_progress_bars()
     found = datasets.load_dataset(identity["source"], identity["config"], revision=identity["revision"])
     cut = {split: found[split].select(range(min(count, len(found[split])))) for split, count in limit.items() if count}
     return datasets.DatasetDict(dict(found) | cut)
