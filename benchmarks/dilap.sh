@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
 # DiLAP beside the baselines and HALP at the same measured latencies, and the table of leaderboards/dilap.md.
-# Takes hours on two cores; what is done already is not done again. Parts: none, least-squares, lora, ablations, decode; all
-# of them if none is named.
+# Takes hours on two cores; what is recorded already, here or in leaderboards/results/dilap, is not done again. Two such
+# scripts of different parts may run at a time: CPU time is ranked. Parts: none (also as none-0.65x …), least-squares,
+# lora, ablations, decode, publish; all of them if none is named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HARNESS_RUNS=${HARNESS_RUNS:-runs/dilap}
 
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+published=leaderboards/results/dilap records=$HARNESS_RUNS/records samples=$HARNESS_RUNS/samples
+mkdir -p "$records" "$samples" $published/samples
+cp -n $published/*.json "$records"/ 2>/dev/null || true
+cp -n $published/samples/* "$samples"/ 2>/dev/null || true
 device=cpu workload=prefill:1x512
 cell() { # budget, recovery, seed, pruner and its settings
     local budget=$1 recovery=$2 seed=$3
     shift 3
-    uv run --no-sync harness run --pruner "$@" --model smollm2-135m --device $device --workload $workload \
-        --latency "$budget" --recovery "$recovery" --seed "$seed" --calibration c4 --eval wikitext2,c4 --limit 40 || {
+    local asked=(run --pruner "$@" --model smollm2-135m --device "$device" --workload "$workload" --latency "$budget"
+        --recovery "$recovery" --seed "$seed" --calibration c4 --eval wikitext2,c4 --limit 40)
+    if uv run --no-sync harness "${asked[@]}" --dry-run --json | uv run --no-sync python benchmarks/recorded.py "$records"; then
+        return
+    fi
+    uv run --no-sync harness "${asked[@]}" || {
         local code=$? # a cell that fails is a line of the table; Ctrl-C and an environment at fault end it all
         echo "ended with $code: $* at $budget, $recovery" >&2
         [ $code != 130 ] && [ $code != 3 ] || exit $code
@@ -31,12 +41,14 @@ others() { # budget, recovery: methods that leave the weights as they are
     done
 }
 
-none() {
-    for budget in 0.65x 0.8x 0.5x; do
-        others $budget none
-        for seed in 0 1 2; do cell $budget none $seed "${dilap[@]}"; done
-    done
+none() { for budget in 0.65x 0.8x 0.5x; do none-at $budget; done; }
+none-at() {
+    for seed in 0 1 2; do cell $1 none $seed "${dilap[@]}"; done
+    others $1 none
 }
+none-0.65x() { none-at 0.65x; }
+none-0.8x() { none-at 0.8x; }
+none-0.5x() { none-at 0.5x; }
 
 least-squares() {
     local recovery=least-squares:samples=72:length=256
@@ -73,24 +85,27 @@ decode() {
     cell 0.65x none 0 llm-streamline "${text[@]}" --set network=none
 }
 
+publish() {
+    cp "$records"/*.json $published/
+    cp "$samples"/*.json.gz $published/samples/
+    {
+        echo "# DiLAP at measured latencies"
+        echo
+        echo "Made by \`benchmarks/dilap.sh\`; the records and their samples stand in \`results/dilap/\`. SmolLM2-135M on two cores' \`cpu\`"
+        echo "(one thread, fp32, CPU time), 18,432 tokens of C4 to calibrate (19,200 for HALP; LoRAPrune and Compresso train on 16,384, by"
+        echo "epochs), perplexity over the same 20,480 tokens of each text. A ratio says how many times DiLAP's perplexity, paired by window,"
+        echo "with the 95 % interval over windows; several measured latencies are several seeds. A method that ended well below a budget was"
+        echo "given less than it may have: noise of the device, or steps of its own."
+        uv run --no-sync python benchmarks/dilap_table.py "$HARNESS_RUNS"
+        echo
+        echo "## Each record"
+        echo
+        uv run --no-sync harness leaderboard
+    } >leaderboards/dilap.md.new
+    mv leaderboards/dilap.md.new leaderboards/dilap.md
+}
+
 uv run --no-sync harness profile --device cpu --model smollm2-135m --workload prefill:1x512 >&2
-for part in "${@:-none least-squares lora ablations decode}"; do
+for part in "${@:-none least-squares lora ablations decode publish}"; do
     for name in $part; do $name; done
 done
-mkdir -p leaderboards/results/dilap
-cp "$HARNESS_RUNS"/records/*.json leaderboards/results/dilap/
-{
-    echo "# DiLAP at measured latencies"
-    echo
-    echo "Made by \`benchmarks/dilap.sh\`; the records stand in \`results/dilap/\`. SmolLM2-135M on two cores' \`cpu\` (one thread, fp32, CPU"
-    echo "time), 18,432 tokens of C4 to calibrate (19,200 for HALP; LoRAPrune and Compresso train on 16,384, by epochs), perplexity over the"
-    echo "same 20,480 tokens of each text. A ratio says how many times DiLAP's perplexity, paired by window, with the 95 % interval over"
-    echo "windows; several measured latencies are several seeds. A method that ended well below a budget was given less than it may"
-    echo "have: noise of the device, or steps of its own."
-    uv run --no-sync python benchmarks/dilap_table.py "$HARNESS_RUNS"
-    echo
-    echo "## Each record"
-    echo
-    uv run --no-sync harness leaderboard
-} >leaderboards/dilap.md.new
-mv leaderboards/dilap.md.new leaderboards/dilap.md

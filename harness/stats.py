@@ -78,9 +78,12 @@ def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """How far the mean of the first lies above that of the second, over the same documents, and its 95 % interval."""
+    """How far the mean of the first lies above that of the second, over the same documents, and its 95 % interval.
+
+    No interval where every document agrees: that says that differences are rare, not that there are none.
+    """
     apart = [one - other for one, other in zip(first, second, strict=True)]
-    return statistics.fmean(apart), interval(apart)
+    return statistics.fmean(apart), interval(apart) if len(set(apart)) > 1 else None
 
 
 # --- quantiles that a sample can and cannot bound ---

@@ -135,6 +135,7 @@ def test_a_paired_interval_forgets_what_both_share():
     assert middle == 1.25
     assert (low, high) == pytest.approx((1.25 - 3.182 * 0.25, 1.25 + 3.182 * 0.25))
     assert stats.paired([2.0], [1.0]) == (1.0, None)
+    assert stats.paired([1.0, 0.0, 1.0], [1.0, 0.0, 1.0]) == (0.0, None)
 
 
 def test_perplexity_equals_a_loop_of_a_few_lines(tmp_path):
