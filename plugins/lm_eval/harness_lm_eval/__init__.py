@@ -28,7 +28,7 @@ def _spec(name: str, what: str, tokens: int) -> EvaluatorSpec:
         parameters["subjects"] = Param("", "only these, joined by +; empty is all")
     return EvaluatorSpec(
         name=name,
-        target=f"harness_lm_eval.benchmarks:{name}",
+        target=f"harness_lm_eval.benchmarks:{name.title().replace('_', '')}",
         summary=f"accuracy: {what}",
         groups=("stage1", "stage2") if name in NINE else (),
         parameters=parameters,
