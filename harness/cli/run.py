@@ -27,10 +27,10 @@ from harness.errors import UsageError
 @click.option("--recovery", default="none", show_default=True, help="What follows the cut.")
 @click.option("--eval", "evaluators", default="smoke", show_default=True, help="Evaluators or groups, comma separated.")
 @click.option("--limit", type=int, help="Documents (windows) per evaluator.  [quick: 40, paper: all]")
-@click.option("--grid", help="Grams of CO2e per kWh, or a country (DEU, needs codecarbon): adds CO2e to the energy.")
+@click.option("--grid", help="CO2e: grams per kWh, or a country (DEU).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; load nothing.")
-@click.option("--trace", is_flag=True, help="Afterwards a profile of both models: where the time goes.")
+@click.option("--trace", is_flag=True, help="Profile both models afterwards.")
 @click.option("--events", is_flag=True, help="Tell every event on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="The record on stdout and nothing else.")
 def command(
