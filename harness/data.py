@@ -45,8 +45,8 @@ SOURCES = {
         split="hash",
     ),
     # No loader is left for it: whoever has the licence brings the files, tokenised as Mikolov published them.
-    "ptb": Source(field="sentence", files={EVALUATE: "ptb*test*", CALIBRATE: "ptb*train*"}, hub={}, join=" "),
-    "ptb-validation": Source(field="sentence", files={EVALUATE: "ptb*valid*"}, hub={}, join=" "),
+    "ptb": Source(field="sentence", files={EVALUATE: "ptb[._-]test.*", CALIBRATE: "ptb[._-]train.*"}, hub={}, join=" "),
+    "ptb-validation": Source(field="sentence", files={EVALUATE: "ptb[._-]valid.*"}, hub={}, join=" "),
     "wikitext2": Source(
         field="text",
         files={EVALUATE: "wikitext2*test*.jsonl", CALIBRATE: "wikitext2*train*.jsonl"},
@@ -108,7 +108,7 @@ def locate(name: str, role: str = EVALUATE) -> Found:
     rows = _hub(*source.hub[role], source.field) if role in source.hub else None
     if rows is None:
         raise EnvironmentFault(
-            f"the text of {name!r} is not on this machine and the hub gave none",
+            f"the text of {name!r} is not on this machine" + (" and the hub gave none" if source.hub else ""),
             f"set HARNESS_DATA to a folder that holds {_wanted(source, role)}",
         )
     text = hashlib.sha256("\0".join(rows).encode()).hexdigest()
@@ -129,7 +129,7 @@ def read(name: str, role: str = EVALUATE) -> Text:
 
 def _wanted(source: Source, role: str) -> str:
     pattern = source.files[role]
-    return pattern if pattern.endswith(".jsonl") else f"{pattern}.txt or {pattern}.jsonl"
+    return pattern.replace("[._-]", ".").replace(".*", ".txt")
 
 
 def _identity(name: str, role: str, where: str, sha256: str) -> dict[str, Any]:
@@ -169,6 +169,8 @@ def _lines(path: Path, name: str) -> Iterator[str]:
         return
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 yield json.loads(line)[name]
             except (json.JSONDecodeError, KeyError, TypeError):

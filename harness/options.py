@@ -89,6 +89,7 @@ def evaluations(wanted: Sequence[str], preset: str, fetch: bool = True) -> tuple
 
     Those whose data is not at hand stand beside, with where to get it, as long as there are others.
     """
+    data.folders()  # a folder that is not there is no missing text
     found, missing, fault = [], {}, None
     for text in _expand(wanted):
         try:

@@ -160,7 +160,7 @@ class Plan:
         return {
             "artefact": {**self.cut_parts(), "recovery": self.recovery_part()},
             "measure": [self.measure_parts("", workload) for workload in self.spec.workloads],
-            "eval": {e.label: self.eval_parts("", e) for e in self.evaluations},
+            "eval": {e.label: self.eval_parts("", e) for e in self.evaluations} | dict.fromkeys(self.missing),
         }
 
     @property

@@ -114,3 +114,10 @@ def hush() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class for it, the CPU's allocator only words, by system."""
+    words = ("can't allocate memory", "not enough memory")
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(some in str(error) for some in words)

@@ -46,6 +46,8 @@ class Scoring:
                 with interrupts.told_apart():
                     dense = self._side("dense", self.plan.model_key(), made, artefact, evaluation)
                     pruned = self._side("pruned", artefact.sha256, made, artefact, evaluation)
+                    for name, words in pruned.items():
+                        found[evaluation.score_name(name)] = compared(words, dense.get(name), self.store)
             except EnvironmentFault:
                 raise
             except HarnessError as error:
@@ -53,9 +55,6 @@ class Scoring:
             except Exception as error:
                 log = self.store.log_traceback(keys.key("eval", self.plan.eval_parts(artefact.sha256, evaluation)))
                 self.failed[evaluation.label] = f"{type(error).__name__}: {error} (traceback: logs/{log.name})"
-            else:
-                for name, words in pruned.items():
-                    found[evaluation.score_name(name)] = compared(words, dense.get(name), self.store)
         return found
 
     def _side(
@@ -67,6 +66,7 @@ class Scoring:
         if stored is not None and not self.store.lacks(*(score["samples"] for score in stored.values())):
             return stored
         start, needs = time.monotonic(), evaluation.spec.needs
+        assert made.dense is not None  # loaded under a name of its own, not under the evaluator's
         with self.stage(f"{evaluation.label} of {side}") as progress:
             both = (made.dense if side == "dense" else made.pruned, *([made.dense] if "dense" in needs else []))
             with placed(both, self.plan.place) as (model, *_):
@@ -78,7 +78,10 @@ class Scoring:
                     dense=made.dense if "dense" in needs else None,
                     seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
                 )
-                scores = evaluation.build().evaluate(model, ctx)
+                try:
+                    scores = evaluation.build().evaluate(model, ctx)
+                except EnvironmentFault as fault:  # of its data, not of the store
+                    raise HarnessError(fault.cause, fault.remedy) from fault
             stored = {name: score_words(score, self.store) for name, score in scores.items()}
         self.store.save_stage("eval", key, parts, stored)
         self.cost.evaluate_s += time.monotonic() - start

@@ -65,7 +65,7 @@ def evaluate(
     model, tokenizer = load(folder, dtype), folders.tokenizer(folder)
     evaluations, missing = options.evaluations(evaluators, preset)
     if missing:
-        raise EnvironmentFault(*next(iter(missing.items())))
+        raise EnvironmentFault(next(iter(missing.values())))
     for evaluation in evaluations:
         with tempfile.TemporaryDirectory() as work_dir:
             ctx = Context(

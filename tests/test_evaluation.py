@@ -110,6 +110,22 @@ def test_nothing_but_missing_data_ends_the_run(asked, tmp_path):
         run(tmp_path, "absent")
 
 
+def test_data_that_turns_out_to_be_damaged_ends_no_other(asked, tmp_path, monkeypatch):
+    def damaged(self, model, ctx):
+        raise EnvironmentFault("rows.jsonl:3 is not JSON", "repair the file")
+
+    monkeypatch.setattr(Beside, "evaluate", damaged)
+    record = run(tmp_path, "beside", "fine")
+    assert record.unscored == {"beside": "rows.jsonl:3 is not JSON (repair the file)"}
+    assert record.scores["fine"].value == 0.5
+
+
+def test_what_is_missing_makes_another_cell(asked, tmp_path):
+    first, second = run(tmp_path, "fine"), run(tmp_path, "fine", "absent")
+    assert first.id != second.id
+    assert "absent" in second.unscored
+
+
 def test_an_evaluator_is_lent_the_dense_model(asked, tmp_path):
     record = run(tmp_path, "beside")
     store = Store(tmp_path)
@@ -184,7 +200,15 @@ def test_ptb_that_is_not_here_says_where_it_would_lie(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     with pytest.raises(EnvironmentFault) as fault:
         options.evaluations(["ptb"], "quick")
-    assert "ptb*test*.txt" in fault.value.remedy
+    assert "ptb.test.txt" in fault.value.remedy
+
+
+def test_characters_are_not_taken_for_words(tmp_path, monkeypatch):
+    """Both stand side by side as they were published."""
+    (tmp_path / "ptb.char.test.txt").write_text("n o _ i t _", encoding="utf-8")
+    (tmp_path / "ptb.test.txt").write_text("no it was", encoding="utf-8")
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
+    assert data.read("ptb").documents == ["no it was"]
 
 
 def test_old_records_keep_their_digest():

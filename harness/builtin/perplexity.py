@@ -36,6 +36,7 @@ class Perplexity:
             "tokens": len(tokens),
             "windows": len(windows),
             "window": self.window,
+            "stride": self.window,
             "tokens_scored": len(windows) * (self.window - (bos is None)),
             "bos": bos,
             "data": text.identity,
@@ -78,5 +79,6 @@ class Ptb(Perplexity):
     def evaluate(self, model: Any, ctx: Context) -> Scores:
         found = super().evaluate(model, ctx)
         unknown = sum(line.count("<unk>") for line in data.read(self.text).documents)
-        found[""].details = {**found[""].details, "join": "one blank", "unk": f"{unknown} times <unk>, as text"}
+        how = "one special token" if "<unk>" in ctx.tokenizer.all_special_tokens else "text"
+        found[""].details = {**found[""].details, "join": "one blank", "unk": f"{unknown} times <unk>, as {how}"}
         return found

@@ -161,6 +161,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     ]
     if plan.grid is not None:
         rows.append(("grid", f"{plan.grid.grams_per_kwh:g} g CO2e per kWh ({plan.grid.source})"))
+    rows += [("not scored", f"{label}: {why}") for label, why in plan.missing.items()]
     rows += [("note", note) for note in plan.info.notes]
     if words is not None:
         minutes = max(1, round(words["estimate_cpu_s"] / 60))

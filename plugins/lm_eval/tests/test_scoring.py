@@ -100,7 +100,10 @@ def test_the_head_runs_only_where_it_is_asked(monkeypatch):
     assert sum(seen) == len(wanted)  # one token is one letter here
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("Allocator: not enough memory")])
+MEMORY = [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=["cuda", "cpu"])
 def test_a_pass_that_does_not_fit_is_halved(error, monkeypatch):
     model, _ = models.tiny("llama, grouped")
     wanted = stock(model, asked())
@@ -165,6 +168,12 @@ def test_a_model_of_nan_is_said():
         ours(model, asked())
 
 
+def test_a_context_without_tokens_is_said():
+    model, _ = models.tiny("llama, grouped")
+    with pytest.raises(Unsupported, match="context has no tokens"):
+        ours(model, [(" ", "a"), ("b", "c")])
+
+
 def test_no_token_to_begin_with_is_said():
     model, _ = models.tiny("llama, grouped")
     tokenizer = byte_tokenizer()
@@ -175,11 +184,14 @@ def test_no_token_to_begin_with_is_said():
 
 def test_sliding_windows_are_left_to_stock():
     model, _ = models.tiny("mistral")
-    model.config.sliding_window = 8
-    model.config.layer_types = ["sliding_attention"] * 4
+    model.config.sliding_window = 60
     lm, found = ours(model, asked())
     assert lm.slides
     agree(found, stock(model, asked()))
+    short = [(context[:20], choice) for context, choice in asked()]
+    lm, found = ours(model, short)
+    assert not lm.slides
+    agree(found, stock(model, short))
 
 
 def test_progress_ends_with_all():

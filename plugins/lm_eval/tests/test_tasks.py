@@ -12,7 +12,7 @@ from harness_lm_eval.tasks import SUBJECTS, TASKS
 from harness import options, planning
 from harness.api import Context
 from harness.conformance import Conformance, models
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.models.loading import byte_tokenizer
 
 
@@ -156,6 +156,33 @@ def test_a_folder_without_rows_is_named(folder):
     (folder / "piqa").mkdir()
     with pytest.raises(EnvironmentFault, match="folder piqa without rows"):
         options.evaluations(["piqa"], "quick")
+
+
+@pytest.mark.parametrize("label", [-1, 2, "x"])
+def test_a_row_without_an_answer_is_named(folder, label):
+    write(folder, "validation", [PIQA[0], {**PIQA[1], "label": label}] if label != "x" else [{**PIQA[0], "label": "x"}])
+    with pytest.raises(HarnessError, match="none of its choices"):
+        evaluate("piqa")
+
+
+def test_boolq_in_its_own_columns(folder):
+    row = {"question": "is it so", "passage": "It is so.", "answer": True}
+    write(folder, "validation", [row, {**row, "answer": False}], "boolq")
+    _, scores = evaluate("boolq")
+    assert sorted(scores[""].documents.values()) == [0.0, 1.0]
+
+
+def test_only_the_split_that_no_one_asks(folder):
+    write(folder, "test", PIQA)
+    with pytest.raises(EnvironmentFault, match="asked on its split validation"):
+        evaluate("piqa")
+
+
+def test_blank_lines_are_no_rows(folder):
+    write(folder, "validation", PIQA)
+    path = folder / "piqa" / "validation.jsonl"
+    path.write_text(path.read_text() + "\n\n", encoding="utf-8")
+    assert len(evaluate("piqa")[1][""].documents) == 5
 
 
 @pytest.mark.parametrize(("content", "told"), [("", "holds no rows"), ("{broken", "validation.jsonl:1 is not JSON")])
