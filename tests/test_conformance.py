@@ -55,13 +55,17 @@ class TestFootprint(Conformance):
     name = "footprint"
 
 
+# The class of passages or of hellaswag, on texts and rows that need not be here.
+TWINS = ("wikitext2", "c4", "ptb", "arc_easy", "arc_challenge", "piqa", "openbookqa", "winogrande", "boolq")
+
+
 def test_every_plugin_of_the_tree_is_checked():
     """Those above, and in each plug-in's own tests."""
     here = Path(__file__).read_text()
     for kind in kit.KINDS:
         for name, spec in plugins.registry().specs[kind].items():
-            if kind == "evaluator" and name in ("wikitext2", "c4"):
-                continue  # the class of passages, on texts that need not be here
+            if kind == "evaluator" and name in TWINS:
+                continue
             origin = plugins.registry().origins[kind, name]
             texts = [here] if origin.plugin == "builtin" else [p.read_text() for p in kit_tests(spec)]
             assert any(f'name = "{name}"' in text for text in texts), f"{kind} {name} is not checked"
