@@ -57,18 +57,11 @@ def opened() -> tuple[Any, Any]:
 
 def asked(name: str) -> tuple[list[Any], list[tuple[Any, Any, list[Any]]]]:
     """All requests of a benchmark, and which of them belong to a document."""
-    from harness_lm_eval import rows as sources
-    from harness_lm_eval.tasks import TASKS
+    from harness.options import evaluations
 
-    parts = [part for part in TASKS[name] if name != "mmlu" or part.name in SUBJECTS]
-    shots = 5 if name == "mmlu" else 0
-    documents = []
-    for part in parts:
-        task = part.build(sources.find(part.source), shots, DOCUMENTS // len(parts))
-        for number, doc in task.doc_iterator(limit=DOCUMENTS // len(parts)):
-            context = task.fewshot_context(doc, shots)
-            requests = task.construct_requests(doc=doc, ctx=context, metadata=(part.name, number, 1))
-            documents.append((task, doc, requests))
+    label = f"mmlu:subjects={'+'.join(SUBJECTS)}" if name == "mmlu" else name
+    (evaluation,), _ = evaluations([label], "quick")
+    documents = [(task, doc, requests) for _, task, doc, requests in evaluation.build().asked(DOCUMENTS)]
     return [one for *_, requests in documents for one in requests], documents
 
 

@@ -40,8 +40,13 @@ class Perplexity:
             "tokens_scored": len(windows) * (self.window - (bos is None)),
             "bos": bos,
             "data": text.identity,
+            **self._protocol(text, ctx.tokenizer),
         }
         return {"": Score(losses, higher_is_better=False, scale="exp-mean", details=details)}
+
+    def _protocol(self, text: data.Text, tokenizer: Any) -> dict[str, Any]:
+        """What else a reader must know of a text before figures compare."""
+        return {}
 
     def _loss(self, model: Any, window: Any, bos: int | None) -> float:
         import torch
@@ -76,9 +81,7 @@ class Ptb(Perplexity):
     def identity(self, fetch: bool) -> dict[str, Any]:
         return {self.text: data.identity(self.text, data.EVALUATE, fetch)}
 
-    def evaluate(self, model: Any, ctx: Context) -> Scores:
-        found = super().evaluate(model, ctx)
-        unknown = sum(line.count("<unk>") for line in data.read(self.text).documents)
-        how = "one special token" if "<unk>" in ctx.tokenizer.all_special_tokens else "text"
-        found[""].details = {**found[""].details, "join": "one blank", "unk": f"{unknown} times <unk>, as {how}"}
-        return found
+    def _protocol(self, text: data.Text, tokenizer: Any) -> dict[str, Any]:
+        unknown = sum(line.count("<unk>") for line in text.documents)
+        how = "one special token" if "<unk>" in tokenizer.all_special_tokens else "text"
+        return {"join": "one blank", "unk": f"{unknown} times <unk>, as {how}"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +15,8 @@ from harness.errors import HarnessError, UsageError
 from harness.keys import canonical
 from harness_lm_eval import rows
 from harness_lm_eval.tasks import SUBJECTS, TASKS, Part
+
+Asked = tuple[str, Any, Any, list[Any]]  # a document's name, its task, itself, and the requests
 
 
 class Benchmark:
@@ -40,18 +42,7 @@ class Benchmark:
         from harness_lm_eval.model import SharedLM
 
         lm = SharedLM(model, ctx.tokenizer, ctx.progress)
-        shares = _shares(len(self.parts), ctx.limit)
-        asked: list[tuple[str, Any, Any, list[Any]]] = []
-        tasks = {}
-        for part, found, share in zip(self.parts, self.found, shares, strict=True):
-            if share == 0:
-                continue
-            tasks[part.name] = task = part.build(found, self.fewshot, share)
-            for number, doc in task.doc_iterator(limit=share):
-                context = task.fewshot_context(doc, self.fewshot)
-                requests = task.construct_requests(doc=doc, ctx=context, metadata=(part.name, number, 1))
-                asked.append((f"{part.name}/{number}", task, doc, requests))
-                _answerable(asked[-1])
+        asked = list(self.asked(ctx.limit))
         answers = iter(lm.loglikelihood([one for *_, requests in asked for one in requests], disable_tqdm=True))
         values: dict[str, dict[str, float]] = defaultdict(dict)
         for key, task, doc, requests in asked:
@@ -59,12 +50,24 @@ class Benchmark:
             for metric in ("acc", "acc_norm"):
                 if metric in found:
                     values[metric][key] = float(found[metric])
-        details = self._details(tasks, lm)
+        details = self._details(asked[0][1], lm)
         main = Score(values["acc"], higher_is_better=True, details=details)
         return {"": main} | {name: Score(values[name], True, details=details) for name in values if name != "acc"}
 
-    def _details(self, tasks: Mapping[str, Any], lm: Any) -> dict[str, Any]:
-        first = next(iter(tasks.values()))
+    def asked(self, limit: int | None) -> Iterator[Asked]:
+        """The first documents of every part, with lm-eval's requests for each."""
+        for part, found, share in zip(self.parts, self.found, _shares(len(self.parts), limit), strict=True):
+            if share == 0:
+                continue
+            task = part.build(found, self.fewshot, share)
+            for number, doc in task.doc_iterator(limit=share):
+                context = task.fewshot_context(doc, self.fewshot)
+                requests = task.construct_requests(doc=doc, ctx=context, metadata=(part.name, number, 1))
+                asked = f"{part.name}/{number}", task, doc, requests
+                _answerable(asked)
+                yield asked
+
+    def _details(self, first: Any, lm: Any) -> dict[str, Any]:
         told: dict[str, Any] = {
             "task_version": first.VERSION,
             "lm_eval": version("lm-eval"),
@@ -82,7 +85,7 @@ class Benchmark:
         return told
 
 
-def _answerable(asked: tuple[str, Any, Any, list[Any]]) -> None:
+def _answerable(asked: Asked) -> None:
     """A row without a valid answer (hidden test sets have such) would only ever count as wrong."""
     key, task, doc, _ = asked
     answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)

@@ -29,11 +29,11 @@ class Node:
 
     def walk(self) -> Iterator[Node]:
         """Itself and all below it, parents first."""
-        todo = [self]
-        while todo:
-            node = todo.pop()
+        ahead = [self]
+        while ahead:
+            node = ahead.pop()
             yield node
-            todo.extend(reversed(node.children))
+            ahead.extend(reversed(node.children))
 
 
 @dataclass

