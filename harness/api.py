@@ -84,7 +84,8 @@ class EvaluatorSpec(Spec):
     groups: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()  # text sources whose identity enters its keys
     needs: tuple[str, ...] = ()  # dense, measured: fill ctx.dense and ctx.measured
-    tokens: int = 0  # per document, about; for estimates
+    tokens: int = 0  # of a document, about; for estimates
+    documents: int = 400  # how many there are, about; for estimates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,8 @@ class Score:
     higher_is_better: bool
     scale: str = "mean"
     details: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()  # what a reader must know beside the figure
+    texts: Sequence[Mapping[str, str]] = ()  # prompt, dense, pruned: what both wrote, to be read side by side
 
 
 Scores = dict[str, Score]

@@ -33,7 +33,7 @@ class Plan:
     evaluations: list[Evaluation]
     calibration: Mapping[str, Any] | None  # what the method reads; a recovery's stands with the recovery
     recovery: Recovering
-    missing: dict[str, str] = field(default_factory=dict)  # evaluators whose data is not at hand, and where it is
+    missing: dict[str, str] = field(default_factory=dict)  # evaluators that cannot be asked here, and why
     obstacle: HarnessError | None = None
     tighten: float = 1.0  # a latency is aimed lower where the finished model missed it
     tried: list[dict[str, Any]] = field(default_factory=list)  # probes of the cuts that missed
@@ -180,5 +180,6 @@ class Plan:
             if tokens := evaluation.parameters.get("window") or evaluation.spec.tokens:
                 once = accounting.flops(self.anatomy, {}, Workload("prefill", 1, tokens))
                 head = 2 * tokens * self.anatomy.config["hidden_size"] * self.anatomy.config["vocab_size"]
-                total += 2 * (self.spec.limit or 400) * (once + head)
+                asked = evaluation.spec.documents
+                total += 2 * min(self.spec.limit or asked, asked) * (once + head)
         return total

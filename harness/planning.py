@@ -101,7 +101,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
     if asked is None and pruner.budgets:
         budget = _default(plan)
         spec.budget = BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit)
-    plan.obstacle = _obstacle(plan)
+    plan.obstacle = _obstacle(plan) or _too_long(plan)
     return plan
 
 
@@ -141,12 +141,26 @@ def _obstacle(plan: Plan) -> HarnessError | None:
             sliding_window(plan.anatomy.config, site.layer or 0) for site in plan.anatomy.blocks()
         ):
             return Unsupported("a sliding cache cannot step back one token to be timed again", "give prefill:BxS")
+    return None
+
+
+def _too_long(plan: Plan) -> HarnessError | None:
+    """What asks for more tokens than the model sees: a workload, or all evaluators. A few of those are left out."""
     longest = plan.anatomy.config.get("max_position_embeddings") or math.inf
-    asked = {str(w): w.size + (w.kind == "decode") for w in plan.workloads}
-    asked |= {e.label: e.parameters["window"] for e in plan.evaluations if "window" in e.parameters}
-    for what, tokens in asked.items():
-        if tokens > longest:
-            return Unsupported(f"{plan.spec.model} sees {longest} tokens, {what} asks for {tokens}", "ask for less")
+    told = f"{plan.spec.model} sees {longest} tokens, {{}} asks for {{}}"
+    for workload in plan.workloads:
+        if (tokens := workload.size + (workload.kind == "decode")) > longest:
+            return Unsupported(told.format(workload, tokens), "ask for less")
+    windows = {e.label: e.parameters.get("window", 0) for e in plan.evaluations}
+    long = {
+        label: Unsupported(told.format(label, window), f"--eval {label.split(':')[0]}:window={longest}")
+        for label, window in windows.items()
+        if window > longest
+    }
+    if long and len(long) == len(windows):
+        return next(iter(long.values()))
+    plan.missing |= {label: error.line for label, error in long.items()}
+    plan.evaluations = [e for e in plan.evaluations if e.label not in long]
     return None
 
 

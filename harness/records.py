@@ -167,6 +167,8 @@ class ScoreRecord(Part):
     )
     change_ci95: tuple[float, float] | None = Field(None, description="by document", exclude_if=absent)
     details: dict[str, Any] = Field({}, description="tokens, windows, BOS, and the identity of the data")
+    notes: list[str] = Field([], description="what to know beside the figure", exclude_if=operator.not_)
+    texts: list[dict[str, str]] = Field([], description="what both wrote to a prompt", exclude_if=operator.not_)
     samples: str = Field("", description="name of the side file with the scores per document")
 
 

@@ -114,6 +114,8 @@ def score_words(score: Score, store: Store) -> dict[str, Any]:
         "higher_is_better": score.higher_is_better,
         "scale": score.scale,
         "details": dict(score.details),
+        "notes": list(score.notes),
+        "texts": [dict(pair) for pair in score.texts],
         "samples": store.side_file({"scale": score.scale, "documents": dict(score.documents)}),
     }
 

@@ -10,6 +10,7 @@ import pytest
 from harness import data, options, planning, stats
 from harness.api import EvaluatorSpec, Score
 from harness.cell import Cell, Reporter
+from harness.cli.record import print_record
 from harness.errors import EnvironmentFault, HarnessError
 from harness.plugins import registry
 from harness.store import Store
@@ -46,6 +47,15 @@ class Absent(Asked):
         raise EnvironmentFault("its rows are not here", "fetch them")
 
 
+class Writes(Asked):
+    def evaluate(self, model, ctx):
+        texts = [{"prompt": "a|b", "dense": "one\ntwo", "pruned": "[red]three"}]
+        return {
+            "": Score({"a": 1.0}, True, notes=["two rows lost their start"], texts=texts),
+            "norm": Score({"a": 0.5}, True, notes=["two rows lost their start"]),
+        }
+
+
 class Beside(Asked):
     """Sees the dense model."""
 
@@ -54,16 +64,19 @@ class Beside(Asked):
         return {"": Score({"all": float(count), "same": float(ctx.dense is model)}, True)}
 
 
+MADE = (Fine, Fails, Crashes, Absent, Writes, Beside)
+
+
 @pytest.fixture
 def asked(monkeypatch):
     specs = dict(registry().specs["evaluator"])
-    for made in (Fine, Fails, Crashes, Absent, Beside):
+    for made in MADE:
         name = made.__name__.lower()
         needs = ("dense",) if made is Beside else ()
         specs[name] = EvaluatorSpec(name=name, target=f"{__name__}:{made.__name__}", summary="of tests", needs=needs)
     monkeypatch.setitem(registry().specs, "evaluator", specs)
     whole = registry().load
-    classes = {made.__name__.lower(): made for made in (Fine, Fails, Crashes, Absent, Beside)}
+    classes = {made.__name__.lower(): made for made in MADE}
     monkeypatch.setattr(registry(), "load", lambda kind, name: classes.get(name) or whole(kind, name))
     monkeypatch.setattr("harness.plugins.code_version", lambda kind, name: "1")
     Asked.runs, Asked.broken = [], True
@@ -118,6 +131,31 @@ def test_data_that_turns_out_to_be_damaged_ends_no_other(asked, tmp_path, monkey
     record = run(tmp_path, "beside", "fine")
     assert record.unscored == {"beside": "rows.jsonl:3 is not JSON (repair the file)"}
     assert record.scores["fine"].value == 0.5
+
+
+def test_a_window_longer_than_the_model_stops_no_other(asked, tmp_path):
+    record = run(tmp_path, "passages:window=4096", "fine")
+    assert record.status == "ok"
+    assert list(record.scores) == ["fine"]
+    [(label, why)] = record.unscored.items()
+    assert label == "passages:window=4096"
+    assert "sees 2048 tokens" in why
+    assert "--eval passages:window=2048" in why
+    alone = run(tmp_path, "passages:window=4096")
+    assert alone.status == "unsupported"
+    assert alone.reason == why
+
+
+def test_a_reader_is_shown_notes_and_texts(asked, tmp_path, capsys):
+    record = run(tmp_path, "writes", "crashes")
+    print_record(record, tmp_path, False)
+    told = capsys.readouterr().out
+    assert told.count("writes: two rows lost their start") == 1
+    assert "[red]three" in told
+    assert told.count("by nought") == 1
+    card = (tmp_path / record.artefact.path / "README.md").read_text()
+    assert "| prompt | dense | pruned |" in card
+    assert "| a\\|b | one two | [red]three |" in card
 
 
 def test_what_is_missing_makes_another_cell(asked, tmp_path):

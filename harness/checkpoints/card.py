@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.api import ModelCard
 from harness.records import Record
+
+
+def side_by_side(texts: Sequence[Mapping[str, str]]) -> list[str]:
+    """A table of texts, each one cell whatever it holds."""
+    rows = [[re.sub(r"\s+", " ", text).replace("|", "\\|") for text in row.values()] for row in texts]
+    columns = list(texts[0])
+    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str] = ()) -> str:
@@ -37,6 +45,9 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
         if not name.startswith("footprint"):
             dense = "" if score.dense is None else f"{score.dense:.4g}"
             lines.append(f"| {name} (n={score.n}) | {dense} | {score.value:.4g} |")
+    for name, score in record.scores.items():
+        if score.texts:
+            lines += ["", f"What both wrote ({name}):", "", *side_by_side(score.texts)]
     lines.append("")
     lines += [f"![{Path(name).stem}](notes/{name})" for name in pictures]
     if uneven:

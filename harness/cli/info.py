@@ -103,8 +103,10 @@ def shapes(config: Any) -> dict[str, Any]:
 
 
 def show(words: dict[str, Any]) -> None:
-    click.secho(f"{words.pop('name')} ", bold=True, nl=False)
-    click.echo(f"({words.pop('kind')}) {words.pop('summary')}")
+    name, kind = words.pop("name"), words.pop("kind")
+    flags = {"evaluator": f"--eval {name}:name=value", "recovery": f"--recovery {name}:name=value"}
+    click.secho(f"{name} ", bold=True, nl=False)
+    click.echo(f"({kind}) {words.pop('summary')}")
     parameters = words.pop("parameters", {})
     config = words.pop("config", {})
     differs = words.pop("differs", ())
@@ -125,7 +127,7 @@ def show(words: dict[str, Any]) -> None:
     for line in differs:
         click.echo(f"    {line}")
     if parameters:
-        click.echo("  parameters (--set name=value)")
+        click.echo(f"  parameters ({flags.get(kind, '--set name=value')})")
     for name, param in parameters.items():
         same = param["paper"] == param["quick"]
         values = f"{param['quick']}" if same else f"quick {param['quick']}, paper {param['paper']}"

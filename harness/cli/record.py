@@ -34,7 +34,14 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
         table.add_row(escape(name), dense, pruned, change)
     out.print(table)
     for label, why in record.unscored.items():
-        out.print(f"[yellow]not scored[/] {escape(label)}: {escape(why)}", soft_wrap=True)
+        if why not in record.reason:
+            out.print(f"[yellow]not scored[/] {escape(label)}: {escape(why)}", soft_wrap=True)
+    for name, score in record.scores.items():
+        if score.texts:
+            out.print(_side_by_side(name, score))
+    noted = ((name.split(".")[0], words) for name, score in record.scores.items() for words in score.notes)
+    for name, words in dict.fromkeys(noted):
+        out.print(f"[yellow]note[/] {escape(name)}: {escape(words)}", soft_wrap=True)
     for workload, timing in record.latency.items():
         out.print(f"{workload}: {how_measured(timing)}", soft_wrap=True)
     for gate in record.gates:
@@ -47,6 +54,14 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
     out.print(f"model:  {root / artefact.path}", soft_wrap=True)
     out.print(f"record: {root / 'records' / (record.id + '.json')}", soft_wrap=True)
     out.print(f"again:  {escape(reproduce(record))}", soft_wrap=True)
+
+
+def _side_by_side(name: str, score: ScoreRecord) -> Table:
+    columns = list(score.texts[0])
+    table = Table(*columns, title=f"texts behind {name}", box=box.SIMPLE_HEAD, title_justify="left", show_lines=True)
+    for texts in score.texts:
+        table.add_row(*(escape(texts[column]) for column in columns))
+    return table
 
 
 def how_measured(timing: Latency) -> str:

@@ -18,5 +18,7 @@ def harness_register_evaluators():
                 "batch": Param(20, "prompts continued at a time; fewer where memory ends", least=1),
             },
             check_with={"tokens": 8},
+            tokens=130,
+            documents=40,
         )
     ]

@@ -54,14 +54,15 @@ class Generation:
             "empty": bodies[0].count([]),
         }
         likeness = [rouge_l(text, dense) for text, dense in zip(texts[0], texts[-1], strict=True)]
-        samples = {"samples": side_by_side(texts[-1], texts[0])} if len(texts) > 1 else {}
+        pairs = side_by_side(texts[-1], texts[0]) if len(texts) > 1 else []
+        notes = [f"prompts did not fit into memory {self.batch} at a time; {batch} did"] if batch < self.batch else []
 
         def score(figures: Sequence[float], higher_is_better: bool, scale: str = "mean", **more: Any) -> Score:
             documents = {f"generation/{at}": figure for at, figure in enumerate(figures)}
-            return Score(documents, higher_is_better, scale, {**details, **more})
+            return Score(documents, higher_is_better, scale, details, notes, **more)
 
         return {
-            "rouge_l": score(likeness, True, **samples),
+            "rouge_l": score(likeness, True, texts=pairs),
             "by_dense": score(losses, False, "exp-mean"),
             "distinct_1": score([distinct(body, 1) for body in bodies[0]], True),
             "distinct_2": score([distinct(body, 2) for body in bodies[0]], True),

@@ -239,10 +239,10 @@ def test_a_pruned_model_is_set_beside_the_dense_one():
     assert done[-1] == (15, 15)
     assert done == sorted(done)
 
-    samples = scores["rouge_l"].details["samples"]
-    assert len(samples) == SAMPLES
-    assert samples[0] == {"prompt": PROMPTS[0], "dense": texts[1][0], "pruned": texts[0][0]}
-    assert all("samples" not in score.details for name, score in scores.items() if name != "rouge_l")
+    texts_shown = scores["rouge_l"].texts
+    assert len(texts_shown) == SAMPLES
+    assert texts_shown[0] == {"prompt": PROMPTS[0], "dense": texts[1][0], "pruned": texts[0][0]}
+    assert not any(score.texts for name, score in scores.items() if name != "rouge_l")
     assert scores["by_dense"].details["prompts"] == IDENTITY
 
 
@@ -250,7 +250,7 @@ def test_the_dense_model_is_like_itself():
     dense = made(models.PLAIN)
     scores = Generation(tokens=10).evaluate(dense, context(dense, limit=4))
     assert set(scores["rouge_l"].documents.values()) == {1.0}
-    assert "samples" not in scores["rouge_l"].details
+    assert not scores["rouge_l"].texts
 
 
 def test_a_model_that_says_nothing_is_no_better_for_it():
@@ -272,9 +272,8 @@ def test_a_model_that_says_nothing_is_no_better_for_it():
 def test_what_enters_a_record_is_small():
     dense, pruned = made(models.PLAIN), made(f"{models.PLAIN} cut uneven")
     scores = Generation(tokens=250).evaluate(pruned, context(dense, limit=3))
-    samples = scores["rouge_l"].details["samples"]
-    assert max(len(text) for row in samples for text in row.values()) == SHOWN
-    assert sum(len(json.dumps(score.details)) for score in scores.values()) < 12 * SHOWN * SAMPLES
+    assert max(len(text) for row in scores["rouge_l"].texts for text in row.values()) == SHOWN
+    assert sum(len(json.dumps([score.details, score.texts])) for score in scores.values()) < 12 * SHOWN * SAMPLES
 
 
 def test_what_cannot_be_is_told():

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from harness.api import EvaluatorSpec, Param, hookimpl
 
-ABOUT = {
-    "hellaswag": ("which sentence follows", 120),
-    "arc_easy": ("grade-school science, the easy part", 60),
-    "arc_challenge": ("grade-school science, the hard part", 70),
-    "piqa": ("how to do everyday things", 70),
-    "openbookqa": ("science facts and common sense", 40),
-    "winogrande": ("what a pronoun means", 40),
-    "boolq": ("yes or no about a passage", 150),
-    "mmlu": ("57 subjects, four choices, five examples before each question", 120),
+ABOUT = {  # what is asked, tokens of a document that are computed, documents
+    "hellaswag": ("which sentence follows", 120, 10_042),
+    "arc_easy": ("grade-school science, the easy part", 60, 2376),
+    "arc_challenge": ("grade-school science, the hard part", 70, 1172),
+    "piqa": ("how to do everyday things", 70, 1838),
+    "openbookqa": ("science facts and common sense", 40, 500),
+    "winogrande": ("what a pronoun means", 40, 1267),
+    "boolq": ("yes or no about a passage", 150, 3270),
+    "mmlu": ("57 subjects, four choices, five examples before each question", 120, 14_042),
 }
 NINE = ("mmlu", "openbookqa", "arc_easy", "winogrande", "arc_challenge", "piqa", "hellaswag")
 
@@ -22,7 +22,7 @@ def harness_register_evaluators():
     return [_spec(name, *about) for name, about in ABOUT.items()]
 
 
-def _spec(name: str, what: str, tokens: int) -> EvaluatorSpec:
+def _spec(name: str, what: str, tokens: int, documents: int) -> EvaluatorSpec:
     parameters = {"fewshot": Param(5 if name == "mmlu" else 0, "solved examples before each question", least=0)}
     if name == "mmlu":
         parameters["subjects"] = Param("", "only these, joined by +; empty is all")
@@ -33,4 +33,5 @@ def _spec(name: str, what: str, tokens: int) -> EvaluatorSpec:
         groups=("stage1", "stage2") if name in NINE else (),
         parameters=parameters,
         tokens=tokens,
+        documents=documents,
     )

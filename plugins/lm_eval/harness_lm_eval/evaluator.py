@@ -11,8 +11,9 @@ from importlib.metadata import version
 from typing import Any
 
 from harness.api import Context, Score, Scores
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError
 from harness.keys import canonical
+from harness.plugins import unknown
 from harness_lm_eval import rows
 from harness_lm_eval.tasks import SUBJECTS, TASKS, Part
 
@@ -50,9 +51,9 @@ class Benchmark:
             for metric in ("acc", "acc_norm"):
                 if metric in found:
                     values[metric][key] = float(found[metric])
-        details = self._details(asked[0][1], lm)
-        main = Score(values["acc"], higher_is_better=True, details=details)
-        return {"": main} | {name: Score(values[name], True, details=details) for name in values if name != "acc"}
+        about: dict[str, Any] = {"details": self._details(asked[0][1]), "notes": _notes(lm)}
+        main = Score(values["acc"], higher_is_better=True, **about)
+        return {"": main} | {name: Score(values[name], True, **about) for name in values if name != "acc"}
 
     def asked(self, limit: int | None) -> Iterator[Asked]:
         """The first documents of every part, with lm-eval's requests for each."""
@@ -67,8 +68,8 @@ class Benchmark:
                 _answerable(asked)
                 yield asked
 
-    def _details(self, first: Any, lm: Any) -> dict[str, Any]:
-        told: dict[str, Any] = {
+    def _details(self, first: Any) -> dict[str, Any]:
+        return {
             "task_version": first.VERSION,
             "lm_eval": version("lm-eval"),
             "fewshot": self.fewshot,
@@ -76,13 +77,15 @@ class Benchmark:
             "data": _named(self.name, self.found),
             "documents_from": "the first of the split" + (", each subject in turn" if len(self.parts) > 1 else ""),
         }
-        if lm.truncated:
-            told["truncated"] = f"{lm.truncated} requests are longer than {lm.max_length} tokens; they lost their start"
-        if lm.scorer.halved:
-            told["memory"] = f"a pass did not fit; continued with {lm.scorer.halved[-1]} tokens a pass"
-        if lm.slides:
-            told["scored_by"] = f"lm-eval's stock class: rows are longer than a window of {lm.window}"
-        return told
+
+
+def _notes(lm: Any) -> list[str]:
+    told = {
+        f"{lm.truncated} requests are longer than {lm.max_length} tokens; they lost their start": lm.truncated,
+        f"a pass did not fit into memory; continued with {lm.scorer.capacity} tokens a pass": lm.scorer.halved,
+        f"scored by lm-eval's stock class: rows are longer than a window of {lm.window}": lm.slides,
+    }
+    return [words for words, so in told.items() if so]
 
 
 def _answerable(asked: Asked) -> None:
@@ -106,8 +109,9 @@ def _named(name: str, found: Sequence[rows.Found]) -> dict[str, Any]:
 
 def _chosen(parts: Sequence[Part], subjects: str) -> list[Part]:
     names = [name for name in subjects.split("+") if name]
-    if unknown := [name for name in names if name not in SUBJECTS]:
-        raise UsageError(f"mmlu has no subject {unknown[0]!r}", "known: anatomy, astronomy, …; join several with +")
+    for name in names:
+        if name not in SUBJECTS:
+            raise unknown("subject of mmlu", name, SUBJECTS)
     return [part for part in parts if not names or part.name in names]
 
 

