@@ -68,7 +68,7 @@ MADE = (Fine, Fails, Crashes, Absent, Writes, Beside)
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch, one_process):
     specs = dict(registry().specs["evaluator"])
     for made in MADE:
         name = made.__name__.lower()
@@ -172,7 +172,7 @@ def test_an_evaluator_is_lent_the_dense_model(asked, tmp_path):
     assert record.scores["beside"].dense == (record.artefact.params_dense + 1) / 2
 
 
-def test_a_change_is_paired_by_document(tmp_path):
+def test_a_change_is_paired_by_document(one_process, tmp_path):
     record = run(tmp_path, "passages:window=32")
     score = record.scores["passages:window=32"]
     side = Store(tmp_path).read_side_file(score.samples)["documents"]
@@ -192,7 +192,7 @@ def test_a_paired_interval_forgets_what_both_share():
     assert stats.paired([1.0, 0.0, 1.0], [1.0, 0.0, 1.0]) == (0.0, None)
 
 
-def test_perplexity_equals_a_loop_of_a_few_lines(tmp_path):
+def test_perplexity_equals_a_loop_of_a_few_lines(one_process, tmp_path):
     """Windows of the joined text, each alone, the first token of each only read."""
     import torch
     from torch.nn.functional import log_softmax
@@ -220,7 +220,7 @@ def test_perplexity_equals_a_loop_of_a_few_lines(tmp_path):
 # --- the Penn Treebank ---
 
 
-def test_ptb_comes_from_a_folder_with_its_protocol(tmp_path, monkeypatch):
+def test_ptb_comes_from_a_folder_with_its_protocol(one_process, tmp_path, monkeypatch):
     lines = " no it was n't black monday \n but while the <unk> did n't fall <unk> \n\n" * 20
     (tmp_path / "ptb.test.txt").write_text(lines, encoding="utf-8")
     (tmp_path / "ptb.valid.txt").write_text("of <unk> " * 200, encoding="utf-8")
