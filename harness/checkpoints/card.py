@@ -10,9 +10,14 @@ from harness.api import ModelCard
 from harness.records import Record
 
 
+def in_one_line(text: str) -> str:
+    """Line ends as a sign: a model that writes nothing else shall not fill a page."""
+    return re.sub(r"\s*\n\s*", " ⏎ ", text)
+
+
 def side_by_side(texts: Sequence[Mapping[str, str]]) -> list[str]:
     """A table of texts, each one cell whatever it holds."""
-    rows = [[re.sub(r"\s+", " ", text).replace("|", "\\|") for text in row.values()] for row in texts]
+    rows = [[in_one_line(text).replace("|", "\\|") for text in row.values()] for row in texts]
     columns = list(texts[0])
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 

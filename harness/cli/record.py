@@ -12,6 +12,7 @@ from rich.table import Table
 from harness import stats
 from harness.accounting import tokens
 from harness.api import Workload
+from harness.checkpoints.card import in_one_line
 from harness.cli.output import console
 from harness.records import Latency, Record, ScoreRecord
 
@@ -57,10 +58,11 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
 
 
 def _side_by_side(name: str, score: ScoreRecord) -> Table:
-    columns = list(score.texts[0])
-    table = Table(*columns, title=f"texts behind {name}", box=box.SIMPLE_HEAD, title_justify="left", show_lines=True)
+    table = Table(title=f"texts behind {name}", box=box.SIMPLE_HEAD, title_justify="left", show_lines=True)
+    for column in score.texts[0]:
+        table.add_column(column, overflow="fold", ratio=1)
     for texts in score.texts:
-        table.add_row(*(escape(texts[column]) for column in columns))
+        table.add_row(*(escape(in_one_line(text)) for text in texts.values()))
     return table
 
 
