@@ -51,7 +51,9 @@ class Benchmark:
             for metric in ("acc", "acc_norm"):
                 if metric in found:
                     values[metric][key] = float(found[metric])
-        about: dict[str, Any] = {"details": self._details(asked[0][1]), "notes": _notes(lm)}
+        split = self.parts[0].split(asked[0][1].dataset)
+        notes = [*_notes(lm), *self.parts[0].notes(split)]
+        about: dict[str, Any] = {"details": self._details(asked[0][1], split), "notes": notes}
         main = Score(values["acc"], higher_is_better=True, **about)
         return {"": main} | {name: Score(values[name], True, **about) for name in values if name != "acc"}
 
@@ -68,12 +70,12 @@ class Benchmark:
                 _answerable(asked)
                 yield asked
 
-    def _details(self, first: Any) -> dict[str, Any]:
+    def _details(self, first: Any, split: str) -> dict[str, Any]:
         return {
             "task_version": first.VERSION,
             "lm_eval": version("lm-eval"),
             "fewshot": self.fewshot,
-            "split": self.parts[0].split(first.dataset),
+            "split": split,
             "data": _named(self.name, self.found),
             "documents_from": "the first of the split" + (", each subject in turn" if len(self.parts) > 1 else ""),
         }

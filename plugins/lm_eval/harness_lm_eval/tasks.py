@@ -69,6 +69,11 @@ class Part:
                 return str(self.definition[kind])
         return ""
 
+    def notes(self, asked: str) -> list[str]:
+        """What to know of figures of a split that is not the one others publish."""
+        first = self.definition.get("test_split") or asked
+        return [f"asked on {asked}; the rows of {first}, which lm-eval asks, are not at hand"] if first != asked else []
+
 
 def _examples(definition: Mapping[str, Any]) -> str | None:
     given = (definition.get("fewshot_config") or {}).get("split") or definition.get("fewshot_split")

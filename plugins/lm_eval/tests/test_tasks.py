@@ -102,6 +102,8 @@ def test_every_benchmark_reads_its_rows(packaged):
         label = "mmlu:subjects=anatomy+virology" if name == "mmlu" else name
         _, scores = evaluate(label, limit=2)
         assert len(scores[""].documents) == 2, name
+        other = any("asked on validation; the rows of test" in note for note in scores[""].notes)
+        assert other == (name in ("arc_easy", "arc_challenge", "openbookqa")), name
         assert all(value in (0.0, 1.0) for score in scores.values() for value in score.documents.values())
 
 
