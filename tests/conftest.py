@@ -14,6 +14,8 @@ os.environ["HARNESS_CHECK"] = "0"  # the kit has tests of its own; a run would c
 import pytest
 from hypothesis import HealthCheck, settings
 
+from .forks import in_one_process
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
@@ -48,21 +50,7 @@ def shared_data(monkeypatch):
 
 @pytest.fixture
 def one_process(monkeypatch):
-    """Saves the ten seconds of a fresh interpreter where a test is not about it; what it would do is done here."""
-    import json
-    from dataclasses import replace
-
-    from harness.checkpoints import fresh
-    from harness.latency import timing
-
-    for preset, protocol in timing.PROTOCOLS.items():
-        monkeypatch.setitem(timing.PROTOCOLS, preset, replace(protocol, fresh=False))
-
-    def ask(folder, out, dtype, workload):
-        fresh.answer(folder, out, dtype, workload)
-        return json.loads(out.with_suffix(".json").read_text())
-
-    monkeypatch.setattr(fresh, "ask", ask)
+    in_one_process(monkeypatch)
 
 
 @pytest.fixture

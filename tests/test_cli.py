@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +12,9 @@ import pytest
 import harness
 from harness.cli import COMMANDS
 
+from .forks import command as run
+
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
-
-
-def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(COMMAND + list(words), capture_output=True, text=True, env={**os.environ, **env})
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int, cause: str, remedy: str) -> None:
@@ -216,7 +213,12 @@ def test_a_disk_that_fills_up_midway(tmp_path, folder):
     try:
         filled = mount / "other"
         filled.write_bytes(b"x" * 40_000)
-        done = run("run", "--pruner", "dense", "--model", "tiny", "--device", "null", "--json", HARNESS_RUNS=str(mount))
+        words = ["run", "--pruner", "dense", "--model", "tiny", "--device", "null", "--json"]
+        env = {
+            **os.environ,
+            "HARNESS_RUNS": str(mount),
+        }  # the fresh process that proves the model is the one that fails
+        done = subprocess.run(COMMAND + words, capture_output=True, text=True, env=env)
         refused(done, 3, "No space left on device", "make room")
     finally:
         subprocess.run(["umount", str(mount)], check=False)

@@ -16,7 +16,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import harness
 from harness import hookspecs, plugins
 
 from .conftest import ROOT
+from .forks import command
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
@@ -136,12 +136,7 @@ class Desk:
         if "./my-model" in words and not (self.folder / "my-model").exists():
             self.make_model()
         for tries in (1, 2, 3):
-            done = subprocess.run(
-                [sys.executable, "-c", "from harness.cli import main; main()", *words],
-                capture_output=True,
-                text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([*self.path, os.environ.get("PYTHONPATH", "")])},
-            )
+            done = command(*words, PYTHONPATH=os.pathsep.join([*self.path, os.environ.get("PYTHONPATH", "")]))
             if not (done.returncode == 1 and re.search(r"^unstable", done.stdout, re.MULTILINE) and tries < 3):
                 break
         assert done.returncode == 0, f"harness {shlex.join(words)}: {done.stdout}\n{done.stderr}"

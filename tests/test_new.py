@@ -13,12 +13,12 @@ import pytest
 from harness.leaderboard.readme import filled
 
 from .conftest import ROOT
+from .forks import command
 
 
 def harness(*words, where, site=None):
     path = os.pathsep.join(filter(None, [str(site or ""), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-c", "from harness.cli import main; main()", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=where, env={**os.environ, "PYTHONPATH": path})
+    return command(*words, cwd=where, PYTHONPATH=path)
 
 
 def installed(folder, site):
@@ -26,8 +26,8 @@ def installed(folder, site):
     if (uv := shutil.which("uv")) is None:
         assert not os.environ.get("CI"), "CI without uv would prove nothing here"
         pytest.skip("uv is not on the path, and this environment has no pip")
-    command = [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", str(site)]
-    subprocess.run([*command, str(folder)], check=True)
+    words = [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", str(site)]
+    subprocess.run([*words, str(folder)], check=True)
 
 
 def run_of(kind, name):

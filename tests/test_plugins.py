@@ -13,6 +13,8 @@ from harness import plugins
 from harness.cli import COMMANDS
 from harness.errors import UsageError
 
+from .forks import command
+
 HEAVY = ("torch", "pydantic", "rich", "numpy", "transformers", "datasets")
 GOOD = """
 from harness import Cut, PrunerSpec, hookimpl, uniform
@@ -46,12 +48,7 @@ def install(site, name: str, source: str):
 
 def harness(*words, site=None, **env):
     path = os.pathsep.join(filter(None, [str(site) if site else "", os.environ.get("PYTHONPATH", "")]))
-    return subprocess.run(
-        [sys.executable, "-c", "from harness.cli import main; main()", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, **env},
-    )
+    return command(*words, PYTHONPATH=path, **env)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""The command, in forks of one process that has the libraries: a fresh interpreter takes ten seconds to import them.
+
+Run as a script, this is that process: each line it reads is a command, each line it writes an exit code.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    "harness.cell",
+    "harness.planning",
+    "harness.checkpoints.modeling",
+    "harness.cli.record",
+    "transformers.models.llama.modeling_llama",
+)
+
+
+def command(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """`harness WORDS`, in a process of its own that saves, proves and times in that same process."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = {"words": words, "cwd": str(cwd or Path.cwd()), "env": {**os.environ, **env}, "folder": folder}
+        server = _server()
+        print(json.dumps(asked), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("out", "err"))
+    return subprocess.CompletedProcess(words, code, out, err)
+
+
+_known: list[Any] = []
+
+
+def _server() -> Any:
+    if not _known:
+        made = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        atexit.register(made.kill)
+        _known.append(made)
+    return _known[0]
+
+
+def in_one_process(patch: Any) -> None:
+    """What a fresh interpreter would do is done in this one, where a test is not about that."""
+    from harness.checkpoints import fresh
+    from harness.latency import timing
+
+    for preset, protocol in timing.PROTOCOLS.items():
+        patch.setitem(timing.PROTOCOLS, preset, replace(protocol, fresh=False))
+
+    def ask(folder: Path, out: Path, dtype: str, workload: Any) -> Any:
+        fresh.answer(folder, out, dtype, workload)
+        return json.loads(out.with_suffix(".json").read_text())
+
+    patch.setattr(fresh, "ask", ask)
+
+
+def _answer(words: list[str], cwd: str, env: dict[str, str], folder: str) -> None:
+    import pytest
+
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.path[:0] = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", *sys.path)]
+    for number, name in enumerate(("in", "out", "err")):
+        os.dup2(os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT), number)
+    sys.argv = ["harness", *words]
+    in_one_process(pytest.MonkeyPatch())
+    from harness.cli import main
+
+    try:
+        main()
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(bool(code)))
+
+
+def _serve() -> None:
+    sys.path[0] = ""  # as with `python -c`
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        if not (child := os.fork()):
+            try:
+                _answer(**json.loads(line))
+            finally:
+                os._exit(70)  # what it could not even begin
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
