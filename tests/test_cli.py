@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -213,11 +214,12 @@ def test_a_disk_that_fills_up_midway(tmp_path, folder):
     try:
         filled = mount / "other"
         filled.write_bytes(b"x" * 40_000)
+        # it is the fresh process, which proves the model, that runs out of room
         words = ["run", "--pruner", "dense", "--model", "tiny", "--device", "null", "--json"]
         env = {
             **os.environ,
             "HARNESS_RUNS": str(mount),
-        }  # the fresh process that proves the model is the one that fails
+        }
         done = subprocess.run(COMMAND + words, capture_output=True, text=True, env=env)
         refused(done, 3, "No space left on device", "make room")
     finally:
