@@ -194,9 +194,11 @@ class Cell:
         self.beat(name)
         emit(Event(name="stage-started", cell=self.id, stage=name))
         start = time.monotonic()
-        yield self.reporter.progress
-        process.give_back()
-        emit(Event(name="stage-finished", cell=self.id, stage=name, seconds=time.monotonic() - start))
+        try:
+            yield self.reporter.progress
+        finally:
+            process.give_back()
+            emit(Event(name="stage-finished", cell=self.id, stage=name, seconds=time.monotonic() - start))
 
     def context(self, progress: Callable[..., None], **more: Any) -> Context:
         spec = self.plan.spec

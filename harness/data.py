@@ -104,7 +104,7 @@ def locate(name: str, role: str = EVALUATE) -> Found:
         return found
     source = SOURCES[name]
     if role not in source.files:
-        raise UsageError(f"the text {name!r} does not serve to {role}", "give another")
+        raise UsageError(f"the text {name!r} does not serve to {role}", f"known: {', '.join(_serving(role))}")
     rows = _hub(*source.hub[role], source.field) if role in source.hub else None
     if rows is None:
         raise EnvironmentFault(
@@ -117,7 +117,9 @@ def locate(name: str, role: str = EVALUATE) -> Found:
 
 def identity(name: str, role: str, fetch: bool = True) -> dict[str, Any]:
     """What a text set is; unknown stays unknown where nothing may be fetched."""
-    found = locate(name, role) if fetch else local(name, role)
+    found = local(name, role)
+    if found is None and (fetch or role not in SOURCES[name].hub):
+        found = locate(name, role)
     return found[0] if found else {"name": name, "role": role, "source": "to be fetched"}
 
 
@@ -127,9 +129,13 @@ def read(name: str, role: str = EVALUATE) -> Text:
     return Text(_role_rows(source.split, rows(), role), told, source.join)
 
 
+def _serving(role: str) -> list[str]:
+    return [name for name, source in SOURCES.items() if role in source.files]
+
+
 def _wanted(source: Source, role: str) -> str:
-    pattern = source.files[role]
-    return pattern.replace("[._-]", ".").replace(".*", ".txt")
+    pattern = source.files[role].replace("[._-]", ".").replace(".*", ".txt")
+    return pattern + (f' with rows {{"{source.field}": "…"}}' if pattern.endswith(".jsonl") else "")
 
 
 def _identity(name: str, role: str, where: str, sha256: str) -> dict[str, Any]:
@@ -164,17 +170,15 @@ def _files(pattern: str) -> Iterator[Path]:
 
 def _lines(path: Path, name: str) -> Iterator[str]:
     """The rows of a file: JSON by line, or the lines themselves."""
-    if path.suffix == ".txt":
-        yield from (line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-        return
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)[name]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise EnvironmentFault(f"{path}:{number} is not a row with {name!r}", "repair the file") from None
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            words = line.decode().strip()
+            if words:
+                yield words if path.suffix == ".txt" else json.loads(words)[name]
+        except UnicodeDecodeError:
+            raise EnvironmentFault(f"{path}:{number} is not UTF-8", "convert the file") from None
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise EnvironmentFault(f"{path}:{number} is not a row with {name!r}", "repair the file") from None
 
 
 def _arrow(path: Path, name: str) -> list[str]:
@@ -244,7 +248,7 @@ def calibration(
     windows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if len(windows) < count:
         fewer = f"ask for at most {len(windows)}{told(count)}, for" if len(windows) else "ask for"
-        others = " or ".join(f"--calibration {other}" for other in SOURCES if other != name)
+        others = " or ".join(f"--calibration {other}" for other in _serving(CALIBRATE) if other != name)
         raise UsageError(
             f"the text {name} has {len(windows)} calibration windows of {length} tokens ({len(tokens)} in all), "
             f"not {count}",

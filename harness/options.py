@@ -84,31 +84,29 @@ def _broken(value: Any, param: Param) -> str:
     return " and ".join(f"{words} {bound}" for words, bound, _ in bounds)
 
 
-def evaluations(wanted: Sequence[str], preset: str, fetch: bool = True) -> tuple[list[Evaluation], dict[str, str]]:
+def evaluations(
+    wanted: Sequence[str], preset: str, fetch: bool = True
+) -> tuple[list[Evaluation], dict[str, EnvironmentFault]]:
     """Evaluators by name or group, once each, in order; `name:key=value` sets a parameter.
 
     Those whose data is not at hand stand beside, with where to get it, as long as there are others.
     """
     data.folders()  # a folder that is not there is no missing text
-    found, missing, fault = [], {}, None
+    found: list[Evaluation] = []
+    missing: dict[str, EnvironmentFault] = {}
     for text in _expand(wanted):
         try:
             found.append(_evaluation(text, preset, fetch))
         except EnvironmentFault as error:
-            fault = missing[text] = error
-    if fault is not None and not found:
-        raise fault
-    return found, {text: error.line for text, error in missing.items()}
+            missing[text] = error
+    if not found:
+        raise next(iter(missing.values()), UsageError("no evaluator is named", "give --eval smoke"))
+    return found, missing
 
 
 def _expand(wanted: Sequence[str]) -> list[str]:
-    specs = plugins.registry().specs["evaluator"]
-    found: dict[str, None] = {}
-    for text in wanted:
-        members = [name for name, spec in specs.items() if text in spec.groups]
-        for name in members or [text]:
-            found[name] = None
-    return list(found)
+    groups = plugins.groups()
+    return list(dict.fromkeys(name for text in wanted if text for name in groups.get(text, [text])))
 
 
 def recovering(text: str, preset: str, source: str, fetch: bool = True) -> Recovering:
@@ -135,7 +133,9 @@ def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
     name, given = _told(text)
     specs = plugins.registry().specs["evaluator"]
     if name not in specs:
-        groups = {group for spec in specs.values() for group in spec.groups}
+        groups = plugins.groups()
+        if name in groups:
+            raise UsageError(f"{name} is a group and takes no settings", f"give them to {' or '.join(groups[name])}")
         raise plugins.unknown("evaluator", name, {*specs, *groups})
     parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
     made = Evaluation(_label(name, given, parameters), specs[name], parameters, {})

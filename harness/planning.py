@@ -68,7 +68,8 @@ def make(request: Request, fetch: bool = True) -> Plan:
         raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
     workloads = [str(Workload.parse(text)) for text in request.workloads] or [device.workload]
     parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
-    found, missing = evaluations(request.evaluators, request.preset, fetch)
+    found, absent = evaluations(request.evaluators, request.preset, fetch)
+    missing = {label: fault.line for label, fault in absent.items()}
     limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)
     recovery = recovering(request.recovery, request.preset, request.calibration, fetch)
     calibration = None

@@ -89,13 +89,24 @@ class Registry:
         return made(runtime=runtime or runtimes[0]) if len(runtimes) > 1 else made()
 
 
+def groups() -> dict[str, list[str]]:
+    """Names that stand for several evaluators, and which."""
+    found: dict[str, list[str]] = {}
+    for name, spec in registry().specs["evaluator"].items():
+        for group in spec.groups:
+            found.setdefault(group, []).append(name)
+    return found
+
+
 def code_version(kind: str, name: str) -> str:
     """What names a plug-in's code in keys: its versions, and the text itself where it is run from a checkout.
 
     Whoever is writing a method changes it many times under one version; yesterday's result is not today's.
     """
     spec, origin = registry().specs[kind][name], registry().origins[kind, name]
-    return f"{origin.version}/{spec.version}{source_mark(spec.target.partition(':')[0])}"
+    module = spec.target.partition(":")[0]
+    package = module.partition(".")[0]
+    return f"{origin.version}/{spec.version}{source_mark(module if package == 'harness' else package)}"
 
 
 def source_mark(module: str) -> str:

@@ -106,7 +106,7 @@ def score_words(score: Score, store: Store) -> dict[str, Any]:
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        raise HarnessError("the evaluation is not a number: the pruned model overflows", "ask for a smaller ratio")
+        raise HarnessError("the evaluation is not a number: the model overflows", "ask for a smaller ratio")
     return {
         "value": value,
         "stderr": value * stderr if stderr is not None and score.scale == "exp-mean" else stderr,
@@ -128,8 +128,10 @@ def compared(pruned: dict[str, Any], dense: dict[str, Any] | None, store: Store)
     ours, theirs = (store.read_side_file(words["samples"])["documents"] for words in (pruned, dense))
     if shared := [name for name in ours if name in theirs]:
         change = stats.paired([ours[name] for name in shared], [theirs[name] for name in shared])
+    noted = pruned.get("notes", [])
+    notes = [*noted, *(f"of dense: {words}" for words in dense.get("notes", []) if words not in noted)]
     return ScoreRecord(
-        **pruned,
+        **{**pruned, "notes": notes},
         dense=dense["value"],
         dense_stderr=dense["stderr"],
         change=_scaled(change[0], pruned) if change else None,

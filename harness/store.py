@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,17 @@ class Store(Files):
         return name
 
     def lacks(self, *names: str) -> bool:
-        """Whether any of these side files is missing."""
-        return not all(self.path("samples", name).is_file() for name in names if name)
+        """Whether any of these side files is missing or damaged."""
+        return any(self.read_side_file(name) is None for name in names if name)
 
     def read_side_file(self, name: str) -> Any:
         path = self.path("samples", name)
         try:
             text = gzip.decompress(path.read_bytes())
-        except (OSError, EOFError):
+        except FileNotFoundError:
             return None
+        except (OSError, EOFError, zlib.error):
+            text = b""
         if f"{hashlib.sha256(text).hexdigest()}.json.gz" != name:
             self.set_aside(path, "does not match its name")
             return None

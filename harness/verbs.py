@@ -47,7 +47,7 @@ def load(path: Path | str, dtype: str | None = None) -> Any:
 
 def evaluate(
     path: Path | str,
-    evaluators: Sequence[str] = ("smoke",),
+    evaluators: str | Sequence[str] = ("smoke",),
     *,
     limit: int | None = None,
     dtype: str = "fp32",
@@ -63,9 +63,10 @@ def evaluate(
         raise UsageError(f"limit {limit} leaves nothing to evaluate", "give 1 or more")
     folder, store, found = Path(path), Store(Path(out) if out else None), {}
     model, tokenizer = load(folder, dtype), folders.tokenizer(folder)
-    evaluations, missing = options.evaluations(evaluators, preset)
+    asked = evaluators.split(",") if isinstance(evaluators, str) else evaluators
+    evaluations, missing = options.evaluations(asked, preset)
     if missing:
-        raise EnvironmentFault(next(iter(missing.values())))
+        raise next(iter(missing.values()))
     for evaluation in evaluations:
         with tempfile.TemporaryDirectory() as work_dir:
             ctx = Context(

@@ -11,7 +11,7 @@ from harness import data, options, planning, stats
 from harness.api import EvaluatorSpec, Score
 from harness.cell import Cell, Reporter
 from harness.cli.record import print_record
-from harness.errors import EnvironmentFault, HarnessError
+from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.plugins import registry
 from harness.store import Store
 
@@ -49,7 +49,7 @@ class Absent(Asked):
 
 class Writes(Asked):
     def evaluate(self, model, ctx):
-        texts = [{"prompt": "a|b", "dense": "one\ntwo", "pruned": "[red]three"}]
+        texts = [{"prompt": "a|b", "dense": "one\ntwo", "pruned": "[red]three\x1b[2J"}]
         return {
             "": Score({"a": 1.0}, True, notes=["two rows lost their start"], texts=texts),
             "norm": Score({"a": 0.5}, True, notes=["two rows lost their start"]),
@@ -133,6 +133,28 @@ def test_data_that_turns_out_to_be_damaged_ends_no_other(asked, tmp_path, monkey
     assert record.scores["fine"].value == 0.5
 
 
+def test_a_damaged_side_file_is_made_again_alone(asked, tmp_path):
+    first = run(tmp_path, "fine", "passages:window=32")
+    (tmp_path / "samples" / first.scores["fine"].samples).write_bytes(b"junk")
+    Asked.runs.clear()
+    second = run(tmp_path, "fine", "passages:window=32")
+    assert second.status == "ok"
+    assert second.scores["fine"] == first.scores["fine"]
+    assert Asked.runs == ["Fine"]  # dense and pruned share a side file here, since they answered the same
+
+
+@pytest.mark.parametrize(("wanted", "cause"), [("", "no evaluator is named"), ("smoke:window=3", "is a group")])
+def test_words_that_name_no_evaluator(wanted, cause):
+    with pytest.raises(UsageError, match=cause):
+        options.evaluations([wanted], "quick")
+
+
+def test_text_that_no_hub_has_is_missed_while_planning(monkeypatch):
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    _, missing = options.evaluations(["ptb", "passages"], "quick", fetch=False)
+    assert list(missing) == ["ptb"]
+
+
 def test_a_window_longer_than_the_model_stops_no_other(asked, tmp_path):
     record = run(tmp_path, "passages:window=4096", "fine")
     assert record.status == "ok"
@@ -152,10 +174,11 @@ def test_a_reader_is_shown_notes_and_texts(asked, tmp_path, capsys):
     told = capsys.readouterr().out
     assert told.count("writes: two rows lost their start") == 1
     assert "[red]three" in told
+    assert "\x1b[2J" not in told
     assert told.count("by nought") == 1
     card = (tmp_path / record.artefact.path / "README.md").read_text()
     assert "| prompt | dense | pruned |" in card
-    assert "| a\\|b | one ⏎ two | [red]three |" in card
+    assert "| a\\|b | one ⏎ two | [red]three�[2J |" in card
 
 
 def test_what_is_missing_makes_another_cell(asked, tmp_path):

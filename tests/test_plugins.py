@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from harness import plugins
+from harness.api import PrunerSpec
 from harness.cli import COMMANDS
 from harness.errors import UsageError
 
@@ -181,3 +182,19 @@ def test_an_edited_plugin_is_another_version(site):
     assert before.startswith("0.3/1+")
     assert version() != before
     assert plugins.source_mark("click") == ""  # installed from a wheel: its version names it
+
+
+def test_a_file_beside_the_target_is_part_of_the_version(site, monkeypatch):
+    folder = site / "harness_wide"
+    folder.mkdir()
+    for name, text in {"__init__": "", "method": "from harness_wide.other import X", "other": "X = 1"}.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(site))
+    origin = plugins.Origin("wide", "prune-harness-wide", "0.1")
+    made = plugins.Registry(plugins.registry().manager)
+    made.specs["pruner"]["wide"] = PrunerSpec(name="wide", target="harness_wide.method:X", summary="")
+    made.origins["pruner", "wide"] = origin
+    monkeypatch.setattr(plugins, "registry", lambda: made)
+    before = plugins.code_version("pruner", "wide")
+    (folder / "other.py").write_text("X = 2")
+    assert plugins.code_version("pruner", "wide") != before

@@ -21,6 +21,9 @@ class Perplexity:
     def evaluate(self, model: Any, ctx: Context) -> Scores:
         import torch
 
+        most = ctx.anatomy.config.get("max_position_embeddings")
+        if most is not None and self.window > most:
+            raise Unsupported(f"the model sees {most} tokens, a window is {self.window}", f"give window={most}")
         text = data.read(self.text)
         tokens = data.tokenize(ctx.tokenizer, text.documents, text.join)
         windows = tokens[: len(tokens) // self.window * self.window].reshape(-1, self.window)[: ctx.limit]

@@ -10,9 +10,13 @@ from harness.api import ModelCard
 from harness.records import Record
 
 
+def _spread(value: float | None, stderr: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" + ("" if stderr is None else f" ± {stderr:.2g}")
+
+
 def in_one_line(text: str) -> str:
-    """Line ends as a sign: a model that writes nothing else shall not fill a page."""
-    return re.sub(r"\s*\n\s*", " ⏎ ", text)
+    """Line ends as a sign, since a model may write nothing else, and no codes that steer a terminal."""
+    return "".join(c if c.isprintable() else "�" for c in re.sub(r"\s*\n\s*", " ⏎ ", text))
 
 
 def side_by_side(texts: Sequence[Mapping[str, str]]) -> list[str]:
@@ -48,8 +52,8 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
         )
     for name, score in record.scores.items():
         if not name.startswith("footprint"):
-            dense = "" if score.dense is None else f"{score.dense:.4g}"
-            lines.append(f"| {name} (n={score.n}) | {dense} | {score.value:.4g} |")
+            cells = (_spread(score.dense, score.dense_stderr), _spread(score.value, score.stderr))
+            lines.append(f"| {name} (n={score.n}) | {' | '.join(cells)} |")
     for name, score in record.scores.items():
         if score.texts:
             lines += ["", f"What both wrote ({name}):", "", *side_by_side(score.texts)]

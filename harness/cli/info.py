@@ -27,6 +27,12 @@ def command(name: str, as_json: bool) -> None:
     harness info llama3.2-1b
     """
     known = plugins.registry()
+    if name in plugins.groups():
+        members = plugins.groups()[name]
+        click.echo(
+            json.dumps(members) if as_json else f"{name} (group of evaluators) --eval {name}: {', '.join(members)}"
+        )
+        return
     found = [(kind, specs[name]) for kind, specs in known.specs.items() if name in specs]
     if not found:
         every = {n for specs in known.specs.values() for n in specs}

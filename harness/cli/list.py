@@ -43,6 +43,8 @@ def command(kind: str | None, as_json: bool, markdown: bool) -> None:
             where = f"{row['origin']} {row['version']}"
             line = row["summary"] if row["ok"] else click.style(row["reason"], fg="red")
             click.echo(f"  {row['name']:{width}}  {click.style(f'{where:{origin}}', dim=True)}  {line}")
+        if group == "evaluator":
+            click.secho(f"  groups: {', '.join(plugins.groups())}", dim=True)
 
 
 def plural(kind: str) -> str:

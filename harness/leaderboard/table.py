@@ -68,7 +68,7 @@ def _group(workload: str, records: list[Record]) -> str:
             del row["recovery"]
         if metered:
             row["mJ per token"] = _energy(record, workload) or "not read"
-        values = {_column(name, score): f"{score.value:.4g}" for name, score in _scores(record).items()}
+        values = {_column(name, score): _value(score) for name, score in _scores(record).items()}
         rows.append(row | {column: values.get(column, "-") for column in columns} | {"cell": record.id[:8]})
     spec, machine = records[0].spec, records[0].environment.device
     clocks = " and ".join(sorted({t.clock for t in timings}))
@@ -97,7 +97,12 @@ def _scores(record: Record) -> dict[str, ScoreRecord]:
 
 def _column(name: str, score: ScoreRecord) -> str:
     window = f", window {score.details['window']}" if "window" in score.details else ""
-    return f"{name}{window}, n={score.n}"
+    split = f", {score.details['split']}" if "split" in score.details else ""
+    return f"{name}{window}{split}, n={score.n}"
+
+
+def _value(score: ScoreRecord) -> str:
+    return f"{score.value:.4g}" + (f" ± {score.stderr:.2g}" if score.stderr is not None else "")
 
 
 def _speedup(timing: Latency) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -62,12 +63,14 @@ class Benchmark:
         for part, found, share in zip(self.parts, self.found, _shares(len(self.parts), limit), strict=True):
             if share == 0:
                 continue
-            task = part.build(found, self.fewshot, share)
+            with _told(f"the rows of {part.name}", part):
+                task = part.build(found, self.fewshot, share)
             for number, doc in task.doc_iterator(limit=share):
-                context = task.fewshot_context(doc, self.fewshot)
-                requests = task.construct_requests(doc=doc, ctx=context, metadata=(part.name, number, 1))
-                asked = f"{part.name}/{number}", task, doc, requests
-                _answerable(asked)
+                with _told(f"row {part.name}/{number}", part):
+                    context = task.fewshot_context(doc, self.fewshot)
+                    requests = task.construct_requests(doc=doc, ctx=context, metadata=(part.name, number, 1))
+                    asked = f"{part.name}/{number}", task, doc, requests
+                    _answerable(asked)
                 yield asked
 
     def _details(self, first: Any, split: str) -> dict[str, Any]:
@@ -88,6 +91,20 @@ def _notes(lm: Any) -> list[str]:
         f"scored by lm-eval's stock class: rows are longer than a window of {lm.window}": lm.slides,
     }
     return [words for words, so in told.items() if so]
+
+
+@contextmanager
+def _told(what: str, part: Part) -> Iterator[None]:
+    """lm-eval's definitions take their columns and answers for granted."""
+    try:
+        yield
+    except HarnessError:
+        raise
+    except Exception as error:
+        raise HarnessError(
+            f"{what} cannot be asked: {type(error).__name__}: {error}",
+            f"give rows with the columns and answers of {part.source.hub}",
+        ) from error
 
 
 def _answerable(asked: Asked) -> None:

@@ -103,9 +103,9 @@ def _in_package(packed: str) -> dict[str, Path]:
 def _rows(path: Path, limit: int | None) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
-    found = 0
+    found, told = 0, f"{path.parent.name}/{path.name}"
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if limit is not None and found == limit:
                     return
@@ -115,7 +115,7 @@ def _rows(path: Path, limit: int | None) -> Iterator[dict[str, Any]]:
                     yield json.loads(line)
                     found += 1
                 except ValueError:
-                    raise EnvironmentFault(f"{path.name}:{number} is not JSON", "repair the file") from None
+                    raise EnvironmentFault(f"{told}:{number} is not JSON", "repair the file") from None
         return
     try:
         if path.suffix == ".parquet":
@@ -124,7 +124,7 @@ def _rows(path: Path, limit: int | None) -> Iterator[dict[str, Any]]:
             with pyarrow.memory_map(str(path)) as file:
                 table = pyarrow.ipc.open_stream(file).read_all()
     except pyarrow.ArrowInvalid as error:
-        raise EnvironmentFault(f"{path.name} is damaged: {error}", "fetch it again") from None
+        raise EnvironmentFault(f"{told} is damaged: {error}", "fetch it again") from None
     yield from (table if limit is None else table.slice(0, limit)).to_pylist()
 
 

@@ -187,12 +187,21 @@ def test_blank_lines_are_no_rows(folder):
     assert len(evaluate("piqa")[1][""].documents) == 5
 
 
-@pytest.mark.parametrize(("content", "told"), [("", "holds no rows"), ("{broken", "validation.jsonl:1 is not JSON")])
+@pytest.mark.parametrize(
+    ("content", "told"), [("", "holds no rows"), ("{broken", "piqa/validation.jsonl:1 is not JSON")]
+)
 def test_a_damaged_file_is_named(folder, content, told):
     (folder / "piqa").mkdir()
     (folder / "piqa" / "validation.jsonl").write_text(content, encoding="utf-8")
     with pytest.raises(EnvironmentFault, match=told):
         evaluate("piqa")
+
+
+def test_rows_with_other_columns_are_named(folder):
+    write(folder, "validation", [{"foo": 1}])
+    with pytest.raises(HarnessError, match="cannot be asked") as refused:
+        evaluate("piqa")
+    assert "baber/piqa" in refused.value.remedy
 
 
 def test_examples_from_a_split_that_is_not_there(folder):
