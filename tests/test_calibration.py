@@ -12,6 +12,8 @@ from harness import plugins
 from harness.errors import UsageError
 from harness.models import cards, loading
 
+from .forks import command
+
 SPECS = plugins.registry().specs
 LEARNING = sorted(name for name, spec in SPECS["pruner"].items() if "calibration" in spec.needs)
 RECOVERIES = sorted(name for name, spec in SPECS["recovery"].items() if "calibration" in spec.needs)
@@ -23,6 +25,21 @@ def quick(pruner: str) -> dict:
     if "ratio" in SPECS["pruner"][pruner].budgets:
         return QUICK
     return {"latency": "0.8x", "device": "null", "limit": 1}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """The cost table that methods under a latency ask for, made once."""
+    folder = tmp_path_factory.mktemp("profiled")
+    done = command("profile", "--device", "null", "--model", "tiny", HARNESS_RUNS=str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder / "tables"
+
+
+@pytest.fixture
+def runs(runs, tables, one_process):
+    shutil.copytree(tables, runs / "tables")
+    return runs
 
 
 @pytest.fixture
