@@ -139,3 +139,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
         return statistics.correlation(ranks(first), ranks(second))
     except statistics.StatisticsError:  # one of them is constant
         return 0.0
+
+
+def spread(value: float | None, stderr: float | None) -> str:
+    """A figure with its standard error, short; nothing where there is none."""
+    return "" if value is None else f"{value:.4g}" + ("" if stderr is None else f" ± {stderr:.2g}")

@@ -6,12 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from harness import stats
 from harness.api import ModelCard
 from harness.records import Record
-
-
-def _spread(value: float | None, stderr: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" + ("" if stderr is None else f" ± {stderr:.2g}")
 
 
 def in_one_line(text: str) -> str:
@@ -52,7 +49,7 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
         )
     for name, score in record.scores.items():
         if not name.startswith("footprint"):
-            cells = (_spread(score.dense, score.dense_stderr), _spread(score.value, score.stderr))
+            cells = (stats.spread(score.dense, score.dense_stderr), stats.spread(score.value, score.stderr))
             lines.append(f"| {name} (n={score.n}) | {' | '.join(cells)} |")
     for name, score in record.scores.items():
         if score.texts:

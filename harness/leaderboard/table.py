@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness import stats
 from harness.accounting import tokens
 from harness.api import Workload
 from harness.keys import canonical
@@ -68,7 +69,9 @@ def _group(workload: str, records: list[Record]) -> str:
             del row["recovery"]
         if metered:
             row["mJ per token"] = _energy(record, workload) or "not read"
-        values = {_column(name, score): _value(score) for name, score in _scores(record).items()}
+        values = {
+            _column(name, score): stats.spread(score.value, score.stderr) for name, score in _scores(record).items()
+        }
         rows.append(row | {column: values.get(column, "-") for column in columns} | {"cell": record.id[:8]})
     spec, machine = records[0].spec, records[0].environment.device
     clocks = " and ".join(sorted({t.clock for t in timings}))
@@ -99,10 +102,6 @@ def _column(name: str, score: ScoreRecord) -> str:
     window = f", window {score.details['window']}" if "window" in score.details else ""
     split = f", {score.details['split']}" if "split" in score.details else ""
     return f"{name}{window}{split}, n={score.n}"
-
-
-def _value(score: ScoreRecord) -> str:
-    return f"{score.value:.4g}" + (f" ± {score.stderr:.2g}" if score.stderr is not None else "")
 
 
 def _speedup(timing: Latency) -> str:
