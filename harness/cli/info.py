@@ -27,11 +27,9 @@ def command(name: str, as_json: bool) -> None:
     harness info llama3.2-1b
     """
     known = plugins.registry()
-    if name in plugins.groups():
-        members = plugins.groups()[name]
-        click.echo(
-            json.dumps(members) if as_json else f"{name} (group of evaluators) --eval {name}: {', '.join(members)}"
-        )
+    if members := plugins.groups().get(name):
+        told = f"{name} (group of evaluators) --eval {name}: {', '.join(members)}"
+        click.echo(json.dumps(members) if as_json else told)
         return
     found = [(kind, specs[name]) for kind, specs in known.specs.items() if name in specs]
     if not found:
@@ -43,11 +41,11 @@ def command(name: str, as_json: bool) -> None:
             found = [("model", card(name))]
         except (EnvironmentFault, UsageError):
             raise plugins.unknown("name", name, every, made_here(name)) from None
-    told = [describe(kind, spec) for kind, spec in found]
+    described = [describe(kind, spec) for kind, spec in found]
     if as_json:
-        click.echo(json.dumps(told[0] if len(told) == 1 else told, indent=2, default=str))
+        click.echo(json.dumps(described[0] if len(described) == 1 else described, indent=2, default=str))
         return
-    for words in told:
+    for words in described:
         show(words)
 
 
