@@ -515,11 +515,30 @@ def test_a_second_search_begins_where_the_first_ended(staircase):
     def measure(shape):
         return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.004), 0.02)
 
+    finished = {"setting": first.setting, "measured": 0.71, "final": True}
     again = match.Matcher(
-        ANATOMY, promising(), by_flops, measure, 0.68, "x", 1.0, first.words()["probes"] + [{"final": True}]
+        ANATOMY, promising(), by_flops, measure, 0.68, "x", 1.0, first.words()["probes"] + [finished]
     ).run()
     assert len(again.probes) <= match.PROBES
-    assert again.setting >= first.setting - 0.05
+    assert again.setting > first.setting
+
+
+@pytest.mark.parametrize("seed", [20, 28, 31, 37])
+def test_a_finished_model_that_missed_is_not_asked_for_again(seed):
+    """Random weights of its shape flatter it, by more or less."""
+    limit, tighten, tried, draw = 0.7, 1.0, [], random.Random(seed)
+
+    def measure(shape):
+        return Measured(0.97 * by_flops(shape) ** 0.9 * draw.gauss(1, 0.02), 0.05)
+
+    for _ in range(3):
+        found = match.Matcher(ANATOMY, promising(), by_flops, measure, limit * tighten, earlier=tried).run()
+        taken = by_flops(uniform(ANATOMY, found.setting)) ** 0.9
+        assert all(probe["setting"] < found.setting for probe in tried if "final" in probe)
+        if taken <= limit:
+            break
+        tried = [*tried, *found.words()["probes"], {"setting": found.setting, "measured": taken, "final": True}]
+        tighten *= limit / taken * 0.996
 
 
 def test_out_of_a_methods_reach_is_said(staircase):

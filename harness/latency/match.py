@@ -62,7 +62,8 @@ class Method:
 class Matcher:
     """A search for the smallest setting whose shape is fast enough.
 
-    `scale` is what dense takes in the budget's unit; `earlier` are probes of a search for a higher limit.
+    `scale` is what dense takes in the budget's unit; `earlier` are probes of a search for a higher limit, and
+    the finished models that missed it.
     """
 
     def __init__(
@@ -86,7 +87,9 @@ class Matcher:
         self.points = [(estimate({}), scale)]  # estimates, and what was measured there
         self.anchors: list[tuple[float, float]] = []  # those of what the method really left
         for probe in earlier:
-            if "final" not in probe:
+            if "final" in probe:  # measured longer than any probe
+                self.over = max(self.over, probe["setting"])
+            else:
                 self._learn(probe["setting"], probe["measured"], probe["ran"])
 
     def _settings(self) -> list[float]:
