@@ -96,6 +96,7 @@ publish() {
         echo "epochs), perplexity over the same 20,480 tokens of each text. A ratio says how many times DiLAP's perplexity, paired by window,"
         echo "with the 95 % interval over windows; several measured latencies are several seeds. A method that ended well below a budget was"
         echo "given less than it may have: noise of the device, or steps of its own."
+        echo "Not whole yet: methods and budgets that are missing were not run."
         uv run --no-sync python benchmarks/dilap_table.py "$HARNESS_RUNS"
         echo
         echo "## Each record"
