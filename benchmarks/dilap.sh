@@ -87,7 +87,9 @@ decode() {
 
 publish() {
     cp "$records"/*.json $published/
-    cp "$samples"/*.json.gz $published/samples/
+    for sample in "$samples"/*.json.gz; do # an unfinished cell's, too, lie there
+        ! grep -qF "$(basename "$sample")" $published/*.json || cp "$sample" $published/samples/
+    done
     {
         echo "# DiLAP at measured latencies"
         echo
