@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 RESAMPLES = 400
 
@@ -84,6 +85,92 @@ def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, tupl
     """
     apart = [one - other for one, other in zip(first, second, strict=True)]
     return statistics.fmean(apart), interval(apart) if len(set(apart)) > 1 else None
+
+
+# --- which of many differ ---
+
+
+def t_tail(t: float, freedom: float) -> float:
+    """How often Student's t lies at least so far from zero, on either side."""
+    if not math.isfinite(t):
+        return 0.0
+    x = freedom / (freedom + t * t)
+    return _beta(x, freedom / 2, 0.5)
+
+
+def _beta(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function, by its continued fraction."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _beta(1 - x, b, a)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    found = d
+    for m in range(1, 300):
+        for step in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d, c = 1 / (1 + step * d), 1 + step / c
+            found *= d * c
+        if abs(d * c - 1) < 1e-13:
+            break
+    return front * found / a
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far two means over the same documents are apart."""
+
+    value: float
+    ci95: tuple[float, float] | None
+    p: float  # how often chance alone shows such a gap
+
+
+def gap(strata: Sequence[Sequence[float]]) -> Gap | None:
+    """From the differences by document; several tasks count alike, however many documents each has."""
+    if not strata or any(not part for part in strata):
+        return None
+    value = statistics.fmean(statistics.fmean(part) for part in strata)
+    parts = [
+        (statistics.variance(part) / len(part) / len(strata) ** 2, len(part) - 1) for part in strata if len(part) > 1
+    ]
+    error = math.sqrt(sum(variance for variance, _ in parts))
+    if len(parts) < len(strata):
+        return Gap(value, None, 1.0)
+    if error == 0:  # every document agrees: differences are rare, not known to be none
+        return Gap(value, None, 1.0 if value == 0 else 0.0)
+    freedom = error**4 / sum(variance**2 / degrees for variance, degrees in parts)
+    half = t95(max(1, math.floor(freedom))) * error
+    return Gap(value, (value - half, value + half), t_tail(value / error, freedom))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The same chances once it counts that many were looked at."""
+    found, most = [0.0] * len(ps), 0.0
+    for rank, at in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        most = max(most, min(1.0, ps[at] * (len(ps) - rank)))
+        found[at] = most
+    return found
+
+
+def letters(count: int, differ: Iterable[tuple[int, int]]) -> list[str]:
+    """Compact letters: two share one exactly if they are not known to differ. The first get the first letters."""
+    columns = [set(range(count))]
+    for one, other in differ:
+        for column in [column for column in columns if {one, other} <= column]:
+            columns.remove(column)
+            for gone in (one, other):
+                left = column - {gone}
+                if not any(left <= known for known in columns):
+                    columns.append(left)
+    columns = sorted((column for column in columns if column), key=sorted)
+    return ["".join(_letter(at) for at, column in enumerate(columns) if row in column) for row in range(count)]
+
+
+def _letter(at: int) -> str:
+    return chr(ord("a") + at) if at < 26 else f"({at})"
 
 
 # --- quantiles that a sample can and cannot bound ---
