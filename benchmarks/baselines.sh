@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The seven baselines beside random and dense on one small model, and the table of leaderboards/baselines.md.
+# The seven baselines beside random and dense on one small model, published below leaderboards/.
 # Takes about an hour on two cores; what is done already is not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,14 +13,5 @@ done
 for recovery in least-squares lora; do
     uv run --no-sync harness run --pruner wanda-sp --model smollm2-135m --ratio 0.2 --limit 50 --recovery "$recovery"
 done
-mkdir -p leaderboards/results/baselines
-cp "$HARNESS_RUNS"/records/*.json leaderboards/results/baselines/
-{
-    echo "# Seven baselines on a small model"
-    echo
-    echo "Made by \`benchmarks/baselines.sh\`; the records stand in \`results/baselines/\`. Preset quick, ratio 0.2, 50 windows of text"
-    echo "that never calibrates. No recovery unless a column says so."
-    echo
-    uv run --no-sync harness leaderboard
-} >leaderboards/baselines.md
-uv run --no-sync python -m harness.leaderboard.readme
+uv run --no-sync harness publish baselines
+uv run --no-sync harness leaderboard leaderboards

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# DiLAP beside the baselines and HALP at the same measured latencies, and the table of leaderboards/dilap.md.
+# DiLAP beside the baselines and HALP at the same measured latencies, published below leaderboards/.
 # Takes hours on two cores; what is recorded already, here or in leaderboards/results/dilap, is not done again. Two such
 # scripts of different parts may run at a time: CPU time is ranked. Parts: none (also as none-0.65x …), least-squares,
 # lora, ablations, decode, publish; all of them if none is named.
@@ -85,27 +85,10 @@ decode() {
     cell 0.65x none 0 llm-streamline "${text[@]}" --set network=none
 }
 
-publish() {
-    cp "$records"/*.json $published/
-    for sample in "$samples"/*.json.gz; do # an unfinished cell's, too, lie there
-        ! grep -qF "$(basename "$sample")" $published/*.json || cp "$sample" $published/samples/
-    done
-    {
-        echo "# DiLAP at measured latencies"
-        echo
-        echo "Made by \`benchmarks/dilap.sh\`; the records and their samples stand in \`results/dilap/\`. SmolLM2-135M on two cores' \`cpu\`"
-        echo "(one thread, fp32, CPU time), 18,432 tokens of C4 to calibrate (19,200 for HALP; LoRAPrune and Compresso train on 16,384, by"
-        echo "epochs), perplexity over the same 20,480 tokens of each text. A ratio says how many times DiLAP's perplexity, paired by window,"
-        echo "with the 95 % interval over windows; several measured latencies are several seeds. A method that ended well below a budget was"
-        echo "given less than it may have: noise of the device, or steps of its own."
-        echo "Not whole yet: methods and budgets that are missing were not run."
-        uv run --no-sync python benchmarks/dilap_table.py "$HARNESS_RUNS"
-        echo
-        echo "## Each record"
-        echo
-        uv run --no-sync harness leaderboard
-    } >leaderboards/dilap.md.new
-    mv leaderboards/dilap.md.new leaderboards/dilap.md
+publish() { # refused is what others could not rely on; the pages show the rest
+    uv run --no-sync harness publish dilap || true
+    uv run --no-sync harness leaderboard leaderboards
+    uv run --no-sync python -m harness.leaderboard.readme
 }
 
 uv run --no-sync harness profile --device cpu --model smollm2-135m --workload prefill:1x512 >&2

@@ -76,8 +76,7 @@ class Files:
     # --- JSON ---
 
     def write(self, path: Path, words: Any) -> None:
-        text = json.dumps(words, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        self.write_bytes(path, text.encode())
+        self.write_bytes(path, text_of(words))
 
     def write_bytes(self, path: Path, content: bytes) -> None:
         with guarded(self.root):
@@ -110,6 +109,23 @@ class Files:
             self.notices.append(f"{path} {why}; set aside as {aside.name}, not used")
         except OSError:  # a folder that may only be read
             self.notices.append(f"{path} {why}; not used")
+
+
+def put(path: Path, content: bytes) -> None:
+    """A file outside a store, whole or not at all."""
+    with guarded(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+
+
+def text_of(words: Any) -> bytes:
+    """JSON as files hold it."""
+    return (json.dumps(words, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from harness import grid
 from harness.builtin.null import Null
 from harness.cli.record import energy_told, record_rows, reproduce
 from harness.errors import EnvironmentFault, UsageError
-from harness.leaderboard.table import tables
+from harness.leaderboard.entries import Entry
+from harness.leaderboard.site import printed
 from harness.records import Energy, Record, digest
 from harness.store import Store
 
@@ -157,12 +158,17 @@ def test_a_device_without_a_meter_gives_a_reason_and_no_figure(runs, one_process
     assert not [name for name in record.scores if "energy" in name]
 
 
-def test_a_leaderboard_shows_energy_where_some_row_has_it():
+def test_a_leaderboard_shows_energy_where_some_row_has_it(tmp_path):
     plain = Record.model_validate(json.loads(GOLDEN.read_text()))
-    workload = plain.spec.workloads[0]
-    read = plain.model_copy(update={"energy": Energy(dense=3.0, pruned=0.256), "id": "f" * 24})
-    assert "mJ per token" not in tables([plain])
-    header, _, *rows = tables([plain, read]).splitlines()[2:]
+    assert plain.spec.workloads[0] == WORKLOAD
+    other = plain.spec.model_copy(update={"pruner": "random"})
+    read = plain.model_copy(update={"energy": Energy(dense=3.0, pruned=0.256), "id": "f" * 24, "spec": other})
+    entries = []
+    for record in (plain, read):
+        path = tmp_path / f"{record.id}.json"
+        path.write_text(json.dumps(record.sealed().words()))
+        entries.append(Entry(path, tmp_path))
+    assert "mJ per token" not in printed(entries[:1])
+    header, _, *rows = [line for line in printed(entries).splitlines() if line.startswith("|")]
     at = [cell.strip() for cell in header.split("|")].index("mJ per token")
-    assert workload == WORKLOAD
-    assert sorted(row.split("|")[at].strip() for row in rows) == ["2", "not read"]
+    assert sorted(row.split("|")[at].strip() for row in rows) == ["", "2"]

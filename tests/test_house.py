@@ -33,11 +33,13 @@ RANKS = [
         "stats",
         "seeds",
         "records",
+        "reproduce",
         "interrupts",
         "process",
         "host",
         "meter",
         "plugins",
+        "spread",
     ),
     (
         "anatomy",
@@ -55,8 +57,8 @@ RANKS = [
     ),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
     ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "scoring", "conformance", "cell"),
-    ("tracing", "verbs", "leaderboard"),
-    ("cli",),
+    ("tracing", "verbs", "leaderboard", "trust"),
+    ("cli", "__main__"),
 ]
 # A folder's modelling classes and its cut are written by the same room that surgery builds models with.
 KNOWN = {("checkpoints", "surgery"), ("checkpoints", "latency")}

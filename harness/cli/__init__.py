@@ -22,7 +22,11 @@ COMMANDS = {
     "check": ("check", "a plug-in of yours against the conformance kit"),
     "doctor": ("doctor", "what this machine can do, and what is missing"),
     "status": ("status", "the cells of this folder; --why says what differs"),
-    "leaderboard": ("leaderboard", "the records of this folder as a table"),
+    "compare": ("compare", "two records on the same documents, and their latencies"),
+    "leaderboard": ("leaderboard", "the records of this folder as tables, pages, pictures"),
+    "validate": ("validate", "whether records are unedited, whole, and follow from their samples"),
+    "verify": ("verify", "random rows made again, and whether they agree"),
+    "publish": ("publish", "sound records to where others read them"),
 }
 
 

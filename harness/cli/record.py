@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from rich import box
@@ -15,6 +14,7 @@ from harness.api import Workload
 from harness.checkpoints.card import in_one_line
 from harness.cli.output import console
 from harness.records import Latency, Record, ScoreRecord
+from harness.reproduce import reproduce
 
 
 def print_record(record: Record, root: Path, cached: bool) -> None:
@@ -182,25 +182,3 @@ def _scaled(name: str, dense: float, pruned: float, unit: float) -> tuple[str, s
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def reproduce(record: Record) -> str:
-    """The command that asks for this cell, nothing left to defaults."""
-    spec = record.spec
-    words = ["harness", "run", "--pruner", spec.pruner, "--model", spec.model, "--preset", spec.preset]
-    if spec.pruner != "dense":
-        flag = f"{spec.budget.value!r}{spec.budget.unit}"
-        words += [f"--{spec.budget.kind}", flag]
-    words += ["--device", spec.device, "--runtime", spec.runtime, "--dtype", spec.dtype]
-    for workload in spec.workloads:
-        words += ["--workload", workload]
-    for name, value in spec.parameters.items():
-        words += ["--set", f"{name}={value}"]
-    if spec.calibration:
-        words += ["--calibration", spec.calibration]
-    words += ["--recovery", spec.recovery, "--eval", ",".join(spec.evaluators), "--seed", str(spec.seed)]
-    if spec.limit:
-        words += ["--limit", str(spec.limit)]
-    if record.co2:
-        words += ["--grid", record.co2.grid]
-    return shlex.join(words)

@@ -10,13 +10,17 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness import plugins
-from harness.records import Record
+from harness.leaderboard.entries import read
+from harness.leaderboard.page import table
+from harness.leaderboard.rows import boards
+from harness.leaderboard.site import ranked
 
 LIST, ROWS, END = (
     "<!-- made by `harness list --markdown` -->",
-    "<!-- made from leaderboards/results/baselines -->",
+    "<!-- made from leaderboards: smollm2-135m, cpu, prefill:1x512, 0.65x -->",
     "<!-- end -->",
 )
+SHOWN = ("method", "speed-up", "removed", "wikitext2", "c4")
 KINDS = ("pruner", "device", "evaluator", "recovery", "model")
 
 
@@ -33,26 +37,23 @@ def listed() -> str:
 
 
 def compared(folder: Path) -> str:
-    """Published cells in few columns, the best perplexity first."""
-    records = [Record.model_validate_json(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    rows = []
-    for record in sorted(records, key=lambda record: record.scores["passages"].value):
-        healed = "" if record.spec.recovery == "none" else f" + {record.spec.recovery}"
-        timing = record.latency[record.spec.workloads[0]]
-        rows.append(
-            {
-                "method": f"`{record.spec.pruner}`{healed}",
-                "removed": f"{record.artefact.ratio_blocks:.1%}" if record.artefact else "",
-                "perplexity": f"{record.scores['passages'].value:,.3g}",
-                "speed-up": f"{timing.speedup:.2f}x",
-            }
-        )
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    """One group of the leaderboards in few columns."""
+    model, device, workload, limit = ROWS.partition(": ")[2].removesuffix(" -->").split(", ")
+    found = [entry for entry in read(folder) if entry.words["spec"]["recovery"] == "none"]
+    for board in boards(found)[0]:
+        place = board.place
+        if (place.model, place.device, place.workload) == (model, device, workload):
+            ranked([board])
+            for group in board.groups:
+                if group.budget.startswith(f"at most {limit} "):
+                    rows = [{name: line.get(name, "") for name in SHOWN} for line in table(board, group, [], None)]
+                    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    return "nothing yet"
 
 
 def filled(text: str, root: Path = Path()) -> str:
     """A page with what stands between its marks brought up to date."""
-    made = {LIST: listed, ROWS: lambda: compared(root / "leaderboards/results/baselines")}
+    made = {LIST: listed, ROWS: lambda: compared(root / "leaderboards")}
     for begin, make in made.items():
         before, found, rest = text.partition(begin)
         if found:

@@ -1,0 +1,59 @@
+"""`harness validate`: whether records are what they claim."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from harness.errors import UsageError
+from harness.store import Store
+
+
+@click.command("validate")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One object per record.")
+def command(folder: Path | None, as_json: bool) -> None:
+    """Check every record of this folder: words, hashes, and each figure against its samples; 1 if one is wrong.
+
+    With FOLDER, the records published in FOLDER/results, which must be fit to be published too.
+
+    \b
+    harness validate
+    harness validate leaderboards
+    """
+    from harness.leaderboard import entries
+    from harness.trust import validate
+
+    if folder is not None and not (folder / "results").is_dir():
+        raise UsageError(f"no folder {folder / 'results'}", "give the folder of the leaderboards; publish makes one")
+    root = folder or Store().root
+    paths = sorted((root / "results").rglob("*.json") if folder else (root / "records").glob("*.json"))
+    found, verdicts = [], []
+    for path in paths:
+        try:
+            found.append(entries.Entry(path, path.parent / "samples" if folder else root / "samples"))
+        except entries.BadRecord as error:
+            verdicts.append(validate.Verdict(path, (error.why,), ()))
+    verdicts += validate.judged(found, root)
+    left = validate.orphans(found) if folder else []
+    wrong = sum(bool(verdict.faults or (folder and verdict.reservations)) for verdict in verdicts) + len(left)
+    if as_json:
+        words = [
+            {"record": str(v.path.relative_to(root)), "faults": v.faults, "reservations": v.reservations}
+            for v in verdicts
+        ]
+        click.echo(json.dumps(words, indent=2))
+    else:
+        for verdict in verdicts:
+            name = verdict.path.relative_to(root)
+            for fault in verdict.faults:
+                click.echo(f"{click.style('wrong', bold=True)}  {name}: {fault}")
+            for reservation in verdict.reservations:
+                click.echo(f"{'wrong' if folder else 'not to be published'}  {name}: {reservation}")
+        for path in left:
+            click.echo(f"wrong  {path.relative_to(root)}: no record names it")
+        click.echo(f"{len(verdicts)} records, {wrong} wrong")
+    if wrong:
+        click.get_current_context().exit(1)

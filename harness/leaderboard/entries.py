@@ -1,0 +1,98 @@
+"""Records and where they lie: of a runs folder, or published below `results/`."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from harness.errors import HarnessError
+from harness.records import Record, ScoreRecord, digest
+from harness.store import Store
+
+T = TypeVar("T")
+
+
+class BadRecord(HarnessError):
+    """A file that is no record, or was edited."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}", "harness validate names all such files")
+        self.path, self.why = path, why
+
+    def __reduce__(self) -> Any:
+        return BadRecord, (self.path, self.why)
+
+
+class Entry:
+    """A record in its file, and the folder of its samples. Its words are as they are; its record is checked."""
+
+    def __init__(self, path: Path, side: Path) -> None:
+        self.path, self.side = path, side
+        try:
+            self.words = from_json(path.read_bytes(), allow_inf_nan=False)
+        except ValueError:
+            raise BadRecord(path, "is truncated or not JSON") from None
+        if not isinstance(self.words, dict) or "spec" not in self.words:
+            raise BadRecord(path, "is not a record")
+
+    @cached_property
+    def record(self) -> Record:
+        try:
+            found = Record.model_validate(self.words)
+        except ValidationError as error:
+            raise BadRecord(self.path, f"is not a record ({error.error_count()} fields are wrong)") from None
+        if found.digest != digest(self.words) or found.id != self.path.stem:
+            raise BadRecord(self.path, "was edited since it was written")
+        return found
+
+    def documents(self, score: ScoreRecord) -> Mapping[str, float]:
+        """The score of each document; nothing where the samples were not published."""
+        words = side_file(self.side / score.samples) if score.samples else None
+        return words["documents"] if words else {}
+
+
+def side_file(path: Path) -> Any:
+    """The words of a file that is named by their hash; None where there is no such file."""
+    try:
+        text = gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, zlib.error) as error:
+        raise HarnessError(f"{path} is damaged: {error}", "harness validate names all that is") from error
+    if f"{hashlib.sha256(text).hexdigest()}.json.gz" != path.name:
+        raise HarnessError(f"{path} does not match its name", "harness validate names all that does not")
+    return from_json(text)
+
+
+def read(folder: Path) -> list[Entry]:
+    """All records below `results/`, with their samples in a folder beside them."""
+    return [Entry(path, path.parent / "samples") for path in sorted((folder / "results").rglob("*.json"))]
+
+
+def of_runs(store: Store) -> list[Entry]:
+    """All records of a runs folder; what is damaged is set aside with a notice."""
+    found = []
+    for path in sorted(store.path("records").glob("*.json")):
+        try:
+            found.append(Entry(path, store.path("samples")))
+        except BadRecord as error:
+            store.set_aside(path, error.why)
+    return found
+
+
+def despite_edits(store: Store, entries: list[Entry], work: Callable[[list[Entry]], T]) -> T:
+    """The work on all records of a runs folder but those that turn out edited, which are set aside with a notice."""
+    while True:
+        try:
+            return work(entries)
+        except BadRecord as error:
+            store.set_aside(error.path, error.why)
+            entries = [entry for entry in entries if entry.path != error.path]

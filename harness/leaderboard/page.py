@@ -1,0 +1,216 @@
+"""Markdown pages: one per model, device and workload, with rows at equal budgets together, and an index of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from harness import stats
+from harness.leaderboard.entries import Entry
+from harness.leaderboard.reported import Reported
+from harness.leaderboard.rows import Board, Column, Group, Place, Row
+from harness.leaderboard.standing import MEAN, answers, better, mean_accuracy, tasks
+from harness.records import Latency
+
+Table = list[dict[str, str]]
+LEGEND = (
+    "± is a standard error over documents, brackets hold 95 %. Rows of one table that share a letter cannot be told "
+    "apart on the same documents (paired, Holm-corrected, 5 %). Several seeds are one row, with the range of their "
+    "values. A speed-up closer to 1 than the noise floor is none."
+)
+
+
+def file_of(place: Place) -> str:
+    """Where a page lies below the leaderboards."""
+    plain = [re.sub(r"[^\w.-]+", "-", word) for word in (place.model, f"{place.device}-{place.workload}")]
+    return f"{plain[0]}/{plain[1]}.md"
+
+
+def page(boards: Sequence[Board], reported: Sequence[Reported], home: Path | None, plots: Sequence[str] = ()) -> str:
+    """All boards of one model, device and workload; links are relative to `home`, if there is a home."""
+    place = boards[0].place
+    parts = [f"# {place.model} on {place.device}, {place.workload}"]
+    parts += [f"![{name}]({name})" for name in plots]
+    for board in boards:
+        parts.append(setting(board))
+        if words := taken_words(board):
+            parts.append("\n".join(f"- {line}" for line in words))
+        for group in board.groups:
+            parts += [f"## {_title(group)}"]
+            if group.rows:
+                parts.append(_markdown(table(board, group, reported, home)))
+            if group.failures:
+                parts.append("\n".join(failed(entry, home) for entry in group.failures))
+    if found := [one for one in reported if one.model == place.model]:
+        parts += ["## Reported, not re-run", _markdown([one.row() for one in found])]
+    return "\n\n".join([*parts, LEGEND]) + "\n"
+
+
+def _title(group: Group) -> str:
+    return group.budget[0].upper() + group.budget[1:]
+
+
+def setting(board: Board) -> str:
+    place, machine = board.place, json.loads(board.place.machine)
+    where = ", ".join(
+        [machine.get("model", place.device), *([f"{machine['threads']} threads"] if "threads" in machine else ())]
+    )
+    floors = [t.noise_floor for row in board.rows for t in row.timings if t.noise_floor is not None]
+    floor = f" Noise floor {max(floors):.1%}: the most that dense differed from itself." if floors else ""
+    return f"{place.dtype}, {place.runtime}, on {where}; ranked by {place.clock} time.{floor}"
+
+
+def taken_words(board: Board) -> list[str]:
+    """How each score was taken, and what the dense model has."""
+    lines = []
+    for column, label in labels(board.columns).items():
+        row = next(row for row in board.rows if column in row.scores)
+        score = row.scores[column]
+        dense = f"; dense {stats.spread(score.dense, score.dense_stderr)}" if score.dense is not None else ""
+        lines.append(f"{label}: {column.how}{dense}")
+    return lines
+
+
+def labels(columns: Sequence[Column]) -> dict[Column, str]:
+    """Names alone where they are enough."""
+    names = [column.name for column in columns]
+    again: dict[str, int] = defaultdict(int)
+    found = {}
+    for column in columns:
+        again[column.name] += 1
+        found[column] = column.name if names.count(column.name) == 1 else f"{column.name} ({again[column.name]})"
+    return found
+
+
+def table(board: Board, group: Group, reported: Sequence[Reported], home: Path | None) -> Table:
+    """A group as cells of text; columns that no row fills are left out."""
+    known, main = labels(board.columns), tasks(group)
+    lines = []
+    for row in group.rows:
+        spec, artefact = row.spec, row.record.artefact
+        assert artefact is not None
+        flops = row.record.flops.get(row.workload)
+        memory = row.record.memory.pruned
+        line = {
+            "method": f"`{spec.pruner}`",
+            "settings": row.settings,
+            "preset": spec.preset,
+            "recovery": "" if spec.recovery == "none" else spec.recovery,
+            "speed-up": speedup(row),
+            "ms": _ms(row.timings),
+            "removed": f"{artefact.ratio_blocks:.1%}",
+            "parameters": f"{artefact.params_nonzero / 1e6:,.1f} M",
+            "FLOPs": f"{flops.pruned / 1e9:,.1f} G" if flops and flops.pruned is not None else "",
+            "memory, peak": f"{memory.peak / 1e6:,.0f} MB" if memory else "",
+            "mJ per token": f"{row.energy:.4g}" if row.energy is not None else "",
+        }
+        for column in sorted(known, key=lambda column: not answers(row, column)):
+            line[known[column]] = value(row, column)
+        if main:
+            found = mean_accuracy(row, main)
+            line[MEAN.name] = f"{stats.spread(*found)} {row.letters.get(MEAN, '')}".strip() if found else ""
+        line["to the best"] = "" if row is group.rows[0] else to_best(row, group, main, known)
+        line["to the paper"] = ", ".join(gap for one in reported if (gap := one.gap(row)))
+        line |= {"trust": row.trust, "record": " ".join(link(entry, home) for entry in row.entries)}
+        lines.append(line)
+    used = [name for name in lines[0] if any(line[name] for line in lines)]
+    return [{name: line[name] for name in used} for line in lines]
+
+
+def value(row: Row, column: Column) -> str:
+    values = row.values(column)
+    if not values:
+        return ""
+    score, middle = row.scores[column], row.value(column)
+    if len(values) > 1:
+        text = f"{middle:.4g} ({min(values):.4g} to {max(values):.4g})"
+    else:
+        text = stats.spread(score.value, score.stderr)
+    return f"{text} {row.letters.get(column, '')}".strip()
+
+
+def to_best(row: Row, group: Group, main: Sequence[Column], known: Mapping[Column, str]) -> str:
+    """How far from the first row, by the figure that the rows are sorted by."""
+    columns = list(main) or sorted((c for c in known if c in row.scores), key=lambda c: ("." in c.name, c))[:1]
+    found = better(row, group.rows[0], columns) if columns else None
+    if found is None:
+        return ""
+    ratio = row.scores[columns[0]].scale == "exp-mean"
+    shown = (lambda x: f"{math.exp(min(x, 700)):.3g}") if ratio else (lambda x: f"{x:+.3g}")
+    bounds = f" [{shown(found.ci95[0])}, {shown(found.ci95[1])}]" if found.ci95 else ""
+    return f"{shown(found.value)}{'x' if ratio else ''}{bounds}"
+
+
+def speedup(row: Row) -> str:
+    timings = row.timings
+    if len(timings) > 1:
+        values = [timing.speedup for timing in timings]
+        return f"{row.speedup:.2f}x ({min(values):.2f} to {max(values):.2f})"
+    bounds = timings[0].speedup_ci95
+    return f"{row.speedup:.2f}x" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "")
+
+
+def _ms(timings: Sequence[Latency]) -> str:
+    values = [timing.pruned.median_ns / 1e6 for timing in timings]
+    if len(values) > 1:
+        return f"{min(values):.4g} to {max(values):.4g}"
+    bounds = timings[0].pruned.ci95_ns
+    return f"{values[0]:.4g}" + (f" [{bounds[0] / 1e6:.4g}, {bounds[1] / 1e6:.4g}]" if bounds else "")
+
+
+def failed(entry: Entry, home: Path | None) -> str:
+    record = entry.record
+    healed = "" if record.spec.recovery == "none" else f" + {record.spec.recovery}"
+    return f"- `{record.spec.pruner}`{healed}: **{record.status}**: {record.reason} ({link(entry, home)})"
+
+
+def link(entry: Entry, home: Path | None) -> str:
+    short = entry.record.id[:8]
+    return short if home is None else f"[{short}]({Path(os.path.relpath(entry.path, home)).as_posix()})"
+
+
+def _markdown(table: Table) -> str:
+    return tabulate(table, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: Path) -> str:
+    """What pages there are, and what has none."""
+    lines = []
+    for file, boards in pages.items():
+        place, rows = boards[0].place, [row for board in boards for row in board.rows]
+        lines.append(
+            {
+                "page": f"[{place.model}]({file})",
+                "device": place.device,
+                "workload": place.workload,
+                "methods": str(len({row.spec.pruner for row in rows})),
+                "budgets": str(sum(len(board.groups) for board in boards)),
+                "rows": str(len(rows)),
+                "failed": str(sum(len(group.failures) for board in boards for group in board.groups)),
+            }
+        )
+    parts = ["# Leaderboards", "Made by `harness leaderboard leaderboards` from the records below `results/`."]
+    parts += [_markdown(lines)] if lines else ["No records yet."]
+    if outside:
+        parts.append(outside_words(outside, home))
+    return "\n\n".join([*parts, LEGEND]) + "\n"
+
+
+def outside_words(entries: Sequence[Entry], home: Path | None) -> str:
+    return "In no table:\n\n" + "\n".join(sorted(_outside(entry, home) for entry in entries)) + "\n"
+
+
+def _outside(entry: Entry, home: Path | None) -> str:
+    record = entry.record
+    if record.status != "ok":
+        return failed(entry, home)
+    kinds = sorted({timing.provenance for timing in record.latency.values()})
+    who = f"- `{record.spec.pruner}` on {record.spec.model}"
+    return f"{who}: {', '.join(kinds)}, not measured on a device ({link(entry, home)})"

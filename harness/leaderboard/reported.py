@@ -1,0 +1,57 @@
+"""Figures that others reported: shown beside ours and marked, never ranked with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from harness.errors import HarnessError
+from harness.leaderboard.rows import Row
+
+
+class Reported(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pruner: str
+    model: str
+    setting: str = Field(description="what was removed, from which data, what followed")
+    scores: dict[str, float]
+    taken: dict[str, str] = Field({}, description="how, in the words of our columns; only such figures are compared")
+    source: str
+    ratio: float | None = Field(None, description="our ratio for the same setting; null where there is none")
+    recovery: str = "none"
+
+    def row(self) -> dict[str, str]:
+        scores = ", ".join(f"{name} {value:g}" for name, value in self.scores.items())
+        return {
+            "method": f"`{self.pruner}`",
+            "setting": self.setting,
+            "scores": scores,
+            "reported, not re-run": self.source,
+        }
+
+    def gap(self, row: Row) -> str:
+        """How far our row is from what was reported, where it is the same setting."""
+        spec = row.spec
+        asked = (spec.pruner, spec.model, spec.recovery, spec.preset, spec.budget.kind)
+        if asked != (self.pruner, self.model, self.recovery, "paper", "ratio") or spec.budget.value != self.ratio:
+            return ""
+        gaps = [
+            f"{name} {value - self.scores[name]:+.3g}"
+            for name in self.scores
+            for column in row.scores
+            if column.name == name and name in self.taken and self.taken[name] in column.how
+            if (value := row.value(column)) is not None
+        ]
+        return ", ".join(gaps)
+
+
+def read(folder: Path) -> list[Reported]:
+    path = folder / "reported.json"
+    if not path.is_file():
+        return []
+    try:
+        return TypeAdapter(list[Reported]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise HarnessError(f"{path}: {error.errors()[0]['msg']}", "see harness/leaderboard/reported.py") from error

@@ -1,0 +1,139 @@
+"""Who is better than whom, on the same documents, once it counts how many are compared."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from functools import cache
+
+from harness import stats
+from harness.leaderboard.rows import LEVEL, Column, Group, Row
+
+MEAN = Column("mean accuracy", "", "")
+
+
+def answers(row: Row, column: Column) -> bool:
+    """Whether each document is right or wrong, which a mean's standard error tells."""
+    score = row.scores.get(column)
+    if score is None or not score.higher_is_better or score.n < 2 or score.stderr is None or "." in column.name:
+        return False
+    return math.isclose(
+        score.stderr, math.sqrt(max(0.0, score.value * (1 - score.value) / (score.n - 1))), abs_tol=1e-9
+    )
+
+
+def tasks(group: Group) -> list[Column]:
+    """The accuracies that every scored row of a group has; their mean is one figure more if there are several."""
+    scored = [row for row in group.rows if row.scores]
+    each = [{column for column in row.scores if answers(row, column)} for row in scored]
+    shared = sorted(set.intersection(*each)) if each else []
+    return shared if len(shared) > 1 else []
+
+
+def mean_accuracy(row: Row, columns: Sequence[Column]) -> tuple[float, float] | None:
+    """The mean over tasks and its standard error over documents."""
+    values = [row.value(column) for column in columns]
+    if not values or None in values:
+        return None
+    errors = [row.scores[column].stderr or 0.0 for column in columns]
+    return statistics.fmean(v for v in values if v is not None), math.hypot(*errors) / len(errors)
+
+
+def better(row: Row, other: Row, columns: Sequence[Column]) -> stats.Gap | None:
+    """How far one row is from another, by document, each task alike; perplexities by their logarithms."""
+    strata = []
+    for column in columns:
+        ours, theirs = row.documents.get(column, {}), other.documents.get(column, {})
+        shared = [name for name in ours if name in theirs]
+        if not shared:
+            return None
+        strata.append([ours[name] - theirs[name] for name in shared])
+    return stats.gap(strata)
+
+
+def stand(group: Group, columns: Sequence[Column]) -> None:
+    """Sort a group by its first figure and give letters to all that it has."""
+    main = tasks(group)
+    first = MEAN if main else next(iter(_by_use(columns)), None)
+    group.rows.sort(key=lambda row: _rank(row, first, main))
+    for column in columns:
+        _letter(group.rows, column, [column])
+    if main:
+        _letter(group.rows, MEAN, main)
+
+
+def _by_use(columns: Sequence[Column]) -> list[Column]:
+    """Whole scores before their parts."""
+    return sorted(columns, key=lambda column: ("." in column.name, column))
+
+
+def _rank(row: Row, first: Column | None, main: Sequence[Column]) -> tuple[bool, float, str]:
+    if first is None:
+        return False, -row.speedup, row.spec.pruner
+    if first == MEAN:
+        found = mean_accuracy(row, main)
+        return found is None, -found[0] if found else 0.0, row.spec.pruner
+    value = row.value(first)
+    up = first in row.scores and row.scores[first].higher_is_better
+    return value is None, 0.0 if value is None else -value if up else value, row.spec.pruner
+
+
+def _letter(rows: Sequence[Row], name: Column, columns: Sequence[Column]) -> None:
+    """Rows that share a letter cannot be told apart: Holm's correction over all pairs of the group."""
+    known = [row for row in rows if all(row.documents.get(column) for column in columns)]
+    if len(known) < 2:
+        return
+    strata = []
+    for column in columns:
+        shared = set.intersection(*(set(row.documents[column]) for row in known))
+        strata.append([[row.documents[column][name] for name in sorted(shared)] for row in known])
+    if not all(part[0] for part in strata):
+        return
+    up = known[0].scores[columns[0]].higher_is_better
+    means = [statistics.fmean(statistics.fmean(part[at]) for part in strata) for at in range(len(known))]
+    order = sorted(range(len(known)), key=lambda at: -means[at] if up else means[at])
+    place = {at: rank for rank, at in enumerate(order)}
+    differ = [(place[a], place[b]) for a, b in told_apart(strata)]
+    for at, found in zip(order, stats.letters(len(known), differ), strict=True):
+        known[at].letters[name] = found
+
+
+def told_apart(strata: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, int]]:
+    """The pairs of rows that differ. What `stats.gap` says of each pair, for all of them at once."""
+    import numpy as np
+
+    freedom = value = error = np.zeros((1, 1))
+    for part in strata:
+        table = np.asarray(part, dtype=np.float64)
+        documents = table.shape[1]
+        if documents < 2:
+            return []
+        middle = table.mean(axis=1)
+        own = np.cov(table)
+        square = np.maximum(np.add.outer(own.diagonal(), own.diagonal()) - 2 * own, 0) / documents / len(strata) ** 2
+        square[square < 1e-12 * np.abs(own).max()] = 0  # of equal rows rounding is what is left
+        value = value + np.subtract.outer(middle, middle) / len(strata)
+        error = error + square
+        freedom = freedom + square**2 / (documents - 1)
+    pairs = list(itertools.combinations(range(len(value)), 2))
+    ps = [_chance(float(value[at]), float(error[at]), float(freedom[at]), len(pairs)) for at in pairs]
+    return [pair for pair, p in zip(pairs, stats.holm(ps), strict=True) if p < LEVEL]
+
+
+def _chance(value: float, square: float, freedom: float, pairs: int) -> float:
+    """0 where even the strictest correction leaves no doubt: how little it is does not matter then."""
+    if square == 0:
+        return float(abs(value) < 1e-12)
+    t, degrees = abs(value) / math.sqrt(square), square**2 / freedom
+    return 0.0 if t > _beyond_doubt(math.floor(degrees), pairs) else stats.t_tail(t, degrees)
+
+
+@cache
+def _beyond_doubt(degrees: int, pairs: int) -> float:
+    """A t that is rarer by chance than the level shared by all pairs."""
+    t = 1.0
+    while stats.t_tail(t, degrees) > LEVEL / pairs:
+        t *= 1.05
+    return t

@@ -1,0 +1,159 @@
+"""A scatter plot with intervals as SVG: the same points, the same text on every machine. Hovering names a point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape, quoteattr
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 58, 160, 30, 44
+COLOURS = ("#3b6ea5", "#d9822b", "#4c8c4c", "#8a5aa8", "#c44e52", "#6d6d6d", "#1f8a80", "#a8790b", "#c255a0", "#1587a0")
+CORNERS = {  # of a marker, around its middle
+    "square": ((-4, -4), (4, -4), (4, 4), (-4, 4)),
+    "diamond": ((0, -5.5), (5.5, 0), (0, 5.5), (-5.5, 0)),
+    "up": ((0, -5), (5, 4), (-5, 4)),
+    "down": ((0, 5), (5, -4), (-5, -4)),
+    "star": tuple(
+        (r * math.sin(k * math.pi / 5), -r * math.cos(k * math.pi / 5)) for k in range(10) for r in [(7, 3)[k % 2]]
+    ),
+    "cross": (
+        (-5, -2),
+        (-2, -2),
+        (-2, -5),
+        (2, -5),
+        (2, -2),
+        (5, -2),
+        (5, 2),
+        (2, 2),
+        (2, 5),
+        (-2, 5),
+        (-2, 2),
+        (-5, 2),
+    ),
+}
+MARKERS = ("circle", "square", "diamond", "up", "down", "cross")
+Bounds = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark with its intervals. Those of one series are joined; `hollow` and `told` are for the reader."""
+
+    name: str
+    series: str
+    x: float
+    y: float
+    x95: Bounds | None = None
+    y95: Bounds | None = None
+    hollow: bool = False
+    told: str = ""
+
+
+class Axis:
+    """From figures to pixels, and round figures to mark."""
+
+    def __init__(self, low: float, high: float, start: float, end: float, log: bool = False) -> None:
+        self.log = log
+        a, b = (math.log(low), math.log(high)) if log else (low, high)
+        room = 0.04 * (b - a) or 0.5
+        self.low, self.high, self.start, self.end = a - room, b + room, start, end
+
+    def at(self, value: float) -> float:
+        x = math.log(value) if self.log else value
+        return self.start + (x - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            low, high = math.exp(self.low), math.exp(self.high)
+            decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            dense = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 4, 5, 7)]
+            found = [value for value in dense if low <= value <= high]
+            return found if len(found) <= 12 else [v for v in found if f"{v:e}"[0] in "125" and f"{v:e}"[2] == "0"]
+        step = 10.0 ** math.floor(math.log10((self.high - self.low) / 4))
+        step *= next((m for m in (1, 2, 5) if (self.high - self.low) / (m * step) <= 8), 10)
+        first = math.ceil(self.low / step)
+        return [n * step for n in range(first, math.floor(self.high / step) + 1)]
+
+
+def scatter(points: Sequence[Point], title: str, x: str, y: str, *, log: bool, edge: float, mark: Point | None) -> str:
+    """All points; what lies beyond `edge` stands at the upper edge with its figure. `mark` is a star."""
+    shown = [*points, *([mark] if mark else ())]
+    xs = [value for point in shown for value in (point.x, *(point.x95 or ()))]
+    ys = [min(value, edge) for point in shown for value in (point.y, *(point.y95 or ()))]
+    across = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    up = Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP, log)
+    names = sorted({point.name for point in points})
+    looks = {name: (COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]) for at, name in enumerate(names)}
+    parts = [*_frame(across, up, title, x, y), *_lines(points, across, up, edge, looks)]
+    for point in points:
+        parts += _point(point, across, up, edge, *looks[point.name])
+    if mark:
+        parts.append(_marker("star", across.at(mark.x), up.at(mark.y), "#000", False, mark.told))
+    legend = [*((name, *looks[name]) for name in names), *([(mark.name, "#000", "star")] if mark else ())]
+    for at, (name, colour, shape) in enumerate(legend):
+        parts.append(_marker(shape, WIDTH - RIGHT + 18, TOP + 8 + 18 * at, colour, False, ""))
+        parts.append(_text(WIDTH - RIGHT + 30, TOP + 12 + 18 * at, name))
+    style = "<style>text{font:11px system-ui,sans-serif;fill:#333}</style>"
+    size = f'width="{WIDTH}" height="{HEIGHT}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {size} role="img"'
+    back = f'<rect {size} fill="#fff"/>'
+    return "\n".join([f"{head} aria-label={quoteattr(title)}>", style, back, *parts, "</svg>"]) + "\n"
+
+
+def _frame(across: Axis, up: Axis, title: str, x: str, y: str) -> Iterator[str]:
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    for value in across.ticks():
+        at = across.at(value)
+        yield f'<path d="M{at:.1f} {TOP}V{bottom}" stroke="#eee"/>'
+        yield _text(at, bottom + 16, f"{value:.4g}", "middle")
+    for value in up.ticks():
+        at = up.at(value)
+        yield f'<path d="M{LEFT} {at:.1f}H{right}" stroke="#eee"/>'
+        yield _text(LEFT - 6, at + 4, f"{value:.4g}", "end")
+    yield f'<path d="M{LEFT} {TOP}V{bottom}H{right}" stroke="#888" fill="none"/>'
+    yield _text((LEFT + right) / 2, 16, title, "middle")
+    yield _text((LEFT + right) / 2, HEIGHT - 8, x, "middle")
+    middle = (TOP + bottom) / 2
+    turned = f'text-anchor="middle" transform="rotate(-90 14 {middle:.1f})"'
+    yield f'<text x="14" y="{middle:.1f}" {turned}>{escape(y)}</text>'
+
+
+def _lines(
+    points: Sequence[Point], across: Axis, up: Axis, edge: float, looks: dict[str, tuple[str, str]]
+) -> Iterator[str]:
+    for name, series in sorted({(point.name, point.series) for point in points}):
+        mine = sorted((p.x, p.y) for p in points if (p.name, p.series) == (name, series) and p.y <= edge)
+        if len(mine) > 1:
+            path = "L".join(f"{across.at(x):.1f} {up.at(y):.1f}" for x, y in mine)
+            yield f'<path d="M{path}" stroke="{looks[name][0]}" stroke-opacity=".4" fill="none"/>'
+
+
+def _point(point: Point, across: Axis, up: Axis, edge: float, colour: str, shape: str) -> Iterator[str]:
+    x, y = across.at(point.x), up.at(min(point.y, edge))
+    if point.y > edge:
+        yield _text(x, y - 8, f"{point.y:.3g}", "middle", colour)
+        yield _marker("up", x, y, colour, True, point.told)
+        return
+    if point.x95:
+        yield f'<path d="M{across.at(point.x95[0]):.1f} {y:.1f}H{across.at(point.x95[1]):.1f}" stroke="{colour}"/>'
+    if point.y95:
+        low, high = up.at(point.y95[0]), up.at(min(point.y95[1], edge))
+        yield f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="{colour}"/>'
+    yield _marker(shape, x, y, colour, point.hollow, point.told)
+
+
+def _marker(shape: str, x: float, y: float, colour: str, hollow: bool, told: str) -> str:
+    look = f'fill="{"#fff" if hollow else colour}" stroke="{colour}"'
+    inside = f"><title>{escape(told)}</title></" if told else ""
+    if shape == "circle":
+        head, tag = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {look}', "circle"
+    else:
+        corners = " ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in CORNERS[shape])
+        head, tag = f'<polygon points="{corners}" {look}', "polygon"
+    return f"{head}{inside}{tag}>" if told else f"{head}/>"
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start", colour: str = "") -> str:
+    fill = f' fill="{colour}" style="fill:{colour}"' if colour else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{escape(words)}</text>'
