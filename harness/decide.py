@@ -32,6 +32,7 @@ class Decision:
         self.made, self.plan, self.store = made, made.plan, made.store
         self.pruner = registry().load("pruner", self.plan.spec.pruner)(**self.plan.spec.parameters)
         self.asked: dict[str, CheckedCut] = {}
+        self.learned = 0  # tokens, by the method
 
     def write(self, scratch: Path) -> dict[str, Any]:
         """The cut's files; the words that go with them tell how a latency was reached."""
@@ -111,6 +112,7 @@ class Decision:
 
     def _learned(self, tokens: int) -> None:
         self.made.cost.train_tokens += tokens
+        self.learned += tokens
 
     # --- latency ---
 
@@ -150,10 +152,15 @@ class Decision:
 
             runs = TRAINING_RUNS - spent if trains else LATENCY_RUNS
             return "latency", match.native(plan.anatomy, ask, lambda s: scale * share(s), measure, limit, runs)
-        method = self._method(TRAINING_RUNS - spent if trains else match.PROBES)
+
+        def allowed() -> int:
+            """Settings may keep a method from training, which shows once it has run."""
+            return TRAINING_RUNS - spent if trains and (self.learned or not self.asked) else match.PROBES
+
+        method = self._method(allowed)
         return "ratio", match.Matcher(plan.anatomy, method, share, measure, limit, unit, scale, plan.tried).run()
 
-    def _method(self, runs: int) -> Any:
+    def _method(self, runs: Callable[[], int]) -> Any:
         from harness.latency.match import Method
 
         anatomy = self.plan.anatomy

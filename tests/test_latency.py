@@ -590,11 +590,29 @@ def test_a_method_that_trains_is_run_twice_at_most(staircase):
         ran.append(ratio)
         return uniform(ANATOMY, max(0.0, ratio - 0.02))  # leaves a little more than it was asked to
 
-    method = match.Method(lambda r: uniform(ANATOMY, r), trained, promises=False, runs=2)
+    method = match.Method(lambda r: uniform(ANATOMY, r), trained, promises=False, runs=lambda: 2)
     found = match.Matcher(ANATOMY, method, model.share, bed(device).measure, 0.6).run()
     assert len(ran) <= 2
     assert [p.ran for p in found.probes].count(True) == len(ran)
     assert true_time(device, trained(found.setting)) / true_time(device, {}) <= 0.6 + 1e-9
+
+
+def test_a_method_that_could_train_and_does_not_is_run_as_often_as_it_takes():
+    ran = []
+
+    def left(ratio):
+        ran.append(ratio)
+        return uniform(ANATOMY, 0.9 * ratio**2)  # far from what its guess promises: two runs do not find the limit
+
+    def matched(runs):
+        ran.clear()
+        method = match.Method(lambda r: uniform(ANATOMY, r), left, promises=False, runs=runs)
+        found = match.Matcher(ANATOMY, method, by_flops, lambda s: Measured(by_flops(s), 0.0), 0.7).run()
+        return 0.7 - by_flops(left(found.setting))
+
+    few, many = matched(lambda: 2), matched(lambda: match.PROBES if ran else 2)
+    assert len(ran) > 3
+    assert 0 <= many < 0.03 < abs(few)
 
 
 def test_a_method_that_takes_latencies_is_asked_for_them(staircase):

@@ -1,5 +1,4 @@
-"""Published pages are what their records give, records follow from their samples and tell nothing of a machine but what a
-reader needs."""
+"""Published pages are what their records give; records follow from their samples and hold no paths."""
 
 from __future__ import annotations
 

@@ -50,13 +50,13 @@ class Method:
     guess    without running it: its own promise, or that of an even allocation
     real     what it really leaves; runs the method where it promises nothing
     promises whether guess and real are the same
-    runs     how often it may be run
+    runs     how often it may be run, by what is known of it so far
     """
 
     guess: Callable[[float], Shape]
     real: Callable[[float], Shape]
     promises: bool = True
-    runs: int = PROBES
+    runs: Callable[[], int] = lambda: PROBES
 
 
 class Matcher:
@@ -143,22 +143,22 @@ class Matcher:
         return high if self.over < high <= self.under else (max(self.over, 0.0) + min(self.under, 1.0)) / 2
 
     def run(self) -> Match:
-        if not self.method.promises and self.method.runs < PROBES and len(self.points) == 1:
+        if not self.method.promises and self.method.runs() < PROBES and len(self.points) == 1:
             self._calibrate()
         best: Probe | None = None
-        aim, left, missed = self.limit, self.method.runs, 0
+        aim, spent, missed, more = self.limit, 0, 0, 0
         for _ in range(10 * EXACT_PROBES):
             # twice too slow and never fast enough: see what the end of the method's range takes
             setting = self.settings[-1] if missed == 2 and self.under > 1 else self.pick(aim)
             settled = best is not None and abs(setting - best.setting) < FINEST
-            if left <= 0 or settled or self.under - self.over < FINEST:
+            if spent >= self.method.runs() + more or settled or self.under - self.over < FINEST:
                 break
             probe, new = self._probe(setting)
             noise = margin(probe.noise) or (0.0 if self.method.promises else MARGIN[0])
             aim = self.limit * (1 - noise)
-            left -= new or not self.method.promises
+            spent += new or not self.method.promises
             if new and not noise and self.method.promises and len(self.probes) == 1:
-                left = EXACT_PROBES
+                more = EXACT_PROBES
             if probe.measured <= self.limit and (best is None or setting < best.setting or noise):
                 best = probe
             if probe.measured <= self.limit * (1 - 0.6 * noise):
