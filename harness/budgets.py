@@ -7,10 +7,10 @@ from typing import Any
 
 from harness import records
 from harness.artefacts import Artefacts
-from harness.decide import TRAINING_RUNS
+from harness.decide import TRAINING_RUNS, may_train
 from harness.errors import OverBudget
 from harness.plan import Plan
-from harness.records import Artefact, BudgetResult, BudgetSpec, Latency
+from harness.records import Artefact, BudgetResult, BudgetSpec, Cost, Latency
 from harness.store import Store
 from harness.timed import Timed, timed
 
@@ -37,18 +37,20 @@ def within_budget(
         found = timed(plan, store, stage, made, artefact, workload)
         budget = latency_result(spec, found.latency, search, plan.tried)
         kept = artefact, budget, {str(workload): found}
-        if budget.unused >= 0 or found.unstable or not may_correct(plan, budget):
+        if budget.unused >= 0 or found.unstable:
+            return kept
+        plan.tried = budget.probes
+        if not may_correct(plan, budget, made.cost):
             return kept
         notice(f"{overrun(plan, budget)}; cutting a little more")
-        plan.tried = budget.probes
         plan.tighten *= spec.value / budget.achieved * (1 - AIM_BELOW)
 
 
-def may_correct(plan: Plan, budget: BudgetResult) -> bool:
+def may_correct(plan: Plan, budget: BudgetResult, cost: Cost) -> bool:
     """A finished model that missed is cut anew, unless its method trains and has had its runs."""
     finals = sum(bool(probe.get("final")) for probe in budget.probes)
     ran = sum(bool(probe.get("ran")) for probe in budget.probes)
-    return finals <= CORRECTIONS and not ("training" in plan.pruner.needs and ran >= TRAINING_RUNS)
+    return finals <= CORRECTIONS and not (may_train(plan, cost) and ran >= TRAINING_RUNS)
 
 
 def overrun(plan: Plan, budget: BudgetResult) -> str:

@@ -19,6 +19,8 @@ from harness.plugins import registry
 
 if TYPE_CHECKING:
     from harness.artefacts import Artefacts
+    from harness.plan import Plan
+    from harness.records import Cost
     from harness.surgery import CheckedCut
 
 TRAINING_RUNS = 2  # a method that trains is run for its first guess, and once more if that missed
@@ -136,7 +138,7 @@ class Decision:
 
         plan, told = self.plan, count(1)
         limit, unit = plan.budget.value * plan.tighten, plan.budget.unit
-        trains = "training" in plan.pruner.needs
+        trains = may_train(plan, self.made.cost)
         spent = sum(bool(probe.get("ran")) for probe in plan.tried)
         share, scale = self._estimate(), bed.scale()
 
@@ -154,7 +156,6 @@ class Decision:
             return "latency", match.native(plan.anatomy, ask, lambda s: scale * share(s), measure, limit, runs)
 
         def allowed() -> int:
-            """Settings may keep a method from training, which shows once it has run."""
             return TRAINING_RUNS - spent if trains and (self.learned or not self.asked) else match.PROBES
 
         method = self._method(allowed)
@@ -181,6 +182,11 @@ class Decision:
         anatomy, workload = self.plan.anatomy, self.plan.workloads[0]
         dense = accounting.flops(anatomy, {}, workload)
         return lambda shape: accounting.flops(anatomy, shape, workload) / dense
+
+
+def may_train(plan: Plan, cost: Cost) -> bool:
+    """Settings may keep a method that could from training, which shows once it has made a model."""
+    return "training" in plan.pruner.needs and not (plan.tried and not cost.train_tokens)
 
 
 def _settings_of(settings: Mapping[str, Any], option: str, value: int) -> str:
