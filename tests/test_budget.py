@@ -108,6 +108,7 @@ class Trained:
 
     def prune(self, model, budget, ctx, state):
         Trained.runs += 1
+        ctx.trained(64)
         shape = uniform(ctx.anatomy, max(0.0, budget.value - 0.05))
         return Cut(keep={site: range(units) for site, units in shape.items()})
 
