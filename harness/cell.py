@@ -27,6 +27,10 @@ from harness.scoring import Scoring
 from harness.store import Store
 from harness.timed import memory, sides, timed
 
+# What may run apart, each in a process or on a node of its own: the model is made, timed where its device is, scored.
+STEPS = ("make", "time", "score")
+SETTLED = ("ok", "over_budget", "unsupported")  # a sweep asks again for what ended otherwise
+
 
 class Reporter:
     """What a run tells while it goes; this one keeps quiet."""
@@ -45,6 +49,7 @@ class Cell:
         self.cost = records.Cost()
         self.started = now()
         self.cached = False
+        self.until = ""
         self._told = 0
         self.id = ""
         self.conformance: records.Conformance | None = None
@@ -53,13 +58,25 @@ class Cell:
         self.made = Artefacts(plan, store, self.stage, self.context, self.cost)
 
     def run(self) -> Record:
+        """To the end, from wherever an earlier run was cut off."""
+        found = self.go()
+        assert found is not None
+        return found
+
+    def settled(self) -> Record | None:
+        """The record that a run would answer with, if nothing is left to do for it; the cell is known afterwards."""
+        self._identify(measure=False)
+        found = self.store.record(self.id)
+        if found is not None and found.status in SETTLED and found.status != "ok":
+            return found
+        return self._finished()
+
+    def go(self, until: str = "") -> Record | None:
+        """Up to a step of STEPS, or to the record, which a failure on the way is too."""
+        self.until = until
         self.store.prepare()
         self.reporter.planned(self.plan)
-        if self.plan.obstacle is None:
-            self.reporter.stage("find the weights")
-            planning.find_weights(self.plan)
-            self._find_table()
-        self.id = self.plan.cell
+        self._identify()
         if (found := self._finished()) is not None:
             return found
         with self.store.lease(self.id, self.reporter.notice) as beat:
@@ -69,18 +86,36 @@ class Cell:
             emit(Event(name="cell-started", cell=self.id))
             self.store.save_stage("cell", self.id, self.plan.cell_parts(), self.plan.spec.model_dump(mode="json"))
             record = self._live()
+            if record is None:
+                return None
             self.store.save_record(record.sealed())
             emit(Event(name="cell-finished", cell=self.id, status=record.status))
             self.store.sweep(mine=True)
         self._tell_notices()
         return record.sealed()
 
-    def _find_table(self) -> None:
+    def fail(self, status: str, reason: str) -> Record:
+        """The row of a run that could not write its own."""
+        self.store.prepare()
+        self._identify(measure=False)
+        record = self._record(status, reason).sealed()
+        self.store.save_record(record)
+        return record
+
+    def _identify(self, measure: bool = True) -> None:
+        if self.plan.obstacle is None:
+            self.reporter.stage("find the weights")
+            planning.find_weights(self.plan)
+            self.find_table(measure)
+        self.id = self.plan.cell
+
+    def find_table(self, measure: bool = True) -> None:
         """The cost table that the cut is made with; measured now where the method cannot do without."""
         if self.plan.spec.budget.kind != "latency" and not self.plan.sees_latency:
             return
         try:
-            model = self.made.cost_model if self.plan.sees_latency else self.made.known_cost_model()
+            needed = measure and self.plan.sees_latency
+            model = self.made.cost_model if needed else self.made.known_cost_model()
             self.plan.cost_table = model.table.content if model else None
         except (EnvironmentFault, UsageError):
             raise
@@ -128,7 +163,7 @@ class Cell:
             self.reporter.notice(self.store.notices[self._told])
             self._told += 1
 
-    def _live(self) -> Record:
+    def _live(self) -> Record | None:
         try:
             with interrupts.told_apart():
                 if self.plan.obstacle is not None:
@@ -143,7 +178,7 @@ class Cell:
             log = self.store.log_traceback(self.id)
             return self._record("failed", f"{type(error).__name__}: {error} (traceback: {log})")
 
-    def _measured(self) -> Record:
+    def _measured(self) -> Record | None:
         made = self.made
         name = self.plan.spec.pruner
         self.conformance = found = kit.score(name, self.stage)
@@ -152,6 +187,8 @@ class Cell:
                 f"{name}: {found.passed} of {found.of} checks hold; harness check {name} tells which do not"
             )
         artefact, budget, timings = budgets.within_budget(self.plan, self.store, self.stage, made, self.reporter.notice)
+        if self.until == STEPS[0]:
+            return None
         parts: dict[str, Any] = {"artefact": artefact, "budget": budget}
         if budget.unused < -1e-9 and not any(found.unstable for found in timings.values()):
             parts["latency"] = {workload: found.latency for workload, found in timings.items()}
@@ -169,6 +206,8 @@ class Cell:
             parts["co2"] = grid.co2(self.plan.grid, energy, self.plan.spec.workloads[0])
         if first.memory is None and self.plan.device.provenance == "device":
             parts["memory"] = memory(self.plan, self.store, self.stage, artefact, f"memory-{self.id}")
+        if self.until == STEPS[1]:
+            return None
         self.measured = sides(self.plan, parts["memory"], first.memory is not None, energy)
         scoring = Scoring(self.plan, self.store, self.stage, self.context, self.cost, self.measured)
         parts["scores"] = scoring.run(made, artefact)

@@ -126,11 +126,15 @@ def resolve(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> UsageError:
+class Unknown(UsageError):
+    """A name that no plug-in here registers."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> Unknown:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
     remedy = elsewhere or (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}" if known else "")
-    return UsageError(f"no {kind} {name!r}", remedy)
+    return Unknown(f"no {kind} {name!r}", remedy)
 
 
 def only() -> set[str]:

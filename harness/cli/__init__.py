@@ -15,6 +15,7 @@ from harness.interrupts import interrupts
 # name -> module and the line `harness --help` shows for it
 COMMANDS = {
     "run": ("run", "prune a model, prove it, measure it, record it"),
+    "sweep": ("sweep", "a matrix of cells from a YAML file, resumable"),
     "list": ("list", "what is installed: pruners, devices, evaluators, models, recoveries"),
     "info": ("info", "all about one name: paper, parameters, shapes"),
     "profile": ("profile", "what each width costs on a device: the table behind latency budgets"),

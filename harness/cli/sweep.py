@@ -1,0 +1,133 @@
+"""`harness sweep SUITE.yaml`: a matrix of cells."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from harness.sweep import Item
+
+FINE = ("ok", "over_budget", "unsupported")
+
+
+@click.command("sweep")
+@click.argument("suite", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--address", default=None, help="Of a Ray cluster; without it one is started here.")
+@click.option("--dry-run", is_flag=True, help="Print cells, what waits, and the time it may take.")
+@click.option("--json", "as_json", is_flag=True, help="The cells as JSON and nothing else on stdout.")
+def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_json: bool) -> None:
+    """Run every cell of a suite; what is done already counts, and the same command continues after any interruption.
+
+    A cell that fails is a row with its reason. What cannot be begun here (a device, a licence, a plug-in is missing)
+    waits. Exit code 1 if a cell failed or waits.
+
+    \b
+    harness sweep benchmarks/suites/smoke.yaml --dry-run
+    harness sweep benchmarks/suites/smoke.yaml
+    harness status
+    """
+    from harness import process
+    from harness import suite as suites
+
+    process.prepare()
+    from harness import sweep
+    from harness.store import Store
+
+    read = suites.read(suite)
+    asks = suites.cells(read)
+    found = sweep.items(asks)
+    store = Store()
+    if not as_json:
+        told(suite.stem, read.about, found, store)
+    if dry_run:
+        if as_json:
+            click.echo(json.dumps([words(item) for item in found], indent=2))
+        return
+    line = shlex.join(["harness", *(word for word in sys.argv[1:] if word != "--json")])
+    timeout = read.timeout_minutes and read.timeout_minutes * 60
+    made = engines(engine, address, store, sweep.name_of(suite, asks), timeout)
+    try:
+        counts = sweep.Sweep(sweep.name_of(suite, asks), found, store, made, line).run(Teller(as_json, len(found)))
+    finally:
+        made.close()
+    if as_json:
+        click.echo(json.dumps([words(item) for item in found], indent=2))
+    else:
+        click.echo(f"{summary(counts)}; harness leaderboard shows them, harness status --why what differs")
+    if any(status not in FINE for status in counts):
+        click.get_current_context().exit(1)
+
+
+def engines(name: str, address: str | None, store: Any, sweep: str, timeout_s: float | None) -> Any:
+    log = store.path("logs", f"sweep-{sweep}.txt")
+    if name == "ray":
+        from harness.engines.ray import Ray
+
+        return Ray(address, timeout_s)
+    from harness.engines.local import Local
+
+    return Local(store.scratch(f"sweep-{sweep}"), log, timeout_s)
+
+
+def told(name: str, about: str, found: list[Item], store: Any) -> None:
+    """The plan of it all, before any work."""
+    from harness.cli.output import estimate as rough
+    from harness.sweep import estimate
+
+    click.echo(f"{name}: {about}" if about else name)
+    ready = [item for item in found if item.status == "planned"]
+    seconds, known = estimate(ready, store, rough)
+    spread = Counter(item.ask.request.pruner for item in found)
+    click.echo(f"  {len(found)} cells: {', '.join(f'{count} {pruner}' for pruner, count in sorted(spread.items()))}")
+    for reason, count in Counter(item.reason for item in found if item.status == "waits").items():
+        click.echo(f"  {count} wait: {reason}")
+    for item in ready:
+        if item.plan is not None and item.plan.obstacle is not None:
+            click.echo(f"  no way: {item.ask.label}: {item.plan.obstacle.line}")
+    by = f"{known} by earlier records, {len(ready) - known} by FLOPs" if known else "by FLOPs"
+    click.echo(f"  about {duration(seconds)} if nothing is done yet ({by})")
+
+
+def duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def words(item: Item) -> dict[str, Any]:
+    return {"label": item.ask.label, "id": item.id, "status": item.status, "reason": item.reason}
+
+
+def summary(counts: Counter[str]) -> str:
+    parts = [f"{counts[status]} {status}" for status in sorted(counts, key=lambda status: (status not in FINE, status))]
+    return f"{sum(counts.values())} cells: {', '.join(parts)}"
+
+
+class Teller:
+    """One line per cell as it ends; in a terminal also what is at work."""
+
+    def __init__(self, quiet: bool, total: int) -> None:
+        self.quiet, self.total, self.ended = quiet, total, 0
+        self.live = sys.stderr.isatty() and not quiet
+
+    def __call__(self, item: Item, step: str) -> None:
+        if self.quiet:
+            return
+        if self.live:
+            click.echo("\r\033[K", nl=False, err=True)
+        if item.status in ("planned", "running"):
+            if self.live:
+                click.echo(f"  [{self.ended}/{self.total}] {item.ask.label}: {step}", nl=False, err=True)
+            return
+        self.ended += 1
+        why = f": {item.reason}" if item.reason else ""
+        click.echo(
+            f"[{self.ended}/{self.total}] {click.style(item.status, bold=True)}  {item.ask.label}{why}", err=True
+        )

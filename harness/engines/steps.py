@@ -1,0 +1,109 @@
+"""What an engine is given to do, in plain words both ways, so that it may be done anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness import planning, process
+from harness.cell import STEPS, Cell, Reporter
+from harness.errors import HarnessError, UsageError
+from harness.latency.bed import Bed
+from harness.planning import Request
+from harness.plugins import registry
+from harness.store import Store
+
+Words = dict[str, Any]
+
+
+def request_words(request: Request) -> Words:
+    return asdict(request)
+
+
+def steps_of(request: Request) -> tuple[str, ...]:
+    """A latency is met by measuring, so that such a model is made where it is timed."""
+    return STEPS if request.ratio is not None else STEPS[1:]
+
+
+def cell(words: Words, root: str, command: str = "") -> Cell:
+    request = Request(**{**words, "workloads": tuple(words["workloads"]), "evaluators": tuple(words["evaluators"])})
+    process.prepare_for(request.device, request.dtype)
+    return Cell(planning.make(request), Store(Path(root)), Reporter(), command)
+
+
+def look(asked: Sequence[Words], root: str) -> list[Words]:
+    """Of each cell its id and what became of it, or why it cannot be begun; nothing is made or measured."""
+    found = []
+    for words in asked:
+        try:
+            one = cell(words, root)
+            record = one.settled()
+        except HarnessError as error:
+            found.append({"id": "", "status": "waits", "reason": error.line, "usage": isinstance(error, UsageError)})
+            continue
+        told = {"status": record.status, "reason": record.reason} if record else {"status": "planned", "reason": ""}
+        found.append({"id": one.id, **told})
+    return found
+
+
+def step(words: Words, until: str, root: str, command: str = "") -> Words:
+    """One step of a cell; `status` is empty as long as more are to follow."""
+    began = time.time()
+    try:
+        one = cell(words, root, command)
+        record = one.go("" if until == STEPS[-1] else until)
+    except HarnessError as error:  # of the environment: it is not the cell's fault, and another node may do
+        return {"id": "", "status": "waits", "reason": error.line, "began": began, "ended": time.time()}
+    told = {"status": record.status, "reason": record.reason} if record else {"status": "", "reason": ""}
+    return {"id": one.id, "began": began, "ended": time.time(), **told}
+
+
+def table(words: Words, root: str) -> Words:
+    """The cost table that a cell's method looks at, measured if nobody did."""
+    one = cell(words, root)
+    one.store.prepare()
+    if one.plan.obstacle is None:
+        planning.find_weights(one.plan)
+        one.find_table()
+    return {"obstacle": one.plan.obstacle.line if one.plan.obstacle else ""}
+
+
+def alike(words: Words, ratio: float, root: str) -> Words:
+    """What the evenly narrowed model takes of dense on the device, measured once: the budget of all methods."""
+    from harness import keys
+    from harness.allocate import uniform
+
+    plan = cell(words, root).plan
+    store = Store(Path(root))
+    parts = {**plan.measure_parts("", plan.spec.workloads[0]), "uniform": ratio}
+    parts["against"] = {**plan.model_key(), "revision": ""}  # latency needs shapes, not weights
+    key = keys.key("uniform", parts)
+    with store.lock(f"uniform-{key}"):
+        if (known := store.stage("uniform", key)) is None:
+            device = registry().device(plan.device.name, plan.spec.runtime)
+            bed = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, "x")
+            try:
+                looks = [bed.measure(uniform(plan.anatomy, ratio)) for _ in range(3)]
+            finally:
+                bed.close()
+            share = sorted(look.value for look in looks)[1]
+            known = {"share": share, "noise": max(look.noise for look in looks)}
+            store.save_stage("uniform", key, parts, known)
+    return {"latency": f"{known['share']:.3f}x", "noise": known["noise"]}
+
+
+def fail(words: Words, root: str, status: str, reason: str, command: str = "") -> Words:
+    """The row of a cell whose process did not come back."""
+    one = cell(words, root, command)
+    record = one.fail(status, reason)
+    return {"id": one.id, "status": record.status, "reason": record.reason}
+
+
+WORK: dict[str, Callable[..., Any]] = {"look": look, "step": step, "table": table, "alike": alike, "fail": fail}
+
+
+def do(job: Mapping[str, Any]) -> Any:
+    return WORK[job["work"]](**job["with"])

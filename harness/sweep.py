@@ -1,0 +1,167 @@
+"""A matrix of cells on its way to records: what is done already counts, what cannot be begun waits and says why."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness import planning
+from harness.engines.steps import Words, request_words
+from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.keys import canonical
+from harness.plan import Plan
+from harness.plugins import Unknown
+from harness.store import Store
+from harness.suite import Ask
+
+DONE = ("ok", "over_budget", "unsupported")
+
+
+@dataclass
+class Item:
+    """A cell of the suite and what is known of it."""
+
+    ask: Ask
+    status: str = "planned"
+    reason: str = ""
+    id: str = ""
+    plan: Plan | None = None
+
+    @property
+    def words(self) -> Words:
+        return request_words(self.ask.request)
+
+
+class Engine(Protocol):
+    """`do` answers one piece of work; `cells` does all steps of all cells, telling each answer."""
+
+    def do(self, work: str, **given: Any) -> Any: ...
+    def cells(self, items: Sequence[Item], root: str, command: str) -> Iterator[tuple[Item, str, Words]]: ...
+    def close(self) -> None: ...
+
+
+def items(asks: Sequence[Ask]) -> list[Item]:
+    """Each cell planned without any work: what nobody knows here waits, what cannot be meant stops the sweep."""
+    found = []
+    for ask in asks:
+        item = Item(ask)
+        request = replace(ask.request, latency="0.5x") if ask.like is not None else ask.request
+        try:
+            item.plan = planning.make(request, fetch=False)
+        except (EnvironmentFault, Unknown) as error:
+            item.status, item.reason = "waits", error.line
+        except HarnessError as error:
+            raise UsageError(f"{ask.label}: {error.cause}", error.remedy) from None
+        found.append(item)
+    return found
+
+
+def estimate(found: Sequence[Item], store: Store, rough: Callable[[Plan], float]) -> tuple[float, int]:
+    """Seconds ahead, and for how many cells earlier records say so; the rest by their FLOPs."""
+    took: dict[tuple[str, ...], list[float]] = {}
+    for record in store.records():
+        spec = record.spec
+        seconds = (datetime.fromisoformat(record.finished) - datetime.fromisoformat(record.started)).total_seconds()
+        took.setdefault((spec.pruner, spec.model, spec.device, spec.budget.kind), []).append(seconds)
+    total, known = 0.0, 0
+    for item in found:
+        if item.plan is None:
+            continue
+        spec = item.plan.spec
+        if times := took.get((spec.pruner, spec.model, spec.device, spec.budget.kind)):
+            total, known = total + statistics.median(times), known + 1
+        else:
+            total += rough(item.plan)
+    return total, known
+
+
+class Sweep:
+    """The run of a suite. It may be cut off anywhere: the same suite again goes on."""
+
+    def __init__(self, name: str, found: list[Item], store: Store, engine: Engine, command: str = "") -> None:
+        self.name, self.items, self.store, self.engine, self.command = name, found, store, engine, command
+        self.root = str(store.root)
+
+    def run(self, told: Callable[[Item, str], None]) -> Counter[str]:
+        """All cells; `told` hears of each change."""
+        self.store.prepare()
+        self._keep()
+        self._tables(told)
+        self._budgets(told)
+        self._look(told)
+        self._keep()
+        ahead = [item for item in self.items if item.status == "planned"]
+        for item, step, answer in self.engine.cells(ahead, self.root, self.command):
+            item.id = answer.get("id") or item.id
+            item.status, item.reason = answer["status"] or "running", answer["reason"]
+            told(item, step)
+        self._keep()
+        return Counter(item.status for item in self.items)
+
+    def _open(self) -> list[Item]:
+        return [item for item in self.items if item.status == "planned"]
+
+    def _tables(self, told: Callable[[Item, str], None]) -> None:
+        """Before any cell: a table that came between two of them would make them different cells when asked again."""
+        seen = set()
+        for item in self._open():
+            plan = item.plan
+            assert plan is not None
+            spec = plan.spec
+            where = (spec.model, spec.device, spec.runtime, spec.dtype, spec.workloads[0])
+            if plan.sees_latency and where not in seen:
+                seen.add(where)
+                told(item, "cost table")
+                words = {**item.words, "latency": item.words["latency"] or (None if item.ask.like is None else "0.5x")}
+                self._ask(item, "table", words=words)
+
+    def _budgets(self, told: Callable[[Item, str], None]) -> None:
+        """What an evenly narrowed model takes is the limit for all methods there."""
+        known: dict[tuple[Any, ...], str] = {}
+        for item in self._open():
+            if item.ask.like is None:
+                continue
+            spec = item.plan.spec  # type: ignore[union-attr]
+            where = (spec.model, spec.device, spec.runtime, spec.dtype, spec.workloads[0], item.ask.like)
+            if where not in known:
+                told(item, f"what {item.ask.like:g} of an even narrowing takes")
+                words = {**item.words, "pruner": "dense", "settings": {}, "recovery": "none"}
+                answer = self._ask(item, "alike", words=words, ratio=item.ask.like)
+                if answer is None:
+                    continue
+                known[where] = answer["latency"]
+            item.ask = replace(item.ask, request=replace(item.ask.request, latency=known[where]))
+
+    def _look(self, told: Callable[[Item, str], None]) -> None:
+        """What became of each cell before."""
+        ahead = self._open()
+        answers = self.engine.do("look", asked=[item.words for item in ahead], root=self.root) if ahead else []
+        for item, answer in zip(ahead, answers, strict=True):
+            item.id, item.status, item.reason = answer["id"], answer["status"], answer["reason"]
+            if item.status != "planned":
+                told(item, "")
+
+    def _ask(self, item: Item, work: str, **given: Any) -> Any:
+        """The answer; None where there is none, and the cell says why."""
+        try:
+            return self.engine.do(work, root=self.root, **given)
+        except HarnessError as error:
+            item.status, item.reason = error.status, error.line
+            return None
+
+    def _keep(self) -> None:
+        """For `harness status`, which shows what is still ahead."""
+        cells = [{"label": i.ask.label, "id": i.id, "status": i.status, "reason": i.reason} for i in self.items]
+        self.store.write(self.store.path("sweeps", f"{self.name}.json"), {"name": self.name, "cells": cells})
+
+
+def name_of(path: Path, asks: Sequence[Ask]) -> str:
+    """Suites of one name in two folders are two."""
+    mark = hashlib.sha256(canonical([ask.label for ask in asks]).encode()).hexdigest()[:6]
+    return f"{path.stem}-{mark}"
