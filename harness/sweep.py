@@ -117,9 +117,8 @@ class Sweep:
             where = (spec.model, spec.device, spec.runtime, spec.dtype, spec.workloads[0])
             if plan.sees_latency and where not in seen:
                 seen.add(where)
-                told(item, "cost table")
-                words = {**item.words, "latency": item.words["latency"] or (None if item.ask.like is None else "0.5x")}
-                self._ask(item, "table", words=words)
+                words = {**item.words, "latency": "0.5x"} if item.ask.like is not None else item.words
+                self._known(item, "cost table", told, "table", words=words)
 
     def _budgets(self, told: Callable[[Item, str], None]) -> None:
         """What an evenly narrowed model takes is the limit for all methods there."""
@@ -130,9 +129,9 @@ class Sweep:
             spec = item.plan.spec  # type: ignore[union-attr]
             where = (spec.model, spec.device, spec.runtime, spec.dtype, spec.workloads[0], item.ask.like)
             if where not in known:
-                told(item, f"what {item.ask.like:g} of an even narrowing takes")
                 words = {**item.words, "pruner": "dense", "settings": {}, "recovery": "none"}
-                answer = self._ask(item, "alike", words=words, ratio=item.ask.like)
+                what = f"what an even narrowing by {item.ask.like:g} takes"
+                answer = self._known(item, what, told, "alike", words=words, ratio=item.ask.like)
                 if answer is None:
                     continue
                 known[where] = answer["latency"]
@@ -146,6 +145,14 @@ class Sweep:
             item.id, item.status, item.reason = answer["id"], answer["status"], answer["reason"]
             if item.status != "planned":
                 told(item, "")
+
+    def _known(self, item: Item, what: str, told: Callable[[Item, str], None], work: str, **given: Any) -> Any:
+        """What was measured before, or is now."""
+        answer = self._ask(item, work, measure=False, **given)
+        if answer is None and item.status == "planned":
+            told(item, what)
+            answer = self._ask(item, work, **given)
+        return answer
 
     def _ask(self, item: Item, work: str, **given: Any) -> Any:
         """The answer; None where there is none, and the cell says why."""

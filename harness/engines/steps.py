@@ -11,7 +11,6 @@ from typing import Any
 from harness import planning, process
 from harness.cell import STEPS, Cell, Reporter
 from harness.errors import HarnessError, UsageError
-from harness.latency.bed import Bed
 from harness.planning import Request
 from harness.plugins import registry
 from harness.store import Store
@@ -61,28 +60,30 @@ def step(words: Words, until: str, root: str, command: str = "") -> Words:
     return {"id": one.id, "began": began, "ended": time.time(), **told}
 
 
-def table(words: Words, root: str) -> Words:
-    """The cost table that a cell's method looks at, measured if nobody did."""
+def table(words: Words, root: str, measure: bool = True) -> Words | None:
+    """The cost table that a cell's method looks at; None if there is none and it is not to be measured."""
     one = cell(words, root)
     one.store.prepare()
     if one.plan.obstacle is None:
         planning.find_weights(one.plan)
-        one.find_table()
-    return {"obstacle": one.plan.obstacle.line if one.plan.obstacle else ""}
+        one.find_table(measure)
+    told = one.plan.obstacle.line if one.plan.obstacle else ""
+    return {"obstacle": told} if told or one.plan.cost_table else None
 
 
-def alike(words: Words, ratio: float, root: str) -> Words:
+def alike(words: Words, ratio: float, root: str, measure: bool = True) -> Words | None:
     """What the evenly narrowed model takes of dense on the device, measured once: the budget of all methods."""
     from harness import keys
     from harness.allocate import uniform
 
-    plan = cell(words, root).plan
-    store = Store(Path(root))
+    plan, store = cell(words, root).plan, Store(Path(root))
     parts = {**plan.measure_parts("", plan.spec.workloads[0]), "uniform": ratio}
     parts["against"] = {**plan.model_key(), "revision": ""}  # latency needs shapes, not weights
     key = keys.key("uniform", parts)
     with store.lock(f"uniform-{key}"):
-        if (known := store.stage("uniform", key)) is None:
+        if (known := store.stage("uniform", key)) is None and measure:
+            from harness.latency.bed import Bed
+
             device = registry().device(plan.device.name, plan.spec.runtime)
             bed = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, "x")
             try:
@@ -92,7 +93,7 @@ def alike(words: Words, ratio: float, root: str) -> Words:
             share = sorted(look.value for look in looks)[1]
             known = {"share": share, "noise": max(look.noise for look in looks)}
             store.save_stage("uniform", key, parts, known)
-    return {"latency": f"{known['share']:.3f}x", "noise": known["noise"]}
+    return None if known is None else {"latency": f"{known['share']:.3f}x", "noise": known["noise"]}
 
 
 def fail(words: Words, root: str, status: str, reason: str, command: str = "") -> Words:
@@ -103,6 +104,11 @@ def fail(words: Words, root: str, status: str, reason: str, command: str = "") -
 
 
 WORK: dict[str, Callable[..., Any]] = {"look": look, "step": step, "table": table, "alike": alike, "fail": fail}
+
+
+def light(work: str, given: Mapping[str, Any]) -> bool:
+    """Whether it makes and measures nothing, and so needs no process of its own."""
+    return work == "look" or given.get("measure") is False
 
 
 def do(job: Mapping[str, Any]) -> Any:
