@@ -116,6 +116,8 @@ class Latency(Clock):
     processes: int = Field(description="1: both models stay open in one; more: one per visit")
     provenance: Literal["device", "emulator", "simulated"]
     samples: str = Field("", description="name of the side file with the raw samples")
+    began: str = Field("", description="UTC, first and last round", exclude_if=operator.not_)
+    ended: str = Field("", description="UTC", exclude_if=operator.not_)
 
 
 class Memory(Part):

@@ -37,6 +37,18 @@ class Item:
     def words(self) -> Words:
         return request_words(self.ask.request)
 
+    @property
+    def cut(self) -> str:
+        """What cells have in common that share a cut: one makes it, the others find it."""
+        assert self.plan is not None
+        return canonical([self.plan.cut_parts(), self.ask.request.latency])
+
+    @property
+    def place(self) -> str:
+        """Where models lie while they are made and scored."""
+        assert self.plan is not None
+        return self.plan.place
+
 
 class Engine(Protocol):
     """`do` answers one piece of work; `cells` does all steps of all cells, telling each answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -63,10 +64,11 @@ def _measured(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: A
 
     where = (spec.device, spec.runtime, spec.dtype, workload, plan.protocol, model)
     with stage(f"time {workload}") as progress, openers(folders, *where) as (dense, pruned):
-        judge = partial(missed_by_chance, plan, workload)
+        judge, began = partial(missed_by_chance, plan, workload), now()
         rounds = timing.interleave(dense, pruned, plan.protocol, plan.clock, told=progress, undecided=judge)
     latency = timing.latency(rounds, plan.clock, plan.protocol, plan.device.provenance)
     latency.samples = store.side_file(timing.raw(rounds))
+    latency.began, latency.ended = began, now()
     windows = [(visit.before, visit.after) for visit in rounds.visits()]
     return Timed(
         latency=latency,
@@ -74,6 +76,11 @@ def _measured(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: A
         memory=timing.memory(rounds, f"bytes on the device, {workload}, {plan.spec.runtime}"),
         energy=timing.energy(rounds, latency.clock),
     )
+
+
+def now() -> str:
+    """Fine enough to see whether two measurements of one device overlap."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def sides(plan: Plan, memory: MemoryPair, told: bool, energy: records.Energy | None) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,126 @@
+"""Many nodes, by Ray: models are made and scored where there is room, and timed where their device is, one at a time.
+
+A physical device is a custom resource of the node that it hangs on: `ray start --resources='{"device:cpu": 1}'`. The
+runs folder must be one that all nodes see. A lost node's work is begun again elsewhere, from the last finished stage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from harness.cell import STEPS
+from harness.engines import steps
+from harness.engines.steps import Words
+from harness.errors import EnvironmentFault
+
+RETRIES = 3  # of a piece of work whose node or process was lost
+HANDED_ON = ("HARNESS_", "HF_", "ONEDNN_", "OMP_")  # environment that decides what comes out
+
+
+def resource(device: str) -> str:
+    return f"device:{device}"
+
+
+def _after(words: Words, until: str, root: str, command: str, before: Words | None, _other: Any) -> Words:
+    """A step, unless the one before it has ended the cell already. `_other` is the cell that makes the same cut."""
+    if before is not None and before["status"]:
+        return before
+    return steps.step(words, until, root, command)
+
+
+class Ray:
+    """An engine on a cluster that is there, or on one of this machine alone."""
+
+    def __init__(self, address: str | None, timeout_s: float | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise EnvironmentFault(
+                "the engine ray needs Ray, which is missing", "pip install 'prune-harness[ray]'"
+            ) from None
+        self.ray, self.timeout_s = ray, timeout_s
+        handed = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+        handed.setdefault(
+            "OMP_NUM_THREADS", "1"
+        )  # Ray sets it to the cores of a task; what is made must not hang on that
+        options: dict[str, Any] = {
+            "runtime_env": {"env_vars": handed},
+            "log_to_driver": False,
+            "logging_level": "error",
+        }
+        known = address or os.environ.get("RAY_ADDRESS")
+        try:
+            if known:
+                ray.init(address=known, **options)
+            else:
+                ray.init(include_dashboard=False, resources=_here(), **options)
+        except ConnectionError as error:
+            raise EnvironmentFault(
+                f"no Ray cluster at {known}: {error}", "ray start --head, or leave --address out"
+            ) from None
+        # A process per piece of work: what a step leaves in memory is gone with it.
+        self.work = ray.remote(max_calls=1, max_retries=RETRIES)(steps.do)
+        self.step = ray.remote(max_calls=1, max_retries=RETRIES)(_after)
+
+    def do(self, work: str, **given: Any) -> Any:
+        if steps.light(work, given):
+            return steps.WORK[work](**given)
+        device = resource(given["words"]["device"])
+        self._must_have(device)
+        return self.ray.get(self.work.options(resources={device: 1}).remote({"work": work, "with": given}))
+
+    def cells(self, items: Sequence[Any], root: str, command: str) -> Iterator[tuple[Any, str, dict[str, Any]]]:
+        """All cells at once; those of one cut one after the other, so that it is made once and nobody waits for it."""
+        ends: dict[Any, Any] = {}
+        made: dict[str, Any] = {}
+        offered = self.ray.cluster_resources()
+        for item in items:
+            device = resource(item.ask.request.device)
+            if device not in offered:
+                yield item, "", {"id": item.id, "status": "waits", "reason": self._missing(device)}
+                continue
+            before = None
+            for until in steps.steps_of(item.ask.request):
+                after = made.get(item.cut) if before is None else None
+                given = (item.words, until, root, command, before, after)
+                before = self.step.options(**self._needs(item, until)).remote(*given)
+                made.setdefault(item.cut, before)
+            ends[before] = item
+        while ends:
+            ready, _ = self.ray.wait(list(ends), timeout=None)
+            for end in ready:
+                item = ends.pop(end)
+                try:
+                    answer = self.ray.get(end)
+                except self.ray.exceptions.RayError as error:
+                    why = f"its process or node was lost {RETRIES + 1} times: {str(error).splitlines()[0]}"
+                    answer = steps.fail(item.words, root, "failed", why, command)
+                yield item, "", answer
+
+    def _needs(self, item: Any, until: str) -> dict[str, Any]:
+        """Models are made and scored on any node, with a GPU where they lie on one; timed on their device alone."""
+        needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(item.place != "cpu")}
+        return needs | ({"resources": {resource(item.ask.request.device): 1}} if until == STEPS[1] else {})
+
+    def _must_have(self, device: str) -> None:
+        if device not in self.ray.cluster_resources():
+            raise EnvironmentFault(self._missing(device))
+
+    def _missing(self, device: str) -> str:
+        return f"no node offers {device} (ray start --resources='{{\"{device}\": 1}}' where it hangs)"
+
+    def close(self) -> None:
+        self.ray.shutdown()
+
+
+def _here() -> dict[str, float]:
+    """Every device that this machine can use, once."""
+    from harness import plugins
+
+    known = plugins.registry()
+    names = [
+        name for name, spec in known.specs["device"].items() if known.device(name, spec.runtimes[0]).probe().usable
+    ]
+    return {resource(name): 1.0 for name in names}
