@@ -120,7 +120,7 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
         line["to the paper"] = ", ".join(gap for one in reported if (gap := one.gap(row)))
         line |= {"trust": row.trust, "record": " ".join(link(entry, home) for entry in row.entries)}
         lines.append(line)
-    used = [name for name in lines[0] if any(line[name] for line in lines)]
+    used = [name for name in (lines[0] if lines else {}) if any(line[name] for line in lines)]
     return [{name: line[name] for name in used} for line in lines]
 
 

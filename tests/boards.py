@@ -1,0 +1,55 @@
+"""Real records of a made-up device, as a runs folder: three methods, two budgets, two seeds of one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness import plugins
+from harness.builtin.null import Null
+from harness.records import Conformance, Git
+from harness.store import Store
+
+from .forks import in_one_process
+
+
+class Bench(Null):
+    """As quick as its FLOPs say, with a little noise of its own: something for intervals to hold."""
+
+    calls = 0
+
+    def measure(self, handle, plan):
+        samples = super().measure(handle, plan)
+        Bench.calls += 1
+        samples.wall_ns = [round(ns * (1 + 0.002 * ((Bench.calls * 7) % 5))) for ns in samples.wall_ns]
+        return samples
+
+
+def filled(folder: Path) -> Path:
+    """A runs folder whose records may be published."""
+    with pytest.MonkeyPatch.context() as patch:
+        in_one_process(patch)
+        known = plugins.registry()
+        spec = dataclasses.replace(known.get("device", "null"), name="bench", target="t:Bench", provenance="device")
+        patch.setitem(known.specs["device"], "bench", spec)
+        patch.setitem(known.origins, ("device", "bench"), plugins.Origin("tests", "tests", "0"))
+        inner = plugins.resolve
+        patch.setattr(plugins, "resolve", lambda name: Bench if name == spec.target else inner(name))
+        version = plugins.code_version
+        patch.setattr(plugins, "code_version", lambda kind, name: "test" if name == "bench" else version(kind, name))
+        asked = {"model": "tiny", "device": "bench", "evaluators": "passages", "out": folder}
+        harness.run("dense", **asked)
+        for ratio in (0.3, 0.6):
+            harness.run("magnitude", ratio=ratio, **asked)
+            for seed in (0, 1):
+                harness.run("random", ratio=ratio, seed=seed, **asked)
+        harness.run("wanda", latency="0.8x", **asked)  # unsupported: a row with its reason
+    store = Store(folder)
+    for record in store.records():
+        environment = record.environment.model_copy(update={"git": Git(commit="0" * 40, dirty=False)})
+        checked = Conformance(kit="test", passed=1, of=1)
+        store.save_record(record.model_copy(update={"environment": environment, "conformance": checked}).sealed())
+    return folder

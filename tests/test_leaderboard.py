@@ -1,0 +1,214 @@
+"""Pages from records: rows at equal budgets together, what cannot be told apart marked, pictures, one HTML page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from harness import stats
+from harness.cli import cli
+from harness.leaderboard import entries, site
+from harness.leaderboard.page import table
+from harness.leaderboard.pareto import pictures
+from harness.leaderboard.reported import Reported
+from harness.leaderboard.rows import boards
+from harness.leaderboard.sheet import sheet
+from harness.leaderboard.standing import told_apart
+from harness.store import Store
+
+from .boards import filled
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return filled(tmp_path_factory.mktemp("boards") / "runs")
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """Published, in a folder of its own."""
+    done = CliRunner().invoke(cli, ["publish", "set", "--to", str(tmp_path)], env={"HARNESS_RUNS": str(made)})
+    assert done.exit_code == 0, done.output
+    return tmp_path
+
+
+def board(made):
+    found, outside = boards(entries.of_runs(Store(made)))
+    assert not outside
+    (one,) = site.ranked(found)
+    return one
+
+
+def test_rows_at_one_budget_stand_together_and_seeds_are_one(made):
+    one = board(made)
+    groups = {group.budget: [row.spec.pruner for row in group.rows] for group in one.groups}
+    assert set(groups) == {
+        "at most 0.8x of dense, prefill:1x128",
+        "nothing removed",
+        "0.3 of the prunable parameters removed",
+        "0.6 of the prunable parameters removed",
+    }
+    assert sorted(groups["0.3 of the prunable parameters removed"]) == ["magnitude", "random"]
+    random = next(row for row in one.rows if row.spec.pruner == "random")
+    assert len(random.entries) == 2
+    (column,) = one.columns
+    each = [entry.record.scores["passages"].value for entry in random.entries]
+    assert min(each) <= random.value(column) <= max(each)
+    assert random.documents[column].keys() == random.entries[0].documents(random.scores[column]).keys()
+
+
+def test_failures_stand_with_their_reason(made):
+    lost = [group for group in board(made).groups if group.failures]
+    assert [entry.record.status for group in lost for entry in group.failures] == ["unsupported"]
+    text = site.printed(entries.of_runs(Store(made)))
+    assert "**unsupported**: wanda zeroes elements in place" in text
+
+
+def test_the_best_comes_first_and_others_say_how_far_they_are(made):
+    one = board(made)
+    group = next(group for group in one.groups if group.budget.startswith("0.6"))
+    first, second = table(one, group, [], None)
+    assert first["to the best"] == ""
+    assert second["to the best"].partition("x [")[1]
+    values = [float(line["passages"].split()[0]) for line in (first, second)]
+    assert values == sorted(values)
+    assert first["trust"] == "self-reported"
+
+
+def test_who_differs_is_what_each_pair_says():
+    chance = np.random.default_rng(0)
+    hard = chance.normal(3, 1, 60)
+    rows = [hard + chance.normal(mean, 0.3, 60) for mean in (0, 0.02, 0.1, 0.4)]
+    rows.append(rows[0])
+    found = set(told_apart([rows]))
+    pairs = [(a, b) for a in range(5) for b in range(a + 1, 5)]
+    ps = stats.holm([stats.gap([list(rows[a] - rows[b])]).p for a, b in pairs])
+    assert found == {pair for pair, p in zip(pairs, ps, strict=True) if p < 0.05}
+    assert (0, 4) not in found
+    assert (0, 3) in found
+
+
+def test_pictures_are_the_same_text_each_time(made):
+    first, again = (pictures(board(made)) for _ in range(2))
+    assert first == again
+    assert list(first) == ["passages"]
+    root = ElementTree.fromstring(first["passages"])
+    titles = [node.text for node in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == 1 + 4 + 1  # dense as a row, two methods at two budgets, dense as what all started from
+    assert any("magnitude" in title for title in titles)
+
+
+def test_pages_are_made_checked_and_brought_up_to_date(folder):
+    run = CliRunner()
+    assert run.invoke(cli, ["leaderboard", str(folder), "--check"]).exit_code == 1
+    assert run.invoke(cli, ["leaderboard", str(folder)]).exit_code == 0
+    assert run.invoke(cli, ["leaderboard", str(folder), "--check"]).exit_code == 0
+    page = folder / "tiny" / "bench-prefill-1x128.md"
+    text = page.read_text()
+    assert "![bench-prefill-1x128-passages.svg]" in text
+    assert "(../results/set/" in text
+    assert "[tiny](tiny/bench-prefill-1x128.md)" in (folder / "README.md").read_text()
+    page.write_text(text.replace("magnitude", "magnificent", 1))
+    (folder / "tiny" / "by-hand.md").write_text("mine")
+    done = run.invoke(cli, ["leaderboard", str(folder), "--check"])
+    assert done.exit_code == 1
+    assert "bench-prefill-1x128.md is not what the records give" in done.output
+    assert "by-hand.md is made by no record" in done.output
+    run.invoke(cli, ["leaderboard", str(folder)])
+    assert page.read_text() == text
+
+
+def test_one_page_for_a_browser(folder, tmp_path):
+    out = tmp_path / "all.html"
+    done = CliRunner().invoke(cli, ["leaderboard", str(folder), "--html", str(out)])
+    assert done.exit_code == 0, done.output
+    text = out.read_text()
+    assert text.count("<tr>") == 3 + 5  # heads and rows
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "<li class=failed>wanda" in text
+    assert "$" not in text
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def seen(page, hash="", script=""):
+    """The page's rows as a browser shows them: the words of their cells, if they are not hidden."""
+    copy = page.with_name("seen.html")
+    copy.write_text(page.read_text().replace("</html>", f"<script>{script}</script></html>"))
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom")
+    url = f"{copy.as_uri()}#{hash}"
+    done = subprocess.run([BROWSER, *flags, url], capture_output=True, text=True, timeout=120, check=True)
+    rows = re.findall(r"<tr([^>]*)>(<td.*?)</tr>", done.stdout)
+    return [re.sub(r"<[^>]*>", "|", cells).strip("|").split("||") for tag, cells in rows if "hidden" not in tag]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_browser_sorts_and_filters(made, folder, tmp_path):
+    out = tmp_path / "all.html"
+    CliRunner().invoke(cli, ["leaderboard", str(folder), "--html", str(out)])
+    rows = seen(out)
+    assert len(rows) == 5
+    assert [row[0] for row in seen(out, "random 0.6")] == ["random"]
+    click = "[...document.querySelectorAll('th')].filter(h => h.textContent === 'passages').forEach(h => h.click())"
+    worst = seen(out, "0.6", f"{click};{click}")  # once up, once down
+    best = seen(out, "0.6", click)
+    assert best == worst[::-1]
+    group = next(group for group in board(made).groups if group.budget.startswith("0.6"))
+    assert [row[0] for row in best] == [row.spec.pruner for row in group.rows]
+
+
+def test_what_is_reported_stands_apart_and_the_gap_where_the_setting_is_the_same(made):
+    one = board(made)
+    row = next(row for row in one.rows if row.spec.pruner == "magnitude")
+    (column,) = one.columns
+    known = {
+        "pruner": "magnitude",
+        "model": "tiny",
+        "setting": "-",
+        "source": "a paper",
+        "ratio": row.spec.budget.value,
+    }
+    told = Reported(**known, scores={"passages": row.value(column) - 1}, taken={"passages": "window 512"})
+    assert told.gap(row) == ""  # that was the paper's setting, this is a quick one
+    row.record.spec.preset = "paper"
+    try:
+        assert told.gap(row) == "passages +1"
+        assert told.model_copy(update={"taken": {"passages": "window 2048"}}).gap(row) == ""
+    finally:
+        row.record.spec.preset = "quick"
+
+
+def test_an_edited_record_of_a_runs_folder_is_set_aside_and_named(made, tmp_path):
+    runs = shutil.copytree(made, tmp_path / "copy")
+    path = sorted((runs / "records").glob("*.json"))[0]
+    words = json.loads(path.read_text())
+    words["spec"]["seed"] = 77
+    path.write_text(json.dumps(words))
+    done = CliRunner().invoke(cli, ["leaderboard"], env={"HARNESS_RUNS": str(runs)})
+    assert done.exit_code == 0, done.output
+    assert "was edited since it was written" in done.stderr
+    assert not path.exists()
+
+
+def test_a_published_record_that_was_edited_stops_the_page(folder):
+    path = next((folder / "results" / "set").glob("*.json"))
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
+    done = CliRunner().invoke(cli, ["leaderboard", str(folder)])
+    assert done.exit_code == 1
+    assert path.exists()
+    assert "edited" in str(done.exception)
+
+
+def test_many_pages_are_made_by_many_processes(made, monkeypatch):
+    here = sheet(entries.of_runs(Store(made)))
+    monkeypatch.setattr("harness.leaderboard.sheet.FEW", 0)
+    monkeypatch.setattr("harness.spread.cores", lambda: 2)
+    assert sheet(entries.of_runs(Store(made))) == here
