@@ -127,14 +127,18 @@ def resolve(target: str) -> Any:
 
 
 class Unknown(UsageError):
-    """A name that no plug-in here registers."""
+    """A name that nothing here goes by."""
+
+    kind = ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> Unknown:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
     remedy = elsewhere or (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}" if known else "")
-    return Unknown(f"no {kind} {name!r}", remedy)
+    error = Unknown(f"no {kind} {name!r}", remedy)
+    error.kind = kind
+    return error
 
 
 def only() -> set[str]:

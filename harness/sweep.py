@@ -20,7 +20,7 @@ from harness.plugins import Unknown
 from harness.store import Store
 from harness.suite import Ask
 
-DONE = ("ok", "over_budget", "unsupported")
+PLUGGED = ("pruner", "device", "evaluator", "recovery")  # another machine may have what this one lacks
 
 
 @dataclass
@@ -66,10 +66,11 @@ def items(asks: Sequence[Ask]) -> list[Item]:
         request = replace(ask.request, latency="0.5x") if ask.like is not None else ask.request
         try:
             item.plan = planning.make(request, fetch=False)
-        except (EnvironmentFault, Unknown) as error:
-            item.status, item.reason = "waits", error.line
         except HarnessError as error:
-            raise UsageError(f"{ask.label}: {error.cause}", error.remedy) from None
+            missing = isinstance(error, Unknown) and error.kind in PLUGGED
+            if not missing and not isinstance(error, EnvironmentFault):
+                raise UsageError(f"{ask.label}: {error.cause}", error.remedy) from None
+            item.status, item.reason = "waits", error.line
         found.append(item)
     return found
 

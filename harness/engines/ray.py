@@ -61,8 +61,8 @@ class Ray:
                 f"no Ray cluster at {known}: {error}", "ray start --head, or leave --address out"
             ) from None
         # A process per piece of work: what a step leaves in memory is gone with it.
-        self.work = ray.remote(max_calls=1, max_retries=RETRIES)(steps.do)
-        self.step = ray.remote(max_calls=1, max_retries=RETRIES)(_after)
+        self.work: Any = ray.remote(max_calls=1, max_retries=RETRIES)(steps.do)
+        self.step: Any = ray.remote(max_calls=1, max_retries=RETRIES)(_after)
 
     def do(self, work: str, **given: Any) -> Any:
         if steps.light(work, given):

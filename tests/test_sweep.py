@@ -1,0 +1,284 @@
+"""Suites become cells, cells become records, and whatever interrupts them changes nothing but the time it takes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness import suite, sweep
+from harness.cli import cli
+from harness.engines import steps
+from harness.engines.local import Died, Local
+from harness.errors import UsageError
+from harness.store import Store
+
+from .conftest import ROOT
+
+SUITES = sorted((ROOT / "benchmarks" / "suites").glob("*.yaml"))
+SMALL = """
+pruners: [magnitude, {name: random, set: {granularity: units}}]
+models: [tiny]
+budgets: [0.3, "uniform:0.4"]
+devices: ["null"]
+workloads: ["prefill:1x64"]
+evaluators: [footprint]
+include:
+  - pruners: [dense]
+  - pruners: [wanda]
+    budgets: [0.8x]
+"""
+
+
+class Here:
+    """The same work in this process."""
+
+    def __init__(self, stop_after: int = 1000) -> None:
+        self.left, self.done = stop_after, []
+
+    def do(self, work, **given):
+        if not steps.light(work, given):
+            self.done.append(work)
+        return steps.WORK[work](**given)
+
+    def cells(self, items, root, command):
+        for item in items:
+            for until in steps.steps_of(item.ask.request):
+                if self.left == 0:
+                    raise KeyboardInterrupt
+                self.left -= 1
+                self.done.append(until)
+                answer = steps.step(item.words, until, root, command)
+                if answer["status"]:
+                    yield item, "", answer
+                    break
+
+    def close(self):
+        return None
+
+
+def asks(text, tmp_path):
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    return suite.cells(suite.read(path))
+
+
+def swept(found, runs, engine):
+    return sweep.Sweep("small", found, Store(runs), engine).run(lambda item, step: None)
+
+
+def small(tmp_path):
+    text = SMALL.replace(", {name: random, set: {granularity: units}}", ", random")
+    return sweep.items(asks(text, tmp_path))
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_every_suite_of_this_checkout_can_be_read(path):
+    read = suite.read(path)
+    assert read.about
+    assert len({ask.label for ask in suite.cells(read)}) >= 12
+
+
+def test_a_matrix_is_crossed_without_repeating_itself(tmp_path):
+    text = """
+pruners: [dense, magnitude, {name: wanda-sp, set: {samples: 8}}]
+models: [tiny]
+budgets: [0.3, 0.8x, 25ms]
+recoveries: [none, "lora:epochs=1"]
+seeds: [0, 1]
+exclude:
+  - {pruners: [magnitude], recoveries: lora}
+  - {budgets: 25ms, seeds: [1]}
+include:
+  - {pruners: [random], budgets: [0.1], recoveries: [none]}
+"""
+    found = asks(text, tmp_path)
+    by = Counter(ask.request.pruner for ask in found)
+    assert by == {"dense": 4, "magnitude": 5, "wanda-sp": 10, "random": 2}  # dense has no budgets to cross
+    assert len({ask.label for ask in found}) == len(found)
+    kinds = {(ask.request.ratio, ask.request.latency) for ask in found if ask.request.pruner == "magnitude"}
+    assert kinds == {("0.3", None), (None, "0.8x"), (None, "25ms")}
+    assert found[-1].request.seed == 1
+    assert next(ask for ask in found if ask.request.pruner == "wanda-sp").request.settings == {"samples": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pruners: [magnitude", "is not YAML"),
+        ("- magnitude", "is not a suite"),
+        ("pruners: [magnitude]", "names no models"),
+        ("{pruners: [magnitude], models: [tiny], buget: [0.3]}", "buget: Extra inputs"),
+        ("{pruners: [], models: [tiny]}", "an empty list"),
+        ("{pruners: [{name: magnitude, sets: {}}], models: [tiny]}", "pruners"),
+        ("{pruners: [magnitude], models: [tiny], seeds: [one]}", "seeds.0"),
+        ("{pruners: [magnitude], models: [tiny], exclude: [{pruner: magnitude}]}", "a rule names some of"),
+        ("{pruners: [magnitude], models: [tiny], exclude: [{pruners: magnitude}]}", "the suite has no cells"),
+        ("{pruners: [magnitude], models: [tiny], budgets: ['uniform:2']}", "names no share"),
+        ("{pruners: [magnitude], models: [tiny], preset: fast}", "preset"),
+    ],
+)
+def test_what_is_no_suite_is_said_in_one_line(tmp_path, text, told):
+    with pytest.raises(UsageError) as error:
+        asks(text, tmp_path)
+    assert told in error.value.cause
+    assert "\n" not in error.value.line
+    assert error.value.remedy
+
+
+def test_wrong_values_stop_it_before_any_work_and_unknown_names_wait(tmp_path):
+    wrong = asks("{pruners: [{name: magnitude, set: {nosuch: 1}}], models: [tiny]}", tmp_path)
+    with pytest.raises(UsageError, match=r"tiny, magnitude nosuch=1.*nosuch"):
+        sweep.items(wrong)
+    found = sweep.items(asks("{pruners: [magnitud, random], models: [tiny], devices: ['null', gpu9]}", tmp_path))
+    assert [item.status for item in found] == ["waits", "waits", "planned", "waits"]
+    assert "did you mean 'magnitude'?" in found[0].reason
+    assert "no device 'gpu9'" in found[3].reason
+
+
+def test_a_sweep_ends_with_a_row_for_every_cell(tmp_path, runs, one_process):
+    counts = swept(small(tmp_path), runs, Here())
+    assert counts == {"ok": 5, "unsupported": 1}
+    records = Store(runs).records()
+    assert len(records) == 6
+    alike = [record for record in records if record.spec.budget.kind == "latency" and record.status == "ok"]
+    assert len({record.spec.budget.value for record in alike}) == 1  # what the even narrowing takes, for both
+    assert 0.4 < alike[0].spec.budget.value < 1
+    assert all(record.budget.achieved <= record.spec.budget.value for record in alike)
+    manifest = json.loads(next((runs / "sweeps").glob("*.json")).read_text())
+    assert {cell["status"] for cell in manifest["cells"]} == {"ok", "unsupported"}
+
+
+def test_cut_off_anywhere_it_ends_with_the_same_records(tmp_path, runs, one_process):
+    whole = tmp_path / "whole"
+    swept(small(tmp_path), whole, Here())
+    chance, done = random.Random(0), Counter()
+    for _ in range(20):
+        engine = Here(stop_after=chance.randint(1, 3))
+        try:
+            counts = swept(small(tmp_path), runs, engine)
+        except KeyboardInterrupt:
+            done.update(engine.done)
+            continue
+        break
+    assert counts == {"ok": 5, "unsupported": 1}
+    first, second = ({r.id: r for r in Store(folder).records()} for folder in (whole, runs))
+    assert set(first) == set(second)
+    for cell, record in first.items():
+        other = second[cell]
+        assert (record.artefact and record.artefact.sha256) == (other.artefact and other.artefact.sha256)
+        assert {n: s.value for n, s in record.scores.items()} == {n: s.value for n, s in other.scores.items()}
+    again = Here()
+    assert swept(small(tmp_path), runs, again) == counts
+    assert again.done == []  # nothing is left to do, and nothing is done
+
+
+def test_recoveries_share_a_cut(tmp_path, runs, one_process):
+    text = "{pruners: [magnitude], models: [tiny], budgets: [0.3], devices: ['null'], evaluators: [footprint], "
+    swept(sweep.items(asks(text + "recoveries: [none, least-squares]}", tmp_path)), runs, Here())
+    assert len(list((runs / "stages" / "cut").glob("*.json"))) == 1
+    assert len(list((runs / "stages" / "artefact").glob("*.json"))) == 2
+
+
+def test_the_plan_tells_cells_what_waits_and_the_time(tmp_path, runs, one_process):
+    path = tmp_path / "small.yaml"
+    path.write_text("about: a look\n" + SMALL.replace("{name: random, set: {granularity: units}}", "nosuch"))
+    done = CliRunner().invoke(cli, ["sweep", str(path), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "small: a look" in done.output
+    assert "2 wait: no pruner 'nosuch'" in done.output
+    assert "no way: tiny, wanda, 0.8x" in done.output
+    assert "by FLOPs" in done.output
+    words = json.loads(CliRunner().invoke(cli, ["sweep", str(path), "--dry-run", "--json"]).output)
+    assert Counter(cell["status"] for cell in words) == {"planned": 4, "waits": 2}
+    assert not runs.exists() or not list(runs.rglob("*.json"))
+
+
+def test_a_process_that_does_not_come_back_is_a_row(tmp_path, runs):
+    engine = Local(tmp_path / "scratch", tmp_path / "log.txt")
+    item = sweep.items(asks("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path))[0]
+    try:
+        with pytest.raises(Died, match=r"longer than 0\.01 s") as late:
+            engine.do("step", 0.01, words=item.words, until="make", root=str(runs))
+        assert late.value.status == "timeout"
+        with pytest.raises(Died, match="ended with 1"):
+            engine.do("step", words={}, until="make", root=str(runs))
+        assert "KeyError" in (tmp_path / "log.txt").read_text()
+        told = engine.do("fail", words=item.words, root=str(runs), status="timeout", reason="make: took longer")
+    finally:
+        engine.close()
+    (record,) = Store(runs).records()
+    assert (record.status, record.reason, record.id) == ("timeout", "make: took longer", told["id"])
+
+
+def command(path: Path, runs: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "harness", "sweep", str(path), *words]
+
+
+@pytest.mark.slow
+def test_smoke_killed_three_times_ends_with_the_same_records(tmp_path):
+    path, chance = ROOT / "benchmarks" / "suites" / "smoke.yaml", random.Random(time.time())
+    records = {}
+    for name, kills in (("whole", 0), ("killed", 3)):
+        env = {**os.environ, "HARNESS_RUNS": str(tmp_path / name)}
+        for _ in range(kills):
+            begun = subprocess.Popen(command(path, tmp_path), env=env, start_new_session=True)
+            time.sleep(chance.uniform(20, 90))
+            os.kill(begun.pid, signal.SIGKILL)
+            begun.wait()
+        assert subprocess.run(command(path, tmp_path), env=env, check=False).returncode == 0
+        records[name] = {record.id: record for record in Store(tmp_path / name).records()}
+    assert set(records["whole"]) == set(records["killed"])
+    assert len(records["whole"]) >= 12
+    for cell, record in records["whole"].items():
+        other = records["killed"][cell]
+        assert record.status == other.status
+        if record.spec.budget.kind == "ratio" and record.artefact:
+            assert record.artefact.sha256 == other.artefact.sha256
+            assert record.scores["passages"].value == other.scores["passages"].value
+
+
+@pytest.mark.slow
+def test_two_nodes_of_ray_give_the_same_and_time_one_at_a_time(tmp_path):
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="the extra ray is not installed")
+    path = tmp_path / "two.yaml"
+    path.write_text(
+        "about: both nodes\npruners: [magnitude, random, shortgpt]\nmodels: [tiny]\nbudgets: [0.2, 0.4]\n"
+        "devices: [cpu]\nworkloads: ['prefill:1x64']\nevaluators: [passages]\nlimit: 2\n"
+        "include: [{pruners: [dense]}]\n"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    here = subprocess.run(command(path, tmp_path), env={**env, "HARNESS_RUNS": str(tmp_path / "here")}, check=False)
+    assert here.returncode == 0
+    cluster = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"device:cpu": 1}}
+    )
+    second = cluster.add_node(num_cpus=1)
+    try:
+        there = {**env, "HARNESS_RUNS": str(tmp_path / "there"), "RAY_ADDRESS": cluster.address}
+        begun = subprocess.Popen(command(path, tmp_path, "--engine", "ray"), env=there)
+        deadline = time.monotonic() + 300
+        while len(Store(tmp_path / "there").records()) < 2 and time.monotonic() < deadline:
+            time.sleep(1)
+        cluster.remove_node(second, allow_graceful=False)  # with whatever it was doing
+        assert begun.wait(timeout=1800) == 0
+    finally:
+        cluster.shutdown()
+    ours, theirs = ({r.id: r for r in Store(tmp_path / name).records()} for name in ("here", "there"))
+    assert set(ours) == set(theirs)
+    for cell, record in ours.items():
+        assert record.artefact.sha256 == theirs[cell].artefact.sha256
+        assert record.scores["passages"].value == theirs[cell].scores["passages"].value
+    spans = sorted((t.began, t.ended) for record in theirs.values() for t in record.latency.values())
+    assert len(spans) == len(theirs)
+    assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
