@@ -92,6 +92,9 @@ def told(name: str, about: str, found: list[Item], store: Any) -> None:
     for item in ready:
         if item.plan is not None and item.plan.obstacle is not None:
             click.echo(f"  no way: {item.ask.label}: {item.plan.obstacle.line}")
+    if not ready:
+        click.echo("  nothing of it can be begun here")
+        return
     by = f"{known} by earlier records, {len(ready) - known} by FLOPs" if known else "by FLOPs"
     click.echo(f"  about {duration(seconds)} if nothing is done yet ({by})")
 
