@@ -34,7 +34,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 RUNS = ("python", "sh", "toml", "json")
 MARK = re.compile(r"<!-- (slow|not run): ?(.*?) ?-->")
-NEVER = re.compile(r"GPU|download|install|clone")  # what a test cannot do
+NEVER = re.compile(r"GPU|download|install|clone|machines|checkout")  # what a test cannot do
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if hasattr(hook, "harness_spec")}
 
 

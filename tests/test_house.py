@@ -53,11 +53,12 @@ RANKS = [
         "checkpoints",
         "data",
         "options",
+        "index",
         "grid",
     ),
     ("surgery", "latency", "export", "models", "recovery", "environment"),
     ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "scoring", "conformance", "cell"),
-    ("tracing", "verbs", "leaderboard", "trust"),
+    ("tracing", "verbs", "leaderboard", "trust", "suite", "sweep", "engines"),
     ("cli", "__main__"),
 ]
 # A folder's modelling classes and its cut are written by the same room that surgery builds models with.

@@ -155,6 +155,14 @@ def test_a_sweep_ends_with_a_row_for_every_cell(tmp_path, runs, one_process):
     assert len({record.spec.budget.value for record in alike}) == 1  # what the even narrowing takes, for both
     assert 0.4 < alike[0].spec.budget.value < 1
     assert all(record.budget.achieved <= record.spec.budget.value for record in alike)
+    told = CliRunner().invoke(cli, ["status"]).output
+    assert "sweep small: 6 cells: 5 ok, 1 unsupported" in told
+    kept = records[0].model_copy(update={"status": "failed", "reason": "edited and sealed"}).sealed()
+    Store(runs).save_record(kept)
+    assert "edited and sealed" in CliRunner().invoke(cli, ["status"]).output  # a file that changed is read again
+    path = Store(runs).record_path(kept.id)
+    path.write_text(path.read_text().replace("edited and sealed", "edited"))
+    assert "was edited since it was written" in CliRunner().invoke(cli, ["status"]).stderr
     manifest = json.loads(next((runs / "sweeps").glob("*.json")).read_text())
     assert {cell["status"] for cell in manifest["cells"]} == {"ok", "unsupported"}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -34,6 +36,7 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
             row["nearest"], row["differs"] = nearest(row["id"], parts)
     for notice in store.notices:
         click.echo(f"note: {notice}", err=True)
+    ahead = sweeps(store, rows) if cell is None else []
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -47,21 +50,20 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
                 click.echo(f"              {path}: {ours!r}, in {row['nearest'][:12]}: {theirs!r}")
         elif why:
             click.echo("              the only cell here")
+    for sweep in ahead:
+        states = ", ".join(f"{count} {state}" for state, count in sorted(sweep["states"].items()))
+        click.echo(f"sweep {sweep['sweep']}: {sweep['cells']} cells: {states}")
+        for reason in sweep["waits"]:
+            click.echo(f"    waits: {reason}")
 
 
 def cells(store: Store) -> list[dict[str, Any]]:
     """One row per cell: from its record, from its lease, or from the trace of a run that was cut off."""
-    found = {}
-    for record in store.records():
-        spec = record.spec
-        found[record.id] = {
-            "id": record.id,
-            "status": record.status,
-            "what": said(spec.model_dump()),
-            "detail": record.reason or record.finished,
-        }
-    leases = store.leases()
-    for cell in store.components("cell"):
+    from harness.index import rows
+
+    found, leases = rows(store, row), store.leases()
+    begun = {path.stem for path in store.path("stages", "cell").glob("*.json")}
+    for cell in begun - set(found) | (begun & set(leases)):
         lease = leases.get(cell)
         if lease is not None and lease["alive"]:
             state = {"status": "running", "detail": f"{lease['stage']}, pid {lease['pid']} on {lease['host']}"}
@@ -71,6 +73,27 @@ def cells(store: Store) -> list[dict[str, Any]]:
             continue
         found[cell] = {"id": cell, "what": said(store.stage("cell", cell) or {}), **state}
     return [found[cell] for cell in sorted(found)]
+
+
+def row(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": record["id"],
+        "status": record["status"],
+        "what": said(record["spec"]),
+        "detail": record["reason"] or record["finished"],
+    }
+
+
+def sweeps(store: Store, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How far each sweep is: its cells by what became of them."""
+    now = {row["id"]: row["status"] for row in rows}
+    found = []
+    for path in sorted(store.path("sweeps").glob("*.json")):
+        words = store.read(path) or {"cells": []}
+        states = Counter(now.get(cell["id"]) or cell["status"] for cell in words["cells"])
+        waits = sorted({cell["reason"] for cell in words["cells"] if cell["status"] == "waits"})
+        found.append({"sweep": path.stem, "cells": len(words["cells"]), "states": dict(states), "waits": waits})
+    return found
 
 
 def said(spec: dict[str, Any]) -> str:
