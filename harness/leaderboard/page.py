@@ -53,6 +53,14 @@ def page(boards: Sequence[Board], reported: Sequence[Reported], home: Path | Non
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
+def reported_page(known: Sequence[Reported]) -> str:
+    """All that others reported, by model."""
+    parts = ["# Reported, not re-run", "From `reported.json`: what papers and repositories say, in their own settings."]
+    for model in sorted({one.model for one in known}):
+        parts += [f"## {model}", _markdown([one.row() for one in known if one.model == model])]
+    return "\n\n".join(parts) + "\n"
+
+
 def _title(group: Group) -> str:
     return group.budget[0].upper() + group.budget[1:]
 
@@ -180,7 +188,7 @@ def _markdown(table: Table) -> str:
     return tabulate(table, headers="keys", tablefmt="github", disable_numparse=True)
 
 
-def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: Path) -> str:
+def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: Path, more: str = "") -> str:
     """What pages there are, and what has none."""
     lines = []
     for file, boards in pages.items():
@@ -198,6 +206,7 @@ def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: 
         )
     parts = ["# Leaderboards", "Made by `harness leaderboard leaderboards` from the records below `results/`."]
     parts += [_markdown(lines)] if lines else ["No records yet."]
+    parts += [f"What papers say of these methods, not re-run: [reported]({more})."] if more else []
     if outside:
         parts.append(outside_words(outside, home))
     return "\n\n".join([*parts, LEGEND]) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -20,6 +21,7 @@ class Reported(BaseModel):
     taken: dict[str, str] = Field({}, description="how, in the words of our columns; only such figures are compared")
     source: str
     ratio: float | None = Field(None, description="our ratio for the same setting; null where there is none")
+    parameters: dict[str, Any] = Field({}, description="those of ours that make it the same setting")
     recovery: str = "none"
 
     def row(self) -> dict[str, str]:
@@ -36,6 +38,8 @@ class Reported(BaseModel):
         spec = row.spec
         asked = (spec.pruner, spec.model, spec.recovery, spec.preset, spec.budget.kind)
         if asked != (self.pruner, self.model, self.recovery, "paper", "ratio") or spec.budget.value != self.ratio:
+            return ""
+        if any(spec.parameters.get(name) != value for name, value in self.parameters.items()):
             return ""
         gaps = [
             f"{name} {value - self.scores[name]:+.3g}"

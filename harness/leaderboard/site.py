@@ -8,12 +8,12 @@ from pathlib import Path, PurePosixPath
 
 from harness.leaderboard import pareto, reported
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.page import file_of, index, outside_words, page
+from harness.leaderboard.page import file_of, index, outside_words, page, reported_page
 from harness.leaderboard.rows import Board, boards
 from harness.leaderboard.standing import stand
 from harness.spread import spread
 
-INDEX = "README.md"
+INDEX, REPORTED = "README.md", "reported.md"
 FEW = 8  # pages; more are made on all cores
 
 
@@ -49,7 +49,9 @@ def made(folder: Path, records: Sequence[Entry]) -> dict[str, str]:
         text = page(found, known, (folder / name).parent, list(plots))
         return {name: text, **{f"{stem.parent}/{plot}": svg for plot, svg in plots.items()}}
 
-    made = {INDEX: index(pages, outside, folder)}
+    made = {INDEX: index(pages, outside, folder, REPORTED if known else "")}
+    if known:
+        made[REPORTED] = reported_page(known)
     for found in spread(files, list(pages), least=FEW):
         made |= found
     return made
