@@ -58,6 +58,7 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
         counts = sweep.Sweep(sweep.name_of(suite, asks), found, store, made, line).run(Teller(as_json, len(found)))
     finally:
         made.close()
+        store.sweep(mine=True)
     if as_json:
         click.echo(json.dumps([words(item) for item in found], indent=2))
     else:

@@ -71,10 +71,13 @@ class Local:
     def cells(self, items: Sequence[Any], root: str, command: str) -> Iterator[tuple[Any, str, dict[str, Any]]]:
         """Every step of every cell, one after the other."""
         for item in items:
+            started = ""
             for until in steps.steps_of(item.ask.request):
                 yield item, until, {"status": "", "reason": "", "id": item.id}
                 try:
-                    answer = self.do("step", self.timeout_s, words=item.words, until=until, root=root, command=command)
+                    given = {"words": item.words, "until": until, "root": root, "command": command}
+                    answer = self.do("step", self.timeout_s, started=started, **given)
+                    started = answer["started"]
                 except Died as error:
                     why = f"{until}: {error.cause}"
                     told: Any = {"words": item.words, "root": root, "status": error.status, "reason": why}

@@ -27,7 +27,7 @@ def _after(words: Words, until: str, root: str, command: str, before: Words | No
     """A step, unless the one before it has ended the cell already. `_other` is the cell that makes the same cut."""
     if before is not None and before["status"]:
         return before
-    return steps.step(words, until, root, command)
+    return steps.step(words, until, root, command, before["started"] if before else "")
 
 
 class Ray:

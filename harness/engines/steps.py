@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,16 +47,16 @@ def look(asked: Sequence[Words], root: str) -> list[Words]:
     return found
 
 
-def step(words: Words, until: str, root: str, command: str = "") -> Words:
-    """One step of a cell; `status` is empty as long as more are to follow."""
-    began = time.time()
+def step(words: Words, until: str, root: str, command: str = "", started: str = "") -> Words:
+    """One step of a cell; `status` is empty as long as more are to follow. `started` is when its first step did."""
     try:
         one = cell(words, root, command)
+        one.started = started or one.started
         record = one.go("" if until == STEPS[-1] else until)
     except HarnessError as error:  # of the environment: it is not the cell's fault, and another node may do
-        return {"id": "", "status": "waits", "reason": error.line, "began": began, "ended": time.time()}
+        return {"id": "", "status": "waits", "reason": error.line, "started": started}
     told = {"status": record.status, "reason": record.reason} if record else {"status": "", "reason": ""}
-    return {"id": one.id, "began": began, "ended": time.time(), **told}
+    return {"id": one.id, "started": one.started, **told}
 
 
 def table(words: Words, root: str, measure: bool = True) -> Words | None:
