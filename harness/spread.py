@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from harness.host import cores
@@ -11,6 +13,18 @@ from harness.host import cores
 A = TypeVar("A")
 B = TypeVar("B")
 _task: list[Any] = []
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """For a short life with millions of small words: collecting garbage among them would be most of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def spread(work: Callable[[A], B], items: Sequence[A], least: int = 50) -> list[B]:

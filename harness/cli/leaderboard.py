@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.errors import UsageError
+from harness.spread import uncollected
 from harness.store import Store
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Change nothing; 1 where pages differ from their records.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="One page that sorts and filters.")
 @click.option("--json", "as_json", is_flag=True, help="The records themselves, as an array.")
+@uncollected()
 def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) -> None:
     """The records of this folder as tables; what failed stands with its reason.
 

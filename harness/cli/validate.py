@@ -8,12 +8,14 @@ from pathlib import Path
 import click
 
 from harness.errors import UsageError
+from harness.spread import uncollected
 from harness.store import Store
 
 
 @click.command("validate")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One object per record.")
+@uncollected()
 def command(folder: Path | None, as_json: bool) -> None:
     """Check every record of this folder: words, hashes, and each figure against its samples; 1 if one is wrong.
 
