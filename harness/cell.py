@@ -22,14 +22,13 @@ from harness.events import Event
 from harness.interrupts import interrupts
 from harness.plan import Plan
 from harness.plugins import emit
-from harness.records import Record
+from harness.records import SETTLED, Record
 from harness.scoring import Scoring
 from harness.store import Store
 from harness.timed import memory, sides, timed
 
 # What may run apart, each in a process or on a node of its own: the model is made, timed where its device is, scored.
 STEPS = ("make", "time", "score")
-SETTLED = ("ok", "over_budget", "unsupported")  # a sweep asks again for what ended otherwise
 
 
 class Reporter:

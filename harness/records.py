@@ -16,6 +16,8 @@ OUTSIDE_DIGEST = ("trust", "history", "digest")
 absent = partial(operator.is_, None)  # fields that older records lack keep their digest
 Status = Literal["planned", "running", "ok", "failed", "unsupported", "timeout", "over_budget", "unstable"]
 
+SETTLED: tuple[Status, ...] = ("ok", "over_budget", "unsupported")  # answers; a sweep asks again for the rest
+
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid")

@@ -134,15 +134,10 @@ def compared(pruned: dict[str, Any], dense: dict[str, Any] | None, store: Store)
         **{**pruned, "notes": notes},
         dense=dense["value"],
         dense_stderr=dense["stderr"],
-        change=_scaled(change[0], pruned) if change else None,
+        change=stats.scaled(change[0], pruned.get("scale", "")) if change else None,
         change_ci95=_bounds(change[1], pruned) if change else None,
     )
 
 
-def _scaled(value: float, words: dict[str, Any]) -> float:
-    """A difference of means as the score's own scale has it: of perplexities, how many times the one is the other."""
-    return math.exp(min(value, 700.0)) if words.get("scale") == "exp-mean" else value
-
-
 def _bounds(bounds: tuple[float, float] | None, words: dict[str, Any]) -> tuple[float, float] | None:
-    return bounds and (_scaled(bounds[0], words), _scaled(bounds[1], words))
+    return bounds and (stats.scaled(bounds[0], words.get("scale", "")), stats.scaled(bounds[1], words.get("scale", "")))

@@ -248,6 +248,11 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
         return 0.0
 
 
+def scaled(value: float, scale: str) -> float:
+    """A difference of means as its score has it: of perplexities, how many times the one is the other."""
+    return math.exp(min(value, 700.0)) if scale == "exp-mean" else value
+
+
 def spread(value: float | None, stderr: float | None) -> str:
     """A figure with its standard error, short; nothing where there is none."""
     return "" if value is None else f"{value:.4g}" + ("" if stderr is None else f" ± {stderr:.2g}")

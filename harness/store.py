@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import json
 import os
 import socket
 import threading
@@ -47,15 +46,10 @@ class Store(Files):
     def read_side_file(self, name: str) -> Any:
         path = self.path("samples", name)
         try:
-            text = gzip.decompress(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, EOFError, zlib.error):
-            text = b""
-        if f"{hashlib.sha256(text).hexdigest()}.json.gz" != name:
+            return side_words(path)
+        except HarnessError:
             self.set_aside(path, "does not match its name")
             return None
-        return json.loads(text)
 
     # --- stages ---
 
@@ -183,6 +177,21 @@ class Store(Files):
         path = self.path("logs", f"{cell}-{int(time.time())}.txt")
         self.write_bytes(path, traceback.format_exc().encode())
         return path
+
+
+def side_words(path: Path) -> Any:
+    """What a file holds that is named by its hash; None where there is no such file."""
+    from pydantic_core import from_json
+
+    try:
+        text = gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, zlib.error) as error:
+        raise HarnessError(f"{path} is damaged: {error}", "harness validate names all that is") from error
+    if f"{hashlib.sha256(text).hexdigest()}.json.gz" != path.name:
+        raise HarnessError(f"{path} does not match its name", "harness validate names all that does not")
+    return from_json(text)
 
 
 def _seal(kind: str, key: str, value: Any) -> str:

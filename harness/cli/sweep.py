@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.records import SETTLED
+
 if TYPE_CHECKING:
     from harness.sweep import Item
-
-FINE = ("ok", "over_budget", "unsupported")
 
 
 @click.command("sweep")
@@ -63,7 +63,7 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
         click.echo(json.dumps([words(item) for item in found], indent=2))
     else:
         click.echo(f"{summary(counts)}; harness leaderboard shows them, harness status --why what differs")
-    if any(status not in FINE for status in counts):
+    if any(status not in SETTLED for status in counts):
         click.get_current_context().exit(1)
 
 
@@ -110,7 +110,9 @@ def words(item: Item) -> dict[str, Any]:
 
 
 def summary(counts: Counter[str]) -> str:
-    parts = [f"{counts[status]} {status}" for status in sorted(counts, key=lambda status: (status not in FINE, status))]
+    parts = [
+        f"{counts[status]} {status}" for status in sorted(counts, key=lambda status: (status not in SETTLED, status))
+    ]
     return f"{sum(counts.values())} cells: {', '.join(parts)}"
 
 

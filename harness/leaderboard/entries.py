@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import zlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +12,7 @@ from pydantic_core import from_json
 
 from harness.errors import HarnessError
 from harness.records import Record, ScoreRecord, digest
-from harness.store import Store
+from harness.store import Store, side_words
 
 T = TypeVar("T")
 
@@ -55,21 +52,8 @@ class Entry:
 
     def documents(self, score: ScoreRecord) -> Mapping[str, float]:
         """The score of each document; nothing where the samples were not published."""
-        words = side_file(self.side / score.samples) if score.samples else None
+        words = side_words(self.side / score.samples) if score.samples else None
         return words["documents"] if words else {}
-
-
-def side_file(path: Path) -> Any:
-    """The words of a file that is named by their hash; None where there is no such file."""
-    try:
-        text = gzip.decompress(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, EOFError, zlib.error) as error:
-        raise HarnessError(f"{path} is damaged: {error}", "harness validate names all that is") from error
-    if f"{hashlib.sha256(text).hexdigest()}.json.gz" != path.name:
-        raise HarnessError(f"{path} does not match its name", "harness validate names all that does not")
-    return from_json(text)
 
 
 def read(folder: Path) -> list[Entry]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections import defaultdict
@@ -16,7 +15,7 @@ from harness import stats
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Column, Group, Place, Row
-from harness.leaderboard.standing import MEAN, answers, better, mean_accuracy, tasks
+from harness.leaderboard.standing import MEAN, answers, better, by_use, mean_accuracy, tasks
 from harness.records import Latency
 
 Table = list[dict[str, str]]
@@ -146,12 +145,13 @@ def value(row: Row, column: Column) -> str:
 
 def to_best(row: Row, group: Group, main: Sequence[Column], known: Mapping[Column, str]) -> str:
     """How far from the first row, by the figure that the rows are sorted by."""
-    columns = list(main) or sorted((c for c in known if c in row.scores), key=lambda c: ("." in c.name, c))[:1]
+    columns = list(main) or by_use([column for column in known if column in row.scores])[:1]
     found = better(row, group.rows[0], columns) if columns else None
     if found is None:
         return ""
-    ratio = row.scores[columns[0]].scale == "exp-mean"
-    shown = (lambda x: f"{math.exp(min(x, 700)):.3g}") if ratio else (lambda x: f"{x:+.3g}")
+    scale = row.scores[columns[0]].scale
+    ratio = scale == "exp-mean"
+    shown = (lambda x: f"{stats.scaled(x, scale):.3g}") if ratio else (lambda x: f"{x:+.3g}")
     bounds = f" [{shown(found.ci95[0])}, {shown(found.ci95[1])}]" if found.ci95 else ""
     return f"{shown(found.value)}{'x' if ratio else ''}{bounds}"
 

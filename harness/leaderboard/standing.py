@@ -56,7 +56,7 @@ def better(row: Row, other: Row, columns: Sequence[Column]) -> stats.Gap | None:
 def stand(group: Group, columns: Sequence[Column]) -> None:
     """Sort a group by its first figure and give letters to all that it has."""
     main = tasks(group)
-    first = MEAN if main else next(iter(_by_use(columns)), None)
+    first = MEAN if main else next(iter(by_use(columns)), None)
     group.rows.sort(key=lambda row: _rank(row, first, main))
     for column in columns:
         _letter(group.rows, column, [column])
@@ -64,7 +64,7 @@ def stand(group: Group, columns: Sequence[Column]) -> None:
         _letter(group.rows, MEAN, main)
 
 
-def _by_use(columns: Sequence[Column]) -> list[Column]:
+def by_use(columns: Sequence[Column]) -> list[Column]:
     """Whole scores before their parts."""
     return sorted(columns, key=lambda column: ("." in column.name, column))
 

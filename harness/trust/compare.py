@@ -58,12 +58,11 @@ def _score(first: Entry, ours: ScoreRecord, second: Entry, theirs: ScoreRecord) 
     if gap is None:
         return words | {"note": "its documents' scores are missing"}
     ratio = ours.scale == "exp-mean"
-    scaled = (lambda x: math.exp(min(x, 700.0))) if ratio else (lambda x: x)
-    bounds = gap.ci95 and [scaled(gap.ci95[0]), scaled(gap.ci95[1])]
+    bounds = gap.ci95 and [stats.scaled(bound, ours.scale) for bound in gap.ci95]
     return words | {
         "n": len(shared),
         "what": "ratio" if ratio else "difference",
-        "change": scaled(gap.value),
+        "change": stats.scaled(gap.value, ours.scale),
         "ci95": bounds,
         "p": gap.p,
         "note": "",

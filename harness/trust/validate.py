@@ -13,10 +13,11 @@ from harness.api import Samples
 from harness.checkpoints import folder_sha256
 from harness.errors import HarnessError
 from harness.latency import gates, timing
-from harness.leaderboard.entries import BadRecord, Entry, side_file
+from harness.leaderboard.entries import BadRecord, Entry
 from harness.planning import QUICK_LIMIT
 from harness.records import SCHEMA, Gate, Record
 from harness.spread import spread
+from harness.store import side_words
 
 CLOSE = 1e-9
 
@@ -110,7 +111,7 @@ def _latencies(entry: Entry, _: Path) -> Iterator[str]:
     record = entry.record
     judged: list[Gate] = []
     for workload, latency in record.latency.items():
-        words = side_file(entry.side / latency.samples) if latency.samples else None
+        words = side_words(entry.side / latency.samples) if latency.samples else None
         if words is None:
             return
         dense, pruned, again = ([Samples(**visit) for visit in words[side]] for side in ("dense", "pruned", "again"))
