@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.records import SETTLED
-
 if TYPE_CHECKING:
     from harness.sweep import Item
 
@@ -39,6 +37,7 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
 
     process.prepare()
     from harness import sweep
+    from harness.records import SETTLED
     from harness.store import Store
 
     read = suites.read(suite)
@@ -110,6 +109,8 @@ def words(item: Item) -> dict[str, Any]:
 
 
 def summary(counts: Counter[str]) -> str:
+    from harness.records import SETTLED
+
     parts = [
         f"{counts[status]} {status}" for status in sorted(counts, key=lambda status: (status not in SETTLED, status))
     ]
