@@ -29,7 +29,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     if len(values) < 2:
         return None
     middle = statistics.fmean(values)
-    half = t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = t95(len(values) - 1) * math.sqrt(_variance(values) / len(values))
     return middle - half, middle + half
 
 
@@ -91,7 +91,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     middle = statistics.fmean(values)
-    return middle, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return middle, math.sqrt(_variance(values) / len(values)) if len(values) > 1 else None
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
@@ -205,7 +205,14 @@ def fewest(share: float, confidence: float = CONFIDENCE) -> int:
 
 def quantile_bound(values: Sequence[float], share: float, confidence: float = CONFIDENCE) -> float | None:
     """What the quantile does not exceed, from order statistics alone; None where the sample is too small to say."""
-    count, below = len(values), 0.0
+    at = _bounding(len(values), share, confidence)
+    return None if at is None else sorted(values)[at]
+
+
+@cache
+def _bounding(count: int, share: float, confidence: float) -> int | None:
+    """Which of so many values, from the least."""
+    below = 0.0
     for k in range(count):
         below += math.exp(
             math.lgamma(count + 1)
@@ -215,7 +222,7 @@ def quantile_bound(values: Sequence[float], share: float, confidence: float = CO
             + (count - k) * math.log1p(-share)
         )
         if below >= confidence:
-            return sorted(values)[k]
+            return k
     return None
 
 

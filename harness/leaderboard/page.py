@@ -9,8 +9,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-
 from harness import stats
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.reported import Reported
@@ -185,7 +183,12 @@ def link(entry: Entry, home: Path | None) -> str:
 
 
 def _markdown(table: Table) -> str:
-    return tabulate(table, headers="keys", tablefmt="github", disable_numparse=True)
+    """As GitHub reads it. Not by tabulate, whose widths follow what else is installed: committed pages are compared."""
+    cells = [[name, *(row[name].replace("|", "\\|") for row in table)] for name in table[0]]
+    widths = [max(map(len, column)) for column in cells]
+    padded = [[cell.ljust(width) for cell in column] for column, width in zip(cells, widths, strict=True)]
+    head, *lines = (f"| {' | '.join(line)} |" for line in zip(*padded, strict=True))
+    return "\n".join([head, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines])
 
 
 def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: Path, more: str = "") -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from harness import stats
@@ -45,11 +46,10 @@ def better(row: Row, other: Row, columns: Sequence[Column]) -> stats.Gap | None:
     """How far one row is from another, by document, each task alike; perplexities by their logarithms."""
     strata = []
     for column in columns:
-        ours, theirs = row.documents.get(column, {}), other.documents.get(column, {})
-        shared = [name for name in ours if name in theirs]
-        if not shared:
+        ours, theirs = aligned([row.documents.get(column, {}), other.documents.get(column, {})])
+        if not ours:
             return None
-        strata.append([ours[name] - theirs[name] for name in shared])
+        strata.append(list(map(operator.sub, ours, theirs)))
     return stats.gap(strata)
 
 
@@ -85,10 +85,7 @@ def _letter(rows: Sequence[Row], name: Column, columns: Sequence[Column]) -> Non
     known = [row for row in rows if all(row.documents.get(column) for column in columns)]
     if len(known) < 2:
         return
-    strata = []
-    for column in columns:
-        shared = set.intersection(*(set(row.documents[column]) for row in known))
-        strata.append([[row.documents[column][name] for name in sorted(shared)] for row in known])
+    strata = [list(aligned([row.documents[column] for row in known])) for column in columns]
     if not all(part[0] for part in strata):
         return
     up = known[0].scores[columns[0]].higher_is_better
@@ -98,6 +95,15 @@ def _letter(rows: Sequence[Row], name: Column, columns: Sequence[Column]) -> Non
     differ = [(place[a], place[b]) for a, b in told_apart(strata)]
     for at, found in zip(order, stats.letters(len(known), differ), strict=True):
         known[at].letters[name] = found
+
+
+def aligned(tables: Sequence[Mapping[str, float]]) -> Iterator[list[float]]:
+    """The values of what all share, in one order."""
+    first = list(tables[0])
+    if all(list(table) == first for table in tables):  # almost always, and much faster
+        return (list(table.values()) for table in tables)
+    shared = set.intersection(*(set(table) for table in tables))
+    return ([table[name] for name in first if name in shared] for table in tables)
 
 
 def told_apart(strata: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, int]]:
