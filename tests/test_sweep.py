@@ -25,6 +25,7 @@ from harness.store import Store
 
 from .conftest import ROOT
 
+COVERAGE = ROOT / "docs" / "coverage.md"
 SUITES = sorted((ROOT / "benchmarks" / "suites").glob("*.yaml"))
 SMALL = """
 pruners: [magnitude, {name: random, set: {granularity: units}}]
@@ -86,7 +87,9 @@ def small(tmp_path):
 def test_every_suite_of_this_checkout_can_be_read(path):
     read = suite.read(path)
     assert read.about
-    assert len({ask.label for ask in suite.cells(read)}) >= 12
+    cells = {ask.label for ask in suite.cells(read)}
+    assert len(cells) >= 12
+    assert f"[{path.stem}](../benchmarks/suites/{path.name}) | {len(cells)} |" in COVERAGE.read_text(encoding="utf-8")
 
 
 def test_a_matrix_is_crossed_without_repeating_itself(tmp_path):
