@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from harness import suite, sweep
 from harness.cli import cli
-from harness.engines import steps
+from harness.engines import ray, steps
 from harness.engines.local import Died, Local
 from harness.errors import UsageError
 from harness.store import Store
@@ -230,6 +230,15 @@ def test_a_process_that_does_not_come_back_is_a_row(tmp_path, runs):
         engine.close()
     (record,) = Store(runs).records()
     assert (record.status, record.reason, record.id) == ("timeout", "make: took longer", told["id"])
+
+
+def test_a_step_on_a_node_has_its_time_too(tmp_path, runs, one_process):
+    item = sweep.items(asks("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path))[0]
+    told = ray._after(item.words, "make", str(runs), "", 0.01, None, None)
+    (record,) = Store(runs).records()
+    assert (record.status, record.reason) == ("timeout", "make: took longer than 0.01 s")
+    assert ray._after(item.words, "time", str(runs), "", None, told, None) is told  # the cell has ended
+    assert ray._after(item.words, "make", str(runs), "", 600, None, None)["status"] == ""
 
 
 def command(path: Path, runs: Path, *words: str) -> list[str]:

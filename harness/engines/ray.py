@@ -7,6 +7,7 @@ runs folder must be one that all nodes see. A lost node's work is begun again el
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,11 +24,29 @@ def resource(device: str) -> str:
     return f"device:{device}"
 
 
-def _after(words: Words, until: str, root: str, command: str, before: Words | None, _other: Any) -> Words:
+class Late(BaseException):
+    """A step has had its time; nothing on the way may take it for a fault of its own."""
+
+
+def _after(
+    words: Words, until: str, root: str, command: str, timeout_s: float | None, before: Words | None, _other: Any
+) -> Words:
     """A step, unless the one before it has ended the cell already. `_other` is the cell that makes the same cut."""
     if before is not None and before["status"]:
         return before
-    return steps.step(words, until, root, command, before["started"] if before else "")
+
+    def late(*_: Any) -> None:
+        raise Late
+
+    known = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s or 0)
+    try:
+        return steps.step(words, until, root, command, before["started"] if before else "")
+    except Late:
+        return steps.fail(words, root, "timeout", f"{until}: took longer than {timeout_s:g} s", command)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, known)
 
 
 class Ray:
@@ -42,9 +61,7 @@ class Ray:
             ) from None
         self.ray, self.timeout_s = ray, timeout_s
         handed = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
-        handed.setdefault(
-            "OMP_NUM_THREADS", "1"
-        )  # Ray sets it to the cores of a task; what is made must not hang on that
+        handed.setdefault("OMP_NUM_THREADS", "1")  # by Ray it would follow the cores of a task, and results with it
         options: dict[str, Any] = {
             "runtime_env": {"env_vars": handed},
             "log_to_driver": False,
@@ -84,7 +101,7 @@ class Ray:
             before = None
             for until in steps.steps_of(item.ask.request):
                 after = made.get(item.cut) if before is None else None
-                given = (item.words, until, root, command, before, after)
+                given = (item.words, until, root, command, self.timeout_s, before, after)
                 before = self.step.options(**self._needs(item, until)).remote(*given)
                 made.setdefault(item.cut, before)
             ends[before] = item
