@@ -56,7 +56,7 @@ RANKS = [
         "index",
         "grid",
     ),
-    ("surgery", "latency", "export", "models", "recovery", "environment"),
+    ("surgery", "latency", "export", "remote", "models", "recovery", "environment"),
     ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "scoring", "conformance", "cell"),
     ("tracing", "verbs", "leaderboard", "trust", "suite", "sweep", "engines"),
     ("cli", "__main__"),

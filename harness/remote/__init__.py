@@ -1,0 +1,1 @@
+"""Other machines: how files and commands get there, and what runs there."""

@@ -1,0 +1,66 @@
+"""An Android device by the system's adb client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.remote.transport import NOTHING_CAME, Done, Lost, Refused, Unreachable, call, ended, line
+
+SERIAL = re.compile(r"[A-Za-z0-9][\w.:-]*")
+WHY = {  # in the words of adb
+    "unauthorized": ("does not trust this computer", "unlock it and allow USB debugging"),
+    "offline": ("is offline", "unplug it and plug it in again, or adb reconnect"),
+    "not found": ("is not there", "adb devices lists what is"),
+    "no permissions": ("may not be opened by this user", "add udev rules for it, or this user to plugdev"),
+    "cannot connect": ("has no adb server to ask", "adb start-server"),
+}
+
+
+class Adb:
+    def __init__(self, serial: str, server_port: int | None = None) -> None:
+        if not SERIAL.fullmatch(serial):
+            raise UsageError(f"{serial!r} is no serial of an Android device", "adb devices lists them")
+        self.serial, self.where = serial, f"device {serial}"
+        self._client = ["adb", *(["-P", str(server_port)] if server_port else []), "-s", serial]
+        self._answered = False
+
+    def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
+        done = call([*self._client, "shell", line(words)], timeout_s, self.where)
+        code, out = ended(done.out)
+        if code == NOTHING_CAME and done.code:
+            raise self._unreachable(done.said)
+        self._answered = True
+        return Done(code, out, done.err)
+
+    def push(self, source: Path, target: str) -> None:
+        self._copy("push", str(source.absolute()), target)
+
+    def pull(self, source: str, target: Path) -> None:
+        self._copy("pull", source, str(target.absolute()))
+
+    def _copy(self, how: str, source: str, target: str) -> None:
+        done = call([*self._client, how, source, target], 3600, self.where)
+        if done.code and (found := self._known(done.said)):
+            raise found
+        if done.code:
+            raise Refused(self.where, how, done.said)
+        self._answered = True
+
+    def _known(self, said: str) -> Unreachable | None:
+        for words, (cause, remedy) in WHY.items():
+            if words in said and ("error: " in said or "adb: " in said):
+                return Unreachable(f"{self.where} {cause}", remedy)
+        return None
+
+    def _unreachable(self, said: str) -> Unreachable:
+        if found := self._known(said):
+            return found
+        if self._answered:
+            return Lost(f"{self.where} was lost in the middle: {said}", "the same command again continues")
+        return Unreachable(f"{self.where} cannot be reached: {said}", "adb devices lists what can")
+
+    def close(self) -> None:
+        return None

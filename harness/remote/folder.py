@@ -1,0 +1,96 @@
+"""A folder of ours on another machine: there from the first use to the last, with nothing of it left behind.
+
+What a process leaves that was killed is swept by the next one from the same machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from harness.errors import EnvironmentFault
+from harness.remote.transport import Refused, Transport, Unreachable
+
+OURS = re.compile(r"harness-([\w.-]+)-(\d+)-[0-9a-f]{8}")
+PLAIN = re.compile(r"[A-Za-z0-9_][\w.-]*")
+SPARE = 64 << 20  # bytes that stay free beside what is pushed
+
+
+class Folder:
+    """For a machine with a POSIX shell. `root` is an absolute path there; the home or temporary folder if empty."""
+
+    def __init__(self, transport: Transport, root: str = "") -> None:
+        self.transport, self.root = transport, root
+        self._made = ""
+
+    @property
+    def path(self) -> str:
+        if not self._made:
+            self.root = self.root or self._must(["sh", "-c", 'echo "${TMPDIR:-/tmp}"'], "name its temporary folder")
+            self._sweep()
+            here = re.sub(r"[^\w.-]", "-", socket.gethostname())
+            made = f"{self.root}/harness-{here}-{os.getpid()}-{secrets.token_hex(4)}"
+            self._must(["mkdir", "-m", "700", "-p", made], f"make {made}")
+            self._made = made
+        return self._made
+
+    def push(self, source: Path, name: str) -> str:
+        """A file under a plain name of ours; where it lies then."""
+        assert PLAIN.fullmatch(name), name
+        target, size = f"{self.path}/{name}", source.stat().st_size
+        free = self.free()
+        if free is not None and size + SPARE > free:
+            where = f"{self.transport.where}:{self.root}"
+            raise EnvironmentFault(
+                f"{where} has {free / 1e6:,.0f} MB free, {source.name} takes {size / 1e6:,.0f} MB",
+                "free some space there, or name another folder in the device's file",
+            )
+        try:
+            self.transport.push(source, target)
+        except Refused:
+            self.remove(name)
+            raise
+        return target
+
+    def free(self) -> int | None:
+        """Bytes; None where it does not tell."""
+        done = self.transport.run(["df", "-Pk", self.path])
+        words = done.out.strip().splitlines()[-1].split() if not done.code and done.out.strip() else []
+        return int(words[3]) * 1024 if len(words) > 3 and words[3].isdigit() else None
+
+    def remove(self, *names: str) -> None:
+        assert all(PLAIN.fullmatch(name) for name in names), names
+        if names and self._made:
+            self.transport.run(["rm", "-rf", *(f"{self._made}/{name}" for name in names)])
+
+    def close(self) -> None:
+        """Everything of it is gone; a machine that is gone itself keeps it until the next time."""
+        made, self._made = self._made, ""
+        if made:
+            try:
+                self.transport.run(["rm", "-rf", made])
+            except Unreachable:
+                self._made = ""
+
+    def _sweep(self) -> None:
+        for name in self._dead(self.transport.run(["ls", self.root]).out.split()):
+            self.transport.run(["rm", "-rf", f"{self.root}/{name}"])
+
+    def _dead(self, names: list[str]) -> Iterator[str]:
+        here = re.sub(r"[^\w.-]", "-", socket.gethostname())
+        for name in names:
+            found = OURS.fullmatch(name)
+            if found and found[1] == here and not psutil.pid_exists(int(found[2])):
+                yield name
+
+    def _must(self, words: list[str], what: str) -> str:
+        done = self.transport.run(words)
+        if done.code:
+            raise EnvironmentFault(f"{self.transport.where} cannot {what}: {done.said}", "name another folder")
+        return done.out.strip()

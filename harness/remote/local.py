@@ -1,0 +1,31 @@
+"""This machine, as if it were another one: for devices that harness runs on, and for tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import EnvironmentFault
+from harness.remote.transport import Done, call, ended, line
+
+
+class Local:
+    where = "this machine"
+
+    def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
+        done = call(["sh", "-c", line(words)], timeout_s, self.where)
+        code, out = ended(done.out)
+        return Done(code, out, done.err)
+
+    def push(self, source: Path, target: str) -> None:
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise EnvironmentFault(f"{target}: {error.strerror}", "free some space, or name another folder") from None
+
+    def pull(self, source: str, target: Path) -> None:
+        self.push(Path(source), str(target))
+
+    def close(self) -> None:
+        return None

@@ -1,0 +1,66 @@
+"""TensorRT's trtexec: builds an engine of an ONNX graph, and times it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from harness.api import TimingPlan
+from harness.remote.runners.words import NUMBER, BadOutput, fault, ns
+
+BINARY = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
+FAULTS = (r"\[E\]", r"&&&& FAILED", r"[Ee]rror:")
+RUNNING = re.compile(r"&&&& RUNNING TensorRT\.trtexec (?:\[TensorRT v(\d+)\])?")
+ROW = re.compile(r"\[I\] ([A-Z][\w -]*(?:Latency|Time)|Latency|Throughput|Enqueue Time): (.+)")
+FIGURE = re.compile(rf"([a-z]+(?:\(\d+(?:\.\d+)?%\))?) = ({NUMBER}) (ms|us|s)\b")
+MEMORY = re.compile(r"(?:Total|Max) (Device Persistent|Scratch|Activation|Weights) Memory: (\d+)")
+
+
+def build(binary: str, model: str, engine: str, dtype: str, more: Sequence[str] = ()) -> list[str]:
+    precision = {"fp16": ["--fp16"], "bf16": ["--bf16"]}.get(dtype, [])
+    return [binary, f"--onnx={model}", f"--saveEngine={engine}", "--skipInference", *precision, *more]
+
+
+def time(binary: str, engine: str, plan: TimingPlan, times: str, graph: bool = True) -> list[str]:
+    """Raw times go to a file. Warm-up and duration are trtexec's own: milliseconds and seconds, passes at least."""
+    return [
+        binary,
+        f"--loadEngine={engine}",
+        f"--warmUp={max(200, round(plan.seconds * 1000))}",
+        f"--duration={max(0, round(plan.seconds))}",
+        f"--iterations={plan.iterations}",
+        "--avgRuns=1",
+        "--useSpinWait",
+        "--noDataTransfers",
+        *(["--useCudaGraph"] if graph else []),
+        f"--exportTimes={times}",
+    ]
+
+
+def samples(text: str) -> tuple[list[int], list[int]]:
+    """From the file of raw times: nanoseconds on the GPU, and from a pass's start to its end."""
+    try:
+        rows = json.loads(text)
+        compute = [max(1, round(row["computeMs"] * 1e6)) for row in rows]
+        whole = [max(1, round(row["latencyMs"] * 1e6)) for row in rows]
+    except (ValueError, KeyError, TypeError):
+        raise BadOutput("trtexec's file of times is not one", "run it by hand and look") from None
+    if not compute:
+        raise BadOutput("trtexec timed no pass", "give it longer")
+    return compute, whole
+
+
+def told(text: str, code: int) -> dict[str, Any]:
+    """Its version and its own figures, in nanoseconds; BadOutput with its reason if it did not pass."""
+    if code or "&&&& FAILED" in text or ("&&&& RUNNING" in text and "&&&& PASSED" not in text):
+        raise BadOutput(f"trtexec: {fault(text, FAULTS)}", "")
+    running = RUNNING.search(text)
+    found: dict[str, Any] = {"version": running[1] if running and running[1] else ""}
+    for name, words in ROW.findall(text):
+        figures = {figure: ns(value, unit) for figure, value, unit in FIGURE.findall(words)}
+        if figures:
+            found[name.strip()] = figures
+    found["memory"] = {name.lower(): int(count) for name, count in MEMORY.findall(text)}
+    return found

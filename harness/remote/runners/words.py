@@ -1,0 +1,37 @@
+"""What the outputs of all these programs have in common: numbers in words, between noise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from harness.errors import HarnessError
+
+NUMBER = r"[-+]?(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d+)?"
+UNITS = {"s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3, "ns": 1.0}
+
+
+class BadOutput(HarnessError):
+    """A program ended, and what it printed holds no figure, or a fault in its own words."""
+
+
+def number(words: str) -> float:
+    """As any locale writes it: the last of two kinds of marks is the decimal one, and so is a lone comma."""
+    mantissa, mark, exponent = words.partition("e") if "e" in words else words.partition("E")
+    if "," in mantissa and "." in mantissa:
+        thousands = "," if mantissa.rindex(".") > mantissa.rindex(",") else "."
+        mantissa = mantissa.replace(thousands, "")
+    return float(mantissa.replace(",", ".") + mark + exponent)
+
+
+def ns(value: str, unit: str) -> int:
+    return max(1, round(number(value) * UNITS[unit]))
+
+
+def fault(text: str, signs: Iterable[str]) -> str:
+    """The first line that says what went wrong."""
+    for line in text.splitlines():
+        if any(re.search(sign, line) for sign in signs):
+            return line.strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"

@@ -1,0 +1,107 @@
+"""Another machine by the system's OpenSSH clients: its configuration, keys and agents serve as they are.
+
+One connection carries everything. Nobody is asked anything: what needs a person's answer is an error that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.remote.transport import NOTHING_CAME, Done, Lost, Refused, Unreachable, call, ended, line
+
+LOST = 255  # what ssh ends with when the line and not the command is at fault
+NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
+HOST = re.compile(r"[A-Za-z0-9_\[:][\w.:%\[\]-]*")
+WHY = {  # in the words of OpenSSH
+    "Permission denied": ("does not let {user} in", "add the public key to its authorized_keys, or name another key"),
+    "Host key verification failed": ("is not a known host, or has another key than it had", "ssh {host} once, by hand"),
+    "Could not resolve hostname": ("has no address", "check the name of the host"),
+    "Connection refused": ("has no SSH server at this port", "start sshd there, or name the port"),
+    "timed out": ("does not answer", "check that it is on and in this network"),
+    "No route to host": ("is in no network that this machine reaches", "check that it is on and in this network"),
+}
+
+
+class Ssh:
+    """`options` are words of ssh_config, such as {"UserKnownHostsFile": "..."}."""
+
+    def __init__(
+        self, host: str, user: str = "", port: int | None = None, key: str = "", options: dict[str, str] | None = None
+    ) -> None:
+        if not HOST.fullmatch(host) or (user and not NAME.fullmatch(user)):
+            raise UsageError(
+                f"{user or host!r} is no name of a {'user' if user else 'host'}", "check the device's file"
+            )
+        self.host, self.user = host, user
+        self.where = f"{user}@{host}" if user else host
+        self._control = tempfile.mkdtemp(prefix="harness-ssh-")  # short, for a socket's path must be
+        set_ = {
+            "BatchMode": "yes",
+            "ConnectTimeout": "10",
+            "ServerAliveInterval": "5",
+            "ServerAliveCountMax": "3",
+            "ControlMaster": "auto",
+            "ControlPersist": "60",
+            "ControlPath": f"{self._control}/%C",
+            **({"Port": str(port)} if port else {}),
+            **({"User": user} if user else {}),
+            **({"IdentityFile": key, "IdentitiesOnly": "yes"} if key else {}),
+            **(options or {}),
+        }
+        self._options = [word for name, value in set_.items() for word in ("-o", f"{name}={value}")]
+        self._answered = False
+
+    def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
+        done = call(["ssh", "-T", *self._options, "--", self.host, line(words)], timeout_s, self.where)
+        code, out = ended(done.out)
+        if code == NOTHING_CAME and done.code == LOST:
+            raise self._unreachable(done.err)
+        self._answered = True
+        return Done(code, out, done.err)
+
+    def push(self, source: Path, target: str) -> None:
+        self._sftp(f"put {_quoted(str(source.absolute()))} {_quoted(target)}")
+
+    def pull(self, source: str, target: Path) -> None:
+        self._sftp(f"get {_quoted(source)} {_quoted(str(target.absolute()))}")
+
+    def _sftp(self, order: str, timeout_s: float = 3600) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".sftp", encoding="utf-8") as batch:
+            batch.write(order + "\n")
+            batch.flush()
+            done = call(["sftp", "-b", batch.name, *self._options, "--", self.host], timeout_s, self.where)
+        if done.code == LOST:
+            raise self._unreachable(done.err)
+        if done.code:
+            raise Refused(self.where, order.split()[0], done.said)
+        self._answered = True
+
+    def _unreachable(self, said: str) -> Unreachable:
+        for words, (cause, remedy) in WHY.items():
+            if words in said:
+                known = {"user": self.user or "this user", "host": self.host}
+                return Unreachable(f"{self.where} {cause.format(**known)}", remedy.format(**known))
+        last = (said.strip().splitlines() or ["no word from it"])[-1]
+        if self._answered:
+            return Lost(f"{self.where} was lost in the middle: {last}", "the same command again continues")
+        return Unreachable(f"{self.where} cannot be reached: {last}", f"try: ssh {self.where} true")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            end = ["ssh", *self._options, "-O", "exit", "--", self.host]
+            subprocess.run(end, capture_output=True, timeout=10, check=False)
+        shutil.rmtree(self._control, ignore_errors=True)
+
+
+def _quoted(path: str) -> str:
+    """For sftp, which takes no line breaks and knows quotes and backslashes as a shell does."""
+    if "\n" in path or "\r" in path:
+        raise UsageError(f"a file name holds a line break: {path!r}", "rename it")
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'

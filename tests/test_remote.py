@@ -1,0 +1,333 @@
+"""Files and commands reach another machine by a real SSH server, whatever their names are and whatever breaks."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness import host
+from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.remote import agent as agent_file
+from harness.remote.adb import Adb
+from harness.remote.folder import OURS, Folder
+from harness.remote.local import Local
+from harness.remote.runners.agent import Agent, send
+from harness.remote.ssh import Ssh
+from harness.remote.transport import Done, Lost, Refused, TooLong, Unreachable, ended, line
+
+from .sshd import Server
+
+HOSTILE = ["a b", "it's", 'say "x"', "$(touch PWNED)", "; touch PWNED", "*", "[ab]?", "-rf", "a\\b", "ü", "`id`", "#"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    found = Server(tmp_path_factory.mktemp("ssh"))
+    yield found
+    found.stop()
+
+
+@pytest.fixture(params=["local", "ssh"])
+def transport(request):
+    found = Local() if request.param == "local" else request.getfixturevalue("server").client()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def folder(transport, tmp_path):
+    found = Folder(transport, str(tmp_path / "there"))
+    yield found
+    found.close()
+
+
+def left(root: Path) -> list[str]:
+    return [name for name in os.listdir(root) if OURS.fullmatch(name)] if root.exists() else []
+
+
+# --- commands and files ---
+
+
+def test_exit_codes_and_outputs_come_back(transport):
+    assert transport.run(["sh", "-c", "echo out; echo err >&2; exit 3"]) == Done(3, "out\n", "err\n")
+    assert transport.run(["true"]).code == 0
+    assert transport.run(["no-such-program"]).code == 127
+    assert transport.run(["printf", "no newline"]).out == "no newline"
+    assert transport.run(["sh", "-c", "kill -9 $$"]).code == 137
+
+
+def test_words_arrive_as_they_are(transport):
+    done = transport.run(["printf", "%s\\n", *HOSTILE])
+    assert done.out.splitlines() == HOSTILE
+
+
+def test_an_exit_code_is_not_taken_from_what_a_command_prints():
+    assert ended("text\n__HARNESS_ENDED_WITH_0\nmore\n__HARNESS_ENDED_WITH_4\n") == (
+        4,
+        "text\n__HARNESS_ENDED_WITH_0\nmore",
+    )
+    assert ended("text\r\n\r\n__HARNESS_ENDED_WITH_4\r\n") == (4, "text\n")
+    assert ended("text") == (-1, "text")
+    assert (
+        subprocess.run(["sh", "-c", line(["false"])], capture_output=True, text=True).stdout.split()[-1].endswith("_1")
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_files_of_any_name_get_there_and_back(server, tmp_path, name):
+    source, there, back = tmp_path / name, tmp_path / f"there {name}", tmp_path / "back"
+    source.write_bytes(b"\0\xff" * 1000)
+    client = server.client()
+    try:
+        client.push(source, str(there))
+        client.pull(str(there), back)
+    finally:
+        client.close()
+    assert there.read_bytes() == back.read_bytes() == source.read_bytes()
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+def test_a_command_that_takes_too_long_is_ended(transport):
+    start = time.monotonic()
+    with pytest.raises(TooLong, match=r"no end after 1 s"):
+        transport.run(["sleep", "60"], timeout_s=1)
+    assert time.monotonic() - start < 20
+
+
+# --- who may, and who is there ---
+
+
+def test_a_wrong_key_is_said_so(server):
+    client = server.client(key="stranger")
+    with pytest.raises(Unreachable, match=r"does not let .* in") as error:
+        client.run(["true"])
+    assert "authorized_keys" in error.value.remedy
+    assert error.value.exit_code == 3
+    with pytest.raises(Unreachable, match=r"does not let .* in"):
+        client.push(Path(__file__), "/tmp/x")
+    client.close()
+
+
+def test_an_unknown_host_is_not_trusted(server):
+    client = server.client(known="nobody")
+    with pytest.raises(Unreachable, match="is not a known host") as error:
+        client.run(["true"])
+    assert "ssh 127.0.0.1 once" in error.value.remedy
+    client.close()
+
+
+def test_nobody_there_is_said_so(server):
+    from .sshd import free_port
+
+    client = server.client(port=free_port())
+    with pytest.raises(Unreachable, match="has no SSH server at this port"):
+        client.run(["true"])
+    client.close()
+    client = Ssh("no-such-host.invalid")
+    with pytest.raises(Unreachable, match=r"has no address|cannot be reached"):
+        client.run(["true"])
+    client.close()
+
+
+@pytest.mark.parametrize("name", ["-oProxyCommand=touch PWNED", "a b", "$(id)", "", "a;b", "a\nb"])
+def test_names_that_are_options_or_commands_are_refused(name):
+    for make in (lambda: Ssh(name), lambda: Ssh("host", user=name or "a b"), lambda: Adb(name)):
+        with pytest.raises(UsageError):
+            make()
+
+
+def test_a_host_that_goes_in_the_middle(tmp_path):
+    server = Server(tmp_path / "ssh")
+    client = server.client()
+    folder = Folder(client, str(tmp_path / "there"))
+    made = folder.path
+    threading.Timer(1, server.stop).start()
+    with pytest.raises(Lost, match="was lost in the middle") as error:
+        client.run(["sleep", "60"], timeout_s=30)
+    assert "continues" in error.value.remedy
+    folder.close()  # which cannot reach it any more, and says nothing more about it
+    assert left(tmp_path / "there") == [Path(made).name]
+    server.start()
+    again = Folder(server.client(), str(tmp_path / "there"))
+    os.rename(made, swept := made.replace(f"-{os.getpid()}-", f"-{dead()}-"))
+    assert Path(again.path).is_dir()
+    assert not Path(swept).exists()  # of a process that is gone
+    again.close()
+    assert left(tmp_path / "there") == []
+    again.transport.close()
+    server.stop()
+
+
+def dead() -> int:
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    return int(done.stdout)
+
+
+# --- a folder of ours ---
+
+
+def test_nothing_is_left_behind(folder, tmp_path):
+    there = folder.push(Path(__file__), "file.py")
+    assert Path(there).read_bytes() == Path(__file__).read_bytes()
+    assert oct(Path(folder.path).stat().st_mode)[-3:] == "700"
+    folder.remove("file.py")
+    assert not Path(there).exists()
+    folder.push(Path(__file__), "file.py")
+    other = tmp_path / "there" / "of somebody else"
+    other.mkdir()
+    folder.close()
+    assert os.listdir(tmp_path / "there") == [other.name]
+
+
+def test_a_full_disk_is_said_so_and_the_part_is_gone(server, tmp_path):
+    client = server.client()
+    folder = Folder(client, str(tmp_path / "there"))
+    Path(folder.path, "model.onnx").symlink_to("/dev/full")
+    with pytest.raises(Refused, match="put failed"):
+        folder.push(Path(__file__), "model.onnx")
+    assert os.listdir(folder.path) == []
+    folder.free = lambda: 1000
+    with pytest.raises(EnvironmentFault, match=r"has 0 MB free, test_remote.py takes 0 MB"):
+        folder.push(Path(__file__), "model.onnx")
+    folder.close()
+    client.close()
+
+
+def test_free_space_is_what_the_system_says(folder):
+    told = os.statvfs(folder.path)
+    assert folder.free() == pytest.approx(told.f_bavail * told.f_frsize, rel=0.05)
+
+
+def test_a_folder_that_cannot_be_made_is_said_so(transport):
+    with pytest.raises(EnvironmentFault, match="cannot make /proc/no/harness"):
+        Folder(transport, "/proc/no").push(Path(__file__), "file.py")
+
+
+# --- the agent ---
+
+
+def test_the_agent_needs_little():
+    text = Path(agent_file.__file__).read_text(encoding="utf-8")
+    tree = ast.parse(text, feature_version=(3, 8))
+    top = {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
+    assert top <= set(sys.stdlib_module_names)
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "__future__"]
+
+
+def test_it_counts_as_this_machine_does():
+    assert set(host.counters()) - {"load_1m"} <= set(agent_file.state(1))
+
+
+def test_a_probe_comes_back(folder):
+    found = Agent(folder, sys.executable).ask("probe")
+    assert found["cores"] == host.cores()
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["memory"] == host.total_memory()
+    assert "onnxruntime" in found or "onnxruntime_missing" in found
+
+
+def test_what_goes_wrong_there_is_told_here(folder):
+    agent = Agent(folder, sys.executable)
+    with pytest.raises(HarnessError, match="FileNotFoundError"):
+        agent.time("/no/model.onnx", "0", warmup=0, iterations=1, seconds=0, most=1)
+    with pytest.raises(HarnessError, match="KeyError: 'nonsense'"):
+        agent.ask("nonsense")
+    with pytest.raises(EnvironmentFault, match="has no python9"):
+        Agent(folder, "python9").ask("probe")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A graph of one matrix product, the same size in and out."""
+    onnx = pytest.importorskip("onnx", reason="prune-harness[onnx] is not installed")
+    pytest.importorskip("onnxruntime", reason="prune-harness[onnx] is not installed")
+    import numpy
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(numpy.eye(8, dtype=numpy.float32) * 2, "w")
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", sides[:1], sides[1:], [weight])
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+PLAN = {"warmup": 1, "iterations": 5, "seconds": 0, "most": 100}
+
+
+def test_a_model_is_timed_there(folder, model):
+    agent = Agent(folder, sys.executable)
+    there, sha256 = send(folder, model, "model.onnx")
+    found = agent.time(there, sha256, **PLAN)
+    assert len(found["wall_ns"]) == len(found["cpu_ns"]) == 5
+    assert min(found["wall_ns"]) > 0
+    assert found["providers"] == ["CPUExecutionProvider"]
+    assert found["fallback"] == found["before"]["fallback"] == []
+    assert found["after"]["time_ns"] > found["before"]["time_ns"]
+    assert found["memory"]["peak"] >= 0
+    with pytest.raises(HarnessError, match="not the one that was sent"):
+        agent.time(there, "0" * 64, **PLAN)
+
+
+def test_what_it_computes_comes_back(folder, model, tmp_path):
+    import numpy
+
+    agent = Agent(folder, sys.executable)
+    there, sha256 = send(folder, model, "model.onnx")
+    given = numpy.arange(8, dtype=numpy.float32)[None]
+    numpy.savez(tmp_path / "in.npz", x=given)
+    inputs, outputs = folder.push(tmp_path / "in.npz", "in.npz"), f"{folder.path}/out.npz"
+    found = agent.ask("run", model=there, sha256=sha256, inputs=inputs, outputs=outputs)
+    folder.transport.pull(outputs, tmp_path / "out.npz")
+    with numpy.load(tmp_path / "out.npz") as known:
+        assert found["outputs"] == ["y"]
+        numpy.testing.assert_array_equal(known["0"], given * 2)
+
+
+def running(path: str) -> list[psutil.Process]:
+    """The agents that work in a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if words[0] == sys.executable and any(word.startswith(path) for word in words):
+            found.append(process)
+    return found
+
+
+def at_work(path: str) -> psutil.Process:
+    for _ in range(400):
+        if found := running(path):
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError("no agent is at work")
+
+
+def test_an_agent_that_is_killed_is_told_and_leaves_nothing(folder, model, tmp_path):
+    agent = Agent(folder, sys.executable)
+    there, sha256 = send(folder, model, "model.onnx")
+    long = {**PLAN, "seconds": 600, "most": 10**9}
+    killer = threading.Thread(target=lambda: at_work(folder.path).kill())
+    killer.start()
+    with pytest.raises(HarnessError, match="was ended by SIGKILL"):
+        agent.time(there, sha256, **long)
+    killer.join()
+    assert len(agent.time(there, sha256, **PLAN)["wall_ns"]) == 5  # the same question again is answered
+    folder.close()
+    assert left(tmp_path / "there") == []
+
+
+def test_an_agent_nobody_waits_for_any_more_ends(folder, model):
+    agent = Agent(folder, sys.executable)
+    there, sha256 = send(folder, model, "model.onnx")
+    with pytest.raises(TooLong):
+        agent.time(there, sha256, timeout_s=5, **{**PLAN, "seconds": 600, "most": 10**9})
+    _, alive = psutil.wait_procs(running(folder.path), timeout=20)
+    assert alive == []
