@@ -30,7 +30,7 @@ class Adb:
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
         done = call([*self._client, "shell", line(words)], timeout_s, self.where)
         code, out = ended(done.out)
-        if code == NOTHING_CAME and done.code:
+        if code == NOTHING_CAME:
             raise self._unreachable(done.said)
         self._answered = True
         return Done(code, out, done.err)
