@@ -20,6 +20,7 @@ from harness.environment import environment
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError
 from harness.events import Event
 from harness.interrupts import interrupts
+from harness.options import unusual
 from harness.plan import Plan
 from harness.plugins import emit
 from harness.records import SETTLED, Record
@@ -145,7 +146,8 @@ class Cell:
         """A record is only as good as what it points to."""
         assert record.artefact is not None
         folder = self.store.path(record.artefact.path)
-        sides = [t.samples for t in record.latency.values()] + [s.samples for s in record.scores.values()]
+        sides = [timing.samples for timing in record.latency.values()]
+        sides += [name for s in record.scores.values() for name in (s.samples, s.dense_samples) if name]
         if not folder.is_dir():
             self.reporter.notice(f"the model of {record.id} is gone; making it again")
         elif folder_sha256(folder) != record.artefact.sha256:
@@ -271,6 +273,7 @@ class Cell:
             spec=self.plan.spec,
             cost=self.cost,
             conformance=self.conformance,
+            unusual=unusual(self.plan.pruner, self.plan.spec),
             environment=environment(self.plan.device.name, dict(self.plan.info.fingerprint)),
             history=[records.Change(when=now(), what="created", command=self.command)],
             **parts,

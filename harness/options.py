@@ -8,8 +8,9 @@ from operator import ge, gt, le
 from typing import Any
 
 from harness import data, plugins
-from harness.api import Evaluator, EvaluatorSpec, Param, Recovery, RecoverySpec
+from harness.api import Evaluator, EvaluatorSpec, Param, PrunerSpec, Recovery, RecoverySpec
 from harness.errors import EnvironmentFault, UsageError
+from harness.records import RunSpec
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping
             raise plugins.unknown(f"parameter of {owner}", name, known)
         found[name] = _typed(f"{owner}: {name}", text, known[name])
     return found
+
+
+def unusual(pruner: PrunerSpec, spec: RunSpec) -> dict[str, Any]:
+    """A cell's parameters that are not their preset's."""
+    usual = {name: param.default(spec.preset) for name, param in pruner.parameters.items()}
+    return {name: value for name, value in spec.parameters.items() if name not in usual or usual[name] != value}
 
 
 def _typed(what: str, text: Any, param: Param) -> Any:

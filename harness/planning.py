@@ -10,7 +10,7 @@ from typing import Any
 from harness import accounting, data, plugins
 from harness import grid as grids
 from harness.anatomy.llama import sliding_window
-from harness.api import Budget, DeviceSpec, PrunerSpec, Workload
+from harness.api import Budget, DeviceInfo, DeviceSpec, PrunerSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.models.cards import card as find_card
 from harness.models.loading import locate
@@ -43,6 +43,7 @@ class Request:
     limit: int | None = None
     seed: int = 0
     grid: str | float | None = None
+    probed: DeviceInfo | None = None  # what the device said where it hangs; without it, it is asked here
 
 
 def make(request: Request, fetch: bool = True) -> Plan:
@@ -75,7 +76,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
     calibration = None
     if "calibration" in pruner.needs:
         calibration = data.identity(request.calibration, data.CALIBRATE, fetch)
-    info = plugins.registry().device(device.name, runtime).probe()
+    info = request.probed or plugins.registry().device(device.name, runtime).probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
     card = find_card(request.model)

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.host import cpu_model, note, notes
 
+ISA = "ONEDNN_MAX_CPU_ISA"
 TAMED_ISA = "AVX512_CORE_BF16"
 TRIAL = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); torch.nn.functional.linear(a, a) @ a"
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's names for what mallopt sets
@@ -34,7 +35,7 @@ def prepare(dtype: str = "fp32", keep: bool = True) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # ours is the only bar
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would tell of its own start and end
     if dtype != "fp32" and "torch" not in sys.modules and not tamed():
-        os.environ["ONEDNN_MAX_CPU_ISA"] = TAMED_ISA
+        os.environ[ISA] = TAMED_ISA
     if "transformers" not in sys.modules:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -80,7 +81,7 @@ def announces_amx() -> bool:
 
 def tamed() -> bool:
     """Whether products in bf16 are safe in this process."""
-    return "ONEDNN_MAX_CPU_ISA" in os.environ or not amx_kills()
+    return ISA in os.environ or not amx_kills()
 
 
 def amx_kills() -> bool:

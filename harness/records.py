@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import operator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.keys import canonical
 
 SCHEMA = 1
-OUTSIDE_DIGEST = ("trust", "history", "digest")
+OUTSIDE_DIGEST = ("trust", "history", "digest", "seal")
 absent = partial(operator.is_, None)  # fields that older records lack keep their digest
 Status = Literal["planned", "running", "ok", "failed", "unsupported", "timeout", "over_budget", "unstable"]
+Trust = Literal["self-reported", "reproduced", "verified"]
+TRUST: tuple[Trust, ...] = get_args(Trust)  # from the least
 
 SETTLED: tuple[Status, ...] = ("ok", "over_budget", "unsupported")  # answers; a sweep asks again for the rest
 
@@ -170,6 +172,7 @@ class ScoreRecord(Part):
         exclude_if=absent,
     )
     change_ci95: tuple[float, float] | None = Field(None, description="by document", exclude_if=absent)
+    dense_samples: str = Field("", description="the dense model's side file", exclude_if=operator.not_)
     details: dict[str, Any] = Field({}, description="tokens, windows, BOS, and the identity of the data")
     notes: list[str] = Field([], description="what to know beside the figure", exclude_if=operator.not_)
     texts: list[dict[str, str]] = Field([], description="what both wrote to a prompt", exclude_if=operator.not_)
@@ -244,9 +247,13 @@ class Record(Part):
         None, description="of the pruner in the conformance kit; null where HARNESS_CHECK=0 skipped it"
     )
     gates: list[Gate] = []
-    trust: str = "self-reported"
+    unusual: dict[str, Any] | None = Field(
+        None, description="parameters of the pruner that are not its preset's", exclude_if=absent
+    )
+    trust: Trust = "self-reported"
     history: list[Change] = []
-    digest: str = Field("", description="sha256 of all but trust, history and itself")
+    digest: str = Field("", description="sha256 of all but trust, history and what seals them")
+    seal: str = Field("", description="sha256 of digest, trust and history", exclude_if=operator.not_)
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -255,7 +262,20 @@ class Record(Part):
         return self.model_dump(mode="json", by_alias=True)
 
     def sealed(self) -> Record:
-        return self.model_copy(update={"digest": digest(self.words())})
+        words = self.words()
+        words["digest"] = digest(words)
+        return self.model_copy(update={"digest": words["digest"], "seal": seal(words)})
+
+
+def intact(words: dict[str, Any]) -> bool:
+    """Whether nothing was changed since it was sealed; what older records were called later has no seal."""
+    known = words.get("seal") or (seal(words) if words.get("trust") == TRUST[0] else "")
+    return words.get("digest") == digest(words) and known == seal(words)
+
+
+def seal(words: dict[str, Any]) -> str:
+    """Of what may change after the digest: a row's trust, and how it came by it."""
+    return hashlib.sha256(canonical([words["digest"], words.get("trust"), words.get("history")]).encode()).hexdigest()
 
 
 def digest(words: dict[str, Any]) -> str:

@@ -100,16 +100,13 @@ def placed(models: Sequence[Any], place: str) -> Iterator[list[Any]]:
 
 def score_words(score: Score, store: Store) -> dict[str, Any]:
     """A score as the record holds it, its documents in a side file."""
-    mean, stderr = stats.mean_stderr(list(score.documents.values()))
-    try:
-        value = math.exp(mean) if score.scale == "exp-mean" else mean
-    except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
+    mean, _ = stats.mean_stderr(list(score.documents.values()))
+    if not math.isfinite(mean) or (score.scale == "exp-mean" and mean > stats.MOST):
         raise HarnessError("the evaluation is not a number: the model overflows", "ask for a smaller ratio")
+    value, stderr = stats.told(list(score.documents.values()), score.scale)
     return {
         "value": value,
-        "stderr": value * stderr if stderr is not None and score.scale == "exp-mean" else stderr,
+        "stderr": stderr,
         "n": len(score.documents),
         "higher_is_better": score.higher_is_better,
         "scale": score.scale,
@@ -124,20 +121,15 @@ def compared(pruned: dict[str, Any], dense: dict[str, Any] | None, store: Store)
     """A score beside the dense model's, and how far they are apart on the documents that both were asked."""
     if dense is None:
         return ScoreRecord(**pruned)
-    change = None
     ours, theirs = (store.read_side_file(words["samples"])["documents"] for words in (pruned, dense))
-    if shared := [name for name in ours if name in theirs]:
-        change = stats.paired([ours[name] for name in shared], [theirs[name] for name in shared])
+    change, change_ci95 = stats.change(ours, theirs, pruned.get("scale", ""))
     noted = pruned.get("notes", [])
     notes = [*noted, *(f"of dense: {words}" for words in dense.get("notes", []) if words not in noted)]
     return ScoreRecord(
         **{**pruned, "notes": notes},
         dense=dense["value"],
         dense_stderr=dense["stderr"],
-        change=stats.scaled(change[0], pruned.get("scale", "")) if change else None,
-        change_ci95=_bounds(change[1], pruned) if change else None,
+        change=change,
+        change_ci95=change_ci95,
+        dense_samples=dense["samples"],
     )
-
-
-def _bounds(bounds: tuple[float, float] | None, words: dict[str, Any]) -> tuple[float, float] | None:
-    return bounds and (stats.scaled(bounds[0], words.get("scale", "")), stats.scaled(bounds[1], words.get("scale", "")))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 RESAMPLES = 400
+MOST = 700.0  # whose exponential is still a number
 
 # Two-sided 95 % points of Student's t by degrees of freedom.
 _T95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
@@ -18,7 +19,7 @@ _T95 += [2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2
 
 
 def t95(freedom: int) -> float:
-    """Beyond 30 degrees the next smaller tabled value errs on the wide side by less than 2 %."""
+    """Beyond 30 degrees the next smaller tabled value errs on the wide side, by 3 % at most."""
     if freedom <= len(_T95):
         return _T95[freedom - 1]
     return 2.021 if freedom >= 40 else _T95[-1]
@@ -87,6 +88,24 @@ def quantile(values: Sequence[float], share: float) -> float:
     low = math.floor(at)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+def told(documents: Sequence[float], scale: str) -> tuple[float, float | None]:
+    """A score and its standard error, from its documents."""
+    mean, stderr = mean_stderr(documents)
+    value = scaled(mean, scale)
+    return value, stderr * value if stderr is not None and scale == "exp-mean" else stderr
+
+
+def change(
+    ours: Mapping[str, float], theirs: Mapping[str, float], scale: str
+) -> tuple[float | None, tuple[float, float] | None]:
+    """How far one is from the other on the documents that both saw, as the score has it, and its 95 % interval."""
+    shared = [name for name in ours if name in theirs]
+    if not shared:
+        return None, None
+    value, bounds = paired([ours[name] for name in shared], [theirs[name] for name in shared])
+    return scaled(value, scale), bounds and (scaled(bounds[0], scale), scaled(bounds[1], scale))
 
 
 def mean_stderr(values: Sequence[float]) -> tuple[float, float | None]:
@@ -159,8 +178,8 @@ def gap(strata: Sequence[Sequence[float]]) -> Gap | None:
     error = math.sqrt(sum(variance for variance, _ in parts))
     if len(parts) < len(strata):
         return Gap(value, None, 1.0)
-    if error == 0:  # every document agrees: differences are rare, not known to be none
-        return Gap(value, None, 1.0 if value == 0 else 0.0)
+    if error == 0:  # every document says the same: as often by chance as signs that fall alike
+        return Gap(value, None, 1.0 if value == 0 else 2 * 0.5 ** sum(map(len, strata)))
     freedom = error**4 / sum(variance**2 / degrees for variance, degrees in parts)
     half = t95(max(1, math.floor(freedom))) * error
     return Gap(value, (value - half, value + half), t_tail(value / error, freedom))
@@ -257,7 +276,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 def scaled(value: float, scale: str) -> float:
     """A difference of means as its score has it: of perplexities, how many times the one is the other."""
-    return math.exp(min(value, 700.0)) if scale == "exp-mean" else value
+    return math.exp(min(value, MOST)) if scale == "exp-mean" else value
 
 
 def spread(value: float | None, stderr: float | None) -> str:

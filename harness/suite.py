@@ -117,13 +117,17 @@ def cells(suite: Suite) -> list[Ask]:
     """All cells, once each: those with a cut in common stand together."""
     usual = {axis: getattr(suite, axis) or USUAL.get(axis) for axis in AXES}
     found: dict[str, Ask] = {}
+    idle = list(suite.exclude)
     for matrix in ({}, *(part.model_dump(exclude_none=True) for part in suite.include)):
         for values in itertools.product(*({**usual, **matrix}[axis] for axis in AXES)):
             one = dict(zip(AXES, values, strict=True))
-            if not matrix and any(_matches(rule, one) for rule in suite.exclude):
+            if not matrix and (rules := [rule for rule in suite.exclude if _matches(rule, one)]):
+                idle = [rule for rule in idle if rule not in rules]
                 continue
             ask = _ask(suite, one)
             found.setdefault(ask.label, ask)
+    if idle:
+        raise UsageError(f"the rule {idle[0]} excludes nothing", "correct its names and values, or take it out")
     if not found:
         raise UsageError("the suite has no cells", "its exclude leaves none")
     return list(found.values())

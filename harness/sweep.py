@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness import planning
+from harness.api import DeviceInfo
+from harness.engines import steps
 from harness.engines.steps import Words, request_words
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.keys import canonical
@@ -20,6 +22,7 @@ from harness.plugins import Unknown
 from harness.store import Store
 from harness.suite import Ask
 
+Probe = Callable[[str, "str | None"], "DeviceInfo | None"]
 PLUGGED = ("pruner", "device", "evaluator", "recovery")  # another machine may have what this one lacks
 
 
@@ -51,19 +54,39 @@ class Item:
 
 
 class Engine(Protocol):
-    """`do` answers one piece of work; `cells` does all steps of all cells, telling each answer."""
+    """`do` answers one piece of work; `cells` does all steps of all cells, telling each answer; `probe` asks a device
+    where it hangs, or answers None where that is here."""
 
+    def probe(self, device: str, runtime: str | None) -> DeviceInfo | None: ...
     def do(self, work: str, **given: Any) -> Any: ...
     def cells(self, items: Sequence[Item], root: str, command: str) -> Iterator[tuple[Item, str, Words]]: ...
     def close(self) -> None: ...
 
 
-def items(asks: Sequence[Ask]) -> list[Item]:
+class Nobody:
+    """For a look ahead: what is known already is answered, nothing else is done."""
+
+    def probe(self, device: str, runtime: str | None) -> None: ...
+
+    def do(self, work: str, **given: Any) -> Any:
+        return steps.WORK[work](**given) if steps.light(work, given) else None
+
+    def cells(self, items: Sequence[Item], root: str, command: str) -> Iterator[tuple[Item, str, Words]]:
+        yield from ()
+
+    def close(self) -> None: ...
+
+
+def items(asks: Sequence[Ask], probe: Probe = lambda *_: None) -> list[Item]:
     """Each cell planned without any work: what nobody knows here waits, what cannot be meant stops the sweep."""
-    found = []
+    found, said = [], {}
     for ask in asks:
-        item = Item(ask)
-        request = replace(ask.request, latency="0.5x") if ask.like is not None else ask.request
+        where = (ask.request.device, ask.request.runtime)
+        if where not in said:
+            said[where] = probe(*where)
+        item = Item(replace(ask, request=replace(ask.request, probed=said[where])))
+        request = item.ask.request
+        request = replace(request, latency="0.5x") if ask.like is not None else request
         try:
             item.plan = planning.make(request, fetch=False)
         except HarnessError as error:
@@ -84,7 +107,7 @@ def estimate(found: Sequence[Item], store: Store, rough: Callable[[Plan], float]
         took.setdefault((spec.pruner, spec.model, spec.device, spec.budget.kind), []).append(seconds)
     total, known = 0.0, 0
     for item in found:
-        if item.plan is None:
+        if item.plan is None or item.plan.obstacle is not None:
             continue
         spec = item.plan.spec
         if times := took.get((spec.pruner, spec.model, spec.device, spec.budget.kind)):
@@ -105,74 +128,72 @@ class Sweep:
         """All cells; `told` hears of each change."""
         self.store.prepare()
         self._keep()
-        self._tables(told)
-        self._budgets(told)
-        self._look(told)
+        self.look(told)
         self._keep()
-        ahead = [item for item in self.items if item.status == "planned"]
-        for item, step, answer in self.engine.cells(ahead, self.root, self.command):
+        for item, step, answer in self.engine.cells(self._open(), self.root, self.command):
             item.id = answer.get("id") or item.id
             item.status, item.reason = answer["status"] or "running", answer["reason"]
             told(item, step)
         self._keep()
         return Counter(item.status for item in self.items)
 
-    def _open(self) -> list[Item]:
-        return [item for item in self.items if item.status == "planned"]
-
-    def _tables(self, told: Callable[[Item, str], None]) -> None:
-        """Before any cell: a table that came between two of them would make them different cells when asked again."""
-        seen = set()
-        for item in self._open():
-            plan = item.plan
-            assert plan is not None
-            spec = plan.spec
-            where = (spec.model, spec.device, spec.runtime, spec.dtype, spec.workloads[0])
-            if plan.sees_latency and where not in seen:
-                seen.add(where)
-                words = {**item.words, "latency": "0.5x"} if item.ask.like is not None else item.words
-                self._known(item, "cost table", told, "table", words=words)
-
-    def _budgets(self, told: Callable[[Item, str], None]) -> None:
-        """What an evenly narrowed model takes is the limit for all methods there."""
-        known: dict[tuple[Any, ...], str] = {}
-        for item in self._open():
-            if item.ask.like is None:
-                continue
-            spec = item.plan.spec  # type: ignore[union-attr]
-            where = (spec.model, spec.device, spec.runtime, spec.dtype, spec.workloads[0], item.ask.like)
-            if where not in known:
-                words = {**item.words, "pruner": "dense", "settings": {}, "recovery": "none"}
-                what = f"what an even narrowing by {item.ask.like:g} takes"
-                answer = self._known(item, what, told, "alike", words=words, ratio=item.ask.like)
-                if answer is None:
-                    continue
-                known[where] = answer["latency"]
-            item.ask = replace(item.ask, request=replace(item.ask.request, latency=known[where]))
-
-    def _look(self, told: Callable[[Item, str], None]) -> None:
-        """What became of each cell before."""
-        ahead = self._open()
+    def look(self, told: Callable[[Item, str], None] = lambda *_: None) -> None:
+        """What the cells have in common, and what became of each before."""
+        self._tables(told)
+        self._budgets(told)
+        ahead = [item for item in self._open() if item.ask.like is None or item.ask.request.latency]
         answers = self.engine.do("look", asked=[item.words for item in ahead], root=self.root) if ahead else []
         for item, answer in zip(ahead, answers, strict=True):
             item.id, item.status, item.reason = answer["id"], answer["status"], answer["reason"]
             if item.status != "planned":
                 told(item, "")
 
-    def _known(self, item: Item, what: str, told: Callable[[Item, str], None], work: str, **given: Any) -> Any:
-        """What was measured before, or is now."""
-        answer = self._ask(item, work, measure=False, **given)
-        if answer is None and item.status == "planned":
-            told(item, what)
-            answer = self._ask(item, work, **given)
-        return answer
+    def _open(self) -> list[Item]:
+        return [item for item in self.items if item.status == "planned"]
 
-    def _ask(self, item: Item, work: str, **given: Any) -> Any:
-        """The answer; None where there is none, and the cell says why."""
+    def _alike(self, items: Iterable[Item]) -> Iterable[list[Item]]:
+        """Cells by what their latency is measured on."""
+        found: dict[tuple[Any, ...], list[Item]] = {}
+        for item in items:
+            assert item.plan is not None
+            spec = item.plan.spec
+            where = (spec.model, spec.device, spec.runtime, spec.dtype, spec.workloads[0])
+            found.setdefault(where, []).append(item)
+        return found.values()
+
+    def _tables(self, told: Callable[[Item, str], None]) -> None:
+        """Before any cell: a table that came between two of them would make them different cells when asked again."""
+        for alike in self._alike(item for item in self._open() if item.plan and item.plan.sees_latency):
+            first = alike[0]
+            words = {**first.words, "latency": "0.5x"} if first.ask.like is not None else first.words
+            self._known(alike, "cost table", told, "table", words=words)
+
+    def _budgets(self, told: Callable[[Item, str], None]) -> None:
+        """What an evenly narrowed model takes is the limit for all methods there."""
+        for like in sorted({item.ask.like for item in self._open() if item.ask.like is not None}):
+            for alike in self._alike(item for item in self._open() if item.ask.like == like):
+                words = {**alike[0].words, "pruner": "dense", "settings": {}, "recovery": "none"}
+                what = f"what an even narrowing by {like:g} takes"
+                answer = self._known(alike, what, told, "alike", words=words, ratio=like)
+                for item in alike if answer is not None else ():
+                    item.ask = replace(item.ask, request=replace(item.ask.request, latency=answer["latency"]))
+
+    def _known(self, alike: list[Item], what: str, told: Callable[[Item, str], None], work: str, **given: Any) -> Any:
+        """What was measured before, or is now; where that fails, all who need it wait or have failed."""
         try:
-            return self.engine.do(work, root=self.root, **given)
+            answer = self.engine.do(work, root=self.root, measure=False, **given)
+            if answer is None:
+                told(alike[0], what)
+                answer = self.engine.do(work, root=self.root, **given)
+            return answer
         except HarnessError as error:
-            item.status, item.reason = error.status, error.line
+            for item in alike:
+                item.status = "waits" if isinstance(error, EnvironmentFault) else error.status
+                item.reason = f"{what}: {error.line}"
+                if item.status != "waits" and item.ask.like is None:
+                    failed = {"status": item.status, "reason": item.reason, "command": self.command}
+                    item.id = self.engine.do("fail", words=item.words, root=self.root, **failed)["id"]
+                told(item, "")
             return None
 
     def _keep(self) -> None:

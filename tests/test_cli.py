@@ -311,7 +311,7 @@ def test_json_is_alone_on_stdout(runs):
     table = run("run", "--pruner", "dense", "--model", "tiny", "--device", "null", "--limit", "1")
     assert "from the store" in table.stdout
     assert "again:" in table.stdout
-    status = json.loads(run("status", "--json").stdout)
+    status = json.loads(run("status", "--json").stdout)["cells"]
     assert [row["status"] for row in status] == ["ok"]
     assert json.loads(run("leaderboard", "--json").stdout) == [record]
     assert "simulated" in run("leaderboard").stdout
@@ -338,7 +338,7 @@ def test_a_failed_cell_exits_1_with_its_reason(runs):
 def test_why_names_the_component(runs, one_process):
     for limit in (1, 2):
         harness.run("dense", model="tiny", device="null", limit=limit)
-    rows = json.loads(run("status", "--why", "--json").stdout)
+    rows = json.loads(run("status", "--why", "--json").stdout)["cells"]
     differing = [[path for path, _, _ in row["differs"]] for row in rows]
     assert differing == [["eval.footprint.limit", "eval.passages.limit"]] * 2
     assert {tuple(ours for _, ours, _ in row["differs"]) for row in rows} == {(1, 1), (2, 2)}

@@ -208,7 +208,7 @@ def test_a_published_record_that_was_edited_stops_the_page(folder):
 
 
 def test_many_pages_are_made_by_many_processes(made, monkeypatch):
-    here = sheet(entries.of_runs(Store(made)))
+    here = sheet(entries.of_runs(Store(made)), made)
     monkeypatch.setattr("harness.leaderboard.sheet.FEW", 0)
     monkeypatch.setattr("harness.spread.cores", lambda: 2)
-    assert sheet(entries.of_runs(Store(made))) == here
+    assert sheet(entries.of_runs(Store(made)), made) == here

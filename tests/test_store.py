@@ -12,7 +12,7 @@ import time
 import pytest
 
 from harness.errors import EnvironmentFault
-from harness.records import Record, digest
+from harness.records import Record, digest, seal
 from harness.store import Store
 
 from .conftest import ROOT
@@ -92,6 +92,8 @@ def test_trust_and_history_are_outside_the_digest(store):
     words = json.loads(GOLDEN[0].read_text())
     words["trust"] = "reproduced"
     words["history"].append({"when": "2030-01-01T00:00:00+00:00", "what": "reproduced", "command": ""})
+    assert digest(words) == words["digest"]
+    words["seal"] = seal(words)
     store.write(store.record_path(words["id"]), words)
     assert store.record(words["id"]).trust == "reproduced"
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.leaderboard.entries import Entry, of_runs
-from harness.records import digest
+from harness.records import Record, digest, seal
 from harness.store import Store
 from harness.trust import verify
 from harness.trust.compare import compared
@@ -37,6 +37,13 @@ def harness(*words, runs):
 
 def entry(runs, pruner="magnitude"):
     return next(entry for entry in of_runs(Store(runs)) if entry.words["spec"]["pruner"] == pruner)
+
+
+def rewrite(one, words):
+    """As somebody would who knows how records are sealed."""
+    words["digest"] = digest(words)
+    words["seal"] = seal(words)
+    one.path.write_text(json.dumps(words))
 
 
 def faults(one):
@@ -74,6 +81,44 @@ def _loads(content):
         return None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda words: words.update(trust="verified"),
+        lambda words: words.update(trust="gold"),
+        lambda words: words["history"].clear(),
+        lambda words: words["history"][0].update(command="harness run --pruner better"),
+        lambda words: words.pop("seal"),
+    ],
+)
+def test_so_is_what_is_said_of_a_row_afterwards(copy, change):
+    one = entry(copy)
+    words = json.loads(one.path.read_text())
+    if "seal" in change.__code__.co_consts:
+        words = Record.model_validate(words).model_copy(update={"trust": "verified"}).words()
+    change(words)
+    one.path.write_text(json.dumps(words))
+    assert faults(Entry(one.path, one.side))
+
+
+def test_no_documents_are_no_evidence(copy):
+    one = entry(copy)
+    words = json.loads(one.path.read_text())
+    words["scores"]["passages"]["samples"] = Store(copy).side_file({"documents": {}, "scale": "exp-mean"})
+    rewrite(one, words)
+    assert "not those of such a score" in faults(Entry(one.path, one.side))[0]
+
+
+@pytest.mark.parametrize("words", [{"spec": {}}, {"spec": []}, [], "x", {"scores": {"q": {}}}])
+def test_what_is_no_record_is_named_and_stops_nothing(copy, words):
+    (copy / "records" / "bad.json").write_text(json.dumps(words))
+    done = harness("validate", runs=copy)
+    assert done.exit_code == 1
+    assert "bad.json: is not a record" in done.output
+    assert "9 records, 1 wrong" in done.output
+    assert "magnitude" in harness("leaderboard", runs=copy).output
+
+
 def test_any_changed_byte_of_a_sample_is_named(copy):
     one, chance = entry(copy), random.Random(1)
     for name in named_samples(one.words):
@@ -95,8 +140,17 @@ def test_any_changed_byte_of_a_sample_is_named(copy):
         (lambda words: words["scores"]["passages"].update(n=3), "passages: n is 3"),
         (lambda words: words["latency"]["prefill:1x128"].update(speedup=9.0), "speedup is 9.0"),
         (lambda words: words["latency"]["prefill:1x128"]["pruned"].update(median_ns=1.0), "pruned.median_ns is 1.0"),
+        (lambda words: words["spec"].update(device="null"), "device in the record, but null is simulated"),
+        (lambda words: words["scores"]["passages"].update(dense=9.0), "passages: dense is 9.0"),
+        (lambda words: words["scores"]["passages"].update(change=0.5), "passages: change is 0.5"),
+        (lambda words: words["scores"]["passages"].update(scale="mean"), "not those of such a score"),
         (lambda words: words["gates"][0].update(ok=False), "noise floor"),
+        (lambda words: words["artefact"].update(ratio_blocks=0.9), "ratio_blocks is 0.9"),
+        (lambda words: words["artefact"].update(params_dense=9), "params_dense is 9"),
+        (lambda words: words["flops"]["prefill:1x128"].update(pruned=9.0), "pruned FLOPs of prefill:1x128 are 9.0"),
         (lambda words: words["budget"].update(achieved=0.9), "the budget says 0.9"),
+        (lambda words: words["budget"].update(asked=0.9), "says that 0.9 was asked"),
+        (lambda words: words["budget"].update(unused=0.9), "says that 0.9 is unused"),
         (lambda words: words.update(status="failed"), "failed without a reason"),
         (lambda words: words.update(latency={}), "ok, but without a model or a latency"),
     ],
@@ -106,7 +160,7 @@ def test_a_row_whose_figures_do_not_follow_from_its_samples_is_refused(copy, cha
     one = entry(copy)
     words = json.loads(one.path.read_text())
     change(words)
-    one.path.write_text(json.dumps(words | {"digest": digest(words)}))
+    rewrite(one, words)
     assert any(told in fault for fault in faults(Entry(one.path, one.side)))
     done = harness("publish", "set", "--to", str(copy / "boards"), runs=copy)
     assert done.exit_code == 1
@@ -129,7 +183,7 @@ def test_what_others_could_not_rely_on_is_not_published(copy, change, told):
     one = entry(copy)
     words = json.loads(one.path.read_text())
     change(words)
-    one.path.write_text(json.dumps(words | {"digest": digest(words)}))
+    rewrite(one, words)
     assert harness("validate", runs=copy).exit_code == 0  # it is what it says
     done = harness("publish", "set", one.path.stem[:10], "--to", str(copy / "boards"), runs=copy)
     assert done.exit_code == 1
@@ -145,6 +199,40 @@ def test_what_is_published_is_whole_and_nothing_else(copy):
     assert "no record names it" in done.output
     assert harness("publish", "set", "--to", str(boards), runs=copy).exit_code == 0
     assert harness("validate", str(boards), runs=copy).exit_code == 0
+
+
+def test_of_one_question_the_newest_stands_and_nothing_is_lost(copy):
+    boards, one = copy / "boards", entry(copy)
+    words = json.loads(one.path.read_text())
+    for at, year in enumerate((2000, 2099)):
+        later = words | {"id": f"{at}" * 24, "finished": f"{year}-01-01T00:00:00+00:00"}
+        rewrite(Entry(one.path, one.side), words)
+        later |= {"digest": digest(later)}
+        (copy / "records" / f"{later['id']}.json").write_text(json.dumps(later | {"seal": seal(later)}))
+    for _ in range(3):
+        done = json.loads(harness("publish", "set", "--to", str(boards), "--json", runs=copy).output)
+        there = {path.stem for path in (boards / "results" / "set").glob("*.json")}
+        assert there == set(done["taken"])
+        assert "1" * 24 in there
+        assert set(done["older"]) == {"0" * 24, one.path.stem}
+        assert done["refused"] == {}
+    (copy / "records" / f"{'1' * 24}.json").unlink()  # an older one does not take the place of what stands there
+    done = json.loads(harness("publish", "set", "--to", str(boards), "--json", runs=copy).output)
+    assert "1" * 24 in {path.stem for path in (boards / "results" / "set").glob("*.json")}
+    assert done["older"][one.path.stem] == "1" * 24
+
+
+def test_failures_are_published_and_trust_is_kept(copy):
+    boards = copy / "boards"
+    assert harness("publish", "set", "--to", str(boards), runs=copy).exit_code == 0
+    kept = [json.loads(path.read_text()) for path in (boards / "results" / "set").glob("*.json")]
+    assert {words["status"] for words in kept} == {"ok", "unsupported"}
+    path = boards / "results" / "set" / entry(copy).path.name
+    path.write_text(
+        json.dumps(Record.model_validate(json.loads(path.read_text()) | {"trust": "verified"}).sealed().words())
+    )
+    assert harness("publish", "set", "--to", str(boards), runs=copy).exit_code == 0
+    assert json.loads(path.read_text())["trust"] == "verified"
 
 
 def test_two_records_are_compared_on_the_documents_that_both_saw(copy):
@@ -168,6 +256,7 @@ def test_two_records_are_compared_on_the_documents_that_both_saw(copy):
 def test_nobody_to_compare_with(copy):
     done = harness("compare", "nosuch", "other", runs=copy)
     assert "no record 'nosuch'" in str(done.exception)
+    assert "no record '/no/such.json'" in str(harness("compare", "/no/such.json", "other", runs=copy).exception)
 
 
 def test_a_row_made_again_agrees_or_says_where_it_does_not(copy):
@@ -175,9 +264,15 @@ def test_a_row_made_again_agrees_or_says_where_it_does_not(copy):
     assert list(verify.differences(one, one)) == []
     found = list(verify.differences(one, other))
     assert any(line.startswith("passages: ") for line in found)
-    trusted = verify.trusted(verify.Again(one, one.record, [], []), "reproduced", "harness verify")
+    trusted = verify.learned(verify.Again(one, one.record, [], []), "reproduced", "harness verify")
     assert (trusted.trust, trusted.digest) == ("reproduced", one.record.digest)
-    assert trusted.sealed().digest == one.record.digest
+    higher = one.record.model_copy(update={"trust": "verified"}).sealed()
+    one.path.write_text(json.dumps(higher.words()))
+    again = Entry(one.path, one.side)
+    assert verify.learned(verify.Again(again, one.record, [], []), "reproduced", "").trust == "verified"
+    doubted = verify.learned(verify.Again(again, one.record, ["c4: 9 instead of 8"], []), "verified", "harness verify")
+    assert doubted.trust == "self-reported"
+    assert "c4: 9 instead of 8" in doubted.history[-1].what
 
 
 def test_rows_are_drawn_at_random_among_those_that_claim_something(made):

@@ -32,13 +32,16 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
     harness leaderboard > results.md
     harness leaderboard leaderboards --check
     """
-    from harness.leaderboard import entries, site
+    from harness.files import put
+    from harness.leaderboard import entries, reported, site
     from harness.leaderboard.sheet import sheet
 
     if check and folder is None:
         raise UsageError(
             "--check compares pages with records, and none are named", "harness leaderboard FOLDER --check"
         )
+    if check and html is not None:
+        raise UsageError("--check compares committed pages, and an HTML page is none", "leave one of the two out")
     if folder is not None and not (folder / "results").is_dir():
         raise UsageError(f"no folder {folder / 'results'}", "give the folder of the leaderboards; publish makes one")
     store = Store()
@@ -50,7 +53,8 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
     if as_json:
         click.echo(json.dumps([entry.record.words() for entry in found], indent=2))
     elif html is not None:
-        html.write_text(of_all(sheet), encoding="utf-8")
+        known = reported.read(folder) if folder is not None else []
+        put(html, of_all(lambda entries: sheet(entries, html.parent, known)).encode())
         click.echo(f"{html}: open it in a browser")
     elif folder is None:
         none = f"no records in {store.root}; harness run --pruner magnitude makes one"

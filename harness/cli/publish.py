@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -32,12 +33,14 @@ def command(name: str, cells: tuple[str, ...], target: Path, as_json: bool) -> N
     for notice in store.notices:
         click.echo(f"note: {notice}", err=True)
     if as_json:
-        words = {"folder": str(done.folder), "taken": done.taken, "replaced": done.replaced, "refused": done.refused}
+        words = {**asdict(done), "folder": str(done.folder)}
         click.echo(json.dumps(words, indent=2))
     else:
         for cell, why in done.refused.items():
             click.echo(f"refused  {cell[:12]}: {'; '.join(why)}")
+        for cell, newer in done.older.items():
+            click.echo(f"older    {cell[:12]}: {newer[:12]} answers the same question and is newer")
         click.echo(f"{len(done.taken)} records in {done.folder}, {len(done.replaced)} of them for an older one")
         click.echo(f"now the pages: harness leaderboard {target}")
-    if done.refused or not done.taken:
+    if done.refused or not (done.taken or done.older):
         click.get_current_context().exit(1)

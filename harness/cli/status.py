@@ -12,11 +12,13 @@ import click
 from harness.errors import UsageError
 from harness.store import Store
 
+MANY = 1000  # cells
+
 
 @click.command("status")
 @click.argument("cell", required=False)
 @click.option("--why", is_flag=True, help="For each cell, the nearest other one and what differs.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Cells and sweeps as JSON.")
 def command(cell: str | None, why: bool, as_json: bool) -> None:
     """The cells of this folder: done, at work, interrupted, failed. CELL may be the beginning of an id.
 
@@ -24,21 +26,26 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
     harness status
     harness status --why 2c6f
     """
+    from harness.keys import canonical, flat
+
     store = Store()
     rows = cells(store)
     if cell is not None:
         rows = [row for row in rows if row["id"].startswith(cell)]
         if not rows:
             raise UsageError(f"no cell {cell!r} in {store.root}", "harness status lists them")
+    if why and len(rows) > MANY:
+        raise UsageError(f"{len(rows)} cells are too many to compare each with each", "harness status --why CELL")
     if why:
         parts = store.components("cell")
+        known = {one: {path: canonical(value) for path, value in flat(words).items()} for one, words in parts.items()}
         for row in rows:
-            row["nearest"], row["differs"] = nearest(row["id"], parts)
+            row["nearest"], row["differs"] = nearest(row["id"], parts, known)
     for notice in store.notices:
         click.echo(f"note: {notice}", err=True)
     ahead = sweeps(store, rows) if cell is None else []
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps({"cells": rows, "sweeps": ahead}, indent=2))
         return
     if not rows:
         click.echo(f"no cells in {store.root}; harness run --pruner magnitude makes one")
@@ -100,15 +107,20 @@ def said(spec: dict[str, Any]) -> str:
     if not spec:
         return "(unreadable)"
     budget = spec["budget"]
-    return f"{spec['pruner']} {spec['model']} {budget['kind']} {budget['value']:g}{budget['unit']} on {spec['device']}"
+    what = f"{spec['pruner']} {spec['model']} {budget['kind']} {budget['value']:g}{budget['unit']} on {spec['device']}"
+    healed = f", {spec['recovery']}" if spec["recovery"] != "none" else ""
+    return what + healed + (f", seed {spec['seed']}" if spec["seed"] else "")
 
 
-def nearest(cell: str, parts: dict[str, Any]) -> tuple[str, list[tuple[str, Any, Any]]]:
+def nearest(
+    cell: str, parts: dict[str, Any], known: dict[str, dict[str, str]]
+) -> tuple[str, list[tuple[str, Any, Any]]]:
     """The other cell with the fewest differing components."""
     from harness.keys import explain
 
-    others = {other: list(explain(parts.get(cell, {}), words)) for other, words in parts.items() if other != cell}
-    if not others or cell not in parts:
+    if cell not in known or len(known) < 2:
         return "", []
-    best = min(others, key=lambda other: (len(others[other]), other))
-    return best, others[best]
+    ours = known[cell].items()
+    apart = {other: len({path for path, _ in ours ^ words.items()}) for other, words in known.items() if other != cell}
+    best = min(apart, key=lambda other: (apart[other], other))
+    return best, list(explain(parts[cell], parts[best]))

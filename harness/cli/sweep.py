@@ -37,24 +37,31 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
 
     process.prepare()
     from harness import sweep
+    from harness.models.loading import on_this_machine
     from harness.records import SETTLED
     from harness.store import Store
 
     read = suites.read(suite)
     asks = suites.cells(read)
-    found = sweep.items(asks)
-    store = Store()
-    if not as_json:
-        told(suite.stem, read.about, found, store)
+    store, name = Store(), sweep.name_of(suite, asks)
     if dry_run:
+        found = sweep.items(asks)
+        here = [item for item in found if item.plan is not None and on_this_machine(item.plan.card)[0]]
+        sweep.Sweep(name, here, store, sweep.Nobody()).look()
         if as_json:
             click.echo(json.dumps([words(item) for item in found], indent=2))
+        else:
+            told(suite.stem, read.about, found, store)
         return
-    line = shlex.join(["harness", *(word for word in sys.argv[1:] if word != "--json")])
+    asked = [Path(word).name if Path(word) == suite else word for word in sys.argv[1:] if word != "--json"]
     timeout = read.timeout_minutes and read.timeout_minutes * 60
-    made = engines(engine, address, store, sweep.name_of(suite, asks), timeout)
+    store.prepare()
+    made = engines(engine, address, store, name, timeout)
     try:
-        counts = sweep.Sweep(sweep.name_of(suite, asks), found, store, made, line).run(Teller(as_json, len(found)))
+        found = sweep.items(asks, made.probe)
+        if not as_json:
+            told(suite.stem, read.about, found, store)
+        counts = sweep.Sweep(name, found, store, made, shlex.join(["harness", *asked])).run(Teller(as_json, len(found)))
     finally:
         made.close()
         store.sweep(mine=True)
@@ -80,6 +87,8 @@ def engines(name: str, address: str | None, store: Any, sweep: str, timeout_s: f
 def told(name: str, about: str, found: list[Item], store: Any) -> None:
     """The plan of it all, before any work."""
     from harness.cli.output import estimate as rough
+    from harness.models.loading import on_this_machine
+    from harness.records import SETTLED
     from harness.sweep import estimate
 
     click.echo(f"{name}: {about}" if about else name)
@@ -92,11 +101,17 @@ def told(name: str, about: str, found: list[Item], store: Any) -> None:
     for item in ready:
         if item.plan is not None and item.plan.obstacle is not None:
             click.echo(f"  no way: {item.ask.label}: {item.plan.obstacle.line}")
+    for card in {item.plan.card.name: item.plan.card for item in ready if item.plan is not None}.values():
+        there, how = on_this_machine(card)
+        if not there:
+            click.echo(f"  weights of {card.name}: {how}")
+    if done := [item for item in found if item.status in SETTLED]:
+        click.echo(f"  {len(done)} done already")
     if not ready:
-        click.echo("  nothing of it can be begun here")
+        click.echo("  nothing is left to do" if done else "  nothing of it can be begun here")
         return
     by = f"{known} by earlier records, {len(ready) - known} by FLOPs" if known else "by FLOPs"
-    click.echo(f"  about {duration(seconds)} if nothing is done yet ({by})")
+    click.echo(f"  about {duration(seconds)} for what is left, less what is known of it ({by})")
 
 
 def duration(seconds: float) -> str:

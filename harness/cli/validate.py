@@ -39,8 +39,11 @@ def command(folder: Path | None, as_json: bool) -> None:
         except entries.BadRecord as error:
             verdicts.append(validate.Verdict(path, (error.why,), ()))
     verdicts += validate.judged(found, root)
-    left = validate.orphans(found) if folder else []
-    wrong = sum(bool(verdict.faults or (folder and verdict.reservations)) for verdict in verdicts) + len(left)
+    records = len(verdicts)
+    verdicts += [
+        validate.Verdict(path, ("no record names it",), ()) for path in (validate.orphans(found) if folder else ())
+    ]
+    wrong = sum(bool(verdict.faults or (folder and verdict.reservations)) for verdict in verdicts)
     if as_json:
         words = [
             {"record": str(v.path.relative_to(root)), "faults": v.faults, "reservations": v.reservations}
@@ -54,8 +57,6 @@ def command(folder: Path | None, as_json: bool) -> None:
                 click.echo(f"{click.style('wrong', bold=True)}  {name}: {fault}")
             for reservation in verdict.reservations:
                 click.echo(f"{'wrong' if folder else 'not to be published'}  {name}: {reservation}")
-        for path in left:
-            click.echo(f"wrong  {path.relative_to(root)}: no record names it")
-        click.echo(f"{len(verdicts)} records, {wrong} wrong")
+        click.echo(f"{records} records, {wrong} wrong" if records else f"no records in {root}")
     if wrong:
         click.get_current_context().exit(1)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import shlex
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.errors import UsageError
 from harness.store import Store
+
+if TYPE_CHECKING:
+    from harness.leaderboard.entries import Entry
 
 
 @click.command("verify")
@@ -33,7 +38,8 @@ def command(
     """Run random finished rows again from nothing, and judge whether both can be right; 1 if not.
 
     Scores are compared on the same documents, speed-ups by their intervals and the noise floor, milliseconds only on an
-    equal machine. With FOLDER, rows published there; a row that agrees gets its new trust written.
+    equal machine. With FOLDER, rows published there. What came of it is written into the row's history, and its trust:
+    that of one that agrees rises, that of one that does not falls. 3 where a row cannot be made here.
 
     \b
     harness verify --sample 2
@@ -51,23 +57,38 @@ def command(
     store = Store()
     known = entries.read(folder) if folder is not None else entries.of_runs(store)
     if cells:
-        chosen = [entry for entry in known if entry.path.stem.startswith(cells)]
-        known, count = chosen, len(chosen) or 1
-    rows = []
-    for entry in verify.drawn(known, count, seed if seed is not None else int.from_bytes(__import__("os").urandom(4))):
-        with tempfile.TemporaryDirectory(prefix="harness-verify-") as scratch:
-            found = verify.again(entry, Path(scratch), lambda words: click.echo(words, err=True))
-        rows.append(found)
-        if not found.differences:
-            record = verify.trusted(found, trust, shlex.join(["harness", *sys.argv[1:]]))
-            store.write(entry.path, record.words())
+        known = [entry for entry in known if entry.path.stem.startswith(cells)]
+        count = len(known) or 1
+    seed = random.randrange(2**31) if seed is None else seed
+    if not cells:
+        click.echo(f"drawn with --seed {seed}", err=True)
+    line, rows = shlex.join(["harness", *sys.argv[1:]]), []
+    for entry in verify.drawn(known, count, seed):
+        words = judged(entry, trust, line)
+        rows.append(words)
         if not as_json:
-            verdict = "differs" if found.differences else trust
-            click.echo(f"{click.style(verdict, bold=True)}  {entry.record.id[:12]}  {entry.record.spec.pruner}")
-            for line in [*found.differences, *found.notes]:
-                click.echo(f"    {line}")
+            click.echo(f"{click.style(words['verdict'], bold=True)}  {words['id'][:12]}  {entry.record.spec.pruner}")
+            for text in [*words["differences"], *words["notes"]]:
+                click.echo(f"    {text}")
     if as_json:
-        words = [{"id": r.entry.record.id, "differences": r.differences, "notes": r.notes} for r in rows]
-        click.echo(json.dumps(words, indent=2))
-    if any(row.differences for row in rows):
-        click.get_current_context().exit(1)
+        click.echo(json.dumps(rows, indent=2))
+    verdicts = {words["verdict"] for words in rows}
+    if verdicts & {"differs", "cannot be made"}:
+        click.get_current_context().exit(1 if "differs" in verdicts else 3)
+
+
+def judged(entry: Entry, trust: Any, line: str) -> dict[str, Any]:
+    """One row made again, and its file with what was learned."""
+    from harness.files import put, text_of
+    from harness.trust import verify
+
+    with tempfile.TemporaryDirectory(prefix="harness-verify-") as scratch:
+        try:
+            found = verify.again(entry, Path(scratch), lambda words: click.echo(words, err=True))
+        except verify.CannotBeMade as error:
+            known = {"differences": [], "notes": [error.line]}
+            return {"id": entry.record.id, "verdict": "cannot be made", **known}
+    record = verify.learned(found, trust, line)
+    put(entry.path, text_of(record.words()))
+    verdict = "differs" if found.differences else record.trust
+    return {"id": record.id, "verdict": verdict, "differences": found.differences, "notes": found.notes}

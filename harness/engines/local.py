@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import process
 from harness.engines import steps
 from harness.errors import HarnessError
 
@@ -32,17 +33,23 @@ class Local:
         self.scratch, self.log, self.timeout_s, self.made = scratch, log, timeout_s, 0
         self.server: Any = None
         self.child = 0
+        self.isa: str | None = None
+
+    def probe(self, device: str, runtime: str | None) -> None:
+        """Planning asks the devices of this machine itself."""
 
     def do(self, work: str, timeout_s: float | None = None, **given: Any) -> Any:
         """The work's answer; Died if it was killed, failed of itself or took too long."""
         if steps.light(work, given):  # a suite that is done needs no libraries
             return steps.WORK[work](**given)
+        if words := given.get("words"):
+            process.prepare_for(words["device"], words["dtype"])
         server = self._server()
         self.made += 1
         out = self.scratch / f"{self.made}.json"
         job = {"work": work, "with": given, "out": str(out), "log": str(self.log)}
         print(json.dumps(job), file=server.stdin, flush=True)
-        self.child = int(server.stdout.readline())
+        self.child = self._heard()
         late = threading.Event()
 
         def end() -> None:
@@ -53,7 +60,7 @@ class Local:
         try:
             if timer:
                 timer.start()
-            code = int(server.stdout.readline())
+            code = self._heard()
         finally:
             if timer:
                 timer.cancel()
@@ -68,6 +75,13 @@ class Local:
             raise Died(f"its process ended with {code}; see {self.log}", "failed")
         return json.loads(out.read_text(encoding="utf-8"))
 
+    def _heard(self) -> int:
+        line = self.server.stdout.readline()
+        if not line:
+            self.child, self.server = 0, None
+            raise Died(f"the process that works was ended; see {self.log}", "failed")
+        return int(line)
+
     def cells(self, items: Sequence[Any], root: str, command: str) -> Iterator[tuple[Any, str, dict[str, Any]]]:
         """Every step of every cell, one after the other."""
         for item in items:
@@ -81,13 +95,20 @@ class Local:
                 except Died as error:
                     why = f"{until}: {error.cause}"
                     told: Any = {"words": item.words, "root": root, "status": error.status, "reason": why}
-                    answer = self.do("fail", command=command, **told)
+                    try:
+                        answer = self.do("fail", command=command, **told)
+                    except Died:  # not even its row
+                        answer = {"id": item.id, "status": error.status, "reason": why}
                 if answer["status"]:
                     yield item, "", answer
                     break
 
     def _server(self) -> Any:
+        isa = os.environ.get(process.ISA)
+        if self.server is not None and self.isa != isa:  # torch heeds it when it is imported
+            self.close()
         if self.server is None:
+            self.isa = isa
             self.scratch.mkdir(parents=True, exist_ok=True)
             self.log.parent.mkdir(parents=True, exist_ok=True)
             words = [sys.executable, "-m", "harness.engines.zygote"]

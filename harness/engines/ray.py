@@ -11,10 +11,12 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from harness.api import DeviceInfo
 from harness.cell import STEPS
 from harness.engines import steps
 from harness.engines.steps import Words
-from harness.errors import EnvironmentFault
+from harness.errors import EnvironmentFault, HarnessError
+from harness.plugins import registry
 
 RETRIES = 3  # of a piece of work whose node or process was lost
 HANDED_ON = ("HARNESS_", "HF_", "ONEDNN_", "OMP_")  # environment that decides what comes out
@@ -81,23 +83,46 @@ class Ray:
         self.work: Any = ray.remote(max_calls=1, max_retries=RETRIES)(steps.do)
         self.step: Any = ray.remote(max_calls=1, max_retries=RETRIES)(_after)
 
+    def probe(self, device: str, runtime: str | None) -> DeviceInfo | None:
+        """What a device says where it hangs; None where nobody knows its name, which planning tells better."""
+        if device not in registry().specs["device"]:
+            return None
+        if resource(device) not in self.ray.cluster_resources():
+            return DeviceInfo(usable=False, reason=self._missing(device))
+        return DeviceInfo(**self._there(device, "cpu", "probe", device=device, runtime=runtime))
+
     def do(self, work: str, **given: Any) -> Any:
         if steps.light(work, given):
             return steps.WORK[work](**given)
-        device = resource(given["words"]["device"])
-        self._must_have(device)
-        return self.ray.get(self.work.options(resources={device: 1}).remote({"work": work, "with": given}))
+        words = given["words"]
+        known = registry().get("device", words["device"])
+        place = getattr(registry().device(known.name, words["runtime"] or known.runtimes[0]), "place", "cpu")
+        return self._there(known.name, place, work, **given)
+
+    def _there(self, where: str, lies: str, work: str, **given: Any) -> Any:
+        """A piece of work on the node that a device hangs on."""
+        needs = {"num_cpus": 1, "num_gpus": int(lies != "cpu"), "resources": {resource(where): 1}}
+        return self._got(self.work.options(**needs).remote({"work": work, "with": given}))
+
+    def _got(self, answer: Any) -> Any:
+        """What a piece of work answered, or its error as it was raised."""
+        try:
+            return self.ray.get(answer)
+        except self.ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, HarnessError):
+                raise cause from None
+            last = str(error).strip().splitlines()[-1]
+            raise HarnessError(last, "its log is in Ray's session folder") from None
+        except self.ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines()[0]
+            raise HarnessError(f"its process or node was lost {RETRIES + 1} times: {why}") from None
 
     def cells(self, items: Sequence[Any], root: str, command: str) -> Iterator[tuple[Any, str, dict[str, Any]]]:
         """All cells at once; those of one cut one after the other, so that it is made once and nobody waits for it."""
         ends: dict[Any, Any] = {}
         made: dict[str, Any] = {}
-        offered = self.ray.cluster_resources()
         for item in items:
-            device = resource(item.ask.request.device)
-            if device not in offered:
-                yield item, "", {"id": item.id, "status": "waits", "reason": self._missing(device)}
-                continue
             before = None
             for until in steps.steps_of(item.ask.request):
                 after = made.get(item.cut) if before is None else None
@@ -110,20 +135,15 @@ class Ray:
             for end in ready:
                 item = ends.pop(end)
                 try:
-                    answer = self.ray.get(end)
-                except self.ray.exceptions.RayError as error:
-                    why = f"its process or node was lost {RETRIES + 1} times: {str(error).splitlines()[0]}"
-                    answer = steps.fail(item.words, root, "failed", why, command)
+                    answer = self._got(end)
+                except HarnessError as error:
+                    answer = steps.fail(item.words, root, error.status, error.line, command)
                 yield item, "", answer
 
     def _needs(self, item: Any, until: str) -> dict[str, Any]:
         """Models are made and scored on any node, with a GPU where they lie on one; timed on their device alone."""
         needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(item.place != "cpu")}
         return needs | ({"resources": {resource(item.ask.request.device): 1}} if until == STEPS[1] else {})
-
-    def _must_have(self, device: str) -> None:
-        if device not in self.ray.cluster_resources():
-            raise EnvironmentFault(self._missing(device))
 
     def _missing(self, device: str) -> str:
         return f"no node offers {device} (ray start --resources='{{\"{device}\": 1}}' where it hangs)"
@@ -134,9 +154,7 @@ class Ray:
 
 def _here() -> dict[str, float]:
     """Every device that this machine can use, once."""
-    from harness import plugins
-
-    known = plugins.registry()
+    known = registry()
     names = [
         name for name, spec in known.specs["device"].items() if known.device(name, spec.runtimes[0]).probe().usable
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import planning, process
+from harness.api import DeviceInfo
 from harness.cell import STEPS, Cell, Reporter
 from harness.errors import HarnessError, UsageError
 from harness.planning import Request
@@ -27,7 +28,9 @@ def steps_of(request: Request) -> tuple[str, ...]:
 
 
 def cell(words: Words, root: str, command: str = "") -> Cell:
-    request = Request(**{**words, "workloads": tuple(words["workloads"]), "evaluators": tuple(words["evaluators"])})
+    lists = {name: tuple(words[name]) for name in ("workloads", "evaluators")}
+    probed = DeviceInfo(**words["probed"]) if words["probed"] else None
+    request = Request(**{**words, **lists, "probed": probed})
     process.prepare_for(request.device, request.dtype)
     return Cell(planning.make(request), Store(Path(root)), Reporter(), command)
 
@@ -92,7 +95,9 @@ def alike(words: Words, ratio: float, root: str, measure: bool = True) -> Words 
             share = sorted(look.value for look in looks)[1]
             known = {"share": share, "noise": max(look.noise for look in looks)}
             store.save_stage("uniform", key, parts, known)
-    return None if known is None else {"latency": f"{known['share']:.3f}x", "noise": known["noise"]}
+    if known is None:
+        return None
+    return {"latency": f"{min(known['share'], 1.0):.3f}x", "noise": known["noise"]}  # no faster: dense will do
 
 
 def fail(words: Words, root: str, status: str, reason: str, command: str = "") -> Words:
@@ -102,7 +107,20 @@ def fail(words: Words, root: str, status: str, reason: str, command: str = "") -
     return {"id": one.id, "status": record.status, "reason": record.reason}
 
 
-WORK: dict[str, Callable[..., Any]] = {"look": look, "step": step, "table": table, "alike": alike, "fail": fail}
+def probe(device: str, runtime: str | None) -> Words:
+    """What a device says of itself on the machine that it hangs on."""
+    known = registry()
+    return asdict(known.device(device, runtime or known.get("device", device).runtimes[0]).probe())
+
+
+WORK: dict[str, Callable[..., Any]] = {
+    "look": look,
+    "step": step,
+    "table": table,
+    "alike": alike,
+    "fail": fail,
+    "probe": probe,
+}
 
 
 def light(work: str, given: Mapping[str, Any]) -> bool:

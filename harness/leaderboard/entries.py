@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from harness.errors import HarnessError
-from harness.records import Record, ScoreRecord, digest
+from harness.records import Record, ScoreRecord, intact
 from harness.store import Store, side_words
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class Entry:
             self.words = from_json(path.read_bytes(), allow_inf_nan=False)
         except ValueError:
             raise BadRecord(path, "is truncated or not JSON") from None
-        if not isinstance(self.words, dict) or "spec" not in self.words:
+        if not _outlined(self.words):
             raise BadRecord(path, "is not a record")
 
     @cached_property
@@ -46,7 +46,7 @@ class Entry:
             found = Record.model_validate(self.words)
         except ValidationError as error:
             raise BadRecord(self.path, f"is not a record ({error.error_count()} fields are wrong)") from None
-        if found.digest != digest(self.words) or found.id != self.path.stem:
+        if not intact(self.words) or found.id != self.path.stem:
             raise BadRecord(self.path, "was edited since it was written")
         return found
 
@@ -54,6 +54,22 @@ class Entry:
         """The score of each document; nothing where the samples were not published."""
         words = side_words(self.side / score.samples) if score.samples else None
         return words["documents"] if words else {}
+
+
+def _outlined(words: Any) -> bool:
+    """Whether there is what pages are laid out by; the rest is looked at when it is needed."""
+    try:
+        spec = words["spec"]
+        known = [words[name] for name in ("id", "status", "finished", "digest")]
+        known += [spec[name] for name in ("pruner", "model", "revision", "dtype", "device", "runtime", "recovery")]
+        known += [spec["budget"]["kind"], spec["budget"]["unit"], spec["workloads"][0]]
+        known += [timing[name] for timing in words["latency"].values() for name in ("provenance", "clock")]
+        numbers = [spec["seed"], spec["budget"]["value"]]
+        device = words["environment"]["device"]
+    except (KeyError, TypeError, IndexError, AttributeError):
+        return False
+    plain = all(isinstance(word, str) for word in known) and isinstance(device, dict)
+    return plain and all(isinstance(number, int | float) for number in numbers)
 
 
 def read(folder: Path) -> list[Entry]:

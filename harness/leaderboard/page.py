@@ -12,9 +12,9 @@ from pathlib import Path
 from harness import stats
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.reported import Reported
-from harness.leaderboard.rows import Board, Column, Group, Place, Row
-from harness.leaderboard.standing import MEAN, answers, better, by_use, mean_accuracy, tasks
-from harness.records import Latency
+from harness.leaderboard.rows import Board, Column, Group, Place, Row, settings
+from harness.leaderboard.standing import MEAN, answers, better, mean_accuracy, tasks
+from harness.records import Latency, Record
 
 Table = list[dict[str, str]]
 LEGEND = (
@@ -41,12 +41,14 @@ def page(boards: Sequence[Board], reported: Sequence[Reported], home: Path | Non
             parts.append("\n".join(f"- {line}" for line in words))
         for group in board.groups:
             parts += [f"## {_title(group)}"]
+            if len(main := tasks(group)) > 1:
+                parts.append(f"Mean accuracy: over {', '.join(column.name for column in main)}.")
             if group.rows:
-                parts.append(_markdown(table(board, group, reported, home)))
+                parts.append(markdown(table(board, group, reported, home)))
             if group.failures:
                 parts.append("\n".join(failed(entry, home) for entry in group.failures))
     if found := [one for one in reported if one.model == place.model]:
-        parts += ["## Reported, not re-run", _markdown([one.row() for one in found])]
+        parts += ["## Reported, not re-run", markdown([one.row() for one in found])]
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
@@ -54,7 +56,7 @@ def reported_page(known: Sequence[Reported]) -> str:
     """All that others reported, by model."""
     parts = ["# Reported, not re-run", "From `reported.json`: what papers and repositories say, in their own settings."]
     for model in sorted({one.model for one in known}):
-        parts += [f"## {model}", _markdown([one.row() for one in known if one.model == model])]
+        parts += [f"## {model}", markdown([one.row() for one in known if one.model == model])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -68,8 +70,18 @@ def setting(board: Board) -> str:
         [machine.get("model", place.device), *([f"{machine['threads']} threads"] if "threads" in machine else ())]
     )
     floors = [t.noise_floor for row in board.rows for t in row.timings if t.noise_floor is not None]
-    floor = f" Noise floor {max(floors):.1%}: the most that dense differed from itself." if floors else ""
-    return f"{place.dtype}, {place.runtime}, on {where}; ranked by {place.clock} time.{floor}"
+    floor = (
+        f" Noise floor {max(floors):.1%}: what dense may stray from itself (95 %), at the noisiest row."
+        if floors
+        else ""
+    )
+    texts = calibrations(board)
+    text = f" Calibrated on {texts[0]}." if len(texts) == 1 else ""
+    return f"{place.dtype}, {place.runtime}, on {where}; ranked by {place.clock} time.{floor}{text}"
+
+
+def calibrations(board: Board) -> list[str]:
+    return sorted({row.spec.calibration for row in board.rows if row.spec.calibration})
 
 
 def taken_words(board: Board) -> list[str]:
@@ -96,24 +108,25 @@ def labels(columns: Sequence[Column]) -> dict[Column, str]:
 
 def table(board: Board, group: Group, reported: Sequence[Reported], home: Path | None) -> Table:
     """A group as cells of text; columns that no row fills are left out."""
-    known, main = labels(board.columns), tasks(group)
+    known, main, several = labels(board.columns), tasks(group), len(calibrations(board)) > 1
     lines = []
     for row in group.rows:
-        spec, artefact = row.spec, row.record.artefact
-        assert artefact is not None
-        flops = row.record.flops.get(row.workload)
-        memory = row.record.memory.pruned
+        spec, records = row.spec, [entry.record for entry in row.entries]
+        made = [record.artefact for record in records if record.artefact]
+        flops = [record.flops[row.workload].pruned for record in records if row.workload in record.flops]
+        memory = [record.memory.pruned.peak for record in records if record.memory.pruned]
         line = {
             "method": f"`{spec.pruner}`",
             "settings": row.settings,
             "preset": spec.preset,
             "recovery": "" if spec.recovery == "none" else spec.recovery,
+            "calibration": spec.calibration if several else "",
             "speed-up": speedup(row),
             "ms": _ms(row.timings),
-            "removed": f"{artefact.ratio_blocks:.1%}",
-            "parameters": f"{artefact.params_nonzero / 1e6:,.1f} M",
-            "FLOPs": f"{flops.pruned / 1e9:,.1f} G" if flops and flops.pruned is not None else "",
-            "memory, peak": f"{memory.peak / 1e6:,.0f} MB" if memory else "",
+            "removed": _range([artefact.ratio_blocks for artefact in made], "{:.1%}"),
+            "parameters": _range([artefact.params_nonzero / 1e6 for artefact in made], "{:,.1f} M"),
+            "FLOPs": _range([count / 1e9 for count in flops if count is not None], "{:,.1f} G"),
+            "memory, peak": _range([count / 1e6 for count in memory], "{:,.0f} MB"),
             "mJ per token": f"{row.energy:.4g}" if row.energy is not None else "",
         }
         for column in sorted(known, key=lambda column: not answers(row, column)):
@@ -121,7 +134,7 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
         if main:
             found = mean_accuracy(row, main)
             line[MEAN.name] = f"{stats.spread(*found)} {row.letters.get(MEAN, '')}".strip() if found else ""
-        line["to the best"] = "" if row is group.rows[0] else to_best(row, group, main, known)
+        line["to the best"] = "" if row is group.rows[0] else to_best(row, group)
         line["to the paper"] = ", ".join(gap for one in reported if (gap := one.gap(row)))
         line |= {"trust": row.trust, "record": " ".join(link(entry, home) for entry in row.entries)}
         lines.append(line)
@@ -141,10 +154,18 @@ def value(row: Row, column: Column) -> str:
     return f"{text} {row.letters.get(column, '')}".strip()
 
 
-def to_best(row: Row, group: Group, main: Sequence[Column], known: Mapping[Column, str]) -> str:
+def _range(values: Sequence[float], words: str) -> str:
+    """Of one seed its figure, of several what lies between them."""
+    if not values:
+        return ""
+    low, high = words.format(min(values)), words.format(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def to_best(row: Row, group: Group) -> str:
     """How far from the first row, by the figure that the rows are sorted by."""
-    columns = list(main) or by_use([column for column in known if column in row.scores])[:1]
-    found = better(row, group.rows[0], columns) if columns else None
+    columns = group.sorted_by
+    found = better(row, group.rows[0], columns) if columns and set(columns) <= row.scores.keys() else None
     if found is None:
         return ""
     scale = row.scores[columns[0]].scale
@@ -173,8 +194,16 @@ def _ms(timings: Sequence[Latency]) -> str:
 
 def failed(entry: Entry, home: Path | None) -> str:
     record = entry.record
-    healed = "" if record.spec.recovery == "none" else f" + {record.spec.recovery}"
-    return f"- `{record.spec.pruner}`{healed}: **{record.status}**: {record.reason} ({link(entry, home)})"
+    return f"- {asked(record)}: **{record.status}**: {record.reason} ({link(entry, home)})"
+
+
+def asked(record: Record) -> str:
+    """What tells a row without figures from its neighbours."""
+    spec = record.spec
+    words = [f"`{spec.pruner}`", *(f"{name}={value}" for name, value in settings(record).items())]
+    words += [f"+ {spec.recovery}"] if spec.recovery != "none" else []
+    words += [f"preset {spec.preset}"] if spec.preset != "quick" else []
+    return " ".join([*words, *([f"seed {spec.seed}"] if spec.seed else [])])
 
 
 def link(entry: Entry, home: Path | None) -> str:
@@ -182,7 +211,7 @@ def link(entry: Entry, home: Path | None) -> str:
     return short if home is None else f"[{short}]({Path(os.path.relpath(entry.path, home)).as_posix()})"
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
     """As GitHub reads it. Not by tabulate, whose widths follow what else is installed: committed pages are compared."""
     cells = [[name, *(row[name].replace("|", "\\|") for row in table)] for name in table[0]]
     widths = [max(map(len, column)) for column in cells]
@@ -208,7 +237,7 @@ def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: 
             }
         )
     parts = ["# Leaderboards", "Made by `harness leaderboard leaderboards` from the records below `results/`."]
-    parts += [_markdown(lines)] if lines else ["No records yet."]
+    parts += [markdown(lines)] if lines else ["No records yet."]
     parts += [f"What papers say of these methods, not re-run: [reported]({more})."] if more else []
     if outside:
         parts.append(outside_words(outside, home))

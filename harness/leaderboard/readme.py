@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tabulate import tabulate
-
 from harness import plugins
 from harness.leaderboard.entries import read
-from harness.leaderboard.page import table
+from harness.leaderboard.page import markdown, table
 from harness.leaderboard.rows import boards
 from harness.leaderboard.site import ranked
 
@@ -32,8 +30,8 @@ def listed() -> str:
         for name, spec in sorted(known.specs[kind].items()):
             origin = known.origins[kind, name]
             home = "built in" if origin.plugin == "builtin" else f"`{origin.distribution}`"
-            rows.append((kind, f"`{name}`", spec.summary, home))
-    return tabulate(rows, headers=("kind", "name", "what it is", "from"), tablefmt="github", disable_numparse=True)
+            rows.append({"kind": kind, "name": f"`{name}`", "what it is": spec.summary, "from": home})
+    return markdown(rows)
 
 
 def compared(folder: Path) -> str:
@@ -47,7 +45,7 @@ def compared(folder: Path) -> str:
             for group in board.groups:
                 if group.budget.startswith(f"at most {limit} "):
                     rows = [{name: line.get(name, "") for name in SHOWN} for line in table(board, group, [], None)]
-                    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+                    return markdown(rows)
     return "nothing yet"
 
 

@@ -14,12 +14,12 @@ from harness.accounting import tokens
 from harness.api import Workload
 from harness.keys import canonical
 from harness.leaderboard.entries import Entry
+from harness.options import unusual
 from harness.plugins import registry
-from harness.records import Latency, Record, RunSpec, ScoreRecord
+from harness.records import TRUST, Latency, Record, RunSpec, ScoreRecord
 
 LEVEL = 0.05  # differences that chance shows more often than this are no differences
 VARIES = ("seed", "revision", "workloads")  # in the rows of one method at one budget
-TRUST = ("self-reported", "reproduced", "verified")
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Row:
 
     @property
     def settings(self) -> str:
-        return " ".join(f"{name}={value}" for name, value in unusual(self.spec).items())
+        return " ".join(f"{name}={value}" for name, value in settings(self.record).items())
 
     @property
     def trust(self) -> str:
         """That of the least trusted seed."""
-        return min((entry.record.trust for entry in self.entries), key=lambda t: TRUST.index(t) if t in TRUST else -1)
+        return min((entry.record.trust for entry in self.entries), key=TRUST.index)
 
     @property
     def speedup(self) -> float:
@@ -128,6 +128,7 @@ class Group:
     budget: str
     rows: list[Row]
     failures: list[Entry]
+    sorted_by: list[Column] = field(default_factory=list)  # once they are: one figure, or the tasks of the mean
 
 
 @dataclass
@@ -211,11 +212,12 @@ def budget_words(spec: dict[str, Any]) -> str:
     return f"at most {limit}, {spec['workloads'][0]}"
 
 
-def unusual(spec: RunSpec) -> dict[str, Any]:
-    """Parameters that are not their preset's; all of them, where the method is not installed here."""
-    known = registry().specs["pruner"].get(spec.pruner)
-    usual = {n: p.default(spec.preset) for n, p in known.parameters.items()} if known else {}
-    return {name: value for name, value in spec.parameters.items() if name not in usual or usual[name] != value}
+def settings(record: Record) -> dict[str, Any]:
+    """Parameters that are not their preset's. Where an older record does not say: by the method as it is here."""
+    if record.unusual is not None:
+        return record.unusual
+    known = registry().specs["pruner"].get(record.spec.pruner)
+    return unusual(known, record.spec) if known else record.spec.parameters
 
 
 def ranked(record: Record) -> Mapping[str, ScoreRecord]:

@@ -13,6 +13,7 @@ from harness.leaderboard.rows import Board, boards
 from harness.leaderboard.standing import stand
 from harness.spread import spread
 
+NOT_PAGES = ("results", "latency")
 INDEX, REPORTED = "README.md", "reported.md"
 FEW = 8  # pages; more are made on all cores
 
@@ -66,8 +67,8 @@ def differing(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
             found[name] = "is missing"
         elif path.read_text(encoding="utf-8") != text:
             found[name] = "is not what the records give"
-    homes = {PurePosixPath(name).parent for name in files} - {PurePosixPath()}
-    there = {path.relative_to(folder).as_posix() for home in homes for path in (folder / home).glob("*")}
+    mine = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".md", ".svg") and path.is_file())
+    there = {path.as_posix() for path in mine if len(path.parts) > 1 and path.parts[0] not in NOT_PAGES}
     return found | dict.fromkeys(sorted(there - set(files)), "is made by no record")
 
 

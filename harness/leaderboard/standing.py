@@ -56,7 +56,8 @@ def better(row: Row, other: Row, columns: Sequence[Column]) -> stats.Gap | None:
 def stand(group: Group, columns: Sequence[Column]) -> None:
     """Sort a group by its first figure and give letters to all that it has."""
     main = tasks(group)
-    first = MEAN if main else next(iter(by_use(columns)), None)
+    group.sorted_by = main or by_use(columns, group.rows)[:1]
+    first = MEAN if main else next(iter(group.sorted_by), None)
     group.rows.sort(key=lambda row: _rank(row, first, main))
     for column in columns:
         _letter(group.rows, column, [column])
@@ -64,9 +65,11 @@ def stand(group: Group, columns: Sequence[Column]) -> None:
         _letter(group.rows, MEAN, main)
 
 
-def by_use(columns: Sequence[Column]) -> list[Column]:
-    """Whole scores before their parts."""
-    return sorted(columns, key=lambda column: ("." in column.name, column))
+def by_use(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """Perplexities before other scores, whole ones before their parts; those that no row has are left out."""
+    scales = {column: score.scale for row in rows for column, score in row.scores.items()}
+    known = [column for column in columns if column in scales]
+    return sorted(known, key=lambda column: ("." in column.name, scales[column] != "exp-mean", column))
 
 
 def _rank(row: Row, first: Column | None, main: Sequence[Column]) -> tuple[bool, float, str]:

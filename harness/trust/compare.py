@@ -20,7 +20,7 @@ def found(word: str, store: Store) -> Entry:
     if path.is_file():
         beside = path.parent / "samples"
         return Entry(path, beside if beside.is_dir() else path.parent.parent / "samples")
-    near = sorted(store.path("records").glob(f"{word}*.json")) if word else []
+    near = sorted(store.path("records").glob(f"{word}*.json")) if word.isalnum() else []
     if len(near) != 1:
         many = f"{len(near)} records begin with {word!r}" if near else f"no record {word!r} in {store.root}"
         raise UsageError(many, "harness status lists them; a file may be given too")
@@ -38,7 +38,10 @@ def compared(first: Entry, second: Entry) -> dict[str, Any]:
     judged = [words for words in scores.values() if words["p"] is not None]
     for words, p in zip(judged, stats.holm([words["p"] for words in judged]), strict=True):
         words |= {"p_holm": p, "differ": p < LEVEL}
-    latency = {w: _latency(one.latency[w], other.latency[w]) for w in one.latency if w in other.latency}
+    alike = _ran(one) == _ran(other)
+    latency = {w: _latency(one.latency[w], other.latency[w], alike) for w in one.latency if w in other.latency}
+    if not scores and not latency:
+        raise UsageError("the two have no score and no workload in common", "compare records of one suite")
     return {
         "first": one.id,
         "second": other.id,
@@ -69,9 +72,17 @@ def _score(first: Entry, ours: ScoreRecord, second: Entry, theirs: ScoreRecord) 
     }
 
 
-def _latency(one: Latency, other: Latency) -> dict[str, Any]:
+def _ran(record: Record) -> tuple[str, ...]:
+    """What a speed-up is over: another dense model makes it another figure."""
+    spec = record.spec
+    return spec.model, spec.device, spec.runtime, spec.dtype
+
+
+def _latency(one: Latency, other: Latency, alike: bool) -> dict[str, Any]:
     """By the speed-ups over the dense models of their own rounds: those may come from different hours."""
     words: dict[str, Any] = {"clock": one.clock, "first": one.speedup, "second": other.speedup, "ci95": None}
+    if not alike:
+        return words | {"note": "over different dense models: not compared"}
     if one.clock != other.clock:
         return words | {"note": f"ranked by {one.clock} and {other.clock}"}
     words["ratio"] = one.speedup / other.speedup
@@ -100,4 +111,6 @@ def remeasured(first: Record, second: Record, root: Path) -> dict[str, Latency]:
         raise UsageError("the two were measured on different devices", "compare records of one device and dtype")
     where = {"device": spec.device, "runtime": spec.runtime, "dtype": spec.dtype, "preset": spec.preset}
     shared = [workload for workload in spec.workloads if workload in first.spec.workloads]
+    if not shared:
+        raise UsageError("the two were timed under different workloads", "harness run --workload times another one")
     return {workload: measure(folders[1], workload, against=folders[0], **where) for workload in shared}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from harness import stats
 from harness.api import Samples
@@ -18,8 +20,8 @@ from harness.planning import QUICK_LIMIT
 from harness.records import SCHEMA, Gate, Record
 from harness.spread import spread
 from harness.store import side_words
-
-CLOSE = 1e-9
+from harness.trust import recount
+from harness.trust.recount import close
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def reservations(record: Record) -> Iterator[str]:
         yield f"{record.status}: {record.reason}"
     if record.unscored:
         yield f"no score of {', '.join(record.unscored)}"
-    if record.conformance is None:
+    if record.conformance is None and record.status == "ok":
         yield "the method was not checked (HARNESS_CHECK=0)"
 
 
@@ -88,22 +90,9 @@ def _status(entry: Entry, _: Path) -> Iterator[str]:
             yield f"ok, though {', '.join(gate.name for gate in broken)} forbids trusting its {latency.clock} time"
 
 
-def _budget(entry: Entry, _: Path) -> Iterator[str]:
-    record = entry.record
-    budget, artefact, spec = record.budget, record.artefact, record.spec
-    if budget is None or artefact is None:
-        return
-    if spec.budget.kind == "ratio":
-        taken, over = artefact.ratio_blocks, False
-    elif (latency := record.latency.get(spec.workloads[0])) is None:
-        return
-    else:
-        taken, _bounds = latency.taken(spec.budget.unit)
-        over = taken > spec.budget.value * (1 + CLOSE)
-    if not _close(taken, budget.achieved):
-        yield f"the budget says {budget.achieved:.6g}, the measurement {taken:.6g}"
-    if over and record.status == "ok":
-        yield f"ok at {taken:.6g}, over its limit of {spec.budget.value:g}"
+def _recount(entry: Entry, _: Path) -> Iterator[str]:
+    for count in (recount.budget, recount.model, recount.provenance):
+        yield from count(entry.record)
 
 
 def _latencies(entry: Entry, _: Path) -> Iterator[str]:
@@ -122,10 +111,20 @@ def _latencies(entry: Entry, _: Path) -> Iterator[str]:
             yield from (f"{workload}, {name}: {where}" for where in _apart(known, found))
         if latency.rounds != len(rounds.dense):
             yield f"{workload}: {latency.rounds} rounds told, {len(rounds.dense)} measured"
+        if workload == record.spec.workloads[0]:
+            seen = {"memory": timing.memory(rounds, ""), "energy": timing.energy(rounds, latency.clock)}
+            for what, pair in seen.items():
+                for side in ("dense", "pruned") if pair is not None else ():
+                    known, found = (_plain(getattr(one, side)) for one in (getattr(record, what), pair))
+                    yield from (f"{what} of {side}: {where}" for where in _apart(known, found))
         judged += gates.judge([(v.before, v.after) for v in rounds.visits()], latency, workload)
     differ = {_gate(gate) for gate in record.gates} ^ {_gate(gate) for gate in judged}
     if record.latency and differ:
         yield f"the gates {', '.join(sorted({name for name, *_ in differ}))} do not follow from the samples"
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else value
 
 
 def _gate(gate: Gate) -> tuple[str, str, str, bool]:
@@ -134,14 +133,20 @@ def _gate(gate: Gate) -> tuple[str, str, str, bool]:
 
 def _scores(entry: Entry, _: Path) -> Iterator[str]:
     for name, score in entry.record.scores.items():
-        documents = entry.documents(score)
-        if not documents:
+        words = side_words(entry.side / score.samples) if score.samples else None
+        if words is None:
+            continue  # told by `_samples`
+        ours = words["documents"]
+        if not ours or words.get("scale", score.scale) != score.scale:
+            yield f"{name}: its samples are not those of such a score"
             continue
-        mean, stderr = stats.mean_stderr(list(documents.values()))
-        value = math.exp(mean) if score.scale == "exp-mean" else mean
-        error = None if stderr is None else stderr * (value if score.scale == "exp-mean" else 1)
-        found = {"value": value, "stderr": error, "n": len(documents)}
-        known = {"value": score.value, "stderr": score.stderr, "n": score.n}
+        value, stderr = stats.told(list(ours.values()), score.scale)
+        found: dict[str, Any] = {"value": value, "stderr": stderr, "n": len(ours)}
+        if dense := side_words(entry.side / score.dense_samples) if score.dense_samples else None:
+            theirs = dense["documents"]
+            found["dense"], found["dense_stderr"] = stats.told(list(theirs.values()), score.scale)
+            found["change"], found["change_ci95"] = stats.change(ours, theirs, score.scale)
+        known = score.model_dump(include=set(found))
         yield from (f"{name}: {where}" for where in _apart(known, found))
 
 
@@ -161,7 +166,7 @@ def _samples(entry: Entry, _: Path) -> Iterator[str]:
 CHECKS: tuple[Callable[[Entry, Path], Iterator[str]], ...] = (
     _schema,
     _status,
-    _budget,
+    _recount,
     _samples,
     _latencies,
     _scores,
@@ -177,19 +182,16 @@ def _apart(known: Any, found: Any, where: str = "") -> Iterator[str]:
     elif isinstance(found, list | tuple) and isinstance(known, list | tuple) and len(found) == len(known):
         for at, (one, other) in enumerate(zip(known, found, strict=True)):
             yield from _apart(one, other, f"{where}[{at}]")
-    elif not _close(known, found):
+    elif not close(known, found):
         yield f"{where} is {known} in the record, {found} by its samples"
 
 
-def _close(known: Any, found: Any) -> bool:
-    if isinstance(known, int | float) and isinstance(found, int | float):
-        return math.isclose(known, found, rel_tol=CLOSE, abs_tol=CLOSE)
-    return known == found
-
-
 def orphans(entries: Sequence[Entry]) -> list[Path]:
-    """Samples that no record names."""
-    named = {name for entry in entries for name in named_samples(entry.words)}
+    """Samples that no record names, as far as records can be read."""
+    named = set()
+    for entry in entries:
+        with suppress(BadRecord):
+            named |= set(named_samples(entry.record.words()))
     sides = {entry.side for entry in entries}
     return sorted(path for side in sides if side.is_dir() for path in side.iterdir() if path.name not in named)
 
@@ -197,4 +199,7 @@ def orphans(entries: Sequence[Entry]) -> list[Path]:
 def named_samples(words: dict[str, Any]) -> Iterator[str]:
     """The side files behind a record."""
     for part in ("latency", "scores"):
-        yield from (found["samples"] for found in words.get(part, {}).values())
+        for found in words.get(part, {}).values():
+            yield found["samples"]
+            if found.get("dense_samples"):
+                yield found["dense_samples"]

@@ -17,11 +17,15 @@ from harness.cell import now
 from harness.errors import EnvironmentFault, UsageError
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.rows import ranked
-from harness.records import Change, Latency, Record
+from harness.records import TRUST, Change, Latency, Record, Trust
 from harness.reproduce import reproduce
 
 SURE = 0.01  # chance of calling an honest score different
 NEAR = 1e-3  # of a score: what other libraries' rounding may do
+
+
+class CannotBeMade(EnvironmentFault):
+    """A row that needs what this machine lacks."""
 
 
 @dataclass
@@ -38,7 +42,7 @@ def drawn(entries: Sequence[Entry], count: int, seed: int | None) -> list[Entry]
     """Some of the rows that claim something, at random."""
     known = [entry for entry in entries if entry.words["status"] == "ok"]
     if not known:
-        raise UsageError("no finished record to verify", "harness status lists what there is")
+        raise UsageError("no finished record to verify among these", "harness status lists what there is")
     return random.Random(seed).sample(known, min(count, len(known)))
 
 
@@ -52,7 +56,7 @@ def again(entry: Entry, folder: Path, told: Callable[[str], None]) -> Again:
     try:
         made = Record.model_validate(json.loads(answer.stdout))
     except ValueError:
-        raise EnvironmentFault(
+        raise CannotBeMade(
             f"{entry.record.id[:12]} cannot be made here: harness ended with {answer.returncode}",
             "what it said stands above",
         ) from None
@@ -94,7 +98,8 @@ def notes(told: Record, made: Record) -> Iterator[str]:
     if told.environment.device != made.environment.device:
         yield "another machine: absolute times are not compared"
     if told.artefact and made.artefact and told.artefact.shape != made.artefact.shape:
-        yield "other units were kept: a latency is met by measuring, and measurements differ"
+        why = ": a latency is met by measuring, and measurements differ" if told.spec.budget.kind == "latency" else ""
+        yield f"other units were kept{why}"
     elif told.artefact and made.artefact and told.artefact.sha256 != made.artefact.sha256:
         yield "the same units, other weights"
     theirs = made.environment.packages
@@ -102,13 +107,18 @@ def notes(told: Record, made: Record) -> Iterator[str]:
         yield f"other versions of {', '.join(other)}"
 
 
-def trusted(found: Again, trust: str, command: str) -> Record:
-    """The record with what was learned of it; its digest does not cover that."""
-    git = found.made.environment.git
-    commit = f" at {git.commit[:12]}" if git else ""
-    change = Change(when=now(), what=f"{trust}: made again{commit}, in agreement", command=command)
-    record = found.entry.record
-    return record.model_copy(update={"trust": trust, "history": [*record.history, change]})
+def learned(found: Again, trust: Trust, command: str) -> Record:
+    """The record with what was learned of it, which its digest does not cover. What nobody can confirm is no more
+    than what its author says."""
+    git, record = found.made.environment.git, found.entry.record
+    commit = f" at {git.commit[:12]}{' and uncommitted changes' if git.dirty else ''}" if git else ""
+    if found.differences:
+        trust, what = TRUST[0], f"made again{commit}: {'; '.join(found.differences)}"
+    else:
+        trust = max(trust, record.trust, key=TRUST.index)
+        what = f"{trust}: made again{commit}, in agreement"
+    change = Change(when=now(), what=what, command=command)
+    return record.model_copy(update={"trust": trust, "history": [*record.history, change]}).sealed()
 
 
 def _overlap(one: tuple[float, float] | None, other: tuple[float, float] | None, floor: float) -> bool:
