@@ -11,16 +11,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from harness import suite, sweep
+from harness.api import DeviceInfo
+from harness.builtin.null import Null
+from harness.cell import STEPS
 from harness.cli import cli
 from harness.engines import ray, steps
 from harness.engines.local import Died, Local
-from harness.errors import UsageError
+from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.latency.bed import Measured
 from harness.store import Store
 
 from .conftest import ROOT
@@ -127,6 +132,7 @@ include:
         ("{pruners: [magnitude], models: [tiny], seeds: [one]}", "seeds.0"),
         ("{pruners: [magnitude], models: [tiny], exclude: [{pruner: magnitude}]}", "a rule names some of"),
         ("{pruners: [magnitude], models: [tiny], exclude: [{pruners: magnitude}]}", "the suite has no cells"),
+        ("{pruners: [magnitude], models: [tiny], exclude: [{pruners: magnitud}]}", "excludes nothing"),
         ("{pruners: [magnitude], models: [tiny], budgets: ['uniform:2']}", "names no share"),
         ("{pruners: [magnitude], models: [tiny], preset: fast}", "preset"),
     ],
@@ -213,6 +219,76 @@ def test_the_plan_tells_cells_what_waits_and_the_time(tmp_path, runs, one_proces
     words = json.loads(CliRunner().invoke(cli, ["sweep", str(path), "--dry-run", "--json"]).output)
     assert Counter(cell["status"] for cell in words) == {"planned": 4, "waits": 2}
     assert not runs.exists() or not list(runs.rglob("*.json"))
+
+
+def test_a_cell_is_one_cell_on_nodes_that_differ(tmp_path, runs, one_process):
+    """What a device says where it hangs is what every node goes by."""
+    there = replace(Null().probe(), fingerprint={"kind": "null", "node": "far away"})
+    text = "{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3], evaluators: [footprint]}"
+    (item,) = sweep.items(asks(text, tmp_path), lambda device, runtime: there)
+    told = [steps.step(item.words, until, str(runs)) for until in STEPS]
+    assert len({answer["id"] for answer in told}) == 1
+    assert told[-1]["status"] == "ok"
+    (record,) = Store(runs).records()
+    assert record.environment.device["node"] == "far away"
+    assert steps.look([item.words], str(runs))[0]["status"] == "ok"
+    gone = DeviceInfo(usable=False, reason="no node offers device:null")
+    (item,) = sweep.items(asks(text, tmp_path), lambda device, runtime: gone)
+    assert (item.status, "no node offers device:null" in item.reason) == ("waits", True)
+
+
+class Refusing(Here):
+    """Fails where a table or a budget is measured."""
+
+    def __init__(self, error) -> None:
+        super().__init__()
+        self.error = error
+
+    def do(self, work, **given):
+        if work in ("alike", "table") and not steps.light(work, given):
+            raise self.error
+        return super().do(work, **given)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(HarnessError("no way", "none"), "failed"), (EnvironmentFault("not now", ""), "waits")]
+)
+def test_what_cells_have_in_common_may_fail_for_all_of_them(tmp_path, runs, one_process, error, status):
+    text = "{pruners: [magnitude, random, shortgpt], models: [tiny], devices: ['null'], budgets: ['uniform:0.4', 0.3]}"
+    heard = []
+    found = sweep.items(asks(text, tmp_path))
+    counts = sweep.Sweep("s", found, Store(runs), Refusing(error)).run(lambda item, step: heard.append((item, step)))
+    assert counts == {status: 3, "ok": 3}
+    assert {item.reason for item in found if item.status == status} == {
+        f"what an even narrowing by 0.4 takes: {error.line}"
+    }
+    assert len([item for item, step in heard if item.status == status and not step]) == 3
+
+
+def test_an_even_narrowing_that_is_no_faster_is_a_budget_all_the_same(tmp_path, runs, one_process, monkeypatch):
+    text = "{pruners: [random], models: [tiny], devices: ['null'], budgets: ['uniform:0.1'], evaluators: [footprint]}"
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.latency.bed.Bed.measure", lambda self, shape: Measured(1.02, 0.05))
+        sweep.Sweep("s", sweep.items(asks(text, tmp_path)), Store(runs), Here()).look()
+    counts = swept(sweep.items(asks(text, tmp_path)), runs, Here())
+    assert counts == {"ok": 1}
+    assert Store(runs).records()[0].spec.budget.value == 1
+
+
+def test_a_cell_that_cannot_be_is_a_row_and_stops_no_plan(tmp_path, runs, one_process):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "{pruners: [random], models: [tiny, llama2-7b], devices: ['null'], budgets: [0.3], "
+        "workloads: ['image:1x224', 'prefill:1x64'], evaluators: [footprint]}"
+    )
+    done = CliRunner().invoke(cli, ["sweep", str(path), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "no way: tiny, random, 0.3, null, image:1x224" in done.output
+    assert "weights of llama2-7b: not here; accept https://" in done.output
+    text = path.read_text().replace(", llama2-7b", "")
+    assert swept(sweep.items(asks(text, tmp_path)), runs, Here()) == {"ok": 1, "unsupported": 1}
+    path.write_text(text)
+    assert "2 done already" in CliRunner().invoke(cli, ["sweep", str(path), "--dry-run"]).output
 
 
 def test_a_process_that_does_not_come_back_is_a_row(tmp_path, runs):

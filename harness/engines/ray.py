@@ -37,14 +37,19 @@ def _after(
     if before is not None and before["status"]:
         return before
 
+    over: list[bool] = []
+
     def late(*_: Any) -> None:
+        over.append(True)
         raise Late
 
     known = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, timeout_s or 0)
     try:
         return steps.step(words, until, root, command, before["started"] if before else "")
-    except Late:
+    except BaseException:  # Late, or what came of it on its way
+        if not over:
+            raise
         return steps.fail(words, root, "timeout", f"{until}: took longer than {timeout_s:g} s", command)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
