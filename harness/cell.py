@@ -177,7 +177,7 @@ class Cell:
             return self._record(error.status, error.line, budget=tried or None)
         except (Exception, SystemExit) as error:  # a method may end itself, not the harness
             log = self.store.log_traceback(self.id)
-            return self._record("failed", f"{type(error).__name__}: {error} (traceback: {log})")
+            return self._record("failed", f"{type(error).__name__}: {error} (traceback: logs/{log.name})")
 
     def _measured(self) -> Record | None:
         made = self.made

@@ -203,6 +203,6 @@ class Sweep:
 
 
 def name_of(path: Path, asks: Sequence[Ask]) -> str:
-    """Suites of one name in two folders are two."""
+    """Suites of one name with different cells are two."""
     mark = hashlib.sha256(canonical([ask.label for ask in asks]).encode()).hexdigest()[:6]
     return f"{path.stem}-{mark}"

@@ -1,0 +1,97 @@
+"""Ten thousand records: what pages, checks and the list of cells take.
+
+    uv run pytest benchmarks/speed/test_records.py
+
+The records are made up from a published one: other names, other scores with documents of their own, the same latency.
+The table in records.md is written when every command ran.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tabulate import tabulate
+
+from harness import stats
+from harness.keys import canonical
+from harness.records import digest, seal
+
+HERE = Path(__file__).parent
+PUBLISHED = HERE.parent.parent / "leaderboards" / "results" / "dilap"
+MODELS, DEVICES, PRUNERS, RECOVERIES, DOCUMENTS = 50, 10, 10, 2, 100
+COMMANDS = {"leaderboard": ("leaderboard",), "status": ("status",), "validate": ("validate",), "again": ("status",)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    (folder / "records").mkdir()
+    (folder / "samples").mkdir()
+    path = next(path for path in sorted(PUBLISHED.glob("*.json")) if '"status": "ok"' in path.read_text())
+    base, chance = json.loads(path.read_text(encoding="utf-8")), random.Random(0)
+    for timing in base["latency"].values():
+        name = timing["samples"]
+        (folder / "samples" / name).write_bytes((PUBLISHED / "samples" / name).read_bytes())
+    for model, device in itertools.product(range(MODELS), range(DEVICES)):
+        hard = [chance.gauss(3.5, 0.4) for _ in range(DOCUMENTS)]
+        for pruner, recovery in itertools.product(range(PRUNERS), range(RECOVERIES)):
+            words = json.loads(json.dumps(base))
+            words["spec"] |= {"model": f"model-{model}", "device": f"device-{device}"}
+            words["spec"] |= {"pruner": f"method-{pruner}", "recovery": ("none", "lora")[recovery]}
+            words["id"] = hashlib.sha256(f"{model} {device} {pruner} {recovery}".encode()).hexdigest()[:24]
+            for name, score in words["scores"].items():
+                score |= scored(folder, name, [ours + chance.gauss(0.1 * pruner, 0.2) for ours in hard], score["scale"])
+                score.pop("dense_samples", None)
+            words["digest"] = digest(words)
+            words["seal"] = seal(words)
+            (folder / "records" / f"{words['id']}.json").write_text(json.dumps(words, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def scored(folder: Path, name: str, values: list[float], scale: str) -> dict:
+    text = canonical({"documents": {f"{name}/{at:03}": v for at, v in enumerate(values)}, "scale": scale}).encode()
+    file = f"{hashlib.sha256(text).hexdigest()}.json.gz"
+    (folder / "samples" / file).write_bytes(gzip.compress(text, mtime=0))
+    value, stderr = stats.told(values, scale)
+    return {"samples": file, "n": len(values), "value": value, "stderr": stderr}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    found: list[dict[str, str]] = []
+    yield found
+    if len(found) == len(COMMANDS):
+        text = tabulate(found, headers="keys", tablefmt="github", disable_numparse=True)
+        count = MODELS * DEVICES * PRUNERS * RECOVERIES
+        about = f"{count:,} made-up records with two scores of {DOCUMENTS} documents each, on {os.cpu_count()} cores."
+        (HERE / "records.md").write_text(f"# Many records\n\n{about}\n\n{text}\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_many_records(runs, rows, name, tmp_path):
+    words = [sys.executable, "-m", "harness", *COMMANDS[name]]
+    environment = {**os.environ, "HARNESS_RUNS": str(runs)}
+    with (tmp_path / "out").open("w") as out:
+        start = time.monotonic()
+        child = subprocess.Popen(words, stdout=out, stderr=out, env=environment)
+        _, status, used = os.wait4(child.pid, 0)
+        seconds = time.monotonic() - start
+    assert status == 0, (tmp_path / "out").read_text()[-2000:]
+    rows.append(
+        {
+            "command": f"harness {' '.join(COMMANDS[name])}" + (", again" if name == "again" else ""),
+            "seconds": f"{seconds:.1f}",
+            "CPU s": f"{used.ru_utime + used.ru_stime:.1f}",
+            "largest process, MB": f"{used.ru_maxrss / 1e3:.0f}",
+        }
+    )
