@@ -323,6 +323,7 @@ def command(path: Path, runs: Path, *words: str) -> list[str]:
 
 @pytest.mark.slow
 def test_smoke_killed_three_times_ends_with_the_same_records(tmp_path):
+    """A machine may be too noisy for its two measured cells: those have other statuses then, and are tried again."""
     path, chance = ROOT / "benchmarks" / "suites" / "smoke.yaml", random.Random(time.time())
     records = {}
     for name, kills in (("whole", 0), ("killed", 3)):
@@ -332,15 +333,21 @@ def test_smoke_killed_three_times_ends_with_the_same_records(tmp_path):
             time.sleep(chance.uniform(20, 90))
             os.kill(begun.pid, signal.SIGKILL)
             begun.wait()
-        assert subprocess.run(command(path, tmp_path), env=env, check=False).returncode == 0
+        assert subprocess.run(command(path, tmp_path), env=env, check=False).returncode in (0, 1)
         records[name] = {record.id: record for record in Store(tmp_path / name).records()}
     assert set(records["whole"]) == set(records["killed"])
-    assert len(records["whole"]) >= 12
-    for cell, record in records["whole"].items():
-        other = records["killed"][cell]
-        assert record.status == other.status
-        if record.spec.budget.kind == "ratio" and record.artefact:
+    assert len(records["whole"]) == len(suite.cells(suite.read(path)))
+    same(records["whole"], records["killed"])
+
+
+def same(ours, theirs):
+    """Records of the same cells agree in all that does not hang on a measurement."""
+    for cell, record in ours.items():
+        other, measured = theirs[cell], record.spec.device == "cpu"
+        assert record.status == other.status or (measured and {record.status, other.status} <= {"ok", "unstable"})
+        if not (measured and record.spec.budget.kind == "latency") and record.artefact:
             assert record.artefact.sha256 == other.artefact.sha256
+            assert record.artefact.shape == other.artefact.shape
             assert record.scores["passages"].value == other.scores["passages"].value
 
 
@@ -350,15 +357,14 @@ def test_two_nodes_of_ray_give_the_same_and_time_one_at_a_time(tmp_path):
     path = tmp_path / "two.yaml"
     path.write_text(
         "about: both nodes\npruners: [magnitude, random, shortgpt]\nmodels: [tiny]\nbudgets: [0.2, 0.4]\n"
-        "devices: [cpu]\nworkloads: ['prefill:1x64']\nevaluators: [passages]\nlimit: 2\n"
-        "include: [{pruners: [dense]}]\n"
+        "devices: ['null']\nworkloads: ['prefill:1x64']\nevaluators: [passages]\nlimit: 2\n"
+        "include: [{pruners: [dense, magnitude], budgets: [0.2, 0.4], devices: [cpu]}]\n"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     here = subprocess.run(command(path, tmp_path), env={**env, "HARNESS_RUNS": str(tmp_path / "here")}, check=False)
-    assert here.returncode == 0
-    cluster = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"device:cpu": 1}}
-    )
+    assert here.returncode in (0, 1)
+    resources = {"device:cpu": 1, "device:null": 1}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": resources})
     second = cluster.add_node(num_cpus=1)
     try:
         there = {**env, "HARNESS_RUNS": str(tmp_path / "there"), "RAY_ADDRESS": cluster.address}
@@ -367,14 +373,15 @@ def test_two_nodes_of_ray_give_the_same_and_time_one_at_a_time(tmp_path):
         while len(Store(tmp_path / "there").records()) < 2 and time.monotonic() < deadline:
             time.sleep(1)
         cluster.remove_node(second, allow_graceful=False)  # with whatever it was doing
-        assert begun.wait(timeout=1800) == 0
+        assert begun.wait(timeout=1800) in (0, 1)
     finally:
         cluster.shutdown()
     ours, theirs = ({r.id: r for r in Store(tmp_path / name).records()} for name in ("here", "there"))
     assert set(ours) == set(theirs)
-    for cell, record in ours.items():
-        assert record.artefact.sha256 == theirs[cell].artefact.sha256
-        assert record.scores["passages"].value == theirs[cell].scores["passages"].value
-    spans = sorted((t.began, t.ended) for record in theirs.values() for t in record.latency.values())
-    assert len(spans) == len(theirs)
-    assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
+    assert len(ours) == 9
+    same(ours, theirs)
+    for device in ("cpu", "null"):
+        timed = [record for record in theirs.values() if record.spec.device == device]
+        spans = sorted((t.began, t.ended) for record in timed for t in record.latency.values())
+        assert len(spans) == len(timed)
+        assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
