@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -14,12 +15,15 @@ import psutil
 import pytest
 
 from harness import host
+from harness.api import TimingPlan, Workload
+from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.remote import agent as agent_file
 from harness.remote.adb import Adb
+from harness.remote.device import Remote
 from harness.remote.folder import OURS, Folder
 from harness.remote.local import Local
-from harness.remote.runners.agent import Agent, send
+from harness.remote.runners.agent import Agent
 from harness.remote.ssh import Ssh
 from harness.remote.transport import Done, Lost, Refused, TooLong, Unreachable, ended, line
 
@@ -276,7 +280,7 @@ def test_a_probe_comes_back(folder):
 def test_what_goes_wrong_there_is_told_here(folder):
     agent = Agent(folder, sys.executable)
     with pytest.raises(HarnessError, match="FileNotFoundError"):
-        agent.time("/no/model.onnx", "0", warmup=0, iterations=1, seconds=0, most=1)
+        agent.ask("hash", files=["/no/model.onnx"])
     with pytest.raises(HarnessError, match="KeyError: 'nonsense'"):
         agent.ask("nonsense")
     with pytest.raises(EnvironmentFault, match="has no python9"):
@@ -304,27 +308,26 @@ PLAN = {"warmup": 1, "iterations": 5, "seconds": 0, "most": 100}
 
 def test_a_model_is_timed_there(folder, model):
     agent = Agent(folder, sys.executable)
-    there, sha256 = send(folder, model, "model.onnx")
-    found = agent.time(there, sha256, **PLAN)
+    there = folder.push(model, "model.onnx")
+    found = agent.ask("time", model=there, **PLAN)
     assert len(found["wall_ns"]) == len(found["cpu_ns"]) == 5
     assert min(found["wall_ns"]) > 0
     assert found["providers"] == ["CPUExecutionProvider"]
     assert found["fallback"] == found["before"]["fallback"] == []
     assert found["after"]["time_ns"] > found["before"]["time_ns"]
     assert found["memory"]["peak"] >= 0
-    with pytest.raises(HarnessError, match="not the one that was sent"):
-        agent.time(there, "0" * 64, **PLAN)
+    assert agent.ask("hash", files=[there]) == {"agent": 1, "sha256": {there: file_sha256(model)}}
 
 
 def test_what_it_computes_comes_back(folder, model, tmp_path):
     import numpy
 
     agent = Agent(folder, sys.executable)
-    there, sha256 = send(folder, model, "model.onnx")
+    there = folder.push(model, "model.onnx")
     given = numpy.arange(8, dtype=numpy.float32)[None]
     numpy.savez(tmp_path / "in.npz", x=given)
     inputs, outputs = folder.push(tmp_path / "in.npz", "in.npz"), f"{folder.path}/out.npz"
-    found = agent.ask("run", model=there, sha256=sha256, inputs=inputs, outputs=outputs)
+    found = agent.ask("run", model=there, inputs=inputs, outputs=outputs)
     folder.transport.pull(outputs, tmp_path / "out.npz")
     with numpy.load(tmp_path / "out.npz") as known:
         assert found["outputs"] == ["y"]
@@ -351,22 +354,95 @@ def at_work(path: str) -> psutil.Process:
 
 def test_an_agent_that_is_killed_is_told_and_leaves_nothing(folder, model, tmp_path):
     agent = Agent(folder, sys.executable)
-    there, sha256 = send(folder, model, "model.onnx")
+    there = folder.push(model, "model.onnx")
     long = {**PLAN, "seconds": 600, "most": 10**9}
     killer = threading.Thread(target=lambda: at_work(folder.path).kill())
     killer.start()
     with pytest.raises(HarnessError, match="was ended by SIGKILL"):
-        agent.time(there, sha256, **long)
+        agent.ask("time", model=there, **long)
     killer.join()
-    assert len(agent.time(there, sha256, **PLAN)["wall_ns"]) == 5  # the same question again is answered
+    assert len(agent.ask("time", model=there, **PLAN)["wall_ns"]) == 5  # the same question again is answered
     folder.close()
     assert left(tmp_path / "there") == []
 
 
 def test_an_agent_nobody_waits_for_any_more_ends(folder, model):
     agent = Agent(folder, sys.executable)
-    there, sha256 = send(folder, model, "model.onnx")
+    there = folder.push(model, "model.onnx")
     with pytest.raises(TooLong):
-        agent.time(there, sha256, timeout_s=5, **{**PLAN, "seconds": 600, "most": 10**9})
+        agent.ask("time", 5, model=there, **{**PLAN, "seconds": 600, "most": 10**9})
     _, alive = psutil.wait_procs(running(folder.path), timeout=20)
     assert alive == []
+
+
+# --- a device that is another machine ---
+
+
+class Board(Remote):
+    name = "board"
+
+
+@pytest.fixture(params=["local", "ssh"])
+def board(request, tmp_path, monkeypatch):
+    words = {"transport": request.param, "folder": str(tmp_path / "there"), "python": sys.executable}
+    if request.param == "ssh":
+        words |= request.getfixturevalue("server").words()
+    monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
+    (tmp_path / "board.yaml").write_text(json.dumps(words))
+    found = Board()
+    yield found
+    found.folder.close()
+    assert left(tmp_path / "there") == []
+
+
+def test_a_model_is_exported_sent_and_timed(board, tmp_path):
+    pytest.importorskip("onnxscript", reason="prune-harness[onnx] is not installed")
+    info = board.probe()
+    assert info.usable, info.reason
+    assert info.fingerprint["threads"] == 1
+    assert info.fingerprint["onnxruntime"]
+    model = transformers_model()
+    for workload in ("prefill:1x16", "decode:1x16"):
+        handle = board.prepare(model, Workload.parse(workload))
+        found = board.measure(handle, TimingPlan(warmup=1, iterations=3))
+        assert len(found.wall_ns) == len(found.cpu_ns) == 3
+        assert found.before["fallback"] == []
+        assert sorted(os.listdir(Path(board.folder.path) / handle.name)) == ["model.onnx", "model.onnx.data"]
+        board.close(handle)
+        board.close(handle)
+        with pytest.raises(HarnessError, match="this handle is closed"):
+            board.measure(handle, TimingPlan())
+    assert [name for name in os.listdir(board.folder.path) if name != "agent.py"] == []
+
+
+def transformers_model():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).eval()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "no file says where board is"),
+        ("transport: [", "cannot be read"),
+        ("transport: carrier-pigeon", "transport"),
+        ("transport: ssh", "transport ssh needs host"),
+        ("{transport: local, folder: here}", "folder here is not an absolute path"),
+        ("{transport: local, hots: x}", "hots"),
+        ("{transport: ssh, host: '-oProxyCommand=id'}", "is no name of a host"),
+        ("{transport: local, python: python9}", "has no python9"),
+        ("{transport: adb, serial: nobody, server_port: 1}", ""),
+    ],
+)
+def test_a_device_that_cannot_be_used_says_why(tmp_path, monkeypatch, text, told):
+    monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
+    if text is not None:
+        (tmp_path / "board.yaml").write_text(text)
+    info = Board().probe()
+    assert not info.usable
+    assert told in info.reason
+    assert "\n" not in info.reason

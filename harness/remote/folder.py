@@ -41,8 +41,11 @@ class Folder:
         return self._made
 
     def push(self, source: Path, name: str) -> str:
-        """A file under a plain name of ours; where it lies then."""
-        assert PLAIN.fullmatch(name), name
+        """A file under a plain name of ours, or one in a folder of such a name; where it lies then."""
+        assert all(PLAIN.fullmatch(part) for part in name.split("/")), name
+        inner, _, _ = name.rpartition("/")
+        if inner:
+            self._must(["mkdir", "-p", f"{self.path}/{inner}"], f"make {inner}")
         target, size = f"{self.path}/{name}", source.stat().st_size
         free = self.free()
         if free is not None and size + SPARE > free:
@@ -65,7 +68,7 @@ class Folder:
         return int(words[3]) * 1024 if len(words) > 3 and words[3].isdigit() else None
 
     def remove(self, *names: str) -> None:
-        assert all(PLAIN.fullmatch(name) for name in names), names
+        assert all(PLAIN.fullmatch(part) for name in names for part in name.split("/")), names
         if names and self._made:
             self.transport.run(["rm", "-rf", *(f"{self._made}/{name}" for name in names)])
 

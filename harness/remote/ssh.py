@@ -35,10 +35,9 @@ class Ssh:
     def __init__(
         self, host: str, user: str = "", port: int | None = None, key: str = "", options: dict[str, str] | None = None
     ) -> None:
-        if not HOST.fullmatch(host) or (user and not NAME.fullmatch(user)):
-            raise UsageError(
-                f"{user or host!r} is no name of a {'user' if user else 'host'}", "check the device's file"
-            )
+        for word, known, what in ((host, HOST, "host"), (user or "none", NAME, "user")):
+            if not known.fullmatch(word):
+                raise UsageError(f"{word!r} is no name of a {what}", "check the device's file")
         self.host, self.user = host, user
         self.where = f"{user}@{host}" if user else host
         self._control = tempfile.mkdtemp(prefix="harness-ssh-")  # short, for a socket's path must be

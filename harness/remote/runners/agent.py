@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, HarnessError
 from harness.remote import agent
 from harness.remote.folder import Folder
@@ -56,11 +55,3 @@ class Agent:
             hint = ", as a machine does that is out of memory" if name == "SIGKILL" else ""
             return HarnessError(f"{where}: the agent was ended by {name}{hint}", "the same command again continues")
         return HarnessError(f"{where}: the agent ended with {code}: {said}")
-
-    def time(self, model: str, sha256: str, timeout_s: float = 900, **plan: Any) -> dict[str, Any]:
-        return self.ask("time", timeout_s, model=model, sha256=sha256, **plan)
-
-
-def send(folder: Folder, path: Path, name: str) -> tuple[str, str]:
-    """A model's file: where it lies over there, and its hash."""
-    return folder.push(path, name), file_sha256(path)

@@ -1,0 +1,79 @@
+"""Where a device is and how to reach it: a small YAML file of the user's, one per device."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_config_dir
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.errors import EnvironmentFault, UsageError
+from harness.remote.adb import Adb
+from harness.remote.local import Local
+from harness.remote.ssh import Ssh
+from harness.remote.transport import Transport
+
+NEEDS = {"ssh": "host", "adb": "serial", "local": None}
+
+
+class Target(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    transport: Literal["ssh", "adb", "local"]
+    host: str = Field("", description="for ssh: a name, an address, or what ~/.ssh/config calls it")
+    user: str = ""
+    port: int | None = Field(None, ge=1, le=65535)
+    key: str = Field("", description="for ssh: a private key; without it those of the configuration and the agent")
+    options: dict[str, str] = Field({}, description="for ssh: more words of ssh_config")
+    serial: str = Field("", description="for adb, as `adb devices` lists it")
+    server_port: int | None = Field(None, ge=1, le=65535, description="for adb: of another server than the usual one")
+    folder: str = Field("", description="an absolute path there for what is pushed; without it the temporary folder")
+    python: str = Field("python3", description="one over there that has onnxruntime and numpy")
+    threads: int = Field(1, ge=1)
+    clock: Literal["", "wall", "cpu", "device"] = Field("", description="ranked instead of the device's usual one")
+    tools: dict[str, str] = Field({}, description="programs there that are not where they usually are: trtexec")
+    power_mode: str = Field(
+        "", description="the one it must be in, in its own words; anything else is told and refused"
+    )
+    timeout_s: float = Field(900, gt=0, description="of one visit")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Target:
+        need = NEEDS[self.transport]
+        if need and not getattr(self, need):
+            raise ValueError(f"transport {self.transport} needs {need}")
+        if self.folder and not self.folder.startswith("/"):
+            raise ValueError(f"folder {self.folder} is not an absolute path")
+        return self
+
+    def connect(self) -> Transport:
+        if self.transport == "ssh":
+            key = str(Path(self.key).expanduser()) if self.key else ""
+            return Ssh(self.host, self.user, self.port, key, self.options)
+        return Adb(self.serial, self.server_port) if self.transport == "adb" else Local()
+
+
+def path_of(device: str) -> Path:
+    home = os.environ.get("HARNESS_DEVICES") or Path(user_config_dir("harness")) / "devices"
+    return Path(home) / f"{device}.yaml"
+
+
+def read(device: str, example: str) -> Target:
+    """The file of a device; without one it is not usable, and the example says what it would hold."""
+    import yaml
+
+    path = path_of(device)
+    try:
+        words = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Target.model_validate(words)
+    except FileNotFoundError:
+        raise EnvironmentFault(f"no file says where {device} is", f"write {path}, such as: {example}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}", f"such as: {example}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        known = ", ".join(Target.model_fields)
+        raise UsageError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}", f"known: {known}") from None
