@@ -51,7 +51,8 @@ def made(tmp_path_factory):
 def untimed(record) -> dict:
     """A record without what measures time or this process."""
     words = record.words()
-    for name in ("latency", "gates", "memory", "cost", "started", "finished", "history", "digest", "environment"):
+    changing = ("latency", "gates", "memory", "cost", "started", "finished", "history", "digest", "seal", "environment")
+    for name in changing:
         words.pop(name)
     words["scores"] = {name: score for name, score in words["scores"].items() if "memory" not in name}
     return words
