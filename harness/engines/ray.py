@@ -36,7 +36,6 @@ def _after(
     """A step, unless the one before it has ended the cell already. `_other` is the cell that makes the same cut."""
     if before is not None and before["status"]:
         return before
-
     over: list[bool] = []
 
     def late(*_: Any) -> None:

@@ -59,7 +59,7 @@ class Adb:
         if found := self._known(said):
             return found
         if self._answered:
-            return Lost(f"{self.where} was lost in the middle: {said}", "the same command again continues")
+            return Lost(self.where, said)
         return Unreachable(f"{self.where} cannot be reached: {said}", "adb devices lists what can")
 
     def close(self) -> None:

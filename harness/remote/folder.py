@@ -10,11 +10,11 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from harness.errors import EnvironmentFault
+from harness.files import alive
 from harness.remote.transport import Refused, Transport, Unreachable
 
 OURS = re.compile(r"harness-([\w.-]+)-(\d+)-[0-9a-f]{8}")
@@ -34,8 +34,7 @@ class Folder:
         if not self._made:
             self.root = self.root or self._must(["sh", "-c", 'echo "${TMPDIR:-/tmp}"'], "name its temporary folder")
             self._sweep()
-            here = re.sub(r"[^\w.-]", "-", socket.gethostname())
-            made = f"{self.root}/harness-{here}-{os.getpid()}-{secrets.token_hex(4)}"
+            made = f"{self.root}/harness-{_here()}-{os.getpid()}-{secrets.token_hex(4)}"
             self._must(["mkdir", "-m", "700", "-p", made], f"make {made}")
             self._made = made
         return self._made
@@ -76,20 +75,17 @@ class Folder:
         """Everything of it is gone; a machine that is gone itself keeps it until the next time."""
         made, self._made = self._made, ""
         if made:
-            try:
+            with suppress(Unreachable):
                 self.transport.run(["rm", "-rf", made])
-            except Unreachable:
-                self._made = ""
 
     def _sweep(self) -> None:
         for name in self._dead(self.transport.run(["ls", self.root]).out.split()):
             self.transport.run(["rm", "-rf", f"{self.root}/{name}"])
 
     def _dead(self, names: list[str]) -> Iterator[str]:
-        here = re.sub(r"[^\w.-]", "-", socket.gethostname())
         for name in names:
             found = OURS.fullmatch(name)
-            if found and found[1] == here and not psutil.pid_exists(int(found[2])):
+            if found and found[1] == _here() and not alive(int(found[2])):
                 yield name
 
     def _must(self, words: list[str], what: str) -> str:
@@ -97,3 +93,8 @@ class Folder:
         if done.code:
             raise EnvironmentFault(f"{self.transport.where} cannot {what}: {done.said}", "name another folder")
         return done.out.strip()
+
+
+def _here() -> str:
+    """This machine's name, as a part of a file's."""
+    return re.sub(r"[^\w.-]", "-", socket.gethostname())

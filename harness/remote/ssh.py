@@ -89,7 +89,7 @@ class Ssh:
                 return Unreachable(f"{self.where} {cause.format(**known)}", remedy.format(**known))
         last = (said.strip().splitlines() or ["no word from it"])[-1]
         if self._answered:
-            return Lost(f"{self.where} was lost in the middle: {last}", "the same command again continues")
+            return Lost(self.where, last)
         return Unreachable(f"{self.where} cannot be reached: {last}", f"try: ssh {self.where} true")
 
     def close(self) -> None:

@@ -21,7 +21,10 @@ class Unreachable(EnvironmentFault):
 
 
 class Lost(Unreachable):
-    """It answered before. What was under way there is gone; the same command again continues."""
+    """It answered before. What was under way there is gone."""
+
+    def __init__(self, where: str, said: str) -> None:
+        super().__init__(f"{where} was lost in the middle: {said}", "the same command again continues")
 
 
 class Refused(EnvironmentFault):

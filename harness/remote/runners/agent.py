@@ -49,7 +49,7 @@ class Agent:
         if code == NO_PROGRAM:
             return EnvironmentFault(f"{where} has no {self.python}", "name its Python in the device's file")
         if code == NOTHING_CAME:
-            return Lost(f"{where} was lost in the middle: {said}", "the same command again continues")
+            return Lost(where, said)
         if code > 128:
             name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
             hint = ", as a machine does that is out of memory" if name == "SIGKILL" else ""
