@@ -156,7 +156,17 @@ class DeviceInfo:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
     clock: str = ""  # ranked instead of the spec's, where the machine or its user decides
+    provenance: str = ""  # instead of the spec's, where it turns out to be an emulator or another machine's stand-in
     notes: tuple[str, ...] = ()  # one line each: what a user should know before trusting it
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing on the way to a device: what was found, or what is wrong and what to do."""
+
+    name: str
+    ok: bool
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,7 @@ class Samples:
     before, after   counters and readings; the names that gates understand stand in `harness.latency.gates`
     memory          bytes of this model alone while it ran: average and peak
     energy_j        joules of the timed passes, where a meter can be read; energy_note: what of, or why there are none
+    told            plain figures of the model as it lies on this device: parts of a graph, bytes of a binary
     """
 
     wall_ns: list[int]
@@ -188,6 +199,7 @@ class Samples:
     memory: Mapping[str, int] | None = None
     energy_j: float | None = None
     energy_note: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -233,8 +245,9 @@ class Pruner(Protocol):
 
 @runtime_checkable
 class Device(Protocol):
-    """Optional beside it: `place`, the torch device where a model should lie before `prepare` ("cpu" if absent), and
-    `copies_weights`, true where every handle holds weights of its own, so that few are kept open at a time."""
+    """Optional beside it: `place`, the torch device where a model should lie before `prepare` ("cpu" if absent);
+    `copies_weights`, true where every handle holds weights of its own, so that few are kept open at a time; and
+    `walk() -> Iterable[Step]`, what `harness doctor NAME` shows, to the first step that fails."""
 
     def probe(self) -> DeviceInfo: ...
     def prepare(self, model: Any, workload: Workload) -> Any: ...

@@ -205,7 +205,7 @@ class Cell:
         parts["energy"], parts["memory"] = energy, first.memory or records.MemoryPair()
         if self.plan.grid is not None:
             parts["co2"] = grid.co2(self.plan.grid, energy, self.plan.spec.workloads[0])
-        if first.memory is None and self.plan.device.provenance == "device":
+        if first.memory is None and self.plan.provenance == "device":
             parts["memory"] = memory(self.plan, self.store, self.stage, artefact, f"memory-{self.id}")
         if self.until == STEPS[1]:
             return None

@@ -54,6 +54,11 @@ class Plan:
         return self.info.clock or self.device.clock
 
     @property
+    def provenance(self) -> str:
+        """Of every latency: device, emulator or simulated."""
+        return self.info.provenance or self.device.provenance
+
+    @property
     def protocol(self) -> timing.TimingProtocol:
         return timing.protocol(self.spec.preset, self.device, self.spec.runtime)
 
@@ -120,6 +125,7 @@ class Plan:
             "runtime": self.spec.runtime,
             "workload": workload,
             "protocol": self.protocol.parts(),
+            **({"sustain": self.spec.sustain} if self.spec.sustain else {}),
         }
 
     def device_part(self) -> dict[str, Any]:
@@ -127,7 +133,7 @@ class Plan:
             "name": self.device.name,
             "version": plugins.code_version("device", self.device.name),
             "clock": self.clock,
-            "provenance": self.device.provenance,
+            "provenance": self.provenance,
             "fingerprint": dict(self.info.fingerprint),
         }
 

@@ -43,6 +43,7 @@ class Request:
     limit: int | None = None
     seed: int = 0
     grid: str | float | None = None
+    sustain: float = 0.0
     probed: DeviceInfo | None = None  # what the device said where it hangs; without it, it is asked here
 
 
@@ -56,6 +57,8 @@ def make(request: Request, fetch: bool = True) -> Plan:
     device: DeviceSpec = known.get("device", request.device)
     if request.preset not in ("quick", "paper"):
         raise UsageError(f"no preset {request.preset!r}", "give quick or paper")
+    if request.sustain and not 1 <= request.sustain <= 7200:
+        raise UsageError(f"{request.sustain:g} seconds are nothing to sustain", "give from 1 to 7200")
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"limit {request.limit} leaves nothing to evaluate", "give --limit 1 or more")
     if request.calibration not in data.SOURCES:
@@ -98,6 +101,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
         evaluators=[*(e.label for e in found), *missing],
         limit=limit,
         seed=request.seed,
+        sustain=request.sustain,
     )
     plan = Plan(spec, pruner, device, info, card, None, found, calibration, recovery, missing=missing, grid=grid)
     if asked is None and pruner.budgets:

@@ -56,6 +56,7 @@ class RunSpec(Part):
     evaluators: list[str]
     limit: int | None = Field(None, description="documents (windows, for perplexities) per evaluator; null is all")
     seed: int
+    sustain: float = Field(0.0, description="seconds that the pruned model also works for", exclude_if=operator.not_)
 
 
 class Artefact(Part):
@@ -112,6 +113,17 @@ class Clock(Part):
         return 1 / self.speedup, bounds and (1 / bounds[1], 1 / bounds[0])
 
 
+class Sustained(Part):
+    """One model at work for long, beside its first seconds; the ranked clock's medians."""
+
+    seconds: float
+    first_ns: float
+    last_ns: float
+    temperatures_c: dict[str, tuple[float, float]] = Field({}, description="by sensor, before the first and at the end")
+    throttle: list[str] = Field([], description="what held its clocks down meanwhile")
+    samples: str
+
+
 class Latency(Clock):
     clock: str = Field(description="the clock that is ranked: wall, cpu or device")
     other_clock: dict[str, Clock] = Field({}, description="the clocks that are not")
@@ -120,6 +132,10 @@ class Latency(Clock):
     processes: int = Field(description="1: both models stay open in one; more: one per visit")
     provenance: Literal["device", "emulator", "simulated"]
     samples: str = Field("", description="name of the side file with the raw samples")
+    told: dict[str, dict[str, Any]] = Field(
+        {}, description="of dense and pruned, what the device tells of its own form of them", exclude_if=operator.not_
+    )
+    sustained: Sustained | None = Field(None, description="of the pruned model", exclude_if=operator.not_)
     began: str = Field("", description="UTC, first and last round", exclude_if=operator.not_)
     ended: str = Field("", description="UTC", exclude_if=operator.not_)
 

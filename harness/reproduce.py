@@ -24,6 +24,8 @@ def reproduce(record: Record) -> str:
     words += ["--recovery", spec.recovery, "--eval", ",".join(spec.evaluators), "--seed", str(spec.seed)]
     if spec.limit:
         words += ["--limit", str(spec.limit)]
+    if spec.sustain:
+        words += ["--sustain", f"{spec.sustain:g}"]
     if record.co2:
         words += ["--grid", record.co2.grid]
     return shlex.join(words)

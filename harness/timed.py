@@ -15,7 +15,7 @@ from harness.api import Workload
 from harness.artefacts import Artefacts
 from harness.checkpoints import fresh
 from harness.host import total_memory
-from harness.latency import gates, timing
+from harness.latency import gates, sustained, timing
 from harness.latency.worker import openers
 from harness.plan import Plan
 from harness.records import Artefact, Gate, Latency, MemoryPair, Part
@@ -66,7 +66,9 @@ def _measured(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: A
     with stage(f"time {workload}") as progress, openers(folders, *where) as (dense, pruned):
         judge, began = partial(missed_by_chance, plan, workload), now()
         rounds = timing.interleave(dense, pruned, plan.protocol, plan.clock, told=progress, undecided=judge)
-    latency = timing.latency(rounds, plan.clock, plan.protocol, plan.device.provenance)
+        latency = timing.latency(rounds, plan.clock, plan.protocol, plan.provenance)
+        if plan.spec.sustain:
+            latency.sustained = sustained.measure(pruned, plan.spec.sustain, latency.clock, store.side_file, progress)
     latency.samples = store.side_file(timing.raw(rounds))
     latency.began, latency.ended = began, now()
     windows = [(visit.before, visit.after) for visit in rounds.visits()]

@@ -107,4 +107,4 @@ def measure(
     clock, protocol = info.clock or spec.clock, timing.protocol(preset, spec, runtime)
     with openers((Path(against or path), Path(path)), device, runtime, dtype, asked, protocol) as (dense, pruned):
         rounds = timing.interleave(dense, pruned, protocol, clock)
-    return timing.latency(rounds, clock, protocol, spec.provenance)
+    return timing.latency(rounds, clock, protocol, info.provenance or spec.provenance)

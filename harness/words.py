@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from harness.errors import UsageError
 
@@ -59,3 +60,13 @@ class Workload:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.batch}x{self.size}"
+
+
+def figures(told: Mapping[str, Any]) -> dict[str, str]:
+    """Plain facts as a table shows them: `binary_bytes` is `binary`, in MB."""
+    return {
+        name.removesuffix("_bytes").replace("_", " "): f"{value / 1e6:,.1f} MB"
+        if name.endswith("_bytes")
+        else str(value)
+        for name, value in told.items()
+    }

@@ -19,13 +19,15 @@ from harness.api import TimingPlan, Workload
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.remote import agent as agent_file
+from harness.remote import shells
 from harness.remote.adb import Adb
-from harness.remote.device import Remote
 from harness.remote.folder import OURS, Folder
 from harness.remote.local import Local
+from harness.remote.ort import OnnxRuntime
 from harness.remote.runners.agent import Agent
+from harness.remote.shells import ended
 from harness.remote.ssh import Ssh
-from harness.remote.transport import Done, Lost, Refused, TooLong, Unreachable, ended, line
+from harness.remote.transport import Done, Lost, Refused, TooLong, Unreachable
 
 from .adbd import Phone
 from .sshd import Server
@@ -55,9 +57,12 @@ def old_phone(tmp_path_factory):
     found.close()
 
 
-@pytest.fixture(params=["local", *REAL])
+@pytest.fixture(params=["local", "local-python", *REAL, "ssh-python"])
 def transport(request):
-    found = Local() if request.param == "local" else request.getfixturevalue(REAL[request.param]).client()
+    kind, python, _ = request.param.partition("-python")
+    shell = shells.Python(sys.executable) if python else None
+    found = Local(shell) if kind == "local" else request.getfixturevalue(REAL[kind]).client()
+    found.shell = shell or found.shell
     yield found
     found.close()
 
@@ -99,7 +104,7 @@ def test_an_exit_code_is_not_taken_from_what_a_command_prints():
     assert ended("text\r\n\r\n__HARNESS_ENDED_WITH_4\r\n") == (4, "text\n")
     assert ended("text") == (-1, "text")
     assert (
-        subprocess.run(["sh", "-c", line(["false"])], capture_output=True, text=True).stdout.split()[-1].endswith("_1")
+        subprocess.run(shells.Posix().argv(["false"]), capture_output=True, text=True).stdout.split()[-1].endswith("_1")
     )
 
 
@@ -270,17 +275,18 @@ def test_it_counts_as_this_machine_does():
 
 
 def test_a_probe_comes_back(folder):
-    found = Agent(folder, sys.executable).ask("probe")
+    found = Agent(folder, sys.executable).ask("probe", packages=["json", "no_such_package"])
     assert found["cores"] == host.cores()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["memory"] == host.total_memory()
-    assert "onnxruntime" in found or "onnxruntime_missing" in found
+    assert found["packages"] == {"json": json.__version__}
+    assert found["missing"] == {"no_such_package": "ModuleNotFoundError: No module named 'no_such_package'"}
+    assert not found["emulated"]
 
 
 def test_what_goes_wrong_there_is_told_here(folder):
     agent = Agent(folder, sys.executable)
-    with pytest.raises(HarnessError, match="FileNotFoundError"):
-        agent.ask("hash", files=["/no/model.onnx"])
+    with pytest.raises(EnvironmentFault, match="cannot hash what it was sent"):
+        folder.hashes(["/no/model.onnx"])
     with pytest.raises(HarnessError, match="KeyError: 'nonsense'"):
         agent.ask("nonsense")
     with pytest.raises(EnvironmentFault, match="has no python9"):
@@ -312,11 +318,11 @@ def test_a_model_is_timed_there(folder, model):
     found = agent.ask("time", model=there, **PLAN)
     assert len(found["wall_ns"]) == len(found["cpu_ns"]) == 5
     assert min(found["wall_ns"]) > 0
-    assert found["providers"] == ["CPUExecutionProvider"]
+    assert found["parts"] == 1
     assert found["fallback"] == found["before"]["fallback"] == []
     assert found["after"]["time_ns"] > found["before"]["time_ns"]
     assert found["memory"]["peak"] >= 0
-    assert agent.ask("hash", files=[there]) == {"agent": 1, "sha256": {there: file_sha256(model)}}
+    assert folder.hashes([there]) == [file_sha256(model)]
 
 
 def test_what_it_computes_comes_back(folder, model, tmp_path):
@@ -378,20 +384,22 @@ def test_an_agent_nobody_waits_for_any_more_ends(folder, model):
 # --- a device that is another machine ---
 
 
-class Board(Remote):
+class Board(OnnxRuntime):
     name = "board"
 
 
-@pytest.fixture(params=["local", "ssh"])
+@pytest.fixture(params=["local", "ssh", "ssh-windows"])
 def board(request, tmp_path, monkeypatch):
-    words = {"transport": request.param, "folder": str(tmp_path / "there"), "python": sys.executable}
-    if request.param == "ssh":
+    transport, _, system = request.param.partition("-")
+    words = {"transport": transport, "folder": str(tmp_path / "there"), "python": sys.executable}
+    words |= {"system": system} if system else {}
+    if transport == "ssh":
         words |= request.getfixturevalue("server").words()
     monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
     (tmp_path / "board.yaml").write_text(json.dumps(words))
     found = Board()
     yield found
-    found.folder.close()
+    found.folder.end()
     assert left(tmp_path / "there") == []
 
 

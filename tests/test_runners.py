@@ -29,7 +29,7 @@ def test_numbers_of_every_locale(words, value):
 
 def test_trtexec_over_its_versions():
     old, new = trtexec.told(said("trtexec-8.2"), 0), trtexec.told(said("trtexec-10.3"), 0)
-    assert (old["version"], new["version"]) == ("8201", "100300")
+    assert (old["version"], new["version"]) == ("8.2.1", "10.3.0")
     assert old["GPU Compute Time"]["median"] == 4_679_690
     assert "percentile(90%)" not in old["Latency"]
     assert old["End-to-End Host Latency"]["percentile(99%)"] == 5_300_000
@@ -65,11 +65,15 @@ def test_raw_times_of_trtexec_old_and_new():
 
 
 def test_words_for_trtexec():
-    words = trtexec.time("/t/trtexec", "m.plan", PLAN, "times.json")
+    words = trtexec.time("/t/trtexec", "m.plan", PLAN, "times.json", "--useCudaGraph")
     assert words[:2] == ["/t/trtexec", "--loadEngine=m.plan"]
     assert {"--warmUp=2000", "--duration=2", "--iterations=20", "--exportTimes=times.json"} <= set(words)
-    assert "--fp16" in trtexec.build("/t/trtexec", "m.onnx", "m.plan", "fp16")
-    assert "--fp16" not in trtexec.build("/t/trtexec", "m.onnx", "m.plan", "fp32")
+    assert "--useCudaGraph" in words
+    old, new = "--fp16 --buildOnly", "--stronglyTyped --skipInference --timingCacheFile"
+    assert trtexec.build("trtexec", "m.onnx", "/f/m/m.plan", "fp16", old)[3:] == ["--buildOnly", "--fp16"]
+    built = trtexec.build("trtexec", "m.onnx", "/f/m/m.plan", "fp16", new)[3:]
+    assert built == ["--skipInference", "--stronglyTyped", "--timingCacheFile=/f/m/../timing.cache"]
+    assert trtexec.build("trtexec", "m.onnx", "/f/m/m.plan", "fp32", old)[3:] == ["--buildOnly"]
 
 
 def test_perf_test_over_its_versions():

@@ -26,7 +26,7 @@ def command(device: str | None, as_json: bool) -> None:
     from harness import process
 
     process.prepare("bf16")  # so that the CPU is asked what it does with it
-    rows = devices([device]) if device else [*devices(), *texts(), *weights(), *surroundings()]
+    rows = walk(device) if device else [*devices(), *texts(), *weights(), *surroundings()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
@@ -34,12 +34,19 @@ def command(device: str | None, as_json: bool) -> None:
         for row in rows:
             mark = click.style("ok     ", fg="green") if row["ok"] else click.style("missing", fg="yellow")
             click.echo(f"{mark} {row['what']:9} {row['name']:{width}}  {row['detail']}")
-    if device and not rows[0]["ok"]:
+    if device and not all(row["ok"] for row in rows):
         click.get_current_context().exit(3)
 
 
 def row(what: str, name: str, ok: bool, detail: str) -> dict[str, Any]:
     return {"what": what, "name": name, "ok": ok, "detail": detail}
+
+
+def walk(name: str) -> list[dict[str, Any]]:
+    """A device step by step, where it is one to walk to; the first that fails says what to do."""
+    device = plugins.registry().device(name)
+    steps = [row("step", step.name, step.ok, step.detail) for step in device.walk()] if hasattr(device, "walk") else []
+    return steps if steps and not steps[-1]["ok"] else [*steps, *devices([name])]
 
 
 def devices(names: list[str] | None = None) -> list[dict[str, Any]]:

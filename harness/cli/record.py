@@ -13,8 +13,9 @@ from harness.accounting import tokens
 from harness.api import Workload
 from harness.checkpoints.card import in_one_line
 from harness.cli.output import console
-from harness.records import Latency, Record, ScoreRecord
+from harness.records import Latency, Record, ScoreRecord, Sustained
 from harness.reproduce import reproduce
+from harness.words import figures
 
 
 def print_record(record: Record, root: Path, cached: bool) -> None:
@@ -45,6 +46,8 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
         out.print(f"[yellow]note[/] {escape(name)}: {escape(words)}", soft_wrap=True)
     for workload, timing in record.latency.items():
         out.print(f"{workload}: {how_measured(timing)}", soft_wrap=True)
+        if timing.sustained:
+            out.print(f"{workload}: {how_lasting(timing.sustained)}", soft_wrap=True)
     for gate in record.gates:
         if not gate.ok:
             out.print(
@@ -76,6 +79,13 @@ def how_measured(timing: Latency) -> str:
         stats.tail(timing.pruned.n, 0.99) if bound is None else f"p99 at most {bound / 1e6:.2f} ms",
     ]
     return "; ".join([*words, *([] if timing.provenance == "device" else [f"{timing.provenance}, not a measurement"])])
+
+
+def how_lasting(lasting: Sustained) -> str:
+    degrees = [f"{name} {first:.0f} to {last:.0f} °C" for name, (first, last) in lasting.temperatures_c.items()]
+    slower, first, last = lasting.last_ns / lasting.first_ns, lasting.first_ns / 1e6, lasting.last_ns / 1e6
+    words = [f"{last:.2f} ms after {lasting.seconds:.0f} s of work, {slower:.2f}x its first {first:.2f} ms", *degrees]
+    return "; ".join([*words, *([f"held down by {', '.join(lasting.throttle)}"] if lasting.throttle else [])])
 
 
 def budget_result(record: Record) -> str:
@@ -113,6 +123,8 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
                     f"{other.speedup:.3f}x speed",
                 )
             )
+        theirs, ours = (figures(timing.told.get(side, {})) for side in ("dense", "pruned"))
+        rows += [(f"{workload} {name}", told, ours.get(name, ""), "") for name, told in theirs.items()]
     for name, score in record.scores.items():
         if name.startswith("footprint"):
             continue

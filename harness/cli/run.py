@@ -27,6 +27,7 @@ from harness.errors import UsageError
 @click.option("--recovery", default="none", show_default=True, help="What follows the cut.")
 @click.option("--eval", "evaluators", default="smoke", show_default=True, help="Evaluators or groups, comma separated.")
 @click.option("--limit", type=int, help="Documents (windows) per evaluator.  [quick: 40, paper: all]")
+@click.option("--sustain", type=float, default=0.0, metavar="SECONDS", help="Work that long too.")
 @click.option("--grid", help="CO2e: grams per kWh, or a country (DEU).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; load nothing.")

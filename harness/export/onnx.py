@@ -1,4 +1,4 @@
-"""A decoder as an ONNX graph of fixed shapes: one prompt (`prefill`) or one token at a context (`decode`).
+"""A model as an ONNX graph of fixed shapes: one prompt (`prefill`), one token at a context (`decode`), or `image`.
 
 transformers' exporter traces and translates. Of onnxscript's optimiser only constant folding is run: its rewrite rules
 take longer than the whole rest of an export, and change nothing that ONNX Runtime does not do itself.
@@ -42,10 +42,10 @@ def export(model: Any, workload: Workload, folder: Path) -> Exported:
     Graph of `prefill:BxS`: input_ids -> logits of the last position, keys and values.
     Graph of `decode:BxC`: input_ids of one token, past keys and values of C -> logits, those of C + 1.
     A layer without attention has neither.
+    Graph of `image:BxP`: pixels -> what the model returns.
     """
     require("onnx", "onnxscript")
-    if workload.kind not in ("prefill", "decode"):
-        raise Unsupported(f"there is no {workload.kind} workload of a decoder", "give prefill:BxS or decode:BxC")
+    suits(model, workload)
     with undisturbed():
         return _write(model, workload, folder)
 
@@ -53,11 +53,21 @@ def export(model: Any, workload: Workload, folder: Path) -> Exported:
 def _write(model: Any, workload: Workload, folder: Path) -> Exported:
     import onnx_ir
 
-    graph = _graph(model, _inputs(model, workload))
+    graph = _network(model, workload) if workload.kind == "image" else _graph(model, _inputs(model, workload))
     folder.mkdir(parents=True, exist_ok=True)
     onnx_ir.save(graph, folder / FILE, external_data=f"{FILE}.data")
     inputs, outputs = _shapes(graph.graph.inputs), _shapes(graph.graph.outputs)
     return Exported(folder / FILE, workload, inputs, outputs, _told(workload, inputs, outputs))
+
+
+def suits(model: Any, workload: Workload) -> None:
+    known = ("prefill", "decode") if hasattr(model, "generate") else ("image",)
+    if workload.kind not in known:
+        shapes = {"prefill": "prefill:BxS", "decode": "decode:BxC", "image": "image:BxP"}
+        raise Unsupported(
+            f"there is no {workload.kind} workload of such a model",
+            f"give {' or '.join(shapes[kind] for kind in known)}",
+        )
 
 
 def require(*packages: str) -> None:
@@ -139,6 +149,15 @@ def _graph(model: Any, inputs: dict[str, Any]) -> Any:
     return graph
 
 
+def _network(model: Any, workload: Workload) -> Any:
+    import torch
+
+    weight = next(model.parameters())
+    pixels = torch.zeros(workload.batch, 3, workload.size, workload.size, dtype=weight.dtype, device=weight.device)
+    made: Any = torch.onnx.export(model, (pixels,), input_names=["pixels"], opset_version=OPSET, dynamo=True)
+    return made.model
+
+
 def _straighten(weights: Any) -> None:
     """Folded weights are transposed views, which numpy writes to files one number at a time: copy each on its way."""
     import numpy
@@ -176,6 +195,8 @@ def _shapes(values: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _told(workload: Workload, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
+    if workload.kind == "image":
+        return f"ONNX opset {OPSET}, {workload}: {', '.join(outputs)}"
     past, present = (sum(name.endswith(".keys") for name in names) for names in (inputs, outputs))
     cache = f"{past} layers in, of {present} out" if workload.kind == "decode" else f"{present} layers out"
     return f"ONNX opset {OPSET}, {workload}: logits of the last position, keys and values of {cache}"

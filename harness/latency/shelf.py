@@ -24,7 +24,7 @@ def device_words(spec: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
         "name": spec.name,
         "fingerprint": dict(info.fingerprint),
         "clock": info.clock or spec.clock,
-        "provenance": spec.provenance,
+        "provenance": info.provenance or spec.provenance,
     }
 
 

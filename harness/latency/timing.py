@@ -203,13 +203,18 @@ def latency(rounds: Rounds, ranked: str, protocol: TimingProtocol, provenance: A
         warmup=protocol.warmup,
         processes=rounds.processes,
         provenance=provenance,
+        told={side: dict(told) for side, visits in _sides(rounds).items() if (told := visits[0].told)},
     )
+
+
+def _sides(rounds: Rounds) -> dict[str, list[Samples]]:
+    return {"dense": rounds.dense + rounds.again, "pruned": rounds.pruned}
 
 
 def memory(rounds: Rounds, what: str) -> MemoryPair | None:
     """What the device itself says each model took while it ran; None where it does not say."""
     sides = {}
-    for side, visits in (("dense", rounds.dense + rounds.again), ("pruned", rounds.pruned)):
+    for side, visits in _sides(rounds).items():
         told = [visit.memory for visit in visits if visit.memory]
         if len(told) < len(visits):
             return None
@@ -221,7 +226,7 @@ def memory(rounds: Rounds, what: str) -> MemoryPair | None:
 def energy(rounds: Rounds, clock: str) -> Energy | None:
     """Joules per pass, or the device's reason for none; None where it says nothing."""
     sides = {}
-    for side, visits in (("dense", rounds.dense + rounds.again), ("pruned", rounds.pruned)):
+    for side, visits in _sides(rounds).items():
         read = [(v.energy_j, len(getattr(v, f"{clock}_ns"))) for v in visits if v.energy_j is not None]
         if not any(joules for joules, _ in read):
             why = UNMOVED if read else next((v.energy_note for v in visits if v.energy_note), "")

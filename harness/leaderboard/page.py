@@ -15,6 +15,7 @@ from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Column, Group, Place, Row, settings
 from harness.leaderboard.standing import MEAN, answers, better, mean_accuracy, tasks
 from harness.records import Latency, Record
+from harness.words import figures
 
 Table = list[dict[str, str]]
 LEGEND = (
@@ -128,6 +129,7 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
             "FLOPs": _range([count / 1e9 for count in flops if count is not None], "{:,.1f} G"),
             "memory, peak": _range([count / 1e6 for count in memory], "{:,.0f} MB"),
             "mJ per token": f"{row.energy:.4g}" if row.energy is not None else "",
+            **on_device(row.timings[0]),
         }
         for column in sorted(known, key=lambda column: not answers(row, column)):
             line[known[column]] = value(row, column)
@@ -138,8 +140,17 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
         line["to the paper"] = ", ".join(gap for one in reported if (gap := one.gap(row)))
         line |= {"trust": row.trust, "record": " ".join(link(entry, home) for entry in row.entries)}
         lines.append(line)
-    used = [name for name in (lines[0] if lines else {}) if any(line[name] for line in lines)]
-    return [{name: line[name] for name in used} for line in lines]
+    names = dict.fromkeys(name for line in sorted(lines, key=len, reverse=True) for name in line)
+    used = [name for name in names if any(line.get(name) for line in lines)]
+    return [{name: line.get(name, "") for name in used} for line in lines]
+
+
+def on_device(timing: Latency) -> dict[str, str]:
+    """What the device tells of its form of the pruned model, and of work that lasts."""
+    found = figures(timing.told.get("pruned", {}))
+    if lasting := timing.sustained:
+        found["sustained"] = f"{lasting.last_ns / 1e6:.4g} ms after {lasting.seconds:.0f} s"
+    return found
 
 
 def value(row: Row, column: Column) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.remote.transport import NOTHING_CAME, Done, Lost, Refused, Unreachable, call, ended, line
+from harness.remote.shells import NOTHING_CAME, Posix, Shell, ended
+from harness.remote.transport import Done, Lost, Refused, Unreachable, call
 
 SERIAL = re.compile(r"[A-Za-z0-9][\w.:-]*")
 WHY = {  # in the words of adb
@@ -20,6 +21,8 @@ WHY = {  # in the words of adb
 
 
 class Adb:
+    shell: Shell = Posix()
+
     def __init__(self, serial: str, server_port: int | None = None) -> None:
         if not SERIAL.fullmatch(serial):
             raise UsageError(f"{serial!r} is no serial of an Android device", "adb devices lists them")
@@ -28,7 +31,7 @@ class Adb:
         self._answered = False
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
-        done = call([*self._client, "shell", line(words)], timeout_s, self.where)
+        done = call([*self._client, "shell", self.shell.line(words)], timeout_s, self.where)
         code, out = ended(done.out)
         if code == NOTHING_CAME:
             raise self._unreachable(done.said)

@@ -5,19 +5,20 @@
 A request is one JSON object; the answer is the last line of stdout, `HARNESS_ANSWER {...}`, with the request's nonce.
 It ends when its stdin does: nobody waits for the answer any more.
 
-    do        probe: versions, free space, sensors.  time: passes of a model.  run: one pass, outputs to a file
-              hash: of files, each with its sha256.
+    do        probe: versions, sensors.  devices: of a plug-in.  time: passes of a model.  run: one pass, to a file.
+              compile: what an execution provider makes of a model, to a file
     model     a file that ONNX Runtime opens
-    provider  name and options of an execution provider; a plug-in's library, if it is one; whether the CPU may help out
+    packages  of which a probe tells the versions
+    provider  name and options of an execution provider; the library or package of a plug-in, if it is one
     threads, warmup, iterations, seconds, most
     inputs    an .npz of them; without it tokens are ones, and what else there is small numbers
     outputs   where the .npz of them goes
+    compiled  where the model with its binary goes
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import platform
@@ -46,21 +47,16 @@ def leave_with_stdin():
     os._exit(9)
 
 
-# --- what it is asked for ---
-
-
 def probe(request):
     found: dict = {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()}
     found.update(model=told("/proc/device-tree/model") or cpu_name(), cores=cores(), state=state(0))
-    found["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     found["governors"] = sorted(set(filter(None, map(told, glob.glob(CPUS + "cpufreq/scaling_governor")))))
-    for name in ("onnxruntime", "numpy"):
+    found.update(emulated=emulated(), packages={}, missing={})
+    for name in request.get("packages", ()):
         try:
-            found[name] = __import__(name).__version__
+            found["packages"][name] = getattr(__import__(name), "__version__", "there")
         except Exception as error:
-            found[name + "_missing"] = type(error).__name__ + ": " + str(error).strip()[:300]
-    if "onnxruntime" in found:
-        found["providers"] = __import__("onnxruntime").get_available_providers()
+            found["missing"][name] = type(error).__name__ + ": " + str(error).strip()[:300]
     return found
 
 
@@ -99,21 +95,27 @@ def once(request):
     return dict(told, outputs=names)
 
 
-def hashed(request):
-    found = {}
-    for path in request["files"]:
-        sha256 = hashlib.sha256()
-        with open(path, "rb") as file:
-            for part in iter(lambda: file.read(1 << 20), b""):
-                sha256.update(part)
-        found[path] = sha256.hexdigest()
-    return {"sha256": found}
+def compiled(request):
+    target = request["compiled"]
+    entries = {"ep.context_enable": "1", "ep.context_file_path": target, "ep.context_embed_mode": "0"}
+    session, _, told = opened(dict(request, entries=entries))
+    if not os.path.exists(target):
+        raise RuntimeError(request["provider"]["name"] + " wrote no binary")
+    del session
+    files = glob.glob(glob.escape(os.path.splitext(target)[0]) + "*.bin")
+    return dict(told, bytes=sum(map(os.path.getsize, files)))
 
 
-WORK = {"probe": probe, "hash": hashed, "time": measure, "run": once}
+def devices(request):
+    return {"devices": [kind(device) for device in plugged(__import__("onnxruntime"), request["provider"])]}
+
+
+WORK = {"probe": probe, "devices": devices, "time": measure, "run": once, "compile": compiled}
 
 
 # --- ONNX Runtime ---
+
+CPU = "CPUExecutionProvider"
 
 
 def opened(request):
@@ -124,33 +126,42 @@ def opened(request):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = request.get("threads") or 1, 1
     options.log_severity_level = 3
+    provider = request.get("provider") or {"name": CPU}
     entries = {  # a waiting thread that spins is counted as CPU time
         "session.intra_op.allow_spinning": "0",
         "session.inter_op.allow_spinning": "0",
         "session.record_ep_graph_assignment_info": "1",
     }
+    tells = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+    if not tells and provider["name"] != CPU:
+        entries["session.disable_cpu_ep_fallback"] = "1"
     entries.update(request.get("entries") or {})
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
-    provider = request.get("provider") or {"name": "CPUExecutionProvider"}
     if provider.get("library"):
-        session = plugged(onnxruntime, provider, options, request["model"])
+        options.add_provider_for_devices(plugged(onnxruntime, provider)[:1], provider.get("options") or {})
+        session = onnxruntime.InferenceSession(request["model"], options)
     else:
         known = [(provider["name"], provider.get("options") or {})]
         session = onnxruntime.InferenceSession(request["model"], options, providers=known)
-    ran = placed(session)
+    placed = session.get_provider_graph_assignment_info() if tells else []
     told = {
         "runtime": "onnxruntime " + onnxruntime.__version__,
-        "providers": ran,
-        "fallback": [name for name in ran if name != provider["name"]],
+        "parts": sum(part.ep_name == provider["name"] for part in placed) if tells else None,
+        "fallback": [
+            node.op_type + " " + node.name + " on " + part.ep_name
+            for part in placed
+            for node in part.get_nodes()
+            if part.ep_name != provider["name"]
+        ],
         "load_s": time.perf_counter() - start,
         "base": base,
     }
     return session, examples(session, request), told
 
 
-def plugged(onnxruntime, provider, options, model):
-    """An execution provider that comes as a library of its own."""
+def plugged(onnxruntime, provider):
+    """The devices of an execution provider that comes as a library of its own, NPUs first."""
     library = provider["library"]
     if not os.path.exists(library):
         library = __import__(library).get_library_path()
@@ -158,16 +169,11 @@ def plugged(onnxruntime, provider, options, model):
     found = [device for device in onnxruntime.get_ep_devices() if device.ep_name == provider["name"]]
     if not found:
         raise RuntimeError("no device for " + provider["name"])
-    options.add_provider_for_devices(found[:1], provider.get("options") or {})
-    return onnxruntime.InferenceSession(model, options)
+    return sorted(found, key=lambda device: kind(device) != "NPU")
 
 
-def placed(session):
-    """The execution providers that nodes were given to; those that might have been, where it is too old to tell."""
-    try:
-        return sorted({part.ep_name for part in session.get_provider_graph_assignment_info()})
-    except AttributeError:
-        return list(session.get_providers())[:1]
+def kind(device):
+    return str(device.device.type).rpartition(".")[2]
 
 
 def examples(session, request):
@@ -212,6 +218,11 @@ def bound(session, inputs):
 
 CPUS = "/sys/devices/system/cpu/cpu*/"
 TRIPPED = 95.0  # degrees at which phones and boards hold their clocks down
+
+
+def emulated():
+    """Whether a PC plays an ARM processor: some files show what it really is."""
+    return platform.machine().lower().startswith(("aarch64", "arm")) and "vendor_id" in told("/proc/cpuinfo")
 
 
 def told(path):

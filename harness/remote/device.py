@@ -1,50 +1,56 @@
-"""A device that is another machine: a model is exported here, sent there, and timed there by the agent.
+"""A device that is another machine: reached, looked at, sent models, and left as it was found.
 
-Each visit is a process of its own over there, so that memory lies elsewhere each time and nothing stays when one dies.
+What is special of one says its subclass: what to look at on the way (`looks`), what becomes of an exported model
+(`ready`), and how it is timed (`measure`).
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.api import DeviceInfo, Samples, TimingPlan, Workload
+from harness.api import DeviceInfo, Step, TimingPlan, Workload
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, HarnessError, Unsupported
 from harness.remote import target as targets
 from harness.remote.folder import Folder
-from harness.remote.runners.agent import Agent
-from harness.remote.target import Target
+from harness.remote.target import Target, path_of
 
+HOT = 95.0  # degrees at which phones and boards hold their clocks down
+WARM = 60.0  # a start from here says little of a device at rest
 MOST = 10_000  # passes of one visit
+NAMES = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+Look = tuple[str, Callable[[], str]]
 
 
 @dataclass
 class Handle:
-    """A model over there: a folder of its own, and its file in it."""
+    """A model over there: a folder of its own, its file in it, and what else is known of it."""
 
     name: str
-    model: str
+    model: str = ""
     told: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, int] | None = None
+    passes: int = 0  # that fill the time of a visit, as the last one showed
 
 
 class Remote:
-    """ONNX Runtime on another machine. What is special of a device says its subclass."""
-
     name = ""
     example = "{transport: ssh, host: board.local, user: me}"
-    provider: Mapping[str, Any] = {"name": "CPUExecutionProvider"}
-    entries: Mapping[str, str] = {}
+    genuine = ""  # how its machine calls itself, as a regular expression
+    dtypes: tuple[str, ...] = ("fp32",)
     place = "cpu"
     copies_weights = True
 
-    def __init__(self, runtime: str = "onnxruntime") -> None:
+    def __init__(self, runtime: str = "") -> None:
         self.runtime = runtime
+        self.found: dict[str, Any] = {}  # what the last walk saw
 
     @cached_property
     def target(self) -> Target:
@@ -54,93 +60,147 @@ class Remote:
     def folder(self) -> Folder:
         return Folder(self.target.connect(), self.target.folder)
 
-    @cached_property
-    def agent(self) -> Agent:
-        return Agent(self.folder, self.target.python)
+    @property
+    def where(self) -> str:
+        return self.folder.transport.where
+
+    # --- on the way to it ---
+
+    def walk(self) -> Iterator[Step]:
+        """To the first step that fails."""
+        self.found = {}
+        for name, look in self.looks():
+            try:
+                yield Step(name, True, look())
+            except HarnessError as error:
+                yield Step(name, False, error.line)
+                return
+            except Exception as error:  # whatever a machine answers
+                yield Step(name, False, f"{type(error).__name__}: {error}")
+                return
+
+    def looks(self) -> Iterator[Look]:
+        yield "file", lambda: f"{path_of(self.name)}: {self.target.transport}, {self.target.threads} threads"
+        yield "reach", self._reach
+        yield "folder", self._space
+        yield from self.more_looks()
+        yield "machine", self._machine
+        yield "temperature", self._temperature
+
+    def more_looks(self) -> Iterator[Look]:
+        """They fill `found`: model, state, what else makes two measurements comparable."""
+        return iter(())
+
+    def _reach(self) -> str:
+        done = self.folder.transport.run(["true"] if self.target.system == "posix" else self.folder.shell.temporary())
+        if done.code:
+            raise EnvironmentFault(f"{self.where} runs no command: {done.said}", "log in by hand and look")
+        return f"{self.where} answers"
+
+    def _space(self) -> str:
+        free = self.folder.free()
+        return f"{self.folder.root} may be written to" + (f", {free / 1e6:,.0f} MB free" if free is not None else "")
+
+    def _machine(self) -> str:
+        words = [self.found.get("model") or "of unknown make", *self.notes()]
+        return "; ".join(words)
+
+    def _temperature(self) -> str:
+        degrees = self.found.get("state", {}).get("temperatures_c", {})
+        if not degrees:
+            return "not told"
+        name, most = max(degrees.items(), key=lambda item: item[1])
+        if most >= HOT:
+            raise EnvironmentFault(f"{name} is at {most:.0f} °C", "let it cool, or give it a fan")
+        return f"warmest is {name}, {most:.0f} °C" + ("; let it cool before timing" if most >= WARM else "")
 
     def probe(self) -> DeviceInfo:
-        try:
-            return self._probe()
-        except HarnessError as error:
-            return DeviceInfo(usable=False, reason=error.line)
-        except Exception as error:  # whatever a machine answers
-            return DeviceInfo(usable=False, reason=f"{type(error).__name__}: {error}")
-
-    def _probe(self) -> DeviceInfo:
-        found = self.agent.ask("probe", timeout_s=60)
-        missing = [found[f"{name}_missing"] for name in ("onnxruntime", "numpy") if f"{name}_missing" in found]
-        if missing:
-            where, python = self.folder.transport.where, self.target.python
-            raise EnvironmentFault(f"{where}: {missing[0]}", f"{python} -m pip install onnxruntime numpy, over there")
+        *_, last = self.walk()
+        if not last.ok:
+            return DeviceInfo(usable=False, reason=last.detail)
         return DeviceInfo(
             usable=True,
-            fingerprint={**self.identity(found), "threads": self.target.threads},
-            state=found["state"],
+            fingerprint={"kind": self.name, "runtime": self.runtime, "threads": self.target.threads, **self.identity()},
+            state=self.found.get("state", {}),
             clock=self.target.clock,
-            notes=tuple(self.notes(found)),
+            notes=tuple(self.notes()),
+            provenance=self.provenance(),
         )
 
-    def identity(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """What makes two measurements comparable."""
-        known = ("model", "machine", "cores", "onnxruntime")
-        return {"kind": self.name, "runtime": self.runtime, **{name: found.get(name, "") for name in known}}
+    def identity(self) -> Mapping[str, Any]:
+        """What else makes two measurements comparable."""
+        return {"model": self.found.get("model", "")}
 
-    def notes(self, found: Mapping[str, Any]) -> list[str]:
-        slow = [name for name in found.get("governors", ()) if name not in ("performance", "schedutil")]
-        return [f"the governor {', '.join(slow)} changes clocks as it likes"] if slow else []
+    def provenance(self) -> str:
+        """An emulator is not a device; nor is another machine in its place."""
+        if self.found.get("emulated"):
+            return "emulator"
+        return "simulated" if self.genuine and not self._genuine() else ""
+
+    def _genuine(self) -> bool:
+        return re.search(self.genuine, self.found.get("model", "")) is not None
+
+    def notes(self) -> list[str]:
+        slow = [name for name in self.found.get("governors", ()) if name not in ("performance", "schedutil")]
+        return [
+            *([f"the governor {', '.join(slow)} changes clocks as it likes"] if slow else []),
+            *(["an emulator: no table takes its figures"] if self.found.get("emulated") else []),
+            *([f"stands in for {self.name}: no table takes its figures"] if self.provenance() == "simulated" else []),
+        ]
+
+    # --- a model on it ---
 
     def prepare(self, model: Any, workload: Workload) -> Handle:
         from harness.export.onnx import export
 
+        dtype = self.fits(model)
         with tempfile.TemporaryDirectory(prefix="harness-remote-") as made:
             exported = export(model, workload, Path(made))
-            return self.send(Path(made), exported.path.name)
+            return self.ready(exported.path, dtype)
+
+    def fits(self, model: Any) -> str:
+        """Its dtype, if it is one that this device runs."""
+        dtype = NAMES.get(str(next(model.parameters()).dtype), "")
+        if dtype not in self.dtypes:
+            raise Unsupported(f"{self.name} runs no {dtype or 'such'} models", f"give --dtype {self.dtypes[0]}")
+        return dtype
+
+    def ready(self, model: Path, dtype: str) -> Handle:
+        """Of an exported model, in a folder of its own."""
+        return self.send(model.parent, model.name)
 
     def send(self, made: Path, name: str) -> Handle:
         """All files of a folder, under a name of their own; what arrived is what was sent, or it is an error."""
-        handle = Handle(f"m{secrets.token_hex(4)}", "")
+        handle, paths = Handle(f"m{secrets.token_hex(4)}"), sorted(made.iterdir())
         try:
-            there = {path.name: self.folder.push(path, f"{handle.name}/{path.name}") for path in sorted(made.iterdir())}
-            hashes = self.agent.ask("hash", timeout_s=600, files=list(there.values()))["sha256"]
-            for path in made.iterdir():
-                if hashes[there[path.name]] != file_sha256(path):
-                    where = self.folder.transport.where
-                    raise EnvironmentFault(f"{where}: {path.name} arrived changed", "check its disk")
+            there = {path.name: self.folder.push(path, f"{handle.name}/{path.name}") for path in paths}
+            for path, sha256 in zip(paths, self.folder.hashes(list(there.values())), strict=True):
+                if sha256 != file_sha256(path):
+                    raise EnvironmentFault(f"{self.where}: {path.name} arrived changed", "check its disk")
         except BaseException:
             self.close(handle)
             raise
         handle.model = there[name]
         return handle
 
-    def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
-        if not handle.model:
-            raise HarnessError("this handle is closed", "prepare the model again")
-        found = self.agent.ask(
-            "time",
-            timeout_s=self.target.timeout_s,
-            model=handle.model,
-            provider=dict(self.provider),
-            entries=dict(self.entries),
-            threads=self.target.threads,
-            warmup=plan.warmup,
-            iterations=plan.iterations,
-            seconds=plan.seconds,
-            most=max(MOST, plan.iterations),
-        )
-        if found["fallback"]:
-            raise Unsupported(f"{self.name}: nodes ran on {', '.join(found['fallback'])}", "see what the graph holds")
-        handle.told = {name: found[name] for name in ("runtime", "providers", "load_s")}
-        memory = found["memory"]
-        return Samples(
-            wall_ns=found["wall_ns"],
-            cpu_ns=found["cpu_ns"],
-            before=found["before"],
-            after=found["after"],
-            memory=memory,
-            energy_note="no meter is read on another machine's CPU",
-        )
-
     def close(self, handle: Handle) -> None:
         if handle.name:
             self.folder.remove(handle.name)
         handle.name = handle.model = ""
+
+
+def opened(handle: Handle) -> Handle:
+    if not handle.model:
+        raise HarnessError("this handle is closed", "prepare the model again")
+    return handle
+
+
+def enough(plan: TimingPlan, handle: Handle, run: Callable[[int], list[int]]) -> list[int]:
+    """Passes by a program that takes their number only: as many as fill the plan's time, once one showed how long."""
+    passes = max(plan.iterations, handle.passes)
+    while True:
+        found = run(passes)
+        missing = plan.seconds * 1e9 - sum(found)
+        if missing <= 0 or passes >= MOST:
+            return found
+        handle.passes = passes = min(MOST, 1 + int(1.1 * plan.seconds * 1e9 / max(min(found), 1)))

@@ -5,11 +5,12 @@ What a process leaves that was killed is swept by the next one from the same mac
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,20 +24,21 @@ SPARE = 64 << 20  # bytes that stay free beside what is pushed
 
 
 class Folder:
-    """For a machine with a POSIX shell. `root` is an absolute path there; the home or temporary folder if empty."""
+    """`root` is an absolute path there; the temporary folder if empty."""
 
     def __init__(self, transport: Transport, root: str = "") -> None:
-        self.transport, self.root = transport, root
+        self.transport, self.shell, self.root = transport, transport.shell, root
         self._made = ""
 
     @property
     def path(self) -> str:
         if not self._made:
-            self.root = self.root or self._must(["sh", "-c", 'echo "${TMPDIR:-/tmp}"'], "name its temporary folder")
+            self.root = self.root or self._must(self.shell.temporary(), "name its temporary folder")
             self._sweep()
             made = f"{self.root}/harness-{_here()}-{os.getpid()}-{secrets.token_hex(4)}"
-            self._must(["mkdir", "-m", "700", "-p", made], f"make {made}")
+            self._must(self.shell.make(made), f"make {made}")
             self._made = made
+            atexit.register(self.end)  # nobody closes a device, only models on it
         return self._made
 
     def push(self, source: Path, name: str) -> str:
@@ -44,7 +46,7 @@ class Folder:
         assert all(PLAIN.fullmatch(part) for part in name.split("/")), name
         inner, _, _ = name.rpartition("/")
         if inner:
-            self._must(["mkdir", "-p", f"{self.path}/{inner}"], f"make {inner}")
+            self._must(self.shell.make(f"{self.path}/{inner}"), f"make {inner}")
         target, size = f"{self.path}/{name}", source.stat().st_size
         free = self.free()
         if free is not None and size + SPARE > free:
@@ -60,27 +62,40 @@ class Folder:
             raise
         return target
 
+    def hashes(self, paths: Sequence[str]) -> list[str]:
+        """SHA-256 of files there, in their order."""
+        done = self.transport.run(self.shell.hashes(paths), timeout_s=600)
+        found = [line.lstrip("\\").partition(" ")[0] for line in done.out.splitlines() if line.strip()]
+        if done.code or len(found) != len(paths):
+            raise EnvironmentFault(f"{self.transport.where} cannot hash what it was sent: {done.said}", "try it again")
+        return found
+
     def free(self) -> int | None:
         """Bytes; None where it does not tell."""
-        done = self.transport.run(["df", "-Pk", self.path])
+        done = self.transport.run(self.shell.free(self.path))
         words = done.out.strip().splitlines()[-1].split() if not done.code and done.out.strip() else []
         return int(words[3]) * 1024 if len(words) > 3 and words[3].isdigit() else None
 
     def remove(self, *names: str) -> None:
         assert all(PLAIN.fullmatch(part) for name in names for part in name.split("/")), names
         if names and self._made:
-            self.transport.run(["rm", "-rf", *(f"{self._made}/{name}" for name in names)])
+            self.transport.run(self.shell.remove([f"{self._made}/{name}" for name in names]))
 
     def close(self) -> None:
         """Everything of it is gone; a machine that is gone itself keeps it until the next time."""
         made, self._made = self._made, ""
         if made:
             with suppress(Unreachable):
-                self.transport.run(["rm", "-rf", made])
+                self.transport.run(self.shell.remove([made]))
+
+    def end(self) -> None:
+        self.close()
+        self.transport.close()
+        atexit.unregister(self.end)
 
     def _sweep(self) -> None:
-        for name in self._dead(self.transport.run(["ls", self.root]).out.split()):
-            self.transport.run(["rm", "-rf", f"{self.root}/{name}"])
+        for name in self._dead(self.transport.run(self.shell.names(self.root)).out.split()):
+            self.transport.run(self.shell.remove([f"{self.root}/{name}"]))
 
     def _dead(self, names: list[str]) -> Iterator[str]:
         for name in names:

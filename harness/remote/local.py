@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import EnvironmentFault
-from harness.remote.transport import Done, call, ended, line
+from harness.remote.shells import Posix, Python, Shell, ended
+from harness.remote.transport import Done, call
 
 
 class Local:
     where = "this machine"
 
+    def __init__(self, shell: Shell | None = None) -> None:
+        self.shell: Shell = shell or (Posix() if os.name == "posix" else Python(sys.executable))
+
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
-        done = call(["sh", "-c", line(words)], timeout_s, self.where)
+        done = call(self.shell.argv(words), timeout_s, self.where)
         code, out = ended(done.out)
         return Done(code, out, done.err)
 

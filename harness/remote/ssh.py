@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.remote.transport import NOTHING_CAME, Done, Lost, Refused, Unreachable, call, ended, line
+from harness.remote.shells import NOTHING_CAME, Posix, Shell, ended
+from harness.remote.transport import Done, Lost, Refused, Unreachable, call
 
 LOST = 255  # what ssh ends with when the line and not the command is at fault
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
@@ -33,12 +34,18 @@ class Ssh:
     """`options` are words of ssh_config, such as {"UserKnownHostsFile": "..."}."""
 
     def __init__(
-        self, host: str, user: str = "", port: int | None = None, key: str = "", options: dict[str, str] | None = None
+        self,
+        host: str,
+        user: str = "",
+        port: int | None = None,
+        key: str = "",
+        options: dict[str, str] | None = None,
+        shell: Shell | None = None,
     ) -> None:
         for word, known, what in ((host, HOST, "host"), (user or "none", NAME, "user")):
             if not known.fullmatch(word):
                 raise UsageError(f"{word!r} is no name of a {what}", "check the device's file")
-        self.host, self.user = host, user
+        self.host, self.user, self.shell = host, user, shell or Posix()
         self.where = f"{user}@{host}" if user else host
         self._control = tempfile.mkdtemp(prefix="harness-ssh-")  # short, for a socket's path must be
         set_ = {
@@ -58,7 +65,7 @@ class Ssh:
         self._answered = False
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
-        done = call(["ssh", "-T", *self._options, "--", self.host, line(words)], timeout_s, self.where)
+        done = call(["ssh", "-T", *self._options, "--", self.host, self.shell.line(words)], timeout_s, self.where)
         code, out = ended(done.out)
         if code == NOTHING_CAME and done.code == LOST:
             raise self._unreachable(done.err)
@@ -66,10 +73,10 @@ class Ssh:
         return Done(code, out, done.err)
 
     def push(self, source: Path, target: str) -> None:
-        self._sftp(f"put {_quoted(str(source.absolute()))} {_quoted(target)}")
+        self._sftp(f"put {_quoted(source.absolute().as_posix())} {_quoted(there(target))}")
 
     def pull(self, source: str, target: Path) -> None:
-        self._sftp(f"get {_quoted(source)} {_quoted(str(target.absolute()))}")
+        self._sftp(f"get {_quoted(there(source))} {_quoted(target.absolute().as_posix())}")
 
     def _sftp(self, order: str, timeout_s: float = 3600) -> None:
         with tempfile.NamedTemporaryFile("w", suffix=".sftp", encoding="utf-8") as batch:
@@ -97,6 +104,11 @@ class Ssh:
             end = ["ssh", *self._options, "-O", "exit", "--", self.host]
             subprocess.run(end, capture_output=True, timeout=10, check=False)
         shutil.rmtree(self._control, ignore_errors=True)
+
+
+def there(path: str) -> str:
+    """As sftp servers on Windows want it: `/C:/folder`."""
+    return f"/{path}" if path[1:2] == ":" else path
 
 
 def _quoted(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from harness.errors import EnvironmentFault, UsageError
 from harness.remote.adb import Adb
 from harness.remote.local import Local
+from harness.remote.shells import Python, Shell
 from harness.remote.ssh import Ssh
 from harness.remote.transport import Transport
 
+ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
 NEEDS = {"ssh": "host", "adb": "serial", "local": None}
 
 
@@ -29,11 +32,15 @@ class Target(BaseModel):
     options: dict[str, str] = Field({}, description="for ssh: more words of ssh_config")
     serial: str = Field("", description="for adb, as `adb devices` lists it")
     server_port: int | None = Field(None, ge=1, le=65535, description="for adb: of another server than the usual one")
+    system: Literal["posix", "windows"] = Field(
+        "posix", description="how it is spoken to; on Windows by Python instead of a shell"
+    )
     folder: str = Field("", description="an absolute path there for what is pushed; without it the temporary folder")
     python: str = Field("python3", description="one over there that has onnxruntime and numpy")
     threads: int = Field(1, ge=1)
     clock: Literal["", "wall", "cpu", "device"] = Field("", description="ranked instead of the device's usual one")
     tools: dict[str, str] = Field({}, description="programs there that are not where they usually are: trtexec")
+    accelerator: str = Field("", description="for nnapi: the one to use, as benchmark_model names it")
     power_mode: str = Field(
         "", description="the one it must be in, in its own words; anything else is told and refused"
     )
@@ -44,15 +51,19 @@ class Target(BaseModel):
         need = NEEDS[self.transport]
         if need and not getattr(self, need):
             raise ValueError(f"transport {self.transport} needs {need}")
-        if self.folder and not self.folder.startswith("/"):
+        if self.folder and not ABSOLUTE.match(self.folder):
             raise ValueError(f"folder {self.folder} is not an absolute path")
         return self
 
     def connect(self) -> Transport:
         if self.transport == "ssh":
             key = str(Path(self.key).expanduser()) if self.key else ""
-            return Ssh(self.host, self.user, self.port, key, self.options)
-        return Adb(self.serial, self.server_port) if self.transport == "adb" else Local()
+            return Ssh(self.host, self.user, self.port, key, self.options, self._shell())
+        return Adb(self.serial, self.server_port) if self.transport == "adb" else Local(self._shell())
+
+    def _shell(self) -> Shell | None:
+        """The transport's own choice on POSIX systems."""
+        return Python(self.python) if self.system == "windows" else None
 
 
 def path_of(device: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import EnvironmentFault, HarnessError
-
-MARK = "__HARNESS_ENDED_WITH_"
-NOTHING_CAME = -1  # a command's end was never told: it or the line to it was lost
+from harness.remote.shells import Shell
 
 
 class Unreachable(EnvironmentFault):
@@ -57,6 +54,7 @@ class Transport(Protocol):
     """`where` names the machine for people. Paths there are absolute, and of our own making."""
 
     where: str
+    shell: Shell
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
         """Any exit code is an answer; Unreachable, Lost and TooLong are not. Stdin stays open until the end."""
@@ -64,19 +62,6 @@ class Transport(Protocol):
     def push(self, source: Path, target: str) -> None: ...
     def pull(self, source: str, target: Path) -> None: ...
     def close(self) -> None: ...
-
-
-def line(words: Sequence[str]) -> str:
-    """For a POSIX shell, whichever the login shell is; the exit code comes back as text, for old daemons have none."""
-    return shlex.join(["sh", "-c", f"( {shlex.join(words)} ); ended=$?; echo; echo {MARK}$ended"])
-
-
-def ended(out: str) -> tuple[int, str]:
-    """The exit code that `line` told, and the output without it."""
-    text, found, code = out.replace("\r\n", "\n").rpartition(f"\n{MARK}")
-    if not found or not code.strip().isdigit():
-        return NOTHING_CAME, out
-    return int(code), text
 
 
 def call(words: Sequence[str], timeout_s: float, where: str, **more: Any) -> Done:

@@ -85,5 +85,6 @@ def model(record: Record) -> Iterator[str]:
 def provenance(record: Record) -> Iterator[str]:
     known = plugins.registry().specs["device"].get(record.spec.device)
     for workload, latency in record.latency.items():
-        if known is not None and latency.provenance != known.provenance:
+        # a device may turn out to be an emulator; an emulator is never a device
+        if known is not None and latency.provenance != known.provenance and latency.provenance == "device":
             yield f"{workload}: {latency.provenance} in the record, but {record.spec.device} is {known.provenance}"

@@ -14,10 +14,10 @@ from harness import stats
 from harness.api import Samples
 from harness.checkpoints import folder_sha256
 from harness.errors import HarnessError
-from harness.latency import gates, timing
+from harness.latency import gates, sustained, timing
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.planning import QUICK_LIMIT
-from harness.records import SCHEMA, Gate, Record
+from harness.records import SCHEMA, Gate, Latency, Record
 from harness.spread import spread
 from harness.store import side_words
 from harness.trust import recount
@@ -117,10 +117,23 @@ def _latencies(entry: Entry, _: Path) -> Iterator[str]:
                 for side in ("dense", "pruned") if pair is not None else ():
                     known, found = (_plain(getattr(one, side)) for one in (getattr(record, what), pair))
                     yield from (f"{what} of {side}: {where}" for where in _apart(known, found))
+        for side, visits in (("dense", rounds.dense), ("pruned", rounds.pruned)):
+            if latency.told.get(side, {}) != dict(visits[0].told):
+                yield f"{workload}: what the device tells of {side} is not in its samples"
+        yield from (f"{workload}: {where}" for where in _sustained(entry, latency))
         judged += gates.judge([(v.before, v.after) for v in rounds.visits()], latency, workload)
     differ = {_gate(gate) for gate in record.gates} ^ {_gate(gate) for gate in judged}
     if record.latency and differ:
         yield f"the gates {', '.join(sorted({name for name, *_ in differ}))} do not follow from the samples"
+
+
+def _sustained(entry: Entry, latency: Latency) -> Iterator[str]:
+    known = latency.sustained
+    words = side_words(entry.side / known.samples) if known is not None else None
+    if known is not None and words is not None:
+        visits = [Samples(**visit) for visit in words["visits"]]
+        found = sustained.of(visits, known.seconds, latency.clock, known.samples).model_dump(mode="json")
+        yield from (f"sustained {where}" for where in _apart(known.model_dump(mode="json"), found))
 
 
 def _plain(value: Any) -> Any:
@@ -203,3 +216,5 @@ def named_samples(words: dict[str, Any]) -> Iterator[str]:
             yield found["samples"]
             if found.get("dense_samples"):
                 yield found["dense_samples"]
+            if found.get("sustained"):
+                yield found["sustained"]["samples"]

@@ -12,7 +12,8 @@ from typing import Any
 from harness.errors import EnvironmentFault, HarnessError
 from harness.remote import agent
 from harness.remote.folder import Folder
-from harness.remote.transport import NOTHING_CAME, Lost
+from harness.remote.shells import NOTHING_CAME
+from harness.remote.transport import Lost
 
 FILE = Path(agent.__file__)
 NO_PROGRAM = 127  # of a shell: it knows no such command

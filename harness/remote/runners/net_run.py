@@ -7,21 +7,18 @@ from typing import Any
 
 from harness.remote.runners.words import NUMBER, BadOutput, fault, ns, number
 
+LOG = "qnn-profiling-data_0.log"
 DONE = "Finished Executing Graphs"
 FAULTS = (r"\[\s*ERROR\s*\]", r"[Ee]rror", r"[Ff]ailed", r"QNN_\w*ERR\w*")
 BLOCK = re.compile(r"(Init|Compose|Finalize|De-?[Ii]nit|Execute) Stats(?: \((\w+)\))?")
 EVENT = re.compile(rf"^\s*(.+?)\s*:\s*({NUMBER})\s*(us|ms|ns|s|cycles?|Cycles)\b")
-SKELS = "/vendor/dsp/cdsp;/vendor/lib/rfsa/adsp;/system/lib/rfsa/adsp"
 
 
 def words(
-    folder: str, context: str, inputs: str, passes: int, profile: str = "burst", level: str = "basic"
+    folder: str, context: str, inputs: str, out: str, passes: int, profile: str = "burst", level: str = "basic"
 ) -> list[str]:
-    """In the folder that holds the program, the libraries and the context binary."""
+    """`folder` holds the program and its libraries; what it writes goes to `out`."""
     return [
-        "env",
-        f"LD_LIBRARY_PATH={folder}",
-        f"ADSP_LIBRARY_PATH={folder};{SKELS}",
         f"{folder}/qnn-net-run",
         "--backend",
         f"{folder}/libQnnHtp.so",
@@ -30,7 +27,8 @@ def words(
         "--input_list",
         inputs,
         "--output_dir",
-        f"{folder}/out",
+        out,
+        "--use_native_input_files",
         "--perf_profile",
         profile,
         "--profiling_level",

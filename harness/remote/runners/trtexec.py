@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from harness.api import TimingPlan
@@ -18,23 +18,27 @@ FIGURE = re.compile(rf"([a-z]+(?:\(\d+(?:\.\d+)?%\))?) = ({NUMBER}) (ms|us|s)\b"
 MEMORY = re.compile(r"(?:Total|Max) (Device Persistent|Scratch|Activation|Weights) Memory: (\d+)")
 
 
-def build(binary: str, model: str, engine: str, dtype: str, more: Sequence[str] = ()) -> list[str]:
-    precision = {"fp16": ["--fp16"], "bf16": ["--bf16"]}.get(dtype, [])
-    return [binary, f"--onnx={model}", f"--saveEngine={engine}", "--skipInference", *precision, *more]
+def build(binary: str, model: str, engine: str, dtype: str, known: str) -> list[str]:
+    """`known` is what its --help says: words come and go between versions."""
+    wanted = [f"--{dtype}", "--stronglyTyped"] if dtype != "fp32" else []
+    precision = [word for word in wanted if word in known][:1]
+    only = "--skipInference" if "--skipInference" in known else "--buildOnly"
+    cache = [f"--timingCacheFile={engine.rpartition('/')[0]}/../timing.cache"] if "--timingCacheFile" in known else []
+    return [binary, f"--onnx={model}", f"--saveEngine={engine}", only, *precision, *cache]
 
 
-def time(binary: str, engine: str, plan: TimingPlan, times: str, graph: bool = True) -> list[str]:
+def time(binary: str, engine: str, plan: TimingPlan, times: str, known: str) -> list[str]:
     """Raw times go to a file. Warm-up and duration are trtexec's own: milliseconds and seconds, passes at least."""
     return [
         binary,
         f"--loadEngine={engine}",
         f"--warmUp={max(200, round(plan.seconds * 1000))}",
-        f"--duration={max(0, round(plan.seconds))}",
+        f"--duration={math.ceil(plan.seconds)}",
         f"--iterations={plan.iterations}",
         "--avgRuns=1",
         "--useSpinWait",
         "--noDataTransfers",
-        *(["--useCudaGraph"] if graph else []),
+        *(["--useCudaGraph"] if "--useCudaGraph" in known else []),
         f"--exportTimes={times}",
     ]
 
@@ -52,12 +56,21 @@ def samples(text: str) -> tuple[list[int], list[int]]:
     return compute, whole
 
 
+def version(text: str) -> str:
+    """v8602 is 8.6.2, v100300 is 10.3.0."""
+    running = RUNNING.search(text)
+    if not running or not running[1]:
+        return ""
+    number = int(running[1])
+    per = 10_000 if number >= 10_000 else 1000
+    return f"{number // per}.{number % per // 100}.{number % 100}"
+
+
 def told(text: str, code: int) -> dict[str, Any]:
     """Its version and its own figures, in nanoseconds; BadOutput with its reason if it did not pass."""
     if code or "&&&& FAILED" in text or ("&&&& RUNNING" in text and "&&&& PASSED" not in text):
         raise BadOutput(f"trtexec: {fault(text, FAULTS)}", "")
-    running = RUNNING.search(text)
-    found: dict[str, Any] = {"version": running[1] if running and running[1] else ""}
+    found: dict[str, Any] = {"version": version(text)}
     for name, words in ROW.findall(text):
         figures = {figure: ns(value, unit) for figure, value, unit in FIGURE.findall(words)}
         if figures:

@@ -1,0 +1,19 @@
+"""Android's NNAPI over ADB: TensorFlow Lite graphs timed by benchmark_model. Deprecated since Android 15."""
+
+from __future__ import annotations
+
+from harness import DeviceSpec, hookimpl
+
+
+@hookimpl
+def harness_register_devices():
+    return [
+        DeviceSpec(
+            name="nnapi",
+            target="harness_nnapi.phone:Nnapi",
+            summary="an Android phone's accelerator by NNAPI over ADB; legacy: deprecated since Android 15",
+            runtimes=("tflite",),
+            clock="wall",
+            workload="prefill:1x128",
+        )
+    ]

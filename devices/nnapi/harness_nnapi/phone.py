@@ -1,0 +1,90 @@
+"""A phone: the graph is converted here, pushed over ADB, and timed by benchmark_model with the CPU forbidden."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.api import Samples, TimingPlan, Workload
+from harness.errors import EnvironmentFault, Unsupported
+from harness.export import own, tflite
+from harness.remote import android
+from harness.remote.device import Handle, Look, Remote, opened
+from harness.remote.runners import benchmark_model
+
+TOOL = "benchmark_model"
+
+
+class Nnapi(Remote):
+    name = "nnapi"
+    example = "{transport: adb, serial: R5CW, tools: {benchmark_model: /data/local/tmp/benchmark_model}}"
+
+    @property
+    def binary(self) -> str:
+        return self.target.tools.get(TOOL, "")
+
+    def more_looks(self) -> Iterator[Look]:
+        yield "converter", self._converter
+        yield TOOL, self._tool
+        yield "phone", self._phone
+
+    def _converter(self) -> str:
+        made = own.there(tflite.NAME, tflite.PACKAGES)
+        return f"{tflite.PACKAGES[0]}, " + ("there" if made else "made at its first use: uv, a network and 1 GB")
+
+    def _tool(self) -> str:
+        if not self.binary:
+            raise EnvironmentFault("the device's file names no benchmark_model", f"push it, and say: {self.example}")
+        done = self.folder.transport.run(["sha256sum", self.binary])
+        if done.code:
+            raise EnvironmentFault(f"{self.where}: {done.said}", "push it there, and make it executable")
+        self.found["tool"] = done.out.split()[0][:16]
+        return self.binary
+
+    def _phone(self) -> str:
+        self.found |= android.look(self.folder.transport)
+        return android.words(self.found)
+
+    def identity(self) -> Mapping[str, Any]:
+        known = {name: self.found.get(name, "") for name in ("model", "build", "tool")}
+        return {**known, "accelerator": self.target.accelerator}
+
+    def notes(self) -> list[str]:
+        sdk = self.found.get("sdk", "")
+        old = sdk.isdigit() and int(sdk) < android.NNAPI_DEPRECATED
+        return [*super().notes(), *([] if old else ["NNAPI is deprecated since Android 15: drivers may be gone"])]
+
+    def prepare(self, model: Any, workload: Workload) -> Handle:
+        self.fits(model)
+        with tempfile.TemporaryDirectory(prefix="harness-nnapi-") as made:
+            path = tflite.export(model, workload, Path(made))
+            return self.send(path.parent, path.name)
+
+    def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
+        """Each sample is the mean of a run of its own: this program tells no single passes."""
+        opened(handle)
+        before = android.state(self.folder.transport)
+        first = self._run(handle, 1)
+        passes = max(1, int(plan.seconds * 1e9 / first["avg"] / plan.iterations))
+        found = [self._run(handle, passes) for _ in range(plan.iterations)]
+        after = android.state(self.folder.transport)
+        peaks = [one["peak_bytes"] for one in found if "peak_bytes" in one]
+        return Samples(
+            wall_ns=[one["avg"] for one in found],
+            before={**before, "fallback": []},
+            after={**after, "fallback": []},
+            memory={"average": max(peaks), "peak": max(peaks)} if peaks else None,
+            told=handle.told,
+        )
+
+    def _run(self, handle: Handle, passes: int) -> dict[str, Any]:
+        words = benchmark_model.words(
+            self.binary, handle.model, passes, self.target.threads, nnapi=True, accelerator=self.target.accelerator
+        )
+        done = self.folder.transport.run(words, self.target.timeout_s)
+        text = done.out + done.err
+        if elsewhere := benchmark_model.fallback(text):
+            raise Unsupported(f"{self.name}: not all of it runs on NNAPI: {'; '.join(elsewhere)}")
+        return benchmark_model.told(text, done.code)

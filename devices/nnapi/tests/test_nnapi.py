@@ -1,0 +1,143 @@
+"""A phone is played by this machine; the conversion is the real one, in the slow tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness_nnapi.phone import Nnapi
+
+from harness import TimingPlan, Unsupported, Workload
+from harness.conformance import Conformance
+from harness.export import own, tflite
+
+PROGRAMS = Path(__file__).parent / "programs"
+SMALL = Workload.parse("prefill:1x16")
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """What the device's file says; this machine has the programs of a phone first in its path."""
+    home = tmp_path_factory.mktemp("nnapi")
+    for program in PROGRAMS.iterdir():
+        made = home / program.name
+        made.write_text(f"#!{sys.executable}\n{program.read_text()}")
+        made.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
+        tools = {"benchmark_model": str(home / "benchmark_model")}
+        yield {"transport": "local", "folder": str(home / "there"), "tools": tools, "timeout_s": 60}
+
+
+@pytest.fixture
+def phone(words, tmp_path, monkeypatch):
+    def made(**more):
+        (tmp_path / "nnapi.yaml").write_text(json.dumps({**words, **more}))
+        return Nnapi("tflite")
+
+    monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
+    return made
+
+
+@pytest.fixture
+def converted(monkeypatch):
+    """A graph in name: as many bytes as the model has weights."""
+
+    def export(model, workload, folder):
+        (folder / tflite.FILE).write_bytes(bytes(sum(weight.numel() for weight in model.parameters())))
+        return folder / tflite.FILE
+
+    monkeypatch.setattr(tflite, "export", export)
+
+
+class TestNnapi(Conformance):
+    name = "nnapi"
+
+
+def linear(wide: int):
+    import torch
+
+    return torch.nn.Linear(wide, wide)
+
+
+def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
+    found = phone()
+    info = found.probe()
+    assert info.usable, info.reason
+    assert info.fingerprint["model"] == "SM-S911B SM8550"
+    assert any("deprecated" in note for note in info.notes)
+    handle = found.prepare(linear(100), SMALL)
+    there = Path(found.folder.path) / handle.name
+    assert os.listdir(there) == [tflite.FILE]
+    samples = found.measure(handle, TimingPlan(warmup=1, iterations=3))
+    assert samples.wall_ns == [101_000] * 3
+    assert samples.memory["peak"] == 138_800_000
+    found.close(handle)
+    assert not there.exists()
+    found.folder.end()
+    assert not list(there.parent.parent.glob("harness-*"))
+
+
+def test_a_fall_back_to_the_cpu_is_an_error(phone, converted):
+    found = phone(accelerator="refuse")
+    handle = found.prepare(linear(10), SMALL)
+    with pytest.raises(Unsupported, match="not all of it runs on NNAPI: the graph: NNAPI took it and gave it back"):
+        found.measure(handle, TimingPlan(iterations=1))
+    found.folder.end()
+
+
+def test_what_is_missing_is_said(phone):
+    assert "names no benchmark_model" in phone(tools={}).probe().reason
+    assert "No such file" in phone(tools={"benchmark_model": "/no/benchmark_model"}).probe().reason
+
+
+def test_decoding_is_unsupported(phone):
+    with pytest.raises(Unsupported, match="there is no decode workload of such a model"):
+        tflite.export(linear(4), Workload.parse("decode:1x16"), Path("/no"))
+
+
+def test_an_environment_that_cannot_be_made_says_so_and_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    packages = ["no-such-package-of-harness==1.0"]
+    with pytest.raises(Exception, match="the environment of broken cannot be made"):
+        own.python("broken", packages)
+    assert not own.there("broken", packages)
+
+
+@pytest.mark.slow
+def test_what_is_converted_computes_the_same(tmp_path):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    decoder = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).eval()
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 13, 3, 2, 1), torch.nn.ReLU6(), torch.nn.Conv2d(13, 7, 1)).eval()
+    tokens, pixels = torch.arange(16)[None], torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        wanted = {"prefill:1x16": decoder(tokens).logits[:, -1:], "image:1x32": network(pixels)}
+    for model, given, workload in ((network, pixels, "image:1x32"), (decoder, tokens, "prefill:1x16")):
+        path = tflite.export(model, Workload.parse(workload), tmp_path / workload[:5])
+        done = subprocess.run(
+            [own.python(tflite.NAME, tflite.PACKAGES), "-c", RUN, path, json.dumps(given.tolist())],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        found = torch.tensor(json.loads(done.stdout.strip().splitlines()[-1]))
+        assert (found - wanted[workload]).abs().max() < 1e-4
+
+
+RUN = """
+import json, sys, numpy
+from ai_edge_litert.interpreter import Interpreter
+made = Interpreter(sys.argv[1])
+made.allocate_tensors()
+given = made.get_input_details()[0]
+made.set_tensor(given["index"], numpy.array(json.loads(sys.argv[2]), given["dtype"]))
+made.invoke()
+print(json.dumps(made.get_tensor(made.get_output_details()[0]["index"]).tolist()))
+"""

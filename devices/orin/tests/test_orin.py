@@ -1,0 +1,149 @@
+"""An Orin without an Orin: this machine plays it, with programs that take its words. Its figures enter no table."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from harness_orin.cpu import OrinCpu
+from harness_orin.gpu import OrinGpu
+from harness_orin.jetson import reading, watts
+
+from harness import TimingPlan, Unsupported, Workload
+from harness.conformance import Conformance
+from harness.errors import HarnessError
+
+PROGRAMS = Path(__file__).parent / "programs"
+NANO = (
+    "RAM 2272/7620MB (lfb 4x4MB) SWAP 221/3810MB (cached 0MB) CPU [0%@729,0%@729,off,off,0%@729,0%@729] "
+    "EMC_FREQ 0% GR3D_FREQ 87% cpu@54.9C soc2@55.5C soc0@56.1C gpu@55.4C tj@56.6C soc1@56.6C "
+    "VDD_IN 4673mW/4700mW VDD_CPU_GPU_CV 527mW/530mW VDD_SOC 1339mW/1340mW"
+)
+AGX = (
+    "03-12-2026 09:14:02 RAM 3120/30536MB (lfb 6x4MB) CPU [2%@2201,1%@2201] GR3D_FREQ 99% cpu@48.1C tboard@38.2C "
+    "gpu@96.5C cv0@-256C VDD_GPU_SOC 4800mW/4200mW VDD_CPU_CV 1200mW/1100mW VIN_SYS_5V0 3600mW/3500mW"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def orin(tmp_path_factory):
+    """Both devices by files that name this machine, which has the programs of a Jetson first in its path."""
+    home = tmp_path_factory.mktemp("orin")
+    (home / "bin").mkdir()
+    for program in PROGRAMS.iterdir():
+        made = home / "bin" / program.name
+        made.write_text(f"#!{sys.executable}\n{program.read_text()}")
+        made.chmod(0o755)
+    words = {"transport": "local", "folder": str(home / "there"), "python": sys.executable, "timeout_s": 120}
+    (home / "orin-cpu.yaml").write_text(json.dumps(words))
+    (home / "orin-gpu.yaml").write_text(json.dumps({**words, "tools": {"trtexec": str(home / "bin" / "trtexec")}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_DEVICES", str(home))
+        patch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        yield home
+
+
+class TestOrinGpu(Conformance):
+    name = "orin-gpu"
+
+
+class TestOrinCpu(Conformance):
+    name = "orin-cpu"
+
+
+@pytest.fixture(scope="module")
+def model():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).eval().to(torch.float16)
+
+
+def left(home: Path) -> list[str]:
+    return [path.name for path in (home / "there").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("device", [OrinGpu, OrinCpu])
+def test_what_plays_an_orin_is_not_one(device):
+    found = device()
+    info = found.probe()
+    assert info.usable, info.reason
+    assert info.provenance == "simulated"
+    assert any("no table takes its figures" in note for note in info.notes)
+    assert info.fingerprint["power_mode"] == "MAXN"
+    found.folder.end()
+
+
+def test_an_engine_is_built_timed_and_taken_away(orin, model):
+    gpu = OrinGpu("tensorrt")
+    info = gpu.probe()
+    assert info.fingerprint["tensorrt"] == "10.3.0"
+    assert 50 < info.state["temperatures_c"]["tj"] < 100
+    handle = gpu.prepare(model, Workload.parse("prefill:1x16"))
+    assert sorted(left(orin)) == ["model.plan", "tegrastats.log"]
+    found = gpu.measure(handle, TimingPlan(warmup=1, iterations=4))
+    assert len(found.device_ns) == len(found.wall_ns) >= 4
+    assert all(device < wall for device, wall in zip(found.device_ns, found.wall_ns, strict=True))
+    assert found.energy_j == pytest.approx(4.673 * sum(found.device_ns) / 1e9)
+    assert found.told == {"engine_bytes": handle.told["engine_bytes"]}
+    assert found.told["engine_bytes"] > 10_000
+    assert found.memory["peak"] > 4096
+    assert found.before["throttle"] == []
+    assert found.after["temperatures_c"]["gpu"] >= found.before["temperatures_c"]["gpu"]
+    gpu.close(handle)
+    gpu.close(handle)
+    with pytest.raises(HarnessError, match="this handle is closed"):
+        gpu.measure(handle, TimingPlan())
+    gpu.folder.end()
+    assert left(orin) == []
+
+
+def test_what_cannot_be_built_says_why_and_leaves_nothing(orin, model, monkeypatch):
+    gpu = OrinGpu("tensorrt")
+    monkeypatch.setattr(type(gpu), "help", "--loadEngine")  # a version that knows no precision
+    with pytest.raises(HarnessError, match="Network has FP16 tensors"):
+        gpu.prepare(model, Workload.parse("prefill:1x16"))
+    assert not [name for name in left(orin) if name.startswith("model")]
+    gpu.folder.end()
+
+
+def test_a_dtype_that_a_device_does_not_run_is_unsupported(model):
+    with pytest.raises(Unsupported, match="orin-cpu runs no fp16 models"):
+        OrinCpu().prepare(model, Workload.parse("prefill:1x16"))
+
+
+def test_another_power_mode_than_asked_for_is_refused(orin, monkeypatch, tmp_path):
+    words = json.loads((orin / "orin-gpu.yaml").read_text())
+    (tmp_path / "orin-gpu.yaml").write_text(json.dumps({**words, "power_mode": "15W"}))
+    monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
+    gpu = OrinGpu("tensorrt")
+    steps = list(gpu.walk())
+    assert [step.name for step in steps] == ["file", "reach", "folder", "trtexec", "power mode"]
+    assert [step.ok for step in steps] == [True] * 4 + [False]
+    assert "is in power mode MAXN, not 15W" in steps[-1].detail
+    assert gpu.probe().reason == steps[-1].detail
+    gpu.folder.end()
+
+
+def test_no_trtexec_is_said_so(orin, monkeypatch, tmp_path):
+    words = json.loads((orin / "orin-gpu.yaml").read_text())
+    (tmp_path / "orin-gpu.yaml").write_text(json.dumps({**words, "tools": {"trtexec": "/no/trtexec"}}))
+    monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
+    assert "has no trtexec at /no/trtexec" in OrinGpu().probe().reason
+
+
+def test_lines_of_tegrastats():
+    nano, agx = reading(NANO), reading(AGX)
+    assert (nano["ram_mb"], nano["ram_total_mb"], nano["gpu_busy"], nano["power_mw"]) == (2272, 7620, 87, 4673)
+    assert nano["temperatures_c"]["tj"] == 56.6
+    assert nano["throttle"] == []
+    assert agx["power_mw"] == 4800 + 1200 + 3600
+    assert "cv0" not in agx["temperatures_c"]
+    assert agx["throttle"] == ["gpu is hot"]
+    assert watts([nano, {**agx, "gpu_busy": 3}]) == 4.673
+    assert watts([{**nano, "gpu_busy": 0}]) is None
+    assert reading("") == {}

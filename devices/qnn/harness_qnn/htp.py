@@ -1,0 +1,50 @@
+"""What Qualcomm's NPU (HTP) makes of a graph. The compiler is the execution provider of `onnxruntime-qnn`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.errors import HarnessError, Unsupported
+from harness.remote.runners.agent import Agent
+
+PROVIDER = "QNNExecutionProvider"
+PACKAGE = "onnxruntime_qnn"
+S23, X_PLUS = "43", "60"  # SM8550 and SC8380XP, as QNN counts them; both have the HTP of version 73
+ARCH = "73"
+SHOWN = 5
+
+
+def provider(soc: str, library: str = PACKAGE, **options: str) -> dict[str, Any]:
+    return {
+        "name": PROVIDER,
+        "library": library,
+        "options": {"backend_type": "htp", "soc_model": soc, "htp_arch": ARCH, **options},
+    }
+
+
+def compile(agent: Agent, model: str, target: str, soc: str, device: str, timeout_s: float) -> dict[str, Any]:
+    """The model as a context binary at `target`: the files of it, and figures of a pruned model's fitness."""
+    try:
+        found = agent.ask("compile", timeout_s=timeout_s, model=model, compiled=target, provider=provider(soc))
+    except HarnessError as error:
+        raise refused(error, device) from error
+    lowered(found, device)
+    return found
+
+
+def refused(error: HarnessError, device: str) -> HarnessError:
+    """QNN's own refusals are rows of a table; what else goes wrong is not."""
+    if "QNN graph" in error.cause or "QNN_" in error.cause:
+        return Unsupported(f"{device}: QNN does not compile it: {error.cause.splitlines()[0]}")
+    return error
+
+
+def lowered(found: Mapping[str, Any], device: str) -> None:
+    if elsewhere := found["fallback"]:
+        told = ", ".join(elsewhere[:SHOWN]) + (", …" if len(elsewhere) > SHOWN else "")
+        raise Unsupported(f"{device}: {len(elsewhere)} nodes do not lower to the NPU: {told}")
+
+
+def told(found: Mapping[str, Any]) -> dict[str, int]:
+    return {"qnn_partitions": found["parts"], "qnn_binary_bytes": found["bytes"]}

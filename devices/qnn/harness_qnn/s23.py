@@ -1,0 +1,140 @@
+"""A Galaxy S23: compiled here for its chip, pushed over ADB, and run by one of two programs of others over there."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from harness.api import Samples, TimingPlan
+from harness.errors import EnvironmentFault
+from harness.remote import android
+from harness.remote.device import Handle, Look, Remote, enough, opened
+from harness.remote.folder import Folder
+from harness.remote.local import Local
+from harness.remote.runners import net_run, perf_test
+from harness.remote.runners.agent import Agent
+from harness_qnn import htp, inputs
+
+TOOLS = {"perf-test": "onnxruntime_perf_test", "net-run": "qnn-net-run"}
+COMPILED = "model_ctx.onnx"
+LIBRARY = "libonnxruntime_providers_qnn.so"
+
+
+class S23(Remote):
+    name = "qnn-s23"
+    example = (
+        "{transport: adb, serial: R5CW, tools: {onnxruntime_perf_test: /data/local/tmp/ort/onnxruntime_perf_test}}"
+    )
+    genuine = r"\bSM8550\b"
+    dtypes = ("fp16",)
+
+    @property
+    def tool(self) -> str:
+        return TOOLS[self.runtime]
+
+    @property
+    def binary(self) -> str:
+        return self.target.tools.get(self.tool, "")
+
+    @cached_property
+    def compiler(self) -> Agent:
+        """A process of its own here: what a compiler does to it is not done to us."""
+        return Agent(Folder(Local()), self.target.tools.get("compiler", sys.executable))
+
+    def more_looks(self) -> Iterator[Look]:
+        yield "compiler", self._compiler
+        yield self.tool, self._tool
+        yield "phone", self._phone
+
+    def _compiler(self) -> str:
+        try:
+            self.found["onnxruntime_qnn"] = version("onnxruntime-qnn")
+        except PackageNotFoundError:
+            raise EnvironmentFault("no compiler for its NPU is here", "pip install onnxruntime-qnn") from None
+        return f"onnxruntime-qnn {self.found['onnxruntime_qnn']}, for chip {htp.S23}"
+
+    def _tool(self) -> str:
+        if not self.binary:
+            wanted = f"tools: {{{self.tool}: /data/local/tmp/...}}"
+            raise EnvironmentFault(f"the device's file names no {self.tool}", f"push it, and name it: {wanted}")
+        done = self.folder.transport.run(["sha256sum", self.binary])
+        if done.code:
+            raise EnvironmentFault(f"{self.where}: {done.said}", "push it there with its libraries beside it")
+        self.found["tool"] = done.out.split()[0][:16]
+        return self.binary
+
+    def _phone(self) -> str:
+        self.found |= android.look(self.folder.transport)
+        return android.words(self.found)
+
+    def identity(self) -> Mapping[str, Any]:
+        known = {name: self.found.get(name, "") for name in ("model", "build", "onnxruntime_qnn", "tool")}
+        return {**known, "soc": htp.S23}
+
+    def ready(self, model: Path, dtype: str) -> Handle:
+        with tempfile.TemporaryDirectory(prefix="harness-qnn-") as made:
+            target = Path(made) / COMPILED
+            where = (str(model), str(target), htp.S23, self.name)
+            found = htp.compile(self.compiler, *where, self.target.timeout_s)
+            if self.runtime == "net-run":
+                inputs.write(model, Path(made))
+            handle = self.send(Path(made), COMPILED)
+        handle.told = htp.told(found)
+        return handle
+
+    def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
+        opened(handle)
+        before = android.state(self.folder.transport)
+        timed = self._perf_test if self.runtime == "perf-test" else self._net_run
+        wall = timed(handle, plan)
+        after = android.state(self.folder.transport)
+        return Samples(wall_ns=wall, before=before, after=after, memory=handle.memory, told=handle.told)
+
+    def _perf_test(self, handle: Handle, plan: TimingPlan) -> list[int]:
+        beside, results = self.binary.rpartition("/")[0], f"{handle.model}.csv"
+        known = htp.provider(htp.S23, f"{beside}/{LIBRARY}", htp_performance_mode="burst")
+
+        def run(passes: int) -> list[int]:
+            asked = TimingPlan(plan.warmup, passes)
+            words = perf_test.words(self.binary, handle.model, results, asked, self.target.threads, known)
+            done = self.folder.transport.run(android.beside(beside, words), self.target.timeout_s)
+            found = perf_test.told(done.out + done.err, done.code)
+            if peak := found.get("Peak working set size"):
+                handle.memory = {"average": int(peak), "peak": int(peak)}
+            written = self.folder.transport.run(["cat", results]).out
+            self.folder.remove(f"{handle.name}/{COMPILED}.csv")
+            return perf_test.samples(written)
+
+        return enough(plan, handle, run)
+
+    def _net_run(self, handle: Handle, plan: TimingPlan) -> list[int]:
+        """Each sample is the mean of a run of its own: this program tells no single passes."""
+        folder, beside = handle.model.rpartition("/")[0], self.binary.rpartition("/")[0]
+        context = f"{folder}/{Path(COMPILED).stem}_qnn.bin"
+        passes = 1
+
+        def once() -> int:
+            words = net_run.words(beside, context, f"{folder}/{inputs.LIST}", f"{folder}/out", passes)
+            there = [
+                "sh",
+                "-c",
+                'cd "$1" && shift && "$@"',
+                "sh",
+                folder,
+                *android.beside(beside, words),
+            ]  # the list names files beside it
+            done = self.folder.transport.run(there, self.target.timeout_s)
+            net_run.done(done.out + done.err, done.code)
+            viewer = [f"{beside}/qnn-profile-viewer", "--input_log", f"{folder}/out/{net_run.LOG}"]
+            found = net_run.told(self.folder.transport.run(android.beside(beside, viewer)).out)
+            self.folder.remove(f"{handle.name}/out")
+            return int(found["average"]["NetRun"])
+
+        first = once()
+        passes = max(1, int(plan.seconds * 1e9 / max(first, 1) / plan.iterations))
+        return [once() for _ in range(plan.iterations)]

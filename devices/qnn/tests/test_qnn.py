@@ -1,0 +1,204 @@
+"""Qualcomm's real compiler and its emulator of the NPU; a phone is played by this machine. Nothing enters a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from harness_qnn import htp
+from harness_qnn.s23 import S23
+from harness_qnn.x_plus import XPlus
+
+from harness import TimingPlan, Unsupported, Workload
+from harness.conformance import Conformance
+from harness.errors import HarnessError
+from harness.export.onnx import export
+from harness.remote.folder import Folder
+from harness.remote.local import Local
+from harness.remote.runners.agent import Agent
+
+pytest.importorskip("onnxruntime_qnn", reason="prune-harness-qnn[compiler] is not installed")
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def devices(tmp_path_factory):
+    home = tmp_path_factory.mktemp("qnn")
+    (home / "bin").mkdir()
+    for program in PROGRAMS.iterdir():
+        made = home / "bin" / program.name
+        made.write_text(f"#!{sys.executable}\n{program.read_text()}")
+        made.chmod(0o755)
+    words = {"transport": "local", "folder": str(home / "there"), "python": sys.executable, "timeout_s": 120}
+    tools = {name: str(home / "bin" / name) for name in ("onnxruntime_perf_test", "qnn-net-run")}
+    (home / "qnn-x-plus.yaml").write_text(json.dumps(words))
+    (home / "qnn-s23.yaml").write_text(json.dumps({**words, "tools": tools}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_DEVICES", str(home))
+        patch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        yield home
+
+
+class TestXPlus(Conformance):
+    name = "qnn-x-plus"
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    """Three layers, no two alike."""
+    import torch
+
+    from harness.checkpoints import modeling
+
+    config, model = modeling.classes("pruned_llama")
+    uneven = {
+        "1": {"intermediate_size": 40, "num_attention_heads": 2, "num_key_value_heads": 1},
+        "2": {"intermediate_size": 64},
+    }
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 128, "head_dim": 16}
+    torch.manual_seed(0)
+    made = model(config(num_attention_heads=4, num_key_value_heads=2, per_layer_config=uneven, **sizes))
+    return made.eval().to(torch.float16)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Inverted residuals of uneven widths, as pruning leaves them."""
+    import torch
+    from torch import nn
+
+    def block(wide: int, narrow: int, out: int) -> list:
+        deep = nn.Conv2d(narrow, narrow, 3, padding=1, groups=narrow)
+        return [nn.Conv2d(wide, narrow, 1), nn.ReLU6(), deep, nn.ReLU6(), nn.Conv2d(narrow, out, 1)]
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 13, 3, 2, 1), nn.ReLU6(), *block(13, 37, 19), *block(19, 53, 22)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(22, 10)).eval()
+
+
+@pytest.fixture
+def agent(tmp_path):
+    found = Agent(Folder(Local(), str(tmp_path / "agent")), sys.executable)
+    yield found
+    found.folder.end()
+
+
+def outputs(agent: Agent, model: str, soc: str, given: dict, folder: Path) -> list:
+    import numpy
+
+    numpy.savez(folder / "in.npz", **given)
+    asked = {"inputs": str(folder / "in.npz"), "outputs": str(folder / "out.npz")}
+    assert agent.ask("run", model=model, provider=htp.provider(soc), **asked)["fallback"] == []
+    with numpy.load(folder / "out.npz") as known:
+        return [known[name] for name in known.files]
+
+
+@pytest.mark.parametrize("soc", [htp.S23, htp.X_PLUS])
+@pytest.mark.parametrize("workload", ["prefill:1x16", "decode:1x16"])
+def test_uneven_layers_compile_and_compute_the_same(agent, decoder, tmp_path, soc, workload):
+    import numpy
+    import torch
+
+    graph = export(decoder, Workload.parse(workload), tmp_path / "graph")
+    compiled = str(tmp_path / "compiled.onnx")
+    found = htp.compile(agent, str(graph.path), compiled, soc, "npu", 120)
+    assert found["parts"] == 1
+    assert found["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("compiled*.bin")) > 10_000
+    random = numpy.random.default_rng(0)
+    given = {
+        name: random.integers(0, 128, shape) if name == "input_ids" else random.standard_normal(shape).astype("float16")
+        for name, shape in graph.inputs.items()
+    }
+    logits = outputs(agent, compiled, soc, given, tmp_path)[0]
+    if workload.startswith("prefill"):
+        with torch.no_grad():
+            wanted = decoder.float()(torch.tensor(given["input_ids"]), logits_to_keep=1).logits.numpy()
+        decoder.half()
+        assert numpy.abs(logits - wanted).max() < 0.02 * numpy.abs(wanted).max()
+    else:
+        on_cpu = {"name": "CPUExecutionProvider"}
+        asked = {"inputs": str(tmp_path / "in.npz"), "outputs": str(tmp_path / "cpu.npz")}
+        agent.ask("run", model=str(graph.path), provider=on_cpu, **asked)
+        with numpy.load(tmp_path / "cpu.npz") as known:
+            assert numpy.abs(logits - known["0"]).max() < 0.02 * numpy.abs(known["0"]).max()
+
+
+@pytest.mark.parametrize("soc", [htp.S23, htp.X_PLUS])
+def test_an_uneven_network_compiles_and_computes_the_same(agent, network, tmp_path, soc):
+    import numpy
+    import torch
+
+    graph = export(network, Workload.parse("image:1x32"), tmp_path / "graph")
+    compiled = str(tmp_path / "compiled.onnx")
+    assert htp.compile(agent, str(graph.path), compiled, soc, "npu", 120)["parts"] == 1
+    pixels = numpy.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype("float32")
+    found = outputs(agent, compiled, soc, {"pixels": pixels}, tmp_path)[0]
+    with torch.no_grad():
+        wanted = network(torch.tensor(pixels)).numpy()
+    assert numpy.abs(found - wanted).max() < 0.02 * max(1, numpy.abs(wanted).max())
+
+
+def test_what_does_not_lower_is_named(agent, tmp_path):
+    """A determinant has no place on an NPU."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    sides = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 4]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [1]),
+    ]
+    nodes = [helper.make_node("Relu", ["x"], ["r"], "warm"), helper.make_node("Det", ["r"], ["y"], "determinant")]
+    graph = helper.make_graph(nodes, "g", sides[:1], sides[1:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(made, tmp_path / "graph.onnx")
+    with pytest.raises(Unsupported, match=r"npu: \d nodes? .*not lower to the NPU: .*Det determinant"):
+        htp.compile(agent, str(tmp_path / "graph.onnx"), str(tmp_path / "c.onnx"), htp.S23, "npu", 120)
+
+
+def test_a_phone_gets_what_was_compiled_here(devices, decoder):
+    for runtime in ("perf-test", "net-run"):
+        phone = S23(runtime)
+        info = phone.probe()
+        assert info.usable, info.reason
+        assert info.fingerprint["onnxruntime_qnn"]
+        handle = phone.prepare(decoder, Workload.parse("prefill:1x16"))
+        there = Path(phone.folder.path) / handle.name
+        assert {"model_ctx.onnx", "model_ctx_qnn.bin"} <= set(os.listdir(there))
+        found = phone.measure(handle, TimingPlan(warmup=1, iterations=3))
+        assert len(found.wall_ns) == 3
+        assert found.told == {"qnn_partitions": 1, "qnn_binary_bytes": (there / "model_ctx_qnn.bin").stat().st_size}
+        if runtime == "net-run":
+            assert found.wall_ns == [2_952_000] * 3
+        else:
+            assert found.memory["peak"] == 36696064
+        phone.close(handle)
+        phone.folder.end()
+        assert not there.exists()
+
+
+def test_a_phone_without_the_program_says_which(devices, tmp_path, monkeypatch):
+    words = json.loads((devices / "qnn-s23.yaml").read_text())
+    (tmp_path / "qnn-s23.yaml").write_text(json.dumps({**words, "tools": {}}))
+    monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
+    assert "names no qnn-net-run" in S23("net-run").probe().reason
+
+
+def test_an_emulator_is_no_device():
+    found = XPlus("onnxruntime")
+    info = found.probe()
+    assert info.provenance == "emulator"
+    assert any("no NPU but" in step.detail for step in found.walk())
+    with pytest.raises(Unsupported, match="runs no fp32 models"):
+        found.prepare(__import__("torch").nn.Linear(2, 2), Workload.parse("prefill:1x16"))
+    found.folder.end()
+
+
+def test_what_is_not_of_qnn_stays_an_error():
+    assert isinstance(
+        htp.refused(HarnessError("this machine: EPFail: Failed to finalize QNN graph"), "npu"), Unsupported
+    )
+    lost = HarnessError("gone")
+    assert htp.refused(lost, "npu") is lost

@@ -1,0 +1,67 @@
+"""ONNX Runtime on another machine, by the agent: each visit is a process of its own over there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from harness.api import Samples, TimingPlan
+from harness.errors import EnvironmentFault, Unsupported
+from harness.remote.device import MOST, Handle, Look, Remote, opened
+from harness.remote.runners.agent import Agent
+
+
+class OnnxRuntime(Remote):
+    provider: Mapping[str, Any] = {"name": "CPUExecutionProvider"}
+    packages: tuple[str, ...] = ("onnxruntime", "numpy")
+
+    @cached_property
+    def agent(self) -> Agent:
+        return Agent(self.folder, self.target.python)
+
+    def more_looks(self) -> Iterator[Look]:
+        yield "runtime", self._runtime
+
+    def _runtime(self) -> str:
+        self.found |= self.agent.ask("probe", timeout_s=120, packages=self.packages)
+        python, missing = self.target.python, self.found["missing"]
+        if missing:
+            wanted = " ".join(name.replace("_", "-") for name in missing)
+            cause = f"{self.where}: {'; '.join(f'{name}: {why}' for name, why in missing.items())}"
+            raise EnvironmentFault(cause, f"{python} -m pip install {wanted}, over there")
+        versions = [f"{name} {version}" for name, version in self.found["packages"].items()]
+        return ", ".join([f"Python {self.found['python']}", *versions])
+
+    def identity(self) -> Mapping[str, Any]:
+        known = {name: self.found.get(name, "") for name in ("model", "machine", "cores")}
+        return {**known, "onnxruntime": self.found["packages"]["onnxruntime"]}
+
+    def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
+        found = self.agent.ask(
+            "time",
+            timeout_s=self.target.timeout_s,
+            model=opened(handle).model,
+            provider=dict(self.provider),
+            threads=self.target.threads,
+            warmup=plan.warmup,
+            iterations=plan.iterations,
+            seconds=plan.seconds,
+            most=max(MOST, plan.iterations),
+        )
+        self.lowered(found)
+        return Samples(
+            wall_ns=found["wall_ns"],
+            cpu_ns=found["cpu_ns"],
+            before=found["before"],
+            after=found["after"],
+            memory=found["memory"],
+            energy_note="no meter is read on another machine's CPU",
+            told=handle.told,
+        )
+
+    def lowered(self, found: Mapping[str, Any]) -> None:
+        """A graph of which a part ran elsewhere was not measured on this device."""
+        if found["fallback"]:
+            told = ", ".join(found["fallback"][:5]) + (" …" if len(found["fallback"]) > 5 else "")
+            raise Unsupported(f"{self.name}: {len(found['fallback'])} nodes would run elsewhere: {told}")
