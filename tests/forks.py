@@ -65,6 +65,7 @@ def in_one_process(patch: Any) -> None:
 def _answer(words: list[str], cwd: str, env: dict[str, str], folder: str) -> None:
     import pytest
 
+    atexit._clear()  # what was registered before the fork is not this command's
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
@@ -80,6 +81,7 @@ def _answer(words: list[str], cwd: str, env: dict[str, str], folder: str) -> Non
         code: Any = 0
     except SystemExit as end:
         code = end.code
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(bool(code)))

@@ -1,0 +1,211 @@
+"""Devices that are other machines, through the commands: reached by SSH, and kept out of every table if not real."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import TimingPlan, Workload, plugins
+from harness.api import Samples
+from harness.errors import HarnessError
+from harness.latency import sustained
+from harness.remote.folder import OURS
+from harness.store import Store
+
+from .forks import command
+from .sshd import Server, free_port
+
+RUN = ("run", "--pruner", "magnitude", "--model", "tiny", "--device", "orin-cpu", "--workload", "prefill:1x16")
+ARM = os.environ.get("HARNESS_AARCH64", "")
+only_installed = pytest.mark.skipif(
+    "orin-cpu" not in plugins.registry().specs["device"], reason="prune-harness-orin is not installed"
+)
+
+
+@pytest.fixture
+def home(tmp_path):
+    """The folders of a user: devices, runs, and what lies over there."""
+
+    class Home:
+        there = tmp_path / "there"
+        runs = tmp_path / "runs"
+
+        def __init__(self) -> None:
+            self.env = {"HARNESS_DEVICES": str(tmp_path / "devices"), "HARNESS_RUNS": str(self.runs)}
+
+        def is_at(self, **words) -> None:
+            known = {"folder": str(self.there), "python": sys.executable, "timeout_s": 300, **words}
+            (tmp_path / "devices").mkdir(exist_ok=True)
+            (tmp_path / "devices" / "orin-cpu.yaml").write_text(json.dumps(known))
+
+        def run(self, *words: str) -> tuple[int, dict]:
+            done = command(*RUN, "--limit", "2", "--json", *words, **self.env)
+            assert done.stdout, done.stderr
+            return done.returncode, json.loads(done.stdout)
+
+        def left(self) -> list[str]:
+            return [name for name in os.listdir(self.there) if OURS.fullmatch(name)]
+
+    return Home()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    found = Server(tmp_path_factory.mktemp("ssh"))
+    yield found
+    found.stop()
+
+
+@only_installed
+def test_what_is_no_device_gets_into_no_table(home, tmp_path):
+    home.is_at(transport="local")
+    _, record = home.run("--ratio", "0.3", "--sustain", "1")
+    (latency,) = record["latency"].values()
+    assert latency["provenance"] == "simulated"
+    assert latency["sustained"]["seconds"] >= 1
+    assert home.left() == []
+
+    store = Store(home.runs)
+    (found,) = store.records()  # as a calm machine would have it
+    store.save_record(found.model_copy(update={"status": "ok", "reason": "", "gates": []}).sealed())
+    path = next((home.runs / "records").glob("*.json"))
+    results = tmp_path / "boards" / "results" / "anyway"
+    results.mkdir(parents=True)
+    (results / path.name).write_text(path.read_text())
+    assert command("leaderboard", str(tmp_path / "boards"), **home.env).returncode == 0
+    index = (tmp_path / "boards" / "README.md").read_text()
+    assert "simulated, not measured on a device" in index
+    assert not [
+        page
+        for page in (tmp_path / "boards").glob("*.md")
+        if "`magnitude`" in page.read_text() and page.name != "README.md"
+    ]
+
+    words = json.loads(path.read_text())
+    words["latency"]["prefill:1x16"]["provenance"] = "device"
+    path.write_text(json.dumps(words))
+    judged = command("validate", **home.env)
+    assert judged.returncode == 1
+    assert "digest" in judged.stdout
+
+
+@only_installed
+@pytest.mark.slow
+def test_a_budget_is_met_over_ssh(home, server):
+    home.is_at(transport="ssh", **server.words())
+    code, record = home.run("--latency", "0.7x")
+    assert (code, record["status"]) in ((0, "ok"), (1, "unstable"))
+    assert record["budget"]["achieved"] < 0.75
+    assert record["environment"]["device"]["kind"] == "orin-cpu"
+    assert home.left() == []
+
+
+@only_installed
+def test_a_machine_that_is_not_there_is_exit_3(home):
+    home.is_at(transport="ssh", host="127.0.0.1", port=free_port())
+    done = command(*RUN, "--ratio", "0.3", **home.env)
+    assert done.returncode == 3
+    assert "has no SSH server at this port" in done.stderr
+    done = command("doctor", "orin-cpu", **home.env)
+    assert done.returncode == 3
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "missing"]
+    assert "start sshd there" in done.stdout
+
+
+@only_installed
+@pytest.mark.slow
+@pytest.mark.skipif(not ARM, reason="HARNESS_AARCH64 names no folder made by tests/aarch64.sh")
+def test_another_processor_is_emulated_and_says_so(home):
+    """The agent itself, and ONNX Runtime's own wheel for it, under qemu."""
+    home.is_at(transport="local", python=f"{ARM}/python")
+    device = plugins.registry().device("orin-cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_DEVICES", home.env["HARNESS_DEVICES"])
+        info = device.probe()
+    assert info.usable, info.reason
+    assert (info.provenance, info.fingerprint["machine"]) == ("emulator", "aarch64")
+    handle = device.prepare(decoder(), Workload.parse("prefill:1x16"))
+    found = device.measure(handle, TimingPlan(warmup=1, iterations=3))
+    assert len(found.wall_ns) == 3
+    assert found.before["fallback"] == []
+    outputs = f"{device.folder.path}/out.npz"
+    device.agent.ask("run", model=handle.model, outputs=outputs)
+    import numpy
+    import torch
+
+    with numpy.load(outputs) as known, torch.no_grad():
+        wanted = decoder()(torch.ones(1, 16, dtype=torch.long), logits_to_keep=1).logits
+        assert numpy.abs(known["0"] - wanted.numpy()).max() < 1e-4
+    device.close(handle)
+    device.folder.end()
+    assert home.left() == []
+
+
+def decoder():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).eval()
+
+
+class Warming:
+    """Ten per cent slower and five degrees warmer with every visit."""
+
+    def __init__(self) -> None:
+        self.visits = 0
+        self.closed = False
+
+    def measure(self, plan):
+        now = {"temperatures_c": {"soc": 40.0 + 5 * self.visits}, "throttle": ["soc is hot"] if self.visits > 3 else []}
+        self.visits += 1
+        ns = int(1e6 * 1.1 ** (self.visits - 1))
+        return Samples(wall_ns=[ns] * 3, before=now, after={**now, "temperatures_c": {"soc": 40.0 + 5 * self.visits}})
+
+    def close(self):
+        self.closed = True
+
+
+def test_work_that_lasts_is_told_beside_its_first_seconds(monkeypatch):
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr("harness.latency.sustained.time.monotonic", lambda: next(clock))
+    session, kept = Warming(), {}
+    found = sustained.measure(lambda: session, 20, "wall", lambda words: kept.update(words) or "side")
+    assert session.closed
+    assert found.first_ns == 1e6
+    assert found.last_ns == pytest.approx(1e6 * 1.1 ** (session.visits - 1), rel=0.1)
+    assert found.temperatures_c == {"soc": (40.0, 40.0 + 5 * session.visits)}
+    assert found.throttle == ["soc is hot"]
+    again = sustained.of([Samples(**visit) for visit in kept["visits"]], found.seconds, "wall", "side")
+    assert again == found
+
+
+def test_a_session_that_breaks_is_closed():
+    class Broken(Warming):
+        def measure(self, plan):
+            raise HarnessError("gone")
+
+    session = Broken()
+    with pytest.raises(HarnessError):
+        sustained.measure(lambda: session, 20, "wall", lambda words: "side")
+    assert session.closed
+
+
+@pytest.mark.parametrize("seconds", ["0.5", "-3", "99999"])
+def test_seconds_that_sustain_nothing_are_refused(seconds, tmp_path):
+    done = command("run", "--pruner", "random", "--model", "tiny", "--sustain", seconds, HARNESS_RUNS=str(tmp_path))
+    assert done.returncode == 2
+    assert "give from 1 to 7200" in done.stderr
+
+
+def test_paths_of_windows_are_told_to_sftp_its_way():
+    from harness.remote.ssh import there
+
+    assert there("C:/Users/me/harness-x/model.onnx") == "/C:/Users/me/harness-x/model.onnx"
+    assert there("/tmp/harness-x") == "/tmp/harness-x"
+    assert Path(there("/tmp")).is_absolute()
