@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from harness import Cut
+from harness.anatomy import anatomy_of
 from harness.api import Workload
 from harness.errors import EnvironmentFault, Unsupported
 from harness.export import onnx, ort
@@ -157,3 +159,36 @@ def test_missing_packages_are_one_line(missing, monkeypatch, tmp_path):
             None, Workload.parse("prefill:1x3"), tmp_path
         )
     assert "pip install" in caught.value.remedy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["prefill:1x128", "decode:1x128"])
+def test_a_pruned_smollm2_gives_in_onnx_runtime_what_it_gives_in_torch(words):
+    """Layers without attention, without MLP, and no two widths alike; timed as any device times."""
+    pytest.importorskip("onnxruntime")
+    from harness import TimingPlan, plugins
+    from harness.checkpoints import folders
+    from harness.models import loading
+
+    card = plugins.registry().get("model", "smollm2-135m")
+    there, why = loading.on_this_machine(card)
+    if not there:
+        pytest.skip(f"no weights of SmolLM2: {why}")
+    model, anatomy = folders.read(loading.locate(card)[0], "fp32"), anatomy_of(card.config)
+    keep = {}
+    for site in anatomy.blocks():
+        if site.layer is not None and site.layer % 2:
+            keep[site.name] = (
+                range(site.layer % 3) if site.name.endswith("attention") else range(64 * (site.layer % 11))
+            )
+    pruned = apply(model, anatomy, check(anatomy, Cut(keep=keep)))
+    workload = Workload.parse(words)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.export(pruned, workload, Path(folder))
+        session = ort.Session(Path(folder), threads=1)
+    feed, expected = eager(pruned, workload)
+    assert difference(torch.from_numpy(session.logits(feed)), expected) < 1e-3
+    samples = plugins.registry().device("cpu", "onnxruntime").measure(session, TimingPlan(iterations=3))
+    assert len(samples.cpu_ns) == 3
+    assert samples.before["fallback"] == []
+    session.close()
