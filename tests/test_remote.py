@@ -315,11 +315,15 @@ PLAN = {"warmup": 1, "iterations": 5, "seconds": 0, "most": 100}
 def test_a_model_is_timed_there(folder, model):
     agent = Agent(folder, sys.executable)
     there = folder.push(model, "model.onnx")
-    found = agent.ask("time", model=there, **PLAN)
+    process = agent.start()
+    opened = process.ask("open", model=there)
+    found = process.ask("time", **PLAN)
+    assert len(process.ask("time", **PLAN)["wall_ns"]) == 5
+    process.close()
     assert len(found["wall_ns"]) == len(found["cpu_ns"]) == 5
     assert min(found["wall_ns"]) > 0
-    assert found["parts"] == 1
-    assert found["fallback"] == found["before"]["fallback"] == []
+    assert opened["parts"] == 1
+    assert opened["fallback"] == found["before"]["fallback"] == []
     assert found["after"]["time_ns"] > found["before"]["time_ns"]
     assert found["memory"]["peak"] >= 0
     assert folder.hashes([there]) == [file_sha256(model)]
@@ -362,12 +366,19 @@ def test_an_agent_that_is_killed_is_told_and_leaves_nothing(folder, model, tmp_p
     agent = Agent(folder, sys.executable)
     there = folder.push(model, "model.onnx")
     long = {**PLAN, "seconds": 600, "most": 10**9}
-    killer = threading.Thread(target=lambda: at_work(folder.path).kill())
+    killer = threading.Thread(target=lambda: (time.sleep(1), at_work(folder.path).kill()))
+    process = agent.start()
+    process.ask("open", model=there)
     killer.start()
     with pytest.raises(HarnessError, match="was ended by SIGKILL"):
-        agent.ask("time", model=there, **long)
+        process.ask("time", **long)
     killer.join()
-    assert len(agent.ask("time", model=there, **PLAN)["wall_ns"]) == 5  # the same question again is answered
+    with pytest.raises(HarnessError, match="was ended by SIGKILL"):
+        process.ask("time", **PLAN)  # it is gone, and says so again
+    process = agent.start()
+    process.ask("open", model=there)
+    assert len(process.ask("time", **PLAN)["wall_ns"]) == 5
+    process.close()
     folder.close()
     assert left(tmp_path / "there") == []
 
@@ -375,8 +386,10 @@ def test_an_agent_that_is_killed_is_told_and_leaves_nothing(folder, model, tmp_p
 def test_an_agent_nobody_waits_for_any_more_ends(folder, model):
     agent = Agent(folder, sys.executable)
     there = folder.push(model, "model.onnx")
+    process = agent.start()
+    process.ask("open", model=there)
     with pytest.raises(TooLong):
-        agent.ask("time", 5, model=there, **{**PLAN, "seconds": 600, "most": 10**9})
+        process.ask("time", 3, **{**PLAN, "seconds": 600, "most": 10**9})
     _, alive = psutil.wait_procs(running(folder.path), timeout=20)
     assert alive == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.remote.shells import NOTHING_CAME, Posix, Shell, ended
-from harness.remote.transport import Done, Lost, Refused, Unreachable, call
+from harness.remote.transport import Done, Lost, Refused, Talk, Unreachable, call
 
 SERIAL = re.compile(r"[A-Za-z0-9][\w.:-]*")
 WHY = {  # in the words of adb
@@ -31,7 +31,12 @@ class Adb:
         self._answered = False
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
-        done = call([*self._client, "shell", self.shell.line(words)], timeout_s, self.where)
+        return self._judged(call([*self._client, "shell", self.shell.line(words)], timeout_s, self.where))
+
+    def start(self, words: Sequence[str]) -> Talk:
+        return Talk([*self._client, "shell", self.shell.line(words)], self.where, self._judged)
+
+    def _judged(self, done: Done) -> Done:
         code, out = ended(done.out)
         if code == NOTHING_CAME:
             raise self._unreachable(done.said)

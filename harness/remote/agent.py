@@ -1,19 +1,19 @@
 """What runs on the other machine: one file, Python 3.8 or newer, and ONNX Runtime. harness pushes it and takes it away.
 
-    python3 agent.py REQUEST.json
+    python3 agent.py
 
-A request is one JSON object; the answer is the last line of stdout, `HARNESS_ANSWER {...}`, with the request's nonce.
-It ends when its stdin does: nobody waits for the answer any more.
+A request is a line of stdin, one JSON object; its answer a line of stdout, `HARNESS_ANSWER {...}`, with its nonce.
+It ends when its stdin does: nobody waits for an answer any more.
 
-    do        probe: versions, sensors.  devices: of a plug-in.  time: passes of a model.  run: one pass, to a file.
+    do        probe: versions, sensors.  devices: of a plug-in.  open: a model, for this process's life.
+              time: passes of what is open.  run: one pass of a model, outputs to a file.
               compile: what an execution provider makes of a model, to a file
     model     a file that ONNX Runtime opens
     packages  of which a probe tells the versions
     provider  name and options of an execution provider; the library or package of a plug-in, if it is one
     threads, warmup, iterations, seconds, most
     inputs    an .npz of them; without it tokens are ones, and what else there is small numbers
-    outputs   where the .npz of them goes
-    compiled  where the model with its binary goes
+    outputs, compiled  where the .npz of them goes; where the model with its binary goes
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import glob
 import json
 import os
 import platform
+import queue
 import sys
 import threading
 import time
@@ -30,21 +31,22 @@ ANSWER = "HARNESS_ANSWER "
 
 
 def main():
-    with open(sys.argv[1], encoding="utf-8") as file:
-        request = json.load(file)
-    threading.Thread(target=leave_with_stdin, daemon=True).start()
-    answer = {"nonce": request["nonce"], "agent": 1}
-    try:
-        answer.update(WORK[request["do"]](request))
-    except Exception as error:  # whatever it is, the one who asked wants to know
-        answer.update(error=type(error).__name__, said=str(error).strip()[:2000])
-    print("\n" + ANSWER + json.dumps(answer), flush=True)
+    requests: queue.Queue = queue.Queue()
+    threading.Thread(target=listen, args=(requests,), daemon=True).start()
+    while True:
+        request = requests.get()
+        answer = {"nonce": request["nonce"], "agent": 2}
+        try:
+            answer.update(WORK[request["do"]](request))
+        except Exception as error:  # whatever it is, the one who asked wants to know
+            answer.update(error=type(error).__name__, said=str(error).strip()[:2000])
+        print("\n" + ANSWER + json.dumps(answer), flush=True)
 
 
-def leave_with_stdin():
-    while os.read(0, 4096):
-        pass
-    os._exit(9)
+def listen(requests):
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    os._exit(0)
 
 
 def probe(request):
@@ -60,11 +62,17 @@ def probe(request):
     return found
 
 
-def measure(request):
+kept: dict = {}
+
+
+def keep(request):
     session, inputs, told = opened(request)
-    run = bound(session, inputs)
-    resident = memory()
-    threads = request.get("threads") or 1
+    kept.update(told, run=bound(session, inputs), threads=request.get("threads") or 1, resident=memory())
+    return told
+
+
+def measure(request):
+    run, threads = kept["run"], kept["threads"]
     start, warmed = time.perf_counter(), 0
     while warmed < request["warmup"] or (request["warmup"] and time.perf_counter() - start < request["seconds"]):
         run()
@@ -81,8 +89,8 @@ def measure(request):
         wall.append(time.perf_counter_ns() - wall_start)
     after = state(threads)
     for side in (before, after):
-        side["fallback"] = told["fallback"]
-    return dict(told, wall_ns=wall, cpu_ns=cpu, before=before, after=after, memory=held(told["base"], resident))
+        side["fallback"] = kept["fallback"]
+    return {"wall_ns": wall, "cpu_ns": cpu, "before": before, "after": after, "memory": held()}
 
 
 def once(request):
@@ -110,7 +118,7 @@ def devices(request):
     return {"devices": [kind(device) for device in plugged(__import__("onnxruntime"), request["provider"])]}
 
 
-WORK = {"probe": probe, "devices": devices, "time": measure, "run": once, "compile": compiled}
+WORK = {"probe": probe, "devices": devices, "open": keep, "time": measure, "run": once, "compile": compiled}
 
 
 # --- ONNX Runtime ---
@@ -122,7 +130,7 @@ def opened(request):
     """A session, its inputs, and what is to be known of both."""
     import onnxruntime
 
-    base, start = memory(), time.perf_counter()
+    base = memory()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = request.get("threads") or 1, 1
     options.log_severity_level = 3
@@ -146,7 +154,6 @@ def opened(request):
         session = onnxruntime.InferenceSession(request["model"], options, providers=known)
     placed = session.get_provider_graph_assignment_info() if tells else []
     told = {
-        "runtime": "onnxruntime " + onnxruntime.__version__,
         "parts": sum(part.ep_name == provider["name"] for part in placed) if tells else None,
         "fallback": [
             node.op_type + " " + node.name + " on " + part.ep_name
@@ -154,7 +161,6 @@ def opened(request):
             for node in part.get_nodes()
             if part.ep_name != provider["name"]
         ],
-        "load_s": time.perf_counter() - start,
         "base": base,
     }
     return session, examples(session, request), told
@@ -182,18 +188,14 @@ def examples(session, request):
     if request.get("inputs"):
         with numpy.load(request["inputs"]) as known:
             return {name: known[name] for name in known.files}
-    kinds = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
+    kinds = {"int64": "int64", "int32": "int32", "float": "float32", "float16": "float16"}
     found = {}
     for value in session.get_inputs():
-        if not all(isinstance(size, int) for size in value.shape):
-            raise ValueError("input " + value.name + " has no fixed shape")
-        if value.type in ("tensor(int64)", "tensor(int32)"):
-            found[value.name] = numpy.ones(value.shape, value.type[7:-1])
-        elif value.type in kinds:
-            random = numpy.random.default_rng(0).standard_normal(value.shape)
-            found[value.name] = random.astype(kinds[value.type])
-        else:
-            raise ValueError("input " + value.name + " is " + value.type)
+        kind = kinds.get(value.type[len("tensor(") : -1])
+        if not kind or not all(isinstance(size, int) for size in value.shape):
+            raise ValueError("input " + value.name + " is " + value.type + " of " + str(value.shape))
+        random = numpy.random.default_rng(0).standard_normal(value.shape)
+        found[value.name] = (numpy.ones(value.shape) if "int" in kind else random).astype(kind)
     return found
 
 
@@ -286,9 +288,9 @@ def memory():
     return [found["VmRSS"], found["VmHWM"]] if len(found) == 2 else None
 
 
-def held(base, resident):
+def held():
     """Of the model alone: what came since the process had its libraries."""
-    now = memory()
+    base, resident, now = kept["base"], kept["resident"], memory()
     if not (base and resident and now):
         return None
     return {"average": max(0, resident[0] - base[0]), "peak": max(0, now[1] - base[0])}

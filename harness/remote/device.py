@@ -37,6 +37,7 @@ class Handle:
     model: str = ""
     told: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int] | None = None
+    process: Any = None  # that holds it open over there
     passes: int = 0  # that fill the time of a visit, as the last one showed
 
 
@@ -184,6 +185,9 @@ class Remote:
         return handle
 
     def close(self, handle: Handle) -> None:
+        if handle.process is not None:
+            handle.process.close()
+            handle.process = None
         if handle.name:
             self.folder.remove(handle.name)
         handle.name = handle.model = ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.errors import EnvironmentFault
 from harness.remote.shells import Posix, Python, Shell, ended
-from harness.remote.transport import Done, call
+from harness.remote.transport import Done, Talk, call
 
 
 class Local:
@@ -20,7 +20,12 @@ class Local:
         self.shell: Shell = shell or (Posix() if os.name == "posix" else Python(sys.executable))
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
-        done = call(self.shell.argv(words), timeout_s, self.where)
+        return self._judged(call(self.shell.argv(words), timeout_s, self.where))
+
+    def start(self, words: Sequence[str]) -> Talk:
+        return Talk(self.shell.argv(words), self.where, self._judged)
+
+    def _judged(self, done: Done) -> Done:
         code, out = ended(done.out)
         return Done(code, out, done.err)
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on another machine, by the agent: each visit is a process of its own over there."""
+"""ONNX Runtime on another machine, by the agent: each model is open in a process of its own over there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from harness.api import Samples, TimingPlan
-from harness.errors import EnvironmentFault, Unsupported
+from harness.errors import EnvironmentFault, HarnessError, Unsupported
 from harness.remote.device import MOST, Handle, Look, Remote, opened
-from harness.remote.runners.agent import Agent
+from harness.remote.runners.agent import Agent, Process
 
 
 class OnnxRuntime(Remote):
@@ -38,18 +38,21 @@ class OnnxRuntime(Remote):
         return {**known, "onnxruntime": self.found["packages"]["onnxruntime"]}
 
     def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
-        found = self.agent.ask(
-            "time",
-            timeout_s=self.target.timeout_s,
-            model=opened(handle).model,
-            provider=dict(self.provider),
-            threads=self.target.threads,
-            warmup=plan.warmup,
-            iterations=plan.iterations,
-            seconds=plan.seconds,
-            most=max(MOST, plan.iterations),
-        )
-        self.lowered(found)
+        if opened(handle).process is None:
+            handle.process = self._open(handle.model)
+        try:
+            found = handle.process.ask(
+                "time",
+                timeout_s=self.target.timeout_s,
+                warmup=plan.warmup,
+                iterations=plan.iterations,
+                seconds=plan.seconds,
+                most=max(MOST, plan.iterations),
+            )
+        except HarnessError:  # the next visit opens it anew
+            handle.process.close()
+            handle.process = None
+            raise
         return Samples(
             wall_ns=found["wall_ns"],
             cpu_ns=found["cpu_ns"],
@@ -59,6 +62,16 @@ class OnnxRuntime(Remote):
             energy_note="no meter is read on another machine's CPU",
             told=handle.told,
         )
+
+    def _open(self, model: str) -> Process:
+        process = self.agent.start()
+        try:
+            asked = {"model": model, "provider": dict(self.provider), "threads": self.target.threads}
+            self.lowered(process.ask("open", timeout_s=self.target.timeout_s, **asked))
+        except BaseException:
+            process.close()
+            raise
+        return process
 
     def lowered(self, found: Mapping[str, Any]) -> None:
         """A graph of which a part ran elsewhere was not measured on this device."""

@@ -42,6 +42,9 @@ class Shell(Protocol):
         """Prints as `sha256sum` does."""
 
 
+TEMPORARY = '"$TMPDIR" /data/local/tmp /tmp'  # Android has no /tmp
+
+
 class Posix:
     def argv(self, words: Sequence[str]) -> list[str]:
         return ["sh", "-c", f"( {shlex.join(words)} ); ended=$?; echo; echo {MARK}$ended"]
@@ -50,7 +53,7 @@ class Posix:
         return shlex.join(self.argv(words))
 
     def temporary(self) -> list[str]:
-        return ["sh", "-c", 'echo "${TMPDIR:-/tmp}"']
+        return ["sh", "-c", f'for at in {TEMPORARY}; do [ -d "$at" ] && echo "$at" && exit; done; exit 1']
 
     def make(self, path: str) -> list[str]:
         return ["mkdir", "-m", "700", "-p", path]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.remote.shells import NOTHING_CAME, Posix, Shell, ended
-from harness.remote.transport import Done, Lost, Refused, Unreachable, call
+from harness.remote.transport import Done, Lost, Refused, Talk, Unreachable, call
 
 LOST = 255  # what ssh ends with when the line and not the command is at fault
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
@@ -65,7 +65,15 @@ class Ssh:
         self._answered = False
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
-        done = call(["ssh", "-T", *self._options, "--", self.host, self.shell.line(words)], timeout_s, self.where)
+        return self._judged(call(self._client(words), timeout_s, self.where))
+
+    def start(self, words: Sequence[str]) -> Talk:
+        return Talk(self._client(words), self.where, self._judged)
+
+    def _client(self, words: Sequence[str]) -> list[str]:
+        return ["ssh", "-T", *self._options, "--", self.host, self.shell.line(words)]
+
+    def _judged(self, done: Done) -> Done:
         code, out = ended(done.out)
         if code == NOTHING_CAME and done.code == LOST:
             raise self._unreachable(done.err)

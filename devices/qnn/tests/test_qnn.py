@@ -42,6 +42,7 @@ def devices(tmp_path_factory):
         yield home
 
 
+@pytest.mark.slow  # the emulator takes minutes
 class TestXPlus(Conformance):
     name = "qnn-x-plus"
 

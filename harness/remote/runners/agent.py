@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import signal
-import tempfile
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from harness.errors import EnvironmentFault, HarnessError
 from harness.remote import agent
 from harness.remote.folder import Folder
 from harness.remote.shells import NOTHING_CAME
-from harness.remote.transport import Lost
+from harness.remote.transport import Lost, Talk
 
 FILE = Path(agent.__file__)
 NO_PROGRAM = 127  # of a shell: it knows no such command
@@ -24,27 +25,43 @@ class Agent:
         self.folder, self.python = folder, python
         self._there = ""
 
+    def start(self) -> Process:
+        """A process of it, to be closed."""
+        self._there = self._there or self.folder.push(FILE, FILE.name)
+        return Process(self.folder.transport.start([self.python, self._there]), self.python)
+
+    def ask(self, do: str, timeout_s: float = 120, **words: Any) -> dict[str, Any]:
+        """One question to a process of its own."""
+        with closing(self.start()) as process:
+            return process.ask(do, timeout_s, **words)
+
+
+class Process:
+    def __init__(self, talk: Talk, python: str) -> None:
+        self._talk, self.python, self.where = talk, python, talk.where
+
     def ask(self, do: str, timeout_s: float = 120, **words: Any) -> dict[str, Any]:
         """Its answer; an error over there is one here."""
-        where = self.folder.transport.where
         nonce = secrets.token_hex(8)
-        request = {"do": do, "nonce": nonce, **words}
-        with tempfile.TemporaryDirectory(prefix="harness-request-") as made:
-            path = Path(made) / "request.json"
-            path.write_text(json.dumps(request), encoding="utf-8")
-            self._there = self._there or self.folder.push(FILE, FILE.name)
-            asked = self.folder.push(path, f"request-{nonce}.json")
-        done = self.folder.transport.run([self.python, self._there, asked], timeout_s)
-        self.folder.remove(f"request-{nonce}.json")
-        answers = [line for line in done.out.splitlines() if line.startswith(agent.ANSWER)]
-        if not answers:
-            raise self._silent(where, done.code, done.said)
-        answer = json.loads(answers[-1].removeprefix(agent.ANSWER))
+        self._talk.say(json.dumps({"do": do, "nonce": nonce, **words}))
+        ends = time.monotonic() + timeout_s
+        while (line := self._talk.hear(max(0.0, ends - time.monotonic()))) is not None:
+            if line.startswith(agent.ANSWER):
+                break
+        else:
+            done = self._talk.ended()
+            raise self._silent(self.where, done.code, done.said)
+        answer = json.loads(line.removeprefix(agent.ANSWER))
         if answer.pop("nonce") != nonce:
-            raise HarnessError(f"{where} answered something else than it was asked", "the same command again continues")
+            raise HarnessError(
+                f"{self.where} answered something else than it was asked", "the same command again continues"
+            )
         if "error" in answer:
-            raise HarnessError(f"{where}: {answer['error']}: {answer['said']}")
+            raise HarnessError(f"{self.where}: {answer['error']}: {answer['said']}")
         return answer
+
+    def close(self) -> None:
+        self._talk.close()
 
     def _silent(self, where: str, code: int, said: str) -> HarnessError:
         if code == NO_PROGRAM:
