@@ -26,7 +26,7 @@ from harness.plugins import emit
 from harness.records import SETTLED, Record
 from harness.scoring import Scoring
 from harness.store import Store
-from harness.timed import memory, sides, timed
+from harness.timed import lasting, memory, sides, timed
 
 # What may run apart, each in a process or on a node of its own: the model is made, timed where its device is, scored.
 STEPS = ("make", "time", "score")
@@ -198,14 +198,19 @@ class Cell:
         for workload in self.plan.workloads:
             if str(workload) not in timings:
                 timings[str(workload)] = timed(self.plan, self.store, self.stage, made, artefact, workload)
+        if self.plan.spec.sustain:
+            for name, timing in timings.items():
+                asked = (self.plan, self.store, self.stage, made, artefact)
+                timing.latency.sustained = lasting(*asked, timing.latency, name)
         first = timings[self.plan.spec.workloads[0]]
         parts["latency"] = {workload: found.latency for workload, found in timings.items()}
         parts["gates"] = [gate for found in timings.values() for gate in found.gates]
         energy = first.energy or records.UNREAD
-        parts["energy"], parts["memory"] = energy, first.memory or records.MemoryPair()
+        parts["energy"] = energy
+        parts["memory"] = first.memory or records.MemoryPair(reason="the device does not tell it")
         if self.plan.grid is not None:
             parts["co2"] = grid.co2(self.plan.grid, energy, self.plan.spec.workloads[0])
-        if first.memory is None and self.plan.provenance == "device":
+        if first.memory is None and self.plan.device.in_process:
             parts["memory"] = memory(self.plan, self.store, self.stage, artefact, f"memory-{self.id}")
         if self.until == STEPS[1]:
             return None

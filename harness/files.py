@@ -156,6 +156,10 @@ def _fsync(path: Path) -> None:
 
 
 def alive(pid: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        import psutil
+
+        return psutil.pid_exists(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -125,7 +125,6 @@ class Plan:
             "runtime": self.spec.runtime,
             "workload": workload,
             "protocol": self.protocol.parts(),
-            **({"sustain": self.spec.sustain} if self.spec.sustain else {}),
         }
 
     def device_part(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from harness.host import total_memory
 from harness.latency import gates, sustained, timing
 from harness.latency.worker import openers
 from harness.plan import Plan
-from harness.records import Artefact, Gate, Latency, MemoryPair, Part
+from harness.records import Artefact, Gate, Latency, MemoryPair, Part, Sustained
 from harness.store import Store
 
 LOOKS = 2  # a measurement that a gate forbids to trust is repeated once
@@ -54,21 +54,41 @@ def timed(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artef
     return found
 
 
-def _measured(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artefact, workload: Workload) -> Timed:
+def lasting(
+    plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artefact, latency: Latency, workload: str
+) -> Sustained:
+    """From the store, or at work now: after all that is ranked, for it warms the device."""
+    parts = {**plan.measure_parts(artefact.sha256, workload), "sustain": plan.spec.sustain}
+    key = keys.key("sustain", parts)
+    stored = store.stage("sustain", key)
+    if stored is not None and not store.lacks(stored["samples"]):
+        return Sustained.model_validate(stored)
+    with (
+        stage(f"sustain {workload}") as progress,
+        _both(plan, store, made, artefact, Workload.parse(workload)) as (_, pruned),
+    ):
+        found = sustained.measure(pruned, plan.spec.sustain, latency.clock, store.side_file, progress)
+    store.save_stage("sustain", key, parts, found.model_dump(mode="json"))
+    return found
+
+
+def _both(plan: Plan, store: Store, made: Artefacts, artefact: Artefact, workload: Workload) -> Any:
+    """How to open the dense model on the device, and the pruned one."""
     spec = plan.spec
     assert plan.folder is not None
-    folders = (plan.folder, store.path(artefact.path))
 
     def model(folder: Path) -> Any:
         return made.dense if folder == plan.folder else made.pruned
 
-    where = (spec.device, spec.runtime, spec.dtype, workload, plan.protocol, model)
-    with stage(f"time {workload}") as progress, openers(folders, *where) as (dense, pruned):
+    folders = (plan.folder, store.path(artefact.path))
+    return openers(folders, spec.device, spec.runtime, spec.dtype, workload, plan.protocol, model)
+
+
+def _measured(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artefact, workload: Workload) -> Timed:
+    with stage(f"time {workload}") as progress, _both(plan, store, made, artefact, workload) as (dense, pruned):
         judge, began = partial(missed_by_chance, plan, workload), now()
         rounds = timing.interleave(dense, pruned, plan.protocol, plan.clock, told=progress, undecided=judge)
-        latency = timing.latency(rounds, plan.clock, plan.protocol, plan.provenance)
-        if plan.spec.sustain:
-            latency.sustained = sustained.measure(pruned, plan.spec.sustain, latency.clock, store.side_file, progress)
+    latency = timing.latency(rounds, plan.clock, plan.protocol, plan.provenance)
     latency.samples = store.side_file(timing.raw(rounds))
     latency.began, latency.ended = began, now()
     windows = [(visit.before, visit.after) for visit in rounds.visits()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,20 @@ def test_a_budget_is_met_over_ssh(home, server):
     assert (code, record["status"]) in ((0, "ok"), (1, "unstable"))
     assert record["budget"]["achieved"] < 0.75
     assert record["environment"]["device"]["kind"] == "orin-cpu"
+    assert home.left() == []
+
+
+@only_installed
+@pytest.mark.slow
+def test_a_host_that_goes_in_the_middle_of_a_run_is_waited_for_by_the_next(home, server):
+    home.is_at(transport="ssh", **server.words())
+    threading.Timer(12, server.stop).start()
+    code, record = home.run("--latency", "0.7x")
+    assert code in (1, 3)
+    assert "in the middle" in record["reason"] or "SSH server" in record["reason"]
+    server.start()
+    _, record = home.run("--latency", "0.7x")
+    assert record["status"] in ("ok", "unstable")
     assert home.left() == []
 
 

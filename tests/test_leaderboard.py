@@ -21,6 +21,7 @@ from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import boards
 from harness.leaderboard.sheet import sheet
 from harness.leaderboard.standing import told_apart
+from harness.records import Sustained
 from harness.store import Store
 
 from .boards import filled
@@ -62,6 +63,18 @@ def test_rows_at_one_budget_stand_together_and_seeds_are_one(made):
     each = [entry.record.scores["passages"].value for entry in random.entries]
     assert min(each) <= random.value(column) <= max(each)
     assert random.documents[column].keys() == random.entries[0].documents(random.scores[column]).keys()
+
+
+def test_what_a_device_tells_of_a_model_is_a_column(made):
+    group = board(made).groups[-1]
+    timing = group.rows[0].timings[0]
+    timing.told = {"dense": {"qnn_partitions": 1}, "pruned": {"qnn_partitions": 2, "qnn_binary_bytes": 3_300_000}}
+    timing.sustained = Sustained(seconds=180, first_ns=1e6, last_ns=1.25e6, samples="")
+    lines = table(board(made), group, [], None)
+    assert lines[0]["qnn partitions"] == "2"
+    assert lines[0]["qnn binary"] == "3.3 MB"
+    assert lines[0]["sustained"] == "1.25 ms after 180 s"
+    assert {line["qnn partitions"] for line in lines[1:]} <= {""}
 
 
 def test_failures_stand_with_their_reason(made):

@@ -126,8 +126,11 @@ def test_files_of_any_name_get_there_and_back(request, tmp_path, name, by):
 def test_a_command_that_takes_too_long_is_ended(transport):
     start = time.monotonic()
     with pytest.raises(TooLong, match=r"no end after 1 s"):
-        transport.run(["sleep", "60"], timeout_s=1)
+        transport.run(["sleep", "60.25"], timeout_s=1)
     assert time.monotonic() - start < 20
+    left = [one for one in psutil.process_iter(["cmdline"]) if (one.info["cmdline"] or [])[-2:] == ["sleep", "60.25"]]
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert alive == []
 
 
 # --- who may, and who is there ---

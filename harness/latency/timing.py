@@ -98,8 +98,9 @@ class Rounds:
         return self.dense + self.pruned + self.again
 
     def clocks(self) -> list[str]:
-        """The clocks that every visit has."""
-        return [name for name in CLOCKS if all(getattr(visit, f"{name}_ns") for visit in self.visits())]
+        """The clocks that every visit has, and that are fine enough to have moved."""
+        known = {name: [getattr(visit, f"{name}_ns") for visit in self.visits()] for name in CLOCKS}
+        return [name for name in CLOCKS if all(samples and min(samples) > 0 for samples in known[name])]
 
     def ranked(self, wanted: str) -> str:
         """The clock that is wanted, if every visit has it."""

@@ -19,7 +19,7 @@ from harness.plugins import registry
 from harness.records import TRUST, Latency, Record, RunSpec, ScoreRecord
 
 LEVEL = 0.05  # differences that chance shows more often than this are no differences
-VARIES = ("seed", "revision", "workloads")  # in the rows of one method at one budget
+VARIES = ("seed", "revision", "workloads", "sustain")  # in the rows of one method at one budget
 
 
 @dataclass(frozen=True)

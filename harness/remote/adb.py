@@ -34,7 +34,7 @@ class Adb:
         return self._judged(call([*self._client, "shell", self.shell.line(words)], timeout_s, self.where))
 
     def start(self, words: Sequence[str]) -> Talk:
-        return Talk([*self._client, "shell", self.shell.line(words)], self.where, self._judged)
+        return Talk([*self._client, "shell", self.shell.line(words, talks=True)], self.where, self._judged)
 
     def _judged(self, done: Done) -> Done:
         code, out = ended(done.out)

@@ -8,10 +8,8 @@ It ends when its stdin does: nobody waits for an answer any more.
     do        probe: versions, sensors.  devices: of a plug-in.  open: a model, for this process's life.
               time: passes of what is open.  run: one pass of a model, outputs to a file.
               compile: what an execution provider makes of a model, to a file
-    model     a file that ONNX Runtime opens
-    packages  of which a probe tells the versions
+    model     a file that ONNX Runtime opens; packages: of which a probe tells the versions
     provider  name and options of an execution provider; the library or package of a plug-in, if it is one
-    threads, warmup, iterations, seconds, most
     inputs    an .npz of them; without it tokens are ones, and what else there is small numbers
     outputs, compiled  where the .npz of them goes; where the model with its binary goes
 """
@@ -23,29 +21,36 @@ import json
 import os
 import platform
 import queue
+import re
 import sys
 import threading
 import time
 
 ANSWER = "HARNESS_ANSWER "
+kept: dict = {}  # of the open model
 
 
 def main():
-    requests: queue.Queue = queue.Queue()
-    threading.Thread(target=listen, args=(requests,), daemon=True).start()
-    while True:
-        request = requests.get()
+    for request in asked():
         answer = {"nonce": request["nonce"], "agent": 2}
         try:
             answer.update(WORK[request["do"]](request))
         except Exception as error:  # whatever it is, the one who asked wants to know
-            answer.update(error=type(error).__name__, said=str(error).strip()[:2000])
+            answer.update(error=type(error).__name__, said=" ".join(str(error).split())[:1000])
         print("\n" + ANSWER + json.dumps(answer), flush=True)
 
 
-def listen(requests):
+def asked():
+    if os.name == "nt":  # where a thread that waits for input holds up imports; it ends after what it is doing
+        return map(json.loads, sys.stdin)
+    lines: queue.Queue = queue.Queue()
+    threading.Thread(target=listen, args=(lines,), daemon=True).start()
+    return map(json.loads, iter(lines.get, None))
+
+
+def listen(lines):
     for line in sys.stdin:
-        requests.put(json.loads(line))
+        lines.put(line)
     os._exit(0)
 
 
@@ -62,12 +67,11 @@ def probe(request):
     return found
 
 
-kept: dict = {}
-
-
 def keep(request):
     session, inputs, told = opened(request)
-    kept.update(told, run=bound(session, inputs), threads=request.get("threads") or 1, resident=memory())
+    elsewhere = (request.get("provider") or {}).get("library")  # what waits for an NPU does not run all the time
+    kept.update(told, run=bound(session, inputs), resident=memory())
+    kept["threads"] = 0 if elsewhere else request.get("threads") or 1
     return told
 
 
@@ -90,25 +94,22 @@ def measure(request):
     after = state(threads)
     for side in (before, after):
         side["fallback"] = kept["fallback"]
-    return {"wall_ns": wall, "cpu_ns": cpu, "before": before, "after": after, "memory": held()}
+    cpu = [] if os.name == "nt" else cpu  # where it moves in steps of 16 ms
+    return {"wall_ns": wall, "cpu_ns": cpu or None, "before": before, "after": after, "memory": held()}
 
 
 def once(request):
     import numpy
 
     session, inputs, told = opened(request)
-    names = [value.name for value in session.get_outputs()]
-    found = session.run(names, inputs)
-    numpy.savez(request["outputs"], **{str(at): value for at, value in enumerate(found)})
-    return dict(told, outputs=names)
+    numpy.savez(request["outputs"], **{str(at): value for at, value in enumerate(session.run(None, inputs))})
+    return dict(told, outputs=[value.name for value in session.get_outputs()])
 
 
 def compiled(request):
     target = request["compiled"]
     entries = {"ep.context_enable": "1", "ep.context_file_path": target, "ep.context_embed_mode": "0"}
     session, _, told = opened(dict(request, entries=entries))
-    if not os.path.exists(target):
-        raise RuntimeError(request["provider"]["name"] + " wrote no binary")
     del session
     files = glob.glob(glob.escape(os.path.splitext(target)[0]) + "*.bin")
     return dict(told, bytes=sum(map(os.path.getsize, files)))
@@ -130,7 +131,6 @@ def opened(request):
     """A session, its inputs, and what is to be known of both."""
     import onnxruntime
 
-    base = memory()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = request.get("threads") or 1, 1
     options.log_severity_level = 3
@@ -148,9 +148,10 @@ def opened(request):
         options.add_session_config_entry(name, value)
     if provider.get("library"):
         options.add_provider_for_devices(plugged(onnxruntime, provider)[:1], provider.get("options") or {})
+        base = memory()
         session = onnxruntime.InferenceSession(request["model"], options)
     else:
-        known = [(provider["name"], provider.get("options") or {})]
+        known, base = [(provider["name"], provider.get("options") or {})], memory()
         session = onnxruntime.InferenceSession(request["model"], options, providers=known)
     placed = session.get_provider_graph_assignment_info() if tells else []
     told = {
@@ -216,8 +217,6 @@ def bound(session, inputs):
     return lambda: session.run_with_iobinding(binding)
 
 
-# --- the machine ---
-
 CPUS = "/sys/devices/system/cpu/cpu*/"
 TRIPPED = 95.0  # degrees at which phones and boards hold their clocks down
 
@@ -237,6 +236,10 @@ def told(path):
 
 
 def cpu_name():
+    if os.name == "nt":
+        words = __import__("winreg")
+        with words.OpenKey(words.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
+            return words.QueryValueEx(key, "ProcessorNameString")[0].strip()
     for line in told("/proc/cpuinfo").splitlines():
         if line.startswith(("model name", "Hardware")):
             return line.partition(":")[2].strip()
@@ -249,9 +252,8 @@ def cores():
 
 def state(threads):
     """Time, what competed for it, clocks and temperatures. What this system does not tell is left out."""
-    found = {"time_ns": time.monotonic_ns(), "own_ns": time.process_time_ns(), "cores": cores()}
-    if threads:
-        found["threads"] = threads
+    found: dict = {"time_ns": time.monotonic_ns(), "own_ns": time.process_time_ns(), "cores": cores()}
+    found.update({"threads": threads} if threads else {})
     pressure = told("/proc/pressure/cpu").partition("\n")[0].rpartition("total=")[2]
     if pressure.isdigit():
         found["pressure_us"] = int(pressure)
@@ -260,13 +262,15 @@ def state(threads):
         user, nice, system, _, _, irq, softirq, steal = (int(word) for word in words)
         tick = 10**9 // os.sysconf("SC_CLK_TCK")
         found["busy_ns"], found["steal_ns"] = (user + nice + system + irq + softirq) * tick, steal * tick
-    clocks = [int(word) for word in map(told, glob.glob(CPUS + "cpufreq/scaling_cur_freq")) if word.isdigit()]
-    if clocks:
-        found["clocks_khz"] = clocks
+    clocks = map(told, glob.glob(CPUS + "cpufreq/scaling_cur_freq"))
+    found["clocks_khz"] = [int(word) for word in clocks if word.isdigit()]
     zones = temperatures()
     if zones:
         found["temperatures_c"] = zones
         found["throttle"] = sorted(name + " is hot" for name, degrees in zones.items() if degrees >= TRIPPED)
+        for path in glob.glob("/sys/class/thermal/cooling_device*"):  # a fan is no brake
+            if "freq" in told(path + "/type") and told(path + "/cur_state") not in ("", "0"):
+                found["throttle"].append(told(path + "/type") + " is held down")
     return found
 
 
@@ -281,19 +285,15 @@ def temperatures():
 
 def memory():
     """Resident bytes of this process now and at most, where the system tells."""
-    found = {}
-    for line in told("/proc/self/status").splitlines():
-        if line.startswith(("VmRSS", "VmHWM")):
-            found[line[:5]] = int(line.split()[1]) * 1024
-    return [found["VmRSS"], found["VmHWM"]] if len(found) == 2 else None
+    found = re.findall(r"^Vm(?:HWM|RSS):\s*(\d+) kB", told("/proc/self/status"), re.MULTILINE)
+    return [int(now) * 1024 for now in reversed(found)] if len(found) == 2 else None
 
 
 def held():
     """Of the model alone: what came since the process had its libraries."""
     base, resident, now = kept["base"], kept["resident"], memory()
-    if not (base and resident and now):
-        return None
-    return {"average": max(0, resident[0] - base[0]), "peak": max(0, now[1] - base[0])}
+    sizes = base and resident and now and {"average": resident[0] - base[0], "peak": now[1] - base[0]}
+    return sizes and {name: max(0, size) for name, size in sizes.items()}
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ from typing import Any
 
 from harness.api import DeviceInfo, Step, TimingPlan, Workload
 from harness.checkpoints import file_sha256
-from harness.errors import EnvironmentFault, HarnessError, Unsupported
+from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.remote import target as targets
 from harness.remote.folder import Folder
 from harness.remote.target import Target, path_of
 
+PROTOCOL = 2  # raise when what is sent, asked or read over there changes what a figure means
 HOT = 95.0  # degrees at which phones and boards hold their clocks down
 WARM = 60.0  # a start from here says little of a device at rest
 MOST = 10_000  # passes of one visit
+SPECIAL = frozenset({"python", "threads", "tools", "power_mode", "accelerator", "soc"})
 NAMES = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
 Look = tuple[str, Callable[[], str]]
 
@@ -46,6 +48,8 @@ class Remote:
     example = "{transport: ssh, host: board.local, user: me}"
     genuine = ""  # how its machine calls itself, as a regular expression
     dtypes: tuple[str, ...] = ("fp32",)
+    clocks: tuple[str, ...] = ("wall",)
+    words: frozenset[str] = frozenset()  # of the device's file, beside those that all have
     place = "cpu"
     copies_weights = True
 
@@ -81,7 +85,7 @@ class Remote:
                 return
 
     def looks(self) -> Iterator[Look]:
-        yield "file", lambda: f"{path_of(self.name)}: {self.target.transport}, {self.target.threads} threads"
+        yield "file", self._file
         yield "reach", self._reach
         yield "folder", self._space
         yield from self.more_looks()
@@ -92,10 +96,19 @@ class Remote:
         """They fill `found`: model, state, what else makes two measurements comparable."""
         return iter(())
 
+    def _file(self) -> str:
+        target, path = self.target, path_of(self.name)
+        if idle := sorted((SPECIAL & target.model_fields_set) - self.words):
+            raise UsageError(f"{path}: {self.name} knows no {', '.join(idle)}", f"such as: {self.example}")
+        if target.clock and target.clock not in self.clocks:
+            raise UsageError(f"{path}: {self.name} has no {target.clock} clock", f"known: {', '.join(self.clocks)}")
+        return f"{path}: {target.transport}"
+
     def _reach(self) -> str:
-        done = self.folder.transport.run(["true"] if self.target.system == "posix" else self.folder.shell.temporary())
+        done = self.folder.transport.run(self.folder.shell.temporary())
         if done.code:
-            raise EnvironmentFault(f"{self.where} runs no command: {done.said}", "log in by hand and look")
+            remedy = "log in by hand and look" if self.target.system == "posix" else "name its Python: python"
+            raise EnvironmentFault(f"{self.where} runs no command: {done.said}", remedy)
         return f"{self.where} answers"
 
     def _space(self) -> str:
@@ -121,7 +134,7 @@ class Remote:
             return DeviceInfo(usable=False, reason=last.detail)
         return DeviceInfo(
             usable=True,
-            fingerprint={"kind": self.name, "runtime": self.runtime, "threads": self.target.threads, **self.identity()},
+            fingerprint={"kind": self.name, "protocol": PROTOCOL, **self.identity()},
             state=self.found.get("state", {}),
             clock=self.target.clock,
             notes=tuple(self.notes()),
@@ -136,9 +149,9 @@ class Remote:
         """An emulator is not a device; nor is another machine in its place."""
         if self.found.get("emulated"):
             return "emulator"
-        return "simulated" if self.genuine and not self._genuine() else ""
+        return "" if self.is_genuine() else "simulated"
 
-    def _genuine(self) -> bool:
+    def is_genuine(self) -> bool:
         return re.search(self.genuine, self.found.get("model", "")) is not None
 
     def notes(self) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import socket
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from harness.files import alive
 from harness.remote.transport import Refused, Transport, Unreachable
 
 OURS = re.compile(r"harness-([\w.-]+)-(\d+)-[0-9a-f]{8}")
+ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
 PLAIN = re.compile(r"[A-Za-z0-9_][\w.-]*")
 SPARE = 64 << 20  # bytes that stay free beside what is pushed
 
@@ -34,6 +36,8 @@ class Folder:
     def path(self) -> str:
         if not self._made:
             self.root = self.root or self._must(self.shell.temporary(), "name its temporary folder")
+            if not ABSOLUTE.match(self.root):
+                raise EnvironmentFault(f"{self.transport.where} names no folder but {self.root!r}", "name one: folder")
             self._sweep()
             made = f"{self.root}/harness-{_here()}-{os.getpid()}-{secrets.token_hex(4)}"
             self._must(self.shell.make(made), f"make {made}")
@@ -107,9 +111,9 @@ class Folder:
         done = self.transport.run(words)
         if done.code:
             raise EnvironmentFault(f"{self.transport.where} cannot {what}: {done.said}", "name another folder")
-        return done.out.strip()
+        return (done.out.strip().splitlines() or [""])[-1]  # a login may print above it
 
 
 def _here() -> str:
-    """This machine's name, as a part of a file's."""
-    return re.sub(r"[^\w.-]", "-", socket.gethostname())
+    """This machine, as a part of a file's name: two may be called alike."""
+    return re.sub(r"[^\w.-]", "-", f"{socket.gethostname()}-{uuid.getnode():x}")

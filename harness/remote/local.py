@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import EnvironmentFault
 from harness.remote.shells import Posix, Python, Shell, ended
-from harness.remote.transport import Done, Talk, call
+from harness.remote.transport import Done, Refused, Talk, call
 
 
 class Local:
@@ -23,7 +22,7 @@ class Local:
         return self._judged(call(self.shell.argv(words), timeout_s, self.where))
 
     def start(self, words: Sequence[str]) -> Talk:
-        return Talk(self.shell.argv(words), self.where, self._judged)
+        return Talk(self.shell.argv(words, talks=True), self.where, self._judged)
 
     def _judged(self, done: Done) -> Done:
         code, out = ended(done.out)
@@ -33,7 +32,7 @@ class Local:
         try:
             shutil.copyfile(source, target)
         except OSError as error:
-            raise EnvironmentFault(f"{target}: {error.strerror}", "free some space, or name another folder") from None
+            raise Refused(self.where, f"writing {target}", str(error.strerror)) from None
 
     def pull(self, source: str, target: Path) -> None:
         self.push(Path(source), str(target))

@@ -11,10 +11,17 @@ from harness.errors import EnvironmentFault, HarnessError, Unsupported
 from harness.remote.device import MOST, Handle, Look, Remote, opened
 from harness.remote.runners.agent import Agent, Process
 
+REFUSED = ("NotImplemented", "InvalidGraph", "QNN graph")  # what ONNX Runtime says of graphs, not of machines
+
 
 class OnnxRuntime(Remote):
-    provider: Mapping[str, Any] = {"name": "CPUExecutionProvider"}
+    clocks = ("wall", "cpu")
+    words = frozenset({"python", "threads"})
     packages: tuple[str, ...] = ("onnxruntime", "numpy")
+
+    @property
+    def provider(self) -> dict[str, Any]:
+        return {"name": "CPUExecutionProvider"}
 
     @cached_property
     def agent(self) -> Agent:
@@ -35,7 +42,7 @@ class OnnxRuntime(Remote):
 
     def identity(self) -> Mapping[str, Any]:
         known = {name: self.found.get(name, "") for name in ("model", "machine", "cores")}
-        return {**known, "onnxruntime": self.found["packages"]["onnxruntime"]}
+        return {**known, "threads": self.target.threads, "onnxruntime": self.found["packages"]["onnxruntime"]}
 
     def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
         if opened(handle).process is None:
@@ -66,10 +73,12 @@ class OnnxRuntime(Remote):
     def _open(self, model: str) -> Process:
         process = self.agent.start()
         try:
-            asked = {"model": model, "provider": dict(self.provider), "threads": self.target.threads}
+            asked = {"model": model, "provider": self.provider, "threads": self.target.threads}
             self.lowered(process.ask("open", timeout_s=self.target.timeout_s, **asked))
-        except BaseException:
+        except BaseException as error:
             process.close()
+            if isinstance(error, HarnessError) and any(word in error.cause for word in REFUSED):
+                raise Unsupported(f"{self.name} cannot open the graph: {error.cause}") from error
             raise
         return process
 

@@ -24,10 +24,13 @@ def ended(out: str) -> tuple[int, str]:
 
 
 class Shell(Protocol):
-    def argv(self, words: Sequence[str]) -> list[str]:
-        """A program and its arguments, which runs these words and tells how they ended."""
+    def argv(self, words: Sequence[str], talks: bool = False) -> list[str]:
+        """A program and its arguments, which runs these words and tells how they ended.
 
-    def line(self, words: Sequence[str]) -> str:
+        When its stdin ends, nobody waits any more, and so do the words; one that `talks` sees to that itself.
+        """
+
+    def line(self, words: Sequence[str], talks: bool = False) -> str:
         """The same for a login shell, whichever it is."""
 
     # orders: words for `argv` and `line`
@@ -45,12 +48,20 @@ class Shell(Protocol):
 TEMPORARY = '"$TMPDIR" /data/local/tmp /tmp'  # Android has no /tmp
 
 
-class Posix:
-    def argv(self, words: Sequence[str]) -> list[str]:
-        return ["sh", "-c", f"( {shlex.join(words)} ); ended=$?; echo; echo {MARK}$ended"]
+# a shell gives what it starts aside no stdin, so that is kept under another number
+WATCHED = (
+    "exec 3<&0; {} </dev/null 3<&- & child=$!; ( cat <&3; kill $child ) >/dev/null 2>&1 & watch=$!;"
+    " wait $child; ended=$?; kill $watch 2>/dev/null"
+)
 
-    def line(self, words: Sequence[str]) -> str:
-        return shlex.join(self.argv(words))
+
+class Posix:
+    def argv(self, words: Sequence[str], talks: bool = False) -> list[str]:
+        run = f"( {shlex.join(words)} ); ended=$?"
+        return ["sh", "-c", f"{run if talks else WATCHED.format(shlex.join(words))}; echo; echo {MARK}$ended"]
+
+    def line(self, words: Sequence[str], talks: bool = False) -> str:
+        return shlex.join(self.argv(words, talks))
 
     def temporary(self) -> list[str]:
         return ["sh", "-c", f'for at in {TEMPORARY}; do [ -d "$at" ] && echo "$at" && exit; done; exit 1']
@@ -72,7 +83,15 @@ class Posix:
 
 
 PROGRAM = """
-import hashlib, json, os, shutil, subprocess, sys, tempfile
+import hashlib, json, os, shutil, subprocess, sys, tempfile, threading
+def run():
+    child = subprocess.Popen(words, stdin=None if talks else subprocess.DEVNULL)
+    def watch():
+        sys.stdin.buffer.read()
+        child.terminate()
+    if not talks:
+        threading.Thread(target=watch, daemon=True).start()
+    return child.wait()
 def remove(*paths):
     for path in paths:
         shutil.rmtree(path, True)
@@ -98,7 +117,7 @@ try:
     if words[0] in orders:
         orders[words[0]](*words[1:])
     else:
-        code = subprocess.call(words)
+        code = run()
 except FileNotFoundError as error:
     code = 1 if words[0] in orders else 127
     print(error, file=sys.stderr)
@@ -106,6 +125,7 @@ except OSError as error:
     code = 1
     print(error, file=sys.stderr)
 print("\\n" + mark + str(code if code >= 0 else 128 - code), flush=True)
+os._exit(0)
 """
 
 
@@ -115,13 +135,13 @@ class Python:
     def __init__(self, python: str) -> None:
         self.python = python
 
-    def argv(self, words: Sequence[str]) -> list[str]:
-        program = f"words={json.dumps(list(words))};mark={MARK!r}\n{PROGRAM}"
+    def argv(self, words: Sequence[str], talks: bool = False) -> list[str]:
+        program = f"words={json.dumps(list(words))};talks={talks};mark={MARK!r}\n{PROGRAM}"
         coded = base64.b64encode(program.encode()).decode()
         return [self.python, "-c", f"exec(__import__('base64').b64decode('{coded}'))"]
 
-    def line(self, words: Sequence[str]) -> str:
-        python, flag, program = self.argv(words)
+    def line(self, words: Sequence[str], talks: bool = False) -> str:
+        python, flag, program = self.argv(words, talks)
         return f'{python} {flag} "{program}"'
 
     def temporary(self) -> list[str]:

@@ -5,6 +5,7 @@ One connection carries everything. Nobody is asked anything: what needs a person
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import re
 import shutil
@@ -63,15 +64,16 @@ class Ssh:
         }
         self._options = [word for name, value in set_.items() for word in ("-o", f"{name}={value}")]
         self._answered = False
+        atexit.register(self.close)
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
         return self._judged(call(self._client(words), timeout_s, self.where))
 
     def start(self, words: Sequence[str]) -> Talk:
-        return Talk(self._client(words), self.where, self._judged)
+        return Talk(self._client(words, talks=True), self.where, self._judged)
 
-    def _client(self, words: Sequence[str]) -> list[str]:
-        return ["ssh", "-T", *self._options, "--", self.host, self.shell.line(words)]
+    def _client(self, words: Sequence[str], talks: bool = False) -> list[str]:
+        return ["ssh", "-T", *self._options, "--", self.host, self.shell.line(words, talks)]
 
     def _judged(self, done: Done) -> Done:
         code, out = ended(done.out)
@@ -108,6 +110,7 @@ class Ssh:
         return Unreachable(f"{self.where} cannot be reached: {last}", f"try: ssh {self.where} true")
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             end = ["ssh", *self._options, "-O", "exit", "--", self.host]
             subprocess.run(end, capture_output=True, timeout=10, check=False)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Literal
 
 from platformdirs import user_config_dir
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import EnvironmentFault, UsageError
 from harness.remote.adb import Adb
+from harness.remote.folder import ABSOLUTE
 from harness.remote.local import Local
 from harness.remote.shells import Python, Shell
 from harness.remote.ssh import Ssh
 from harness.remote.transport import Transport
 
-ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
 NEEDS = {"ssh": "host", "adb": "serial", "local": None}
+ONLY = {  # words that mean nothing to another transport
+    "ssh": {"host", "user", "port", "key", "options"},
+    "adb": {"serial", "server_port"},
+    "local": set(),
+}
 
 
 class Target(BaseModel):
@@ -40,17 +44,29 @@ class Target(BaseModel):
     threads: int = Field(1, ge=1)
     clock: Literal["", "wall", "cpu", "device"] = Field("", description="ranked instead of the device's usual one")
     tools: dict[str, str] = Field({}, description="programs there that are not where they usually are: trtexec")
+    soc: str = Field("", pattern=r"^\d*$", description="for QNN: another chip than the usual one, as QNN numbers them")
     accelerator: str = Field("", description="for nnapi: the one to use, as benchmark_model names it")
     power_mode: str = Field(
         "", description="the one it must be in, in its own words; anything else is told and refused"
     )
     timeout_s: float = Field(900, gt=0, description="of one visit")
 
+    @field_validator("folder", "python")
+    @classmethod
+    def _slashes(cls, path: str) -> str:
+        """As Windows takes them too."""
+        return path.replace("\\", "/") if path[1:2] == ":" else path
+
     @model_validator(mode="after")
     def _reachable(self) -> Target:
         need = NEEDS[self.transport]
         if need and not getattr(self, need):
             raise ValueError(f"transport {self.transport} needs {need}")
+        others = set().union(*ONLY.values()) - ONLY[self.transport]
+        if idle := sorted(others & self.model_fields_set):
+            raise ValueError(f"transport {self.transport} knows no {', '.join(idle)}")
+        if self.system == "windows" and (self.transport == "adb" or " " in self.python):
+            raise ValueError("system windows goes with ssh or local, and with a python whose path has no blanks")
         if self.folder and not ABSOLUTE.match(self.folder):
             raise ValueError(f"folder {self.folder} is not an absolute path")
         return self

@@ -118,10 +118,15 @@ class Talk:
         assert self._client.stdin is not None
         with suppress(BrokenPipeError):
             self._client.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._client.wait(PATIENCE_S)
-        self._client.kill()
-        self._client.wait()
+        _ended(self._client)
+
+
+def _ended(client: subprocess.Popen[str]) -> None:
+    """Nobody listens any more: what runs at the other end hears that first."""
+    with suppress(subprocess.TimeoutExpired):
+        client.wait(PATIENCE_S)
+    client.kill()
+    client.wait()
 
 
 def _client(words: Sequence[str], **more: Any) -> subprocess.Popen[str]:
@@ -147,6 +152,5 @@ def call(words: Sequence[str], timeout_s: float, where: str) -> Done:
         raise TooLong(f"{where}: no end after {timeout_s:g} s") from None
     finally:
         os.close(theirs)
-        client.kill()
-        client.wait()
+        _ended(client)
     return Done(client.returncode, out, err)

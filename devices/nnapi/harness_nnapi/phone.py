@@ -21,6 +21,8 @@ class Nnapi(Remote):
     name = "nnapi"
     example = "{transport: adb, serial: R5CW, tools: {benchmark_model: /data/local/tmp/benchmark_model}}"
 
+    words = frozenset({"tools", "threads", "accelerator"})
+
     @property
     def binary(self) -> str:
         return self.target.tools.get(TOOL, "")
@@ -37,10 +39,7 @@ class Nnapi(Remote):
     def _tool(self) -> str:
         if not self.binary:
             raise EnvironmentFault("the device's file names no benchmark_model", f"push it, and say: {self.example}")
-        done = self.folder.transport.run(["sha256sum", self.binary])
-        if done.code:
-            raise EnvironmentFault(f"{self.where}: {done.said}", "push it there, and make it executable")
-        self.found["tool"] = done.out.split()[0][:16]
+        self.found["tool"] = android.usable(self.folder.transport, self.binary, self.where)
         return self.binary
 
     def _phone(self) -> str:
@@ -49,7 +48,10 @@ class Nnapi(Remote):
 
     def identity(self) -> Mapping[str, Any]:
         known = {name: self.found.get(name, "") for name in ("model", "build", "tool")}
-        return {**known, "accelerator": self.target.accelerator}
+        return {**known, "accelerator": self.target.accelerator, "converter": tflite.PACKAGES[0]}
+
+    def is_genuine(self) -> bool:
+        return bool(self.found.get("sdk"))  # any Android, but an Android
 
     def notes(self) -> list[str]:
         sdk = self.found.get("sdk", "")
@@ -85,6 +87,7 @@ class Nnapi(Remote):
         )
         done = self.folder.transport.run(words, self.target.timeout_s)
         text = done.out + done.err
-        if elsewhere := benchmark_model.fallback(text):
+        elsewhere = benchmark_model.fallback(text)
+        if elsewhere and (done.code == 0 or not elsewhere[0].startswith(benchmark_model.UNTOLD)):
             raise Unsupported(f"{self.name}: not all of it runs on NNAPI: {'; '.join(elsewhere)}")
         return benchmark_model.told(text, done.code)

@@ -12,7 +12,8 @@ import pytest
 from harness_nnapi.phone import Nnapi
 
 from harness import TimingPlan, Unsupported, Workload
-from harness.conformance import Conformance
+from harness.conformance import check
+from harness.errors import HarnessError
 from harness.export import own, tflite
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -54,10 +55,6 @@ def converted(monkeypatch):
     monkeypatch.setattr(tflite, "export", export)
 
 
-class TestNnapi(Conformance):
-    name = "nnapi"
-
-
 def linear(wide: int):
     import torch
 
@@ -70,6 +67,11 @@ def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
     assert info.usable, info.reason
     assert info.fingerprint["model"] == "SM-S911B SM8550"
     assert any("deprecated" in note for note in info.notes)
+    assert info.provenance == "simulated"  # it has no version of Android
+    found.found["sdk"] = "34"
+    assert found.provenance() == ""
+    found.found["emulated"] = True
+    assert found.provenance() == "emulator"
     handle = found.prepare(linear(100), SMALL)
     there = Path(found.folder.path) / handle.name
     assert os.listdir(there) == [tflite.FILE]
@@ -82,11 +84,27 @@ def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
     assert not list(there.parent.parent.glob("harness-*"))
 
 
+def test_it_conforms(phone, converted):
+    phone()
+    (report,) = check("nnapi")
+    failed = {result.check for result in report.results if result.outcome == "failed"}
+    assert failed == {"units", "growth"}  # its times are made up of a file's size
+
+
 def test_a_fall_back_to_the_cpu_is_an_error(phone, converted):
     found = phone(accelerator="refuse")
     handle = found.prepare(linear(10), SMALL)
     with pytest.raises(Unsupported, match="not all of it runs on NNAPI: the graph: NNAPI took it and gave it back"):
         found.measure(handle, TimingPlan(iterations=1))
+    found.folder.end()
+
+
+def test_a_program_that_dies_is_no_verdict_on_the_model(phone, converted):
+    found = phone(accelerator="crash")
+    handle = found.prepare(linear(10), SMALL)
+    with pytest.raises(HarnessError, match="benchmark_model: it was ended by SIGKILL") as error:
+        found.measure(handle, TimingPlan(iterations=1))
+    assert not isinstance(error.value, Unsupported)
     found.folder.end()
 
 

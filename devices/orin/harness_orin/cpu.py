@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
-from harness.remote.device import Look
+from harness.api import Workload
+from harness.remote.device import Handle, Look
 from harness.remote.ort import OnnxRuntime
-from harness_orin.jetson import ORIN, Jetson
+from harness_orin.jetson import ORIN, POWER, Jetson
 
 
 class OrinCpu(OnnxRuntime):
     name = "orin-cpu"
     example = "{transport: ssh, host: orin.local, user: me, threads: 4}"
     genuine = ORIN
+    words = frozenset({"python", "threads", "power_mode"})
 
     def more_looks(self) -> Iterator[Look]:
         yield from super().more_looks()
         yield "power mode", self._power_mode
 
+    @cached_property
+    def jetson(self) -> Jetson:
+        return Jetson(self.folder, self.target)
+
     def _power_mode(self) -> str:
-        self.found["power_mode"] = Jetson(self.folder, self.target).power_mode()
-        return self.found["power_mode"] or "not told"
+        self.found |= self.jetson.power()
+        return self.jetson.words(self.found)
 
     def identity(self) -> Mapping[str, Any]:
-        return {**super().identity(), "power_mode": self.found["power_mode"]}
+        return {**super().identity(), **{name: self.found[name] for name in POWER}}
+
+    def prepare(self, model: Any, workload: Workload) -> Handle:
+        self.jetson.power()  # it may have been changed since it was planned
+        return super().prepare(model, workload)

@@ -14,13 +14,14 @@ from harness.errors import EnvironmentFault, HarnessError, Unsupported
 from harness.remote.device import Handle, Look, Remote, opened
 from harness.remote.runners import trtexec
 from harness.remote.runners.words import BadOutput
-from harness_orin.jetson import ORIN, Jetson, reading, watts
+from harness_orin.jetson import ORIN, POWER, Jetson, reading, watts
 
 CANNOT = re.compile(r"no importer|not supported|[Uu]nsupported|Failed to parse|parse.*failed", re.IGNORECASE)
+LEAST = 10  # TensorRT's major version that reads what torch exports
 # tegrastats writes to a file while a program runs, and is gone with it
 WATCHED = (
-    'log=$1; shift; tegrastats --interval 100 > "$log" 2>/dev/null & watcher=$!;'
-    ' "$@"; ended=$?; kill $watcher 2>/dev/null; exit $ended'
+    'log=$1; shift; tegrastats --interval 100 > "$log" 2>/dev/null & watcher=$!; "$@" & program=$!;'
+    ' trap "kill $program $watcher" TERM; wait $program; ended=$?; kill $watcher 2>/dev/null; exit $ended'
 )
 
 
@@ -28,6 +29,8 @@ class OrinGpu(Remote):
     name = "orin-gpu"
     example = "{transport: ssh, host: orin.local, user: me, power_mode: MAXN}"
     genuine = ORIN
+    clocks = ("device", "wall")
+    words = frozenset({"tools", "power_mode"})
     dtypes = ("fp16", "fp32", "bf16")
 
     @property
@@ -53,26 +56,29 @@ class OrinGpu(Remote):
         yield "sensors", self._sensors
 
     def _trtexec(self) -> str:
-        self.found["tensorrt"] = trtexec.version(self.help)
+        self.found["tensorrt"] = version = trtexec.version(self.help)
         self.found["model"] = self.jetson.model()
+        if version and int(version.partition(".")[0]) < LEAST:
+            raise EnvironmentFault(
+                f"{self.where}: TensorRT {version} reads no graph of opset 20", "update to JetPack 6.1"
+            )
         return f"{self.binary}, TensorRT {self.found['tensorrt'] or 'of unknown version'}"
 
     def _power_mode(self) -> str:
-        self.found["power_mode"] = self.jetson.power_mode()
-        self.found["clocks_hz"] = self.jetson.clocks()
-        clocks = [f"{name} {hz / 1e6:.0f} MHz" for name, hz in self.found["clocks_hz"].items() if name == "GPU"]
-        return ", ".join([self.found["power_mode"] or "not told", *clocks])
+        self.found |= self.jetson.power()
+        return self.jetson.words(self.found)
 
     def _sensors(self) -> str:
         lines = self._watch(["sleep", "0.5"])[1]
-        self.found["state"] = lines[-1] if lines else {}
+        self.found["state"] = {**(lines[-1] if lines else {}), "clocks_hz": self.found["clocks_hz"]}
         return "tegrastats tells nothing" if not lines else "tegrastats: " + ", ".join(lines[-1])
 
     def identity(self) -> Mapping[str, Any]:
-        return {name: self.found.get(name, "") for name in ("model", "tensorrt", "power_mode")}
+        return {name: self.found.get(name, "") for name in ("model", "tensorrt", *POWER)}
 
     def ready(self, model: Path, dtype: str) -> Handle:
         """Its engine, built over there; the graph is not needed any more."""
+        self.jetson.power()  # it may have been changed since it was planned
         handle = super().ready(model, dtype)
         try:
             engine = f"{self.folder.path}/{handle.name}/model.plan"

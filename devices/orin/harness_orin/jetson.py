@@ -14,12 +14,13 @@ from harness.remote.target import Target
 ORIN = r"\bOrin\b"
 MODEL = "/proc/device-tree/model"
 MODE = re.compile(r"NV Power Mode: *(\S+)")
-CLOCK = re.compile(r"^(GPU|cpu\d+|EMC)\b.*?CurrentFreq=(\d+)", re.MULTILINE)
+CLOCK = re.compile(r"^(GPU|cpu\d+|EMC)\b.*?MinFreq=(\d+) MaxFreq=(\d+) CurrentFreq=(\d+)", re.MULTILINE)
 RAM = re.compile(r"\bRAM (\d+)/(\d+)MB")
 BUSY = re.compile(r"\bGR3D_FREQ (\d+)%")
 DEGREES = re.compile(r"\b(\w+)@(-?\d+(?:\.\d+)?)C\b")
-POWER = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/(\d+)(?:mW)?(?= |$)")
-WHOLE = ("VDD_IN", "POM_5V_IN")  # rails that hold all others; without one their sum is the module's
+RAILS = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/(\d+)(?:mW)?(?= |$)")
+WHOLE = ({"VDD_IN"}, {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"})  # rails that make the module's power, NX and AGX
+POWER = ("power_mode", "clocks_locked")
 
 
 class Jetson:
@@ -29,8 +30,17 @@ class Jetson:
     def model(self) -> str:
         return self._told("cat", MODEL).strip("\0 \n")
 
-    def power_mode(self) -> str:
-        """Its name, where it tells; what the device's file asks for must hold."""
+    def power(self) -> dict[str, Any]:
+        """Its mode, and whether jetson_clocks holds its clocks, where it tells; what the file asks for must hold."""
+        clocks = self.clocks()
+        locked = all(low == high for low, high, _ in clocks.values()) if clocks else None
+        return {"power_mode": self._mode(), "clocks_locked": locked, "clocks_hz": {n: c[2] for n, c in clocks.items()}}
+
+    def words(self, found: dict[str, Any]) -> str:
+        locked = {True: "clocks locked", False: "clocks free: sudo jetson_clocks locks them", None: "clocks not told"}
+        return f"{found['power_mode'] or 'not told'}, {locked[found['clocks_locked']]}"
+
+    def _mode(self) -> str:
         found = MODE.search(self._told("nvpmodel", "-q"))
         mode, wanted = found[1] if found else "", self.target.power_mode
         if wanted and mode != wanted:
@@ -41,9 +51,10 @@ class Jetson:
             )
         return mode
 
-    def clocks(self) -> dict[str, int]:
-        """In Hz, where this user may ask jetson_clocks."""
-        return {name: int(hz) for name, hz in CLOCK.findall(self._told("sudo", "-n", "jetson_clocks", "--show"))}
+    def clocks(self) -> dict[str, tuple[int, ...]]:
+        """Least, most and now in Hz, where this user may ask jetson_clocks. It tells those of CPUs in kHz."""
+        said = CLOCK.findall(self._told("sudo", "-n", "jetson_clocks", "--show"))
+        return {name: tuple(int(hz) * (1000 if name.startswith("cpu") else 1) for hz in known) for name, *known in said}
 
     def _told(self, *words: str) -> str:
         done = self.folder.transport.run(list(words))
@@ -61,10 +72,11 @@ def reading(line: str) -> dict[str, Any]:
     if degrees:
         found["temperatures_c"] = degrees
         found["throttle"] = sorted(f"{name} is hot" for name, value in degrees.items() if value >= HOT)
-    rails = {name: int(now) for name, now, _ in POWER.findall(line) if name not in ("RAM", "SWAP")}
+    rails = {name: int(now) for name, now, _ in RAILS.findall(line) if name not in ("RAM", "SWAP")}
     if rails:
         found["rails_mw"] = rails
-        found["power_mw"] = next((rails[name] for name in WHOLE if name in rails), sum(rails.values()))
+        if whole := next((names for names in WHOLE if names <= rails.keys()), None):
+            found["power_mw"] = sum(rails[name] for name in whole)
     return found
 
 

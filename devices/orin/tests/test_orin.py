@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from harness_orin.cpu import OrinCpu
 from harness_orin.gpu import OrinGpu
-from harness_orin.jetson import reading, watts
+from harness_orin.jetson import Jetson, reading, watts
 
 from harness import TimingPlan, Unsupported, Workload
 from harness.conformance import Conformance
@@ -37,8 +38,8 @@ def orin(tmp_path_factory):
         made = home / "bin" / program.name
         made.write_text(f"#!{sys.executable}\n{program.read_text()}")
         made.chmod(0o755)
-    words = {"transport": "local", "folder": str(home / "there"), "python": sys.executable, "timeout_s": 120}
-    (home / "orin-cpu.yaml").write_text(json.dumps(words))
+    words = {"transport": "local", "folder": str(home / "there"), "timeout_s": 120}
+    (home / "orin-cpu.yaml").write_text(json.dumps({**words, "python": sys.executable}))
     (home / "orin-gpu.yaml").write_text(json.dumps({**words, "tools": {"trtexec": str(home / "bin" / "trtexec")}}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_DEVICES", str(home))
@@ -105,7 +106,7 @@ def test_an_engine_is_built_timed_and_taken_away(model):
 
 def test_what_cannot_be_built_says_why_and_leaves_nothing(model, monkeypatch):
     gpu = OrinGpu("tensorrt")
-    monkeypatch.setattr(type(gpu), "help", "--loadEngine")  # a version that knows no precision
+    monkeypatch.setattr(type(gpu), "help", "--loadEngine --skipInference")  # a version that knows no precision
     with pytest.raises(HarnessError, match="Network has FP16 tensors"):
         gpu.prepare(model, Workload.parse("prefill:1x16"))
     assert left(gpu.folder.path) == []
@@ -115,6 +116,48 @@ def test_what_cannot_be_built_says_why_and_leaves_nothing(model, monkeypatch):
 def test_a_dtype_that_a_device_does_not_run_is_unsupported(model):
     with pytest.raises(Unsupported, match="orin-cpu runs no fp16 models"):
         OrinCpu().prepare(model, Workload.parse("prefill:1x16"))
+
+
+def test_clocks_and_their_units(orin, monkeypatch):
+    """As jetson_clocks shows them: those of CPUs in kHz, the others in Hz."""
+    cpu = OrinCpu()
+    cpu.probe()
+    assert cpu.found["clocks_locked"] is None  # there is no jetson_clocks, or no right to ask it
+    monkeypatch.setattr(Jetson, "_told", lambda self, *words: CLOCKS if "jetson_clocks" in words else "")
+    assert cpu.jetson.clocks() == {
+        "cpu0": (729_600_000, 2_201_600_000, 2_112_000_000),
+        "GPU": (306_000_000, 1_300_500_000, 306_000_000),
+        "EMC": (204_000_000, 3_199_000_000, 3_199_000_000),
+    }
+    assert cpu.jetson.power()["clocks_locked"] is False
+    locked = re.sub(r"MinFreq=\d+ MaxFreq=(\d+)", r"MinFreq=\1 MaxFreq=\1", CLOCKS)
+    monkeypatch.setattr(Jetson, "_told", lambda self, *words: locked if "jetson_clocks" in words else "")
+    assert cpu.jetson.power()["clocks_locked"] is True
+    cpu.folder.end()
+
+
+CLOCKS = """SOC family:tegra234  Machine:NVIDIA Orin
+cpu0: Online=1 Governor=schedutil MinFreq=729600 MaxFreq=2201600 CurrentFreq=2112000 IdleStates: WFI=1 c7=1
+GPU MinFreq=306000000 MaxFreq=1300500000 CurrentFreq=306000000
+EMC MinFreq=204000000 MaxFreq=3199000000 CurrentFreq=3199000000 FreqOverride=0
+"""
+
+
+def test_words_that_mean_nothing_to_a_device_are_refused(orin, monkeypatch, tmp_path):
+    for device, words in (
+        (OrinGpu, {"threads": 2}),
+        (OrinGpu, {"clock": "cpu"}),
+        (OrinCpu, {"tools": {"trtexec": "/t"}}),
+    ):
+        (tmp_path / f"{device.name}.yaml").write_text(json.dumps({"transport": "local", **words}))
+        monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
+        assert f"{device.name} " in device().probe().reason
+        assert "knows no" in device().probe().reason or "has no cpu clock" in device().probe().reason
+
+
+def test_an_old_tensorrt_is_said_to_be_too_old(monkeypatch):
+    monkeypatch.setattr(OrinGpu, "help", "&&&& RUNNING TensorRT.trtexec [TensorRT v8502] --loadEngine")
+    assert "TensorRT 8.5.2 reads no graph" in OrinGpu().probe().reason
 
 
 def test_another_power_mode_than_asked_for_is_refused(orin, monkeypatch, tmp_path):

@@ -32,6 +32,11 @@ class S23(Remote):
     )
     genuine = r"\bSM8550\b"
     dtypes = ("fp16",)
+    words = frozenset({"tools", "soc"})
+
+    @property
+    def soc(self) -> str:
+        return self.target.soc or htp.S23
 
     @property
     def tool(self) -> str:
@@ -56,16 +61,18 @@ class S23(Remote):
             self.found["onnxruntime_qnn"] = version("onnxruntime-qnn")
         except PackageNotFoundError:
             raise EnvironmentFault("no compiler for its NPU is here", "pip install onnxruntime-qnn") from None
-        return f"onnxruntime-qnn {self.found['onnxruntime_qnn']}, for chip {htp.S23}"
+        return f"onnxruntime-qnn {self.found['onnxruntime_qnn']}, for chip {self.soc}"
 
     def _tool(self) -> str:
         if not self.binary:
             wanted = f"tools: {{{self.tool}: /data/local/tmp/...}}"
             raise EnvironmentFault(f"the device's file names no {self.tool}", f"push it, and name it: {wanted}")
-        done = self.folder.transport.run(["sha256sum", self.binary])
-        if done.code:
-            raise EnvironmentFault(f"{self.where}: {done.said}", "push it there with its libraries beside it")
-        self.found["tool"] = done.out.split()[0][:16]
+        self.found["tool"] = android.usable(self.folder.transport, self.binary, self.where)
+        beside = self.binary.rpartition("/")[0]
+        if self.runtime == "net-run":
+            android.usable(self.folder.transport, f"{beside}/qnn-profile-viewer", self.where)
+        libraries = self.folder.transport.run(["sh", "-c", 'cat "$1"/*.so | sha256sum', "sh", beside])
+        self.found["libraries"] = libraries.out.split()[0][:16]
         return self.binary
 
     def _phone(self) -> str:
@@ -73,13 +80,13 @@ class S23(Remote):
         return android.words(self.found)
 
     def identity(self) -> Mapping[str, Any]:
-        known = {name: self.found.get(name, "") for name in ("model", "build", "onnxruntime_qnn", "tool")}
-        return {**known, "soc": htp.S23}
+        known = {name: self.found.get(name, "") for name in ("model", "build", "onnxruntime_qnn", "tool", "libraries")}
+        return {**known, "soc": self.soc}
 
     def ready(self, model: Path, dtype: str) -> Handle:
         with tempfile.TemporaryDirectory(prefix="harness-qnn-") as made:
             target = Path(made) / COMPILED
-            where = (str(model), str(target), htp.S23, self.name)
+            where = (str(model), str(target), self.soc, self.name)
             found = htp.compile(self.compiler, *where, self.target.timeout_s)
             if self.runtime == "net-run":
                 inputs.write(model, Path(made))
@@ -97,7 +104,7 @@ class S23(Remote):
 
     def _perf_test(self, handle: Handle, plan: TimingPlan) -> list[int]:
         beside, results = self.binary.rpartition("/")[0], f"{handle.model}.csv"
-        known = htp.provider(htp.S23, f"{beside}/{LIBRARY}", htp_performance_mode="burst")
+        known = htp.provider(self.soc, f"{beside}/{LIBRARY}", htp_performance_mode="burst")
 
         def run(passes: int) -> list[int]:
             asked = TimingPlan(plan.warmup, passes)

@@ -16,26 +16,36 @@ class XPlus(OnnxRuntime):
     example = "{transport: ssh, host: laptop.local, user: me, system: windows, python: python}"
     genuine = r"X Plus|X1P"
     dtypes = ("fp16",)
-    provider = htp.provider(htp.X_PLUS, htp_performance_mode="burst")
+    clocks = ("wall",)
+    words = frozenset({"python", "soc"})
     packages = ("onnxruntime", "numpy", htp.PACKAGE)
+
+    @property
+    def soc(self) -> str:
+        return self.target.soc or htp.X_PLUS
+
+    @property
+    def provider(self) -> dict[str, Any]:
+        return htp.provider(self.soc, htp_performance_mode="burst")
 
     def more_looks(self) -> Iterator[Look]:
         yield from super().more_looks()
         yield "NPU", self._npu
 
     def _npu(self) -> str:
-        kinds = self.agent.ask("devices", provider=dict(self.provider))["devices"]
+        kinds = self.agent.ask("devices", provider=self.provider)["devices"]
         self.found["emulated"] = "NPU" not in kinds
         return "an NPU" if "NPU" in kinds else f"no NPU but {', '.join(kinds) or 'nothing'}: QNN emulates one"
 
     def identity(self) -> Mapping[str, Any]:
-        return {**super().identity(), htp.PACKAGE: self.found["packages"][htp.PACKAGE], "soc": htp.X_PLUS}
+        known = {name: value for name, value in super().identity().items() if name != "threads"}
+        return {**known, htp.PACKAGE: self.found["packages"][htp.PACKAGE], "soc": self.soc}
 
     def ready(self, model: Path, dtype: str) -> Handle:
         handle = super().ready(model, dtype)
         try:
             target = f"{handle.model.rpartition('/')[0]}/compiled.onnx"
-            found = htp.compile(self.agent, handle.model, target, htp.X_PLUS, self.name, self.target.timeout_s)
+            found = htp.compile(self.agent, handle.model, target, self.soc, self.name, self.target.timeout_s)
             self.folder.remove(f"{handle.name}/{model.name}", f"{handle.name}/{model.name}.data")
         except BaseException:
             self.close(handle)

@@ -32,9 +32,9 @@ def devices(tmp_path_factory):
         made = home / "bin" / program.name
         made.write_text(f"#!{sys.executable}\n{program.read_text()}")
         made.chmod(0o755)
-    words = {"transport": "local", "folder": str(home / "there"), "python": sys.executable, "timeout_s": 120}
+    words = {"transport": "local", "folder": str(home / "there"), "timeout_s": 120}
     tools = {name: str(home / "bin" / name) for name in ("onnxruntime_perf_test", "qnn-net-run")}
-    (home / "qnn-x-plus.yaml").write_text(json.dumps(words))
+    (home / "qnn-x-plus.yaml").write_text(json.dumps({**words, "python": sys.executable}))
     (home / "qnn-s23.yaml").write_text(json.dumps({**words, "tools": tools}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_DEVICES", str(home))
@@ -171,6 +171,7 @@ def test_a_phone_gets_what_was_compiled_here(devices, decoder):
         found = phone.measure(handle, TimingPlan(warmup=1, iterations=3))
         assert len(found.wall_ns) == 3
         assert found.told == {"qnn_partitions": 1, "qnn_binary_bytes": (there / "model_ctx_qnn.bin").stat().st_size}
+        assert info.provenance == ""  # its programs say that it is one: only who writes such programs deceives
         if runtime == "net-run":
             assert found.wall_ns == [2_952_000] * 3
         else:
@@ -195,6 +196,21 @@ def test_an_emulator_is_no_device():
     with pytest.raises(Unsupported, match="runs no fp32 models"):
         found.prepare(__import__("torch").nn.Linear(2, 2), Workload.parse("prefill:1x16"))
     found.folder.end()
+
+
+@pytest.mark.parametrize(
+    ("said", "genuine"),
+    [
+        ("Snapdragon(R) X Plus - X1P64100 - Qualcomm(R) Oryon(TM) CPU", True),
+        ("Snapdragon(R) X Plus - X1P42100 - Qualcomm(R) Oryon(TM) CPU", True),
+        ("Snapdragon(R) X Elite - X1E80100 - Qualcomm(R) Oryon(TM) CPU", False),
+        ("ARMv8 (64-bit) Family 8 Model 1 Revision 201, Qualcomm Technologies Inc", False),
+    ],
+)
+def test_which_laptop_is_meant(said, genuine):
+    found = XPlus("onnxruntime")
+    found.found = {"model": said}
+    assert found.provenance() == ("" if genuine else "simulated")
 
 
 def test_what_is_not_of_qnn_stays_an_error():

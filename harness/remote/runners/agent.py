@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
 import time
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from harness.errors import EnvironmentFault, HarnessError
 from harness.remote import agent
 from harness.remote.folder import Folder
+from harness.remote.runners.words import killed
 from harness.remote.shells import NOTHING_CAME
 from harness.remote.transport import Lost, Talk
 
@@ -27,7 +27,8 @@ class Agent:
 
     def start(self) -> Process:
         """A process of it, to be closed."""
-        self._there = self._there or self.folder.push(FILE, FILE.name)
+        if self._there != f"{self.folder.path}/{FILE.name}":
+            self._there = self.folder.push(FILE, FILE.name)
         return Process(self.folder.transport.start([self.python, self._there]), self.python)
 
     def ask(self, do: str, timeout_s: float = 120, **words: Any) -> dict[str, Any]:
@@ -69,7 +70,5 @@ class Process:
         if code == NOTHING_CAME:
             return Lost(where, said)
         if code > 128:
-            name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
-            hint = ", as a machine does that is out of memory" if name == "SIGKILL" else ""
-            return HarnessError(f"{where}: the agent was ended by {name}{hint}", "the same command again continues")
+            return HarnessError(f"{where}: the agent: {killed(code)}", "the same command again continues")
         return HarnessError(f"{where}: the agent ended with {code}: {said}")

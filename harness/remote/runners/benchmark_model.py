@@ -16,6 +16,7 @@ DELTA = re.compile(rf"Memory footprint delta[^:]*: init=({NUMBER}) overall=({NUM
 VERDICT = re.compile(r"pplied (\w+) delegate, and the model graph will be (completely|partially) executed")
 IGNORED = re.compile(r"Though (\w+) delegate is explicitly applied, the model graph will not be executed")
 REPLACED = re.compile(r"Replacing (\d+)(?: out of (\d+))? node\(s\) with delegate \((\w+)\)")
+UNTOLD = "the graph, for all that is known: no word of"
 UNDONE = "Restored original execution plan"
 REFERENCE = "nnapi-reference"  # an accelerator that is the CPU
 
@@ -40,7 +41,7 @@ def told(text: str, code: int) -> dict[str, Any]:
     """Of the timed passes, which come last: how many, and figures in nanoseconds; memory in bytes."""
     counts = COUNT.findall(text)
     if code or not counts:
-        raise BadOutput(f"benchmark_model: {fault(text, FAULTS)}", "")
+        raise BadOutput(f"benchmark_model: {fault(text, FAULTS, code)}", "run it by hand and look")
     passes, rest = counts[-1]
     found: dict[str, Any] = {name: ns(value, "us") for name, value in FIGURE.findall(rest)}
     if "avg" not in found:
@@ -64,8 +65,8 @@ def fallback(text: str, delegate: str = "NNAPI") -> list[str]:
     if f"NNAPI accelerator name: [{REFERENCE}]" in text:
         return [f"the graph: {REFERENCE} is the CPU"]
     said = [share for name, share in VERDICT.findall(text) if name.lower() == delegate.lower()]
-    if said == ["completely"]:
+    if set(said) == {"completely"}:
         return []
     taken = [found for found in REPLACED.findall(text) if delegate.lower() in found[2].lower()]
     count = f"all but {taken[-1][0]} of {taken[-1][1] or 'unknown'} nodes" if taken else "an unknown part of the graph"
-    return [count if said else f"the graph, for all that is known: no word of {delegate}"]
+    return [count if said else f"{UNTOLD} {delegate}"]

@@ -43,7 +43,7 @@ def words(
 def done(text: str, code: int) -> None:
     """BadOutput with its reason, unless it says that it finished."""
     if code or DONE not in text:
-        raise BadOutput(f"qnn-net-run: {fault(text, FAULTS)}", "")
+        raise BadOutput(f"qnn-net-run: {fault(text, FAULTS, code)}", "run it by hand and look")
 
 
 def told(text: str) -> dict[str, dict[str, Any]]:

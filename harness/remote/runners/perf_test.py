@@ -37,7 +37,7 @@ def told(text: str, code: int) -> dict[str, Any]:
     for name, value, unit in FIGURE.findall(text):
         found[name.removesuffix(" total")] = ns(value, unit) if unit in ("s", "ms", "us", "ns") else number(value)
     if code or "Total inference requests" not in found:
-        raise BadOutput(f"onnxruntime_perf_test: {fault(text, FAULTS)}", "")
+        raise BadOutput(f"onnxruntime_perf_test: {fault(text, FAULTS, code)}", "run it by hand and look")
     return found
 
 

@@ -20,7 +20,7 @@ MEMORY = re.compile(r"(?:Total|Max) (Device Persistent|Scratch|Activation|Weight
 
 def build(binary: str, model: str, engine: str, dtype: str, known: str) -> list[str]:
     """`known` is what its --help says: words come and go between versions."""
-    wanted = [f"--{dtype}", "--stronglyTyped"] if dtype != "fp32" else []
+    wanted = [f"--{dtype}", "--stronglyTyped"] if dtype != "fp32" else ["--noTF32"]
     precision = [word for word in wanted if word in known][:1]
     only = "--skipInference" if "--skipInference" in known else "--buildOnly"
     cache = [f"--timingCacheFile={engine.rpartition('/')[0]}/../timing.cache"] if "--timingCacheFile" in known else []
@@ -32,7 +32,7 @@ def time(binary: str, engine: str, plan: TimingPlan, times: str, known: str) -> 
     return [
         binary,
         f"--loadEngine={engine}",
-        f"--warmUp={max(200, round(plan.seconds * 1000))}",
+        f"--warmUp={max(200, round(plan.seconds * 1000)) if plan.warmup else 0}",
         f"--duration={math.ceil(plan.seconds)}",
         f"--iterations={plan.iterations}",
         "--avgRuns=1",
@@ -69,7 +69,7 @@ def version(text: str) -> str:
 def told(text: str, code: int) -> dict[str, Any]:
     """Its version and its own figures, in nanoseconds; BadOutput with its reason if it did not pass."""
     if code or "&&&& FAILED" in text or ("&&&& RUNNING" in text and "&&&& PASSED" not in text):
-        raise BadOutput(f"trtexec: {fault(text, FAULTS)}", "")
+        raise BadOutput(f"trtexec: {fault(text, FAULTS, code)}", "run it by hand and look")
     found: dict[str, Any] = {"version": version(text)}
     for name, words in ROW.findall(text):
         figures = {figure: ns(value, unit) for figure, value, unit in FIGURE.findall(words)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable
 
 from harness.errors import HarnessError
@@ -13,6 +14,12 @@ UNITS = {"s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3, "ns": 1.0}
 
 class BadOutput(HarnessError):
     """A program ended, and what it printed holds no figure, or a fault in its own words."""
+
+
+def killed(code: int) -> str:
+    """As a shell tells of a signal."""
+    name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
+    return f"it was ended by {name}" + (", as a machine does that is out of memory" if name == "SIGKILL" else "")
 
 
 def number(words: str) -> float:
@@ -28,10 +35,12 @@ def ns(value: str, unit: str) -> int:
     return max(1, round(number(value) * UNITS[unit]))
 
 
-def fault(text: str, signs: Iterable[str]) -> str:
-    """The first line that says what went wrong."""
+def fault(text: str, signs: Iterable[str], code: int = 0) -> str:
+    """The first line that says what went wrong, or the signal that ended it."""
     for line in text.splitlines():
         if any(re.search(sign, line) for sign in signs):
             return line.strip()
+    if code > 128:
+        return killed(code)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it printed nothing"
