@@ -23,6 +23,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 import harness
 from harness import hookspecs, plugins
@@ -32,7 +33,7 @@ from .forks import command
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
-RUNS = ("python", "sh", "toml", "json")
+RUNS = ("python", "sh", "toml", "json", "yaml")
 MARK = re.compile(r"<!-- (slow|not run): ?(.*?) ?-->")
 NEVER = re.compile(r"GPU|download|install|clone|machines|checkout")  # what a test cannot do
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if hasattr(hook, "harness_spec")}
@@ -113,6 +114,12 @@ class Desk:
 
     def toml(self, block: Block) -> None:
         tomllib.loads(block.text)
+
+    def yaml(self, block: Block) -> None:
+        """The file of a device."""
+        from harness.remote.target import Target
+
+        Target.model_validate(yaml.safe_load(block.text))
 
     def json(self, block: Block) -> None:
         json.loads(block.text)

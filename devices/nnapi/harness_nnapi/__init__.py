@@ -15,5 +15,6 @@ def harness_register_devices():
             runtimes=("tflite",),
             clock="wall",
             workload="prefill:1x128",
+            exceptions={"units": "a sample is the mean of a run's passes, so few samples fill the time of many passes"},
         )
     ]

@@ -47,6 +47,11 @@ class TestXPlus(Conformance):
     name = "qnn-x-plus"
 
 
+@pytest.mark.slow
+class TestS23(Conformance):
+    name = "qnn-s23"
+
+
 @pytest.fixture(scope="module")
 def decoder():
     """Three layers, no two alike."""
