@@ -246,8 +246,8 @@ class Pruner(Protocol):
 @runtime_checkable
 class Device(Protocol):
     """Optional beside it: `place`, the torch device where a model should lie before `prepare` ("cpu" if absent);
-    `copies_weights`, true where every handle holds weights of its own, so that few are kept open at a time; and
-    `walk() -> Iterable[Step]`, what `harness doctor NAME` shows, to the first step that fails."""
+    `copies_weights`, true where every handle holds weights of its own, so that few are kept open at a time;
+    `most_open`, how many may be; `walk() -> Iterable[Step]`, what `harness doctor NAME` shows, to the first failure."""
 
     def probe(self) -> DeviceInfo: ...
     def prepare(self, model: Any, workload: Workload) -> Any: ...

@@ -67,6 +67,7 @@ class Suite(Matrix):
     evaluators: list[str] = ["smoke"]
     preset: Literal["quick", "paper"] = "quick"
     limit: int | None = Field(None, ge=1)
+    sustain: float = Field(0.0, ge=0, le=7200, description="seconds that each pruned model also works for")
     calibration: str = DEFAULT_CALIBRATION
     timeout_minutes: float | None = Field(None, gt=0, description="of one step of a cell")
     include: list[Matrix] = []
@@ -173,6 +174,7 @@ def _ask(suite: Suite, one: dict[str, Any]) -> Ask:
         calibration=suite.calibration,
         evaluators=tuple(suite.evaluators),
         limit=suite.limit,
+        sustain=suite.sustain,
         seed=one["seeds"],
     )
     settings = " ".join(f"{name}={value}" for name, value in request.settings.items())

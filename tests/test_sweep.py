@@ -145,6 +145,12 @@ def test_what_is_no_suite_is_said_in_one_line(tmp_path, text, told):
     assert error.value.remedy
 
 
+def test_what_all_cells_share_reaches_each(tmp_path):
+    text = "models: [tiny]\npruners: [random]\nbudgets: [0.3]\nlimit: 2\nsustain: 30\npreset: paper\n"
+    (ask,) = asks(text, tmp_path)
+    assert (ask.request.limit, ask.request.sustain, ask.request.preset) == (2, 30.0, "paper")
+
+
 def test_wrong_values_stop_it_before_any_work_and_unknown_names_wait(tmp_path):
     wrong = asks("{pruners: [{name: magnitude, set: {nosuch: 1}}], models: [tiny]}", tmp_path)
     with pytest.raises(UsageError, match=r"tiny, magnitude nosuch=1.*nosuch"):

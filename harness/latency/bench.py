@@ -93,8 +93,9 @@ class Bench:
     def run(self, shapes: Mapping[str, Shape], rounds: int) -> None:
         """Bring every shape to this many visits: all shapes once a round, in an order drawn anew."""
         batch: dict[str, Shape] = {}
+        most = getattr(self.device, "most_open", OPEN)
         for name in [name for name in shapes if self.visits.count(name) < rounds]:
-            if len(batch) == OPEN or (batch and sum(map(self.held, [*batch.values(), shapes[name]])) > OPEN_BYTES):
+            if len(batch) == most or (batch and sum(map(self.held, [*batch.values(), shapes[name]])) > OPEN_BYTES):
                 self._rounds(batch, rounds)
                 batch = {}
             batch[name] = shapes[name]

@@ -52,6 +52,7 @@ class Remote:
     words: frozenset[str] = frozenset()  # of the device's file, beside those that all have
     place = "cpu"
     copies_weights = True
+    most_open = 8  # each may be a process over there
 
     def __init__(self, runtime: str = "") -> None:
         self.runtime = runtime
