@@ -222,3 +222,9 @@ def enough(plan: TimingPlan, handle: Handle, run: Callable[[int], list[int]]) ->
         if missing <= 0 or passes >= MOST:
             return found
         handle.passes = passes = min(MOST, 1 + int(1.1 * plan.seconds * 1e9 / max(min(found), 1)))
+
+
+def means(plan: TimingPlan, run: Callable[[int], int]) -> list[int]:
+    """By a program that tells its passes' mean only: a sample is a run, of as many as fill its share of the time."""
+    passes = max(1, int(plan.seconds * 1e9 / max(run(1), 1) / plan.iterations))
+    return [run(passes) for _ in range(plan.iterations)]

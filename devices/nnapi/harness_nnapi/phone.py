@@ -11,7 +11,7 @@ from harness.api import Samples, TimingPlan, Workload
 from harness.errors import EnvironmentFault, Unsupported
 from harness.export import own, tflite
 from harness.remote import android
-from harness.remote.device import Handle, Look, Remote, opened
+from harness.remote.device import Handle, Look, Remote, means, opened
 from harness.remote.runners import benchmark_model
 
 TOOL = "benchmark_model"
@@ -68,13 +68,18 @@ class Nnapi(Remote):
         """Each sample is the mean of a run of its own: this program tells no single passes."""
         opened(handle)
         before = android.state(self.folder.transport)
-        first = self._run(handle, 1)
-        passes = max(1, int(plan.seconds * 1e9 / first["avg"] / plan.iterations))
-        found = [self._run(handle, passes) for _ in range(plan.iterations)]
+        peaks = []
+
+        def once(passes: int) -> int:
+            found = self._run(handle, passes)
+            peaks.append(found.get("peak_bytes"))
+            return int(found["avg"])
+
+        wall = means(plan, once)
         after = android.state(self.folder.transport)
-        peaks = [one["peak_bytes"] for one in found if "peak_bytes" in one]
+        peaks = [peak for peak in peaks[1:] if peak]  # the first only shows how long a pass is
         return Samples(
-            wall_ns=[one["avg"] for one in found],
+            wall_ns=wall,
             before={**before, "fallback": []},
             after={**after, "fallback": []},
             memory={"average": max(peaks), "peak": max(peaks)} if peaks else None,

@@ -13,7 +13,7 @@ from typing import Any
 from harness.api import Samples, TimingPlan
 from harness.errors import EnvironmentFault
 from harness.remote import android
-from harness.remote.device import Handle, Look, Remote, enough, opened
+from harness.remote.device import Handle, Look, Remote, enough, means, opened
 from harness.remote.folder import Folder
 from harness.remote.local import Local
 from harness.remote.runners import net_run, perf_test
@@ -123,9 +123,8 @@ class S23(Remote):
         """Each sample is the mean of a run of its own: this program tells no single passes."""
         folder, beside = handle.model.rpartition("/")[0], self.binary.rpartition("/")[0]
         context = f"{folder}/{Path(COMPILED).stem}_qnn.bin"
-        passes = 1
 
-        def once() -> int:
+        def once(passes: int) -> int:
             words = net_run.words(beside, context, f"{folder}/{inputs.LIST}", f"{folder}/out", passes)
             there = [
                 "sh",
@@ -142,6 +141,4 @@ class S23(Remote):
             self.folder.remove(f"{handle.name}/out")
             return int(found["average"]["NetRun"])
 
-        first = once()
-        passes = max(1, int(plan.seconds * 1e9 / max(first, 1) / plan.iterations))
-        return [once() for _ in range(plan.iterations)]
+        return means(plan, once)
