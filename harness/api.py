@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -77,6 +77,12 @@ class DeviceSpec(Spec):
     dtype: str = "fp32"
     workload: str = "prefill:1x128"
     in_process: bool = False  # models run in the caller's process, so that careful timing opens fresh ones
+
+    def found(self, info: DeviceInfo) -> DeviceSpec:
+        """With what the machine, or its user, decides where it hangs."""
+        asked = info.workloads[0] if info.workloads else self.workload
+        clock, provenance = info.clock or self.clock, info.provenance or self.provenance
+        return replace(self, clock=clock, provenance=provenance, workload=asked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +163,7 @@ class DeviceInfo:
     state: Mapping[str, Any] = field(default_factory=dict)
     clock: str = ""  # ranked instead of the spec's, where the machine or its user decides
     provenance: str = ""  # instead of the spec's, where it turns out to be an emulator or another machine's stand-in
+    workloads: tuple[str, ...] = ()  # timed where none is asked for, instead of the spec's
     notes: tuple[str, ...] = ()  # one line each: what a user should know before trusting it
 
 

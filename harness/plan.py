@@ -51,12 +51,12 @@ class Plan:
     @property
     def clock(self) -> str:
         """The clock that is ranked."""
-        return self.info.clock or self.device.clock
+        return self.device.clock
 
     @property
     def provenance(self) -> str:
         """Of every latency: device, emulator or simulated."""
-        return self.info.provenance or self.device.provenance
+        return self.device.provenance
 
     @property
     def protocol(self) -> timing.TimingProtocol:

@@ -70,7 +70,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
     runtime = request.runtime or device.runtimes[0]
     if runtime not in device.runtimes:
         raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
-    workloads = [str(Workload.parse(text)) for text in request.workloads] or [device.workload]
+    workloads = [str(Workload.parse(text)) for text in request.workloads]
     parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
     found, absent = evaluations(request.evaluators, request.preset, fetch)
     missing = {label: fault.line for label, fault in absent.items()}
@@ -82,6 +82,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
     info = request.probed or plugins.registry().device(device.name, runtime).probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
+    device = device.found(info)
     card = find_card(request.model)
     asked = _asked(request, pruner)
     budget = asked or Budget("ratio", 0.0)
@@ -95,7 +96,7 @@ def make(request: Request, fetch: bool = True) -> Plan:
         budget=BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit),
         device=device.name,
         runtime=runtime,
-        workloads=workloads,
+        workloads=workloads or list(info.workloads) or [device.workload],
         recovery=recovery.label,
         calibration=request.calibration if calibration or recovery.data else "",
         evaluators=[*(e.label for e in found), *missing],

@@ -99,12 +99,12 @@ def measure(
         raise UsageError(f"no preset {preset!r}", "give quick or paper")
     spec = registry().get("device", device)
     dtype, runtime = dtype or spec.dtype, runtime or spec.runtimes[0]
-    asked = Workload.parse(workload or spec.workload)
     process.prepare(dtype)
     info = registry().device(device, runtime).probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
-    clock, protocol = info.clock or spec.clock, timing.protocol(preset, spec, runtime)
+    spec, protocol = spec.found(info), timing.protocol(preset, spec, runtime)
+    asked = Workload.parse(workload or spec.workload)
     with openers((Path(against or path), Path(path)), device, runtime, dtype, asked, protocol) as (dense, pruned):
-        rounds = timing.interleave(dense, pruned, protocol, clock)
-    return timing.latency(rounds, clock, protocol, info.provenance or spec.provenance)
+        rounds = timing.interleave(dense, pruned, protocol, spec.clock)
+    return timing.latency(rounds, spec.clock, protocol, spec.provenance)

@@ -45,8 +45,9 @@ def row(what: str, name: str, ok: bool, detail: str) -> dict[str, Any]:
 def walk(name: str) -> list[dict[str, Any]]:
     """A device step by step, where it is one to walk to; the first that fails says what to do."""
     device = plugins.registry().device(name)
-    steps = [row("step", step.name, step.ok, step.detail) for step in device.walk()] if hasattr(device, "walk") else []
-    return steps if steps and not steps[-1]["ok"] else [*steps, *devices([name])]
+    if not hasattr(device, "walk"):
+        return devices([name])
+    return [row("step", step.name, step.ok, step.detail) for step in device.walk()]
 
 
 def devices(names: list[str] | None = None) -> list[dict[str, Any]]:

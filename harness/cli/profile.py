@@ -100,14 +100,17 @@ def resolve(
         raise UsageError(f"device {device} has no runtime {runtime!r}", f"known: {', '.join(spec.runtimes)}")
     if dtype not in accounting.BYTES:
         raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(accounting.BYTES)}")
-    asked = Workload.parse(workload or spec.workload)
     card = find_card(model)
     anatomy = anatomy_of(card.config)
-    accounting.flops(anatomy, {}, asked)  # a workload that this family cannot have is said now
+    if workload:
+        accounting.flops(anatomy, {}, Workload.parse(workload))  # one that this family cannot have is said now
     made = registry().device(device, runtime)
     info = made.probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
+    spec = spec.found(info)
+    asked = Workload.parse(workload or spec.workload)
+    accounting.flops(anatomy, {}, asked)
     return Target(card.name, anatomy, device_words(spec, info), runtime, dtype, asked, preset), made
 
 

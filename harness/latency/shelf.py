@@ -18,13 +18,13 @@ from harness.latency.table import CostTable, anatomy_mark, classes, table_key
 from harness.store import Store
 
 
-def device_words(spec: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
+def device_words(device: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
     """What makes two devices the same one to a table."""
     return {
-        "name": spec.name,
+        "name": device.name,
         "fingerprint": dict(info.fingerprint),
-        "clock": info.clock or spec.clock,
-        "provenance": info.provenance or spec.provenance,
+        "clock": device.clock,
+        "provenance": device.provenance,
     }
 
 

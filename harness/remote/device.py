@@ -140,6 +140,7 @@ class Remote:
             clock=self.target.clock,
             notes=tuple(self.notes()),
             provenance=self.provenance(),
+            workloads=self.target.workloads,
         )
 
     def identity(self) -> Mapping[str, Any]:

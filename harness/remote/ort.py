@@ -11,6 +11,7 @@ from harness.errors import EnvironmentFault, HarnessError, Unsupported
 from harness.remote.device import MOST, Handle, Look, Remote, opened
 from harness.remote.runners.agent import Agent, Process
 
+SHOWN = 5
 REFUSED = ("NotImplemented", "InvalidGraph", "QNN graph")  # what ONNX Runtime says of graphs, not of machines
 
 
@@ -74,7 +75,7 @@ class OnnxRuntime(Remote):
         process = self.agent.start()
         try:
             asked = {"model": model, "provider": self.provider, "threads": self.target.threads}
-            self.lowered(process.ask("open", timeout_s=self.target.timeout_s, **asked))
+            lowered(process.ask("open", timeout_s=self.target.timeout_s, **asked), self.name)
         except BaseException as error:
             process.close()
             if isinstance(error, HarnessError) and any(word in error.cause for word in REFUSED):
@@ -82,8 +83,9 @@ class OnnxRuntime(Remote):
             raise
         return process
 
-    def lowered(self, found: Mapping[str, Any]) -> None:
-        """A graph of which a part ran elsewhere was not measured on this device."""
-        if found["fallback"]:
-            told = ", ".join(found["fallback"][:5]) + (" …" if len(found["fallback"]) > 5 else "")
-            raise Unsupported(f"{self.name}: {len(found['fallback'])} nodes would run elsewhere: {told}")
+
+def lowered(found: Mapping[str, Any], device: str) -> None:
+    """A graph of which a part ran elsewhere was not measured on this device."""
+    if nodes := found["fallback"]:
+        told = ", ".join(nodes[:SHOWN]) + (", …" if len(nodes) > SHOWN else "")
+        raise Unsupported(f"{device}: {len(nodes)} of its nodes would run elsewhere: {told}")

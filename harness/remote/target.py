@@ -9,6 +9,7 @@ from typing import Literal
 from platformdirs import user_config_dir
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from harness.api import Workload
 from harness.errors import EnvironmentFault, UsageError
 from harness.remote.adb import Adb
 from harness.remote.folder import ABSOLUTE
@@ -46,6 +47,7 @@ class Target(BaseModel):
     tools: dict[str, str] = Field({}, description="programs there that are not where they usually are: trtexec")
     soc: str = Field("", pattern=r"^\d*$", description="for QNN: another chip than the usual one, as QNN numbers them")
     accelerator: str = Field("", description="for nnapi: the one to use, as benchmark_model names it")
+    workloads: tuple[str, ...] = Field((), description="timed where none is asked for: prefill:1x512, decode:1x512")
     power_mode: str = Field(
         "", description="the one it must be in, in its own words; anything else is told and refused"
     )
@@ -56,6 +58,14 @@ class Target(BaseModel):
     def _slashes(cls, path: str) -> str:
         """As Windows takes them too."""
         return path.replace("\\", "/") if path[1:2] == ":" else path
+
+    @field_validator("workloads")
+    @classmethod
+    def _known(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(Workload.parse(text)) for text in texts)
+        except UsageError as error:
+            raise ValueError(error.line) from None
 
     @model_validator(mode="after")
     def _reachable(self) -> Target:

@@ -8,43 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import Samples, TimingPlan, Workload
-from harness.errors import EnvironmentFault, Unsupported
+from harness.errors import Unsupported
 from harness.export import own, tflite
 from harness.remote import android
-from harness.remote.device import Handle, Look, Remote, means, opened
+from harness.remote.device import Handle, Look, means, opened
+from harness.remote.phone import Phone
 from harness.remote.runners import benchmark_model
 
-TOOL = "benchmark_model"
 
-
-class Nnapi(Remote):
+class Nnapi(Phone):
     name = "nnapi"
     example = "{transport: adb, serial: R5CW, tools: {benchmark_model: /data/local/tmp/benchmark_model}}"
-
     words = frozenset({"tools", "threads", "accelerator"})
-
-    @property
-    def binary(self) -> str:
-        return self.target.tools.get(TOOL, "")
+    program = "benchmark_model"
 
     def more_looks(self) -> Iterator[Look]:
         yield "converter", self._converter
-        yield TOOL, self._tool
-        yield "phone", self._phone
+        yield from super().more_looks()
 
     def _converter(self) -> str:
         made = own.there(tflite.NAME, tflite.PACKAGES)
         return f"{tflite.PACKAGES[0]}, " + ("there" if made else "made at its first use: uv, a network and 1 GB")
-
-    def _tool(self) -> str:
-        if not self.binary:
-            raise EnvironmentFault("the device's file names no benchmark_model", f"push it, and say: {self.example}")
-        self.found["tool"] = android.usable(self.folder.transport, self.binary, self.where)
-        return self.binary
-
-    def _phone(self) -> str:
-        self.found |= android.look(self.folder.transport)
-        return android.words(self.found)
 
     def identity(self) -> Mapping[str, Any]:
         known = {name: self.found.get(name, "") for name in ("model", "build", "tool")}

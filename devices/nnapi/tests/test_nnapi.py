@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from harness_nnapi.phone import Nnapi
 
 from harness import TimingPlan, Unsupported, Workload
-from harness.conformance import Conformance
+from harness.conformance import Conformance, played
 from harness.errors import HarnessError
 from harness.export import own, tflite
 
@@ -20,28 +19,17 @@ PROGRAMS = Path(__file__).parent / "programs"
 SMALL = Workload.parse("prefill:1x16")
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """What the device's file says; this machine has the programs of a phone first in its path."""
-    home = tmp_path_factory.mktemp("nnapi")
-    for program in PROGRAMS.iterdir():
-        made = home / program.name
-        made.write_text(f"#!{sys.executable}\n{program.read_text()}")
-        made.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
-        tools = {"benchmark_model": str(home / "benchmark_model")}
-        yield {"transport": "local", "folder": str(home / "there"), "tools": tools, "timeout_s": 60}
-
-
 @pytest.fixture
-def phone(words, tmp_path, monkeypatch):
-    def made(**more):
-        (tmp_path / "nnapi.yaml").write_text(json.dumps({**words, **more}))
-        return Nnapi("tflite")
+def phone(tmp_path):
+    """By what its file says; this machine has the programs of a phone first in its path."""
+    with played.machine(tmp_path, PROGRAMS, {"nnapi": {"tools": {"benchmark_model": "{bin}/benchmark_model"}}}) as home:
+        words = json.loads((home / "nnapi.yaml").read_text())
 
-    monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
-    return made
+        def made(**more):
+            (home / "nnapi.yaml").write_text(json.dumps({**words, **more}))
+            return Nnapi("tflite")
+
+        yield made
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from harness_orin.gpu import OrinGpu
 from harness_orin.jetson import Jetson, reading, watts
 
 from harness import TimingPlan, Unsupported, Workload
-from harness.conformance import Conformance
+from harness.conformance import Conformance, played
 from harness.errors import HarnessError
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -32,18 +31,8 @@ AGX = (
 @pytest.fixture(autouse=True, scope="module")
 def orin(tmp_path_factory):
     """Both devices by files that name this machine, which has the programs of a Jetson first in its path."""
-    home = tmp_path_factory.mktemp("orin")
-    (home / "bin").mkdir()
-    for program in PROGRAMS.iterdir():
-        made = home / "bin" / program.name
-        made.write_text(f"#!{sys.executable}\n{program.read_text()}")
-        made.chmod(0o755)
-    words = {"transport": "local", "folder": str(home / "there"), "timeout_s": 120}
-    (home / "orin-cpu.yaml").write_text(json.dumps({**words, "python": sys.executable}))
-    (home / "orin-gpu.yaml").write_text(json.dumps({**words, "tools": {"trtexec": str(home / "bin" / "trtexec")}}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HARNESS_DEVICES", str(home))
-        patch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    devices = {"orin-cpu": {"python": sys.executable}, "orin-gpu": {"tools": {"trtexec": "{bin}/trtexec"}}}
+    with played.machine(tmp_path_factory.mktemp("orin"), PROGRAMS, devices) as home:
         yield home
 
 

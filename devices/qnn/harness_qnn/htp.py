@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.errors import HarnessError, Unsupported
+from harness.remote.ort import lowered
 from harness.remote.runners.agent import Agent
 
 PROVIDER = "QNNExecutionProvider"
 PACKAGE = "onnxruntime_qnn"
 S23, X_PLUS = "43", "60"  # SM8550 and SC8380XP, as QNN counts them; both have the HTP of version 73
 ARCH = "73"
-SHOWN = 5
 
 
 def provider(soc: str, library: str = PACKAGE, **options: str) -> dict[str, Any]:
@@ -38,12 +38,6 @@ def refused(error: HarnessError, device: str) -> HarnessError:
     if "QNN graph" in error.cause or "QNN_" in error.cause:
         return Unsupported(f"{device}: QNN does not compile it: {error.cause.splitlines()[0]}")
     return error
-
-
-def lowered(found: Mapping[str, Any], device: str) -> None:
-    if elsewhere := found["fallback"]:
-        told = ", ".join(elsewhere[:SHOWN]) + (", …" if len(elsewhere) > SHOWN else "")
-        raise Unsupported(f"{device}: {len(elsewhere)} nodes do not lower to the NPU: {told}")
 
 
 def told(found: Mapping[str, Any]) -> dict[str, int]:

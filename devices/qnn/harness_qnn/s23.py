@@ -13,19 +13,20 @@ from typing import Any
 from harness.api import Samples, TimingPlan
 from harness.errors import EnvironmentFault
 from harness.remote import android
-from harness.remote.device import Handle, Look, Remote, enough, means, opened
+from harness.remote.device import Handle, Look, enough, means, opened
 from harness.remote.folder import Folder
 from harness.remote.local import Local
+from harness.remote.phone import Phone
 from harness.remote.runners import net_run, perf_test
 from harness.remote.runners.agent import Agent
 from harness_qnn import htp, inputs
 
-TOOLS = {"perf-test": "onnxruntime_perf_test", "net-run": "qnn-net-run"}
+PROGRAMS = {"perf-test": "onnxruntime_perf_test", "net-run": "qnn-net-run"}
 COMPILED = "model_ctx.onnx"
 LIBRARY = "libonnxruntime_providers_qnn.so"
 
 
-class S23(Remote):
+class S23(Phone):
     name = "qnn-s23"
     example = (
         "{transport: adb, serial: R5CW, tools: {onnxruntime_perf_test: /data/local/tmp/ort/onnxruntime_perf_test}}"
@@ -39,12 +40,8 @@ class S23(Remote):
         return self.target.soc or htp.S23
 
     @property
-    def tool(self) -> str:
-        return TOOLS[self.runtime]
-
-    @property
-    def binary(self) -> str:
-        return self.target.tools.get(self.tool, "")
+    def program(self) -> str:
+        return PROGRAMS[self.runtime]
 
     @cached_property
     def compiler(self) -> Agent:
@@ -53,8 +50,7 @@ class S23(Remote):
 
     def more_looks(self) -> Iterator[Look]:
         yield "compiler", self._compiler
-        yield self.tool, self._tool
-        yield "phone", self._phone
+        yield from super().more_looks()
 
     def _compiler(self) -> str:
         try:
@@ -63,21 +59,13 @@ class S23(Remote):
             raise EnvironmentFault("no compiler for its NPU is here", "pip install onnxruntime-qnn") from None
         return f"onnxruntime-qnn {self.found['onnxruntime_qnn']}, for chip {self.soc}"
 
-    def _tool(self) -> str:
-        if not self.binary:
-            wanted = f"tools: {{{self.tool}: /data/local/tmp/...}}"
-            raise EnvironmentFault(f"the device's file names no {self.tool}", f"push it, and name it: {wanted}")
-        self.found["tool"] = android.usable(self.folder.transport, self.binary, self.where)
-        beside = self.binary.rpartition("/")[0]
+    def _program(self) -> str:
+        told = super()._program()
         if self.runtime == "net-run":
-            android.usable(self.folder.transport, f"{beside}/qnn-profile-viewer", self.where)
-        libraries = self.folder.transport.run(["sh", "-c", 'cat "$1"/*.so | sha256sum', "sh", beside])
+            android.usable(self.folder.transport, f"{self.beside}/qnn-profile-viewer", self.where)
+        libraries = self.folder.transport.run(["sh", "-c", 'cat "$1"/*.so | sha256sum', "sh", self.beside])
         self.found["libraries"] = libraries.out.split()[0][:16]
-        return self.binary
-
-    def _phone(self) -> str:
-        self.found |= android.look(self.folder.transport)
-        return android.words(self.found)
+        return told
 
     def identity(self) -> Mapping[str, Any]:
         known = {name: self.found.get(name, "") for name in ("model", "build", "onnxruntime_qnn", "tool", "libraries")}
@@ -103,7 +91,7 @@ class S23(Remote):
         return Samples(wall_ns=wall, before=before, after=after, memory=handle.memory, told=handle.told)
 
     def _perf_test(self, handle: Handle, plan: TimingPlan) -> list[int]:
-        beside, results = self.binary.rpartition("/")[0], f"{handle.model}.csv"
+        beside, results = self.beside, f"{handle.model}.csv"
         known = htp.provider(self.soc, f"{beside}/{LIBRARY}", htp_performance_mode="burst")
 
         def run(passes: int) -> list[int]:
@@ -121,7 +109,7 @@ class S23(Remote):
 
     def _net_run(self, handle: Handle, plan: TimingPlan) -> list[int]:
         """Each sample is the mean of a run of its own: this program tells no single passes."""
-        folder, beside = handle.model.rpartition("/")[0], self.binary.rpartition("/")[0]
+        folder, beside = handle.model.rpartition("/")[0], self.beside
         context = f"{folder}/{Path(COMPILED).stem}_qnn.bin"
 
         def once(passes: int) -> int:

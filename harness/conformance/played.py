@@ -1,0 +1,33 @@
+"""Another machine, played by this one: for tests of devices that are not at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+
+@contextmanager
+def machine(home: Path, programs: Path, devices: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
+    """Its programs, Python files each, come first in the path; the file of each device says that this is it.
+
+    Words may name a program by `{bin}`. Gives the folder of the devices' files.
+    """
+    binaries = home / "bin"
+    binaries.mkdir()
+    for program in programs.iterdir():
+        made = binaries / program.name
+        made.write_text(f"#!{sys.executable}\n{program.read_text(encoding='utf-8')}", encoding="utf-8")
+        made.chmod(0o755)
+    for name, words in devices.items():
+        usual = {"transport": "local", "folder": str(home / "there"), "timeout_s": 120}
+        told = json.dumps({**usual, **words}).replace("{bin}", str(binaries))
+        (home / f"{name}.yaml").write_text(told, encoding="utf-8")
+    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+    with mock.patch.dict(os.environ, HARNESS_DEVICES=str(home), PATH=path):
+        yield home
