@@ -120,6 +120,20 @@ def test_a_host_that_goes_in_the_middle_of_a_run_is_waited_for_by_the_next(home,
 
 
 @only_installed
+def test_a_devices_file_may_say_what_is_timed(home):
+    asked = ("run", "--pruner", "magnitude", "--model", "tiny", "--device", "orin-cpu", "--dry-run", "--json")
+    home.is_at(transport="local", workloads=["decode:1x16", "prefill:1x16"])
+    for more, wanted in ((), ["decode:1x16", "prefill:1x16"]), (("--workload", "prefill:1x8"), ["prefill:1x8"]):
+        done = command(*asked, *more, **home.env)
+        assert json.loads(done.stdout)["spec"]["workloads"] == wanted, done.stderr
+    home.is_at(transport="local", workloads=["fill:16"])
+    done = command(*asked, **home.env)
+    assert done.returncode == 3
+    assert "orin-cpu.yaml: workloads: " in done.stderr
+    assert "fill:16" in done.stderr
+
+
+@only_installed
 def test_a_machine_that_is_not_there_is_exit_3(home):
     home.is_at(transport="ssh", host="127.0.0.1", port=free_port())
     done = command(*RUN, "--ratio", "0.3", **home.env)
