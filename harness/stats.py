@@ -157,7 +157,7 @@ def _beta(x: float, a: float, b: float) -> float:
 def _variance(values: Sequence[float]) -> float:
     """As exact as anyone needs; that of the standard library takes fifty times as long."""
     middle = statistics.fmean(values)
-    return math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1)
+    return math.fsum([(value - middle) ** 2 for value in values]) / (len(values) - 1)
 
 
 @dataclass(frozen=True)
@@ -196,16 +196,17 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def letters(count: int, differ: Iterable[tuple[int, int]]) -> list[str]:
     """Compact letters: two share one exactly if they are not known to differ. The first get the first letters."""
-    columns = [set(range(count))]
+    columns = [(1 << count) - 1]  # a bit for each row that has this letter
     for one, other in differ:
-        for column in [column for column in columns if {one, other} <= column]:
+        both = 1 << one | 1 << other
+        for column in [column for column in columns if column & both == both]:
             columns.remove(column)
             for gone in (one, other):
-                left = column - {gone}
-                if not any(left <= known for known in columns):
+                left = column & ~(1 << gone)
+                if all(left & ~known for known in columns):
                     columns.append(left)
-    columns = sorted((column for column in columns if column), key=sorted)
-    return ["".join(_letter(at) for at, column in enumerate(columns) if row in column) for row in range(count)]
+    rows = sorted([row for row in range(count) if column >> row & 1] for column in columns if column)
+    return ["".join(_letter(at) for at, having in enumerate(rows) if row in having) for row in range(count)]
 
 
 def _letter(at: int) -> str:

@@ -91,7 +91,8 @@ def judge(windows: Iterable[Window], latency: Latency, workload: str) -> list[Ga
     seen = list(windows)
     found = []
     for rule in RULES:
-        known = [w for w in seen if all(name in state for state in w for name in rule.needs)]
+        needs = set(rule.needs)
+        known = [window for window in seen if all(needs <= state.keys() for state in window)]
         if known:
             ok, detail = rule.judge(known)
             found.append(Gate(name=rule.name, guards=rule.guards, ok=ok, detail=f"{workload}: {detail}"))

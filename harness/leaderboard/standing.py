@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import statistics
@@ -12,6 +11,7 @@ from functools import cache
 from harness import stats
 from harness.leaderboard.rows import LEVEL, Column, Group, Row
 
+STEP = 1.05
 MEAN = Column("mean accuracy", "", "")
 
 
@@ -126,23 +126,26 @@ def told_apart(strata: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, i
         value = value + np.subtract.outer(middle, middle) / len(strata)
         error = error + square
         freedom = freedom + square**2 / (documents - 1)
-    pairs = list(itertools.combinations(range(len(value)), 2))
-    ps = [_chance(float(value[at]), float(error[at]), float(freedom[at]), len(pairs)) for at in pairs]
-    return [pair for pair, p in zip(pairs, stats.holm(ps), strict=True) if p < LEVEL]
-
-
-def _chance(value: float, square: float, freedom: float, pairs: int) -> float:
-    """0 where even the strictest correction leaves no doubt: how little it is does not matter then."""
-    if square == 0:
-        return float(abs(value) < 1e-12)
-    t, degrees = abs(value) / math.sqrt(square), square**2 / freedom
-    return 0.0 if t > _beyond_doubt(math.floor(degrees), pairs) else stats.t_tail(t, degrees)
+    upper = np.triu_indices(len(value), 1)
+    gaps, square, freedom = np.abs(value[upper]), error[upper], freedom[upper]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ts, degrees = gaps / np.sqrt(square), square**2 / freedom
+    ps = np.where(square == 0, gaps < 1e-12, 1.0)
+    for whole in np.unique(np.floor(degrees[square > 0])):
+        here = (square > 0) & (np.floor(degrees) == whole)
+        ps[here & (ts > _rarer(int(whole), LEVEL / len(ps)))] = 0.0  # even the strictest correction leaves no doubt
+        doubtful = here & (ps > 0) & (ts > _rarer(int(whole) + 1, LEVEL) / STEP)  # what is closer is no difference
+        ps[doubtful] = [
+            stats.t_tail(t, d) for t, d in zip(ts[doubtful].tolist(), degrees[doubtful].tolist(), strict=True)
+        ]
+    pairs = zip(*(part.tolist() for part in upper), strict=True)
+    return [pair for pair, p in zip(pairs, stats.holm(ps.tolist()), strict=True) if p < LEVEL]
 
 
 @cache
-def _beyond_doubt(degrees: int, pairs: int) -> float:
-    """A t that is rarer by chance than the level shared by all pairs."""
+def _rarer(degrees: int, level: float) -> float:
+    """A t that chance shows more rarely than that; one step before it does not."""
     t = 1.0
-    while stats.t_tail(t, degrees) > LEVEL / pairs:
-        t *= 1.05
+    while stats.t_tail(t, degrees) > level:
+        t *= STEP
     return t

@@ -201,10 +201,10 @@ def _apart(known: Any, found: Any, where: str = "") -> Iterator[str]:
 
 def orphans(entries: Sequence[Entry]) -> list[Path]:
     """Samples that no record names, as far as records can be read."""
-    named = set()
+    named: set[str] = set()
     for entry in entries:
-        with suppress(BadRecord):
-            named |= set(named_samples(entry.record.words()))
+        with suppress(AttributeError, KeyError, TypeError):  # of a damaged record, which its verdict tells
+            named.update(named_samples(entry.words))
     sides = {entry.side for entry in entries}
     return sorted(path for side in sides if side.is_dir() for path in side.iterdir() if path.name not in named)
 
