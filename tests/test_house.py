@@ -37,6 +37,7 @@ RANKS = [
         "interrupts",
         "process",
         "host",
+        "forks",
         "meter",
         "plugins",
         "spread",

@@ -130,6 +130,8 @@ def check(
     told: Callable[[Result], None] = lambda _: None,
 ) -> list[Report]:
     """All checks of everything registered under a name."""
+    from harness.conformance import second
+
     reports = []
     for found in kinds_of(name, kind):
         report = Report(found, name)
@@ -147,6 +149,7 @@ def check(
                     told(result)
             finally:
                 bench.close()
+                second.end()
         reports.append(report)
         if not settings:
             remember(report)

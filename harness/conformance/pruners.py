@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +15,7 @@ from harness.api import Budget, Context, Cut, PrunerSpec, Workload
 from harness.conformance import models
 from harness.conformance.guard import Seen, watched
 from harness.conformance.kit import Fault, NotApplicable
+from harness.conformance.second import Second, second
 from harness.errors import HarnessError, OverBudget, Unsupported
 from harness.options import settings as resolve
 from harness.plugins import registry
@@ -45,26 +42,17 @@ class PrunerBench:
         self.parameters = resolve(f"pruner {name}", self.spec.parameters, "quick", {**self.spec.check_with, **given})
         self.known: dict[Any, Asked | BaseException] = {}
         self.watches: list[Seen] = []
-        self.second: Any = None
+        self.second: Second | None = None
         families = models.of(self.spec.families)
         self.plain = models.PLAIN if models.PLAIN in families else next(iter(families), models.PLAIN)
 
     def begin(self) -> None:
-        """Start the second process; it imports what it needs while the first checks run."""
-        self.second = subprocess.Popen(
-            [sys.executable, "-m", "harness.conformance.second"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONHASHSEED": "1"},
-        )
+        """The second process imports what it needs while the first checks run."""
+        self.second = second()
 
     def close(self) -> None:
         if self.second is not None:
-            if self.second.poll() is None:
-                self.second.kill()
-            self.second.communicate()
+            self.second.leave(self.work)
 
     # --- running the method ---
 
@@ -199,10 +187,8 @@ class PrunerBench:
         folder.mkdir()
         folders.write(self.pair[2], None, folder)
         if self.second is not None:
-            asked: dict[str, Any] = {"folder": str(folder), "work": str(self.work), "name": self.name}
-            asked |= {"parameters": self.parameters, "ratio": self.some.ratio, "model": self.some.model}
-            self.second.stdin.write(json.dumps(asked) + "\n")
-            self.second.stdin.flush()
+            question = {"name": self.name, "parameters": self.parameters, "ratio": self.some.ratio}
+            self.second.ask(self.work, folder=str(folder), model=self.some.model, **question)
         return folder
 
     @cached_property
@@ -211,7 +197,4 @@ class PrunerBench:
         if self.second is None:
             raise NotApplicable("no second process was started")
         assert self.saved
-        told = self.second.communicate()[1]
-        return (told.strip().splitlines() or [f"it ended with {self.second.returncode}"])[-1] * bool(
-            self.second.returncode
-        )
+        return self.second.told()
