@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +20,7 @@ from harness.cli import cli
 from harness.leaderboard import entries, site
 from harness.leaderboard.page import table
 from harness.leaderboard.pareto import pictures
+from harness.leaderboard.readme import firsts
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import boards
 from harness.leaderboard.sheet import sheet
@@ -106,6 +110,39 @@ def test_who_differs_is_what_each_pair_says():
     assert found == {pair for pair, p in zip(pairs, ps, strict=True) if p < 0.05}
     assert (0, 4) not in found
     assert (0, 3) in found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_who_differs_is_the_same_where_it_is_close(seed):
+    """Tasks of unlike length, and rows that lie about as far apart as chance puts them."""
+    chance = np.random.default_rng(seed)
+    strata = [
+        [hard + chance.normal(at * 0.03, 0.2, len(hard)) for at in range(9)]
+        for hard in (chance.normal(0, 1, count) for count in (15, 40, 90))
+    ]
+    pairs = list(itertools.combinations(range(9), 2))
+    gaps = [stats.gap([(part[a] - part[b]).tolist() for part in strata]).p for a, b in pairs]
+    differ = [pair for pair, p in zip(pairs, stats.holm(gaps), strict=True) if p < 0.05]
+    assert told_apart(strata) == differ
+    assert 0 < len(differ) < len(pairs)
+
+
+def test_machines_stand_apart(made, tmp_path):
+    store = Store(Path(shutil.copytree(made, tmp_path / "runs")))
+    for record in store.records():
+        if record.spec.pruner == "random":
+            environment = record.environment.model_copy(update={"device": {"model": "Another", "threads": 2}})
+            store.save_record(record.model_copy(update={"environment": environment}).sealed())
+    text = site.printed(entries.of_runs(store))
+    removed = "## 0.3 of the prunable parameters removed, on"
+    for machine, method in (("Another, 2 threads", "random"), ("bench", "magnitude")):
+        rows = text.partition(f"{removed} {machine}\n")[2].partition("\n## ")[0]
+        assert re.findall(r"^\| `([\w-]+)`", rows, re.MULTILINE) == [method]
+
+
+def test_an_excerpt_has_one_row_of_each_method():
+    rows = [SimpleNamespace(spec=SimpleNamespace(pruner=name), at=at) for at, name in enumerate("abacb")]
+    assert [row.at for row in firsts(rows)] == [0, 1, 3]
 
 
 def test_pictures_are_the_same_text_each_time(made):

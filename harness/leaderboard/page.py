@@ -31,17 +31,20 @@ def file_of(place: Place) -> str:
     return f"{plain[0]}/{plain[1]}.md"
 
 
-def page(boards: Sequence[Board], reported: Sequence[Reported], home: Path | None, plots: Sequence[str] = ()) -> str:
-    """All boards of one model, device and workload; links are relative to `home`, if there is a home."""
+def page(
+    boards: Sequence[Board], reported: Sequence[Reported], home: Path | None, plots: Sequence[Sequence[str]] = ()
+) -> str:
+    """All boards of one model, device and workload, each with its plots; links are relative to `home`, if any."""
     place = boards[0].place
     parts = [f"# {place.model} on {place.device}, {place.workload}"]
-    parts += [f"![{name}]({name})" for name in plots]
-    for board in boards:
+    for at, board in enumerate(boards):
+        parts += [f"![{name}]({name})" for name in (plots[at] if plots else ())]
+        where = f", on {machine(board.place)}" if len(boards) > 1 else ""
         parts.append(setting(board))
         if words := taken_words(board):
             parts.append("\n".join(f"- {line}" for line in words))
         for group in board.groups:
-            parts += [f"## {_title(group)}"]
+            parts += [f"## {_title(group)}{where}"]
             if len(main := tasks(group)) > 1:
                 parts.append(f"Mean accuracy: over {', '.join(column.name for column in main)}.")
             if group.rows:
@@ -66,10 +69,7 @@ def _title(group: Group) -> str:
 
 
 def setting(board: Board) -> str:
-    place, machine = board.place, json.loads(board.place.machine)
-    where = ", ".join(
-        [machine.get("model", place.device), *([f"{machine['threads']} threads"] if "threads" in machine else ())]
-    )
+    place = board.place
     floors = [t.noise_floor for row in board.rows for t in row.timings if t.noise_floor is not None]
     floor = (
         f" Noise floor {max(floors):.1%}: what dense may stray from itself (95 %), at the noisiest row."
@@ -78,7 +78,14 @@ def setting(board: Board) -> str:
     )
     texts = calibrations(board)
     text = f" Calibrated on {texts[0]}." if len(texts) == 1 else ""
-    return f"{place.dtype}, {place.runtime}, on {where}; ranked by {place.clock} time.{floor}{text}"
+    return f"{place.dtype}, {place.runtime}, on {machine(place)}; ranked by {place.clock} time.{floor}{text}"
+
+
+def machine(place: Place) -> str:
+    """As it calls itself, and how many of its cores work."""
+    told = json.loads(place.machine)
+    threads = [f"{told['threads']} thread{'s' * (told['threads'] != 1)}"] if "threads" in told else []
+    return ", ".join([told.get("model") or place.device, *threads])
 
 
 def calibrations(board: Board) -> list[str]:

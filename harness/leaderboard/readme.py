@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import plugins
 from harness.leaderboard.entries import read
 from harness.leaderboard.page import markdown, table
-from harness.leaderboard.rows import boards
+from harness.leaderboard.rows import Group, Row, boards
 from harness.leaderboard.site import ranked
+from harness.leaderboard.standing import stand
 
 LIST, ROWS, END = (
     "<!-- made by `harness list --markdown` -->",
@@ -35,18 +37,27 @@ def listed() -> str:
 
 
 def compared(folder: Path) -> str:
-    """One group of the leaderboards in few columns."""
+    """One group of the leaderboards in few columns: the best row of each method, where most were measured alike."""
     model, device, workload, limit = ROWS.partition(": ")[2].removesuffix(" -->").split(", ")
-    found = [entry for entry in read(folder) if entry.words["spec"]["recovery"] == "none"]
-    for board in boards(found)[0]:
-        place = board.place
-        if (place.model, place.device, place.workload) == (model, device, workload):
-            ranked([board])
-            for group in board.groups:
-                if group.budget.startswith(f"at most {limit} "):
-                    rows = [{name: line.get(name, "") for name in SHOWN} for line in table(board, group, [], None)]
-                    return markdown(rows)
-    return "nothing yet"
+    entries = [entry for entry in read(folder) if entry.words["spec"]["recovery"] == "none"]
+    found = []
+    for board in boards(entries)[0]:
+        if (board.place.model, board.place.device, board.place.workload) == (model, device, workload):
+            groups = [group for group in ranked([board])[0].groups if group.budget.startswith(f"at most {limit} ")]
+            found += [(board, Group(group.budget, firsts(group.rows), [])) for group in groups]
+    if not found:
+        return "nothing yet"
+    board, group = max(found, key=lambda one: len(one[1].rows))
+    stand(group, board.columns)
+    return markdown([{name: line.get(name, "") for name in SHOWN} for line in table(board, group, [], None)])
+
+
+def firsts(rows: Sequence[Row]) -> list[Row]:
+    """Of each method the row that stands first."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        found.setdefault(row.spec.pruner, row)
+    return list(found.values())
 
 
 def filled(text: str, root: Path = Path()) -> str:

@@ -43,12 +43,12 @@ def made(folder: Path, records: Sequence[Entry]) -> dict[str, str]:
     def files(name: str) -> dict[str, str]:
         """A page and its pictures."""
         found, stem = ranked(pages[name]), PurePosixPath(name).with_suffix("")
-        plots: dict[str, str] = {}
+        plots: list[dict[str, str]] = []
         for at, board in enumerate(found, 1):
             number = f"{at}-" if len(found) > 1 else ""
-            plots |= {f"{stem.name}-{number}{figure}.svg": svg for figure, svg in pareto.pictures(board).items()}
-        text = page(found, known, (folder / name).parent, list(plots))
-        return {name: text, **{f"{stem.parent}/{plot}": svg for plot, svg in plots.items()}}
+            plots.append({f"{stem.name}-{number}{figure}.svg": svg for figure, svg in pareto.pictures(board).items()})
+        text = page(found, known, (folder / name).parent, [list(own) for own in plots])
+        return {name: text, **{f"{stem.parent}/{plot}": svg for own in plots for plot, svg in own.items()}}
 
     made = {INDEX: index(pages, outside, folder, REPORTED if known else "")}
     if known:
