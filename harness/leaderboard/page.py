@@ -37,14 +37,14 @@ def page(
     """All boards of one model, device and workload, each with its plots; links are relative to `home`, if any."""
     place = boards[0].place
     parts = [f"# {place.model} on {place.device}, {place.workload}"]
+    special = differing([board.place for board in boards])
     for at, board in enumerate(boards):
         parts += [f"![{name}]({name})" for name in (plots[at] if plots else ())]
-        where = f", on {machine(board.place)}" if len(boards) > 1 else ""
         parts.append(setting(board))
         if words := taken_words(board):
             parts.append("\n".join(f"- {line}" for line in words))
         for group in board.groups:
-            parts += [f"## {_title(group)}{where}"]
+            parts += [f"## {', '.join([_title(group), *special[at]])}"]
             if len(main := tasks(group)) > 1:
                 parts.append(f"Mean accuracy: over {', '.join(column.name for column in main)}.")
             if group.rows:
@@ -79,6 +79,13 @@ def setting(board: Board) -> str:
     texts = calibrations(board)
     text = f" Calibrated on {texts[0]}." if len(texts) == 1 else ""
     return f"{place.dtype}, {place.runtime}, on {machine(place)}; ranked by {place.clock} time.{floor}{text}"
+
+
+def differing(places: Sequence[Place]) -> list[list[str]]:
+    """What tells the boards of one page apart, for each."""
+    words = [(p.dtype, p.runtime, f"on {machine(p)}", f"by {p.clock} time", p.revision[:12]) for p in places]
+    apart = [len(set(column)) > 1 for column in zip(*words, strict=True)]
+    return [[word for word, differs in zip(one, apart, strict=True) if differs] for one in words]
 
 
 def machine(place: Place) -> str:
