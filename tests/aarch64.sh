@@ -2,8 +2,8 @@
 # A folder with Python and ONNX Runtime of another processor, for the tests that ask for HARNESS_AARCH64=FOLDER.
 # Needs qemu-user-static and debootstrap; 350 MB, a minute. ONNX Runtime above 1.20 does not start under qemu 7.
 set -euo pipefail
-root=$1 mirror=${2:-http://deb.debian.org/debian}
-debootstrap --foreign --arch=arm64 --variant=minbase --include=python3 bookworm "$root" "$mirror"
+root=$1
+debootstrap --foreign --arch=arm64 --variant=minbase --include=python3 bookworm "$root" ${2:+"$2"} # a mirror of your own
 for package in "$root"/var/cache/apt/archives/*.deb; do dpkg -x "$package" "$root"; done
 mkdir -p "$root/wheels" "$root/opt/site"
 platforms=(--platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64)
