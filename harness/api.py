@@ -65,6 +65,7 @@ class PrunerSpec(Spec):
     needs: tuple[str, ...] = ()  # calibration, gradients, latency (fills ctx.latency), training (few runs per budget)
     updates_weights: bool = False
     differs: tuple[str, ...] = ()  # where it leaves its paper, a line each; the card says more
+    sound: str = ""  # "module:function", light: of all settings, what is wrong with them together and what to do
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,8 @@ def make(request: Request, fetch: bool = True) -> Plan:
         raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
     workloads = [str(Workload.parse(text)) for text in request.workloads]
     parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
+    if pruner.sound and (wrong := plugins.resolve(pruner.sound)(parameters)):
+        raise UsageError(*wrong)
     found, absent = evaluations(request.evaluators, request.preset, fetch)
     missing = {label: fault.line for label, fault in absent.items()}
     limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)

@@ -61,17 +61,21 @@ def stop_if_lost(loss: float, step: int, model: Any = None, ids: Tensor | None =
     """A loss that is not finite ends a training; with the model and its last batch the first bad layer is named."""
     if math.isfinite(loss):
         return
-    where = ""
-    if model is not None and ids is not None:
-        try:
-            for _ in forward(model, [ids]):
-                pass
-        except HarnessError as found:
-            where = f"; {found.cause}"
+    where = first_bad_layer(model, ids) if model is not None and ids is not None else ""
     raise HarnessError(
         f"training lost its way at step {step}: the loss is {loss}{where}",
         "try a smaller learning rate, or --dtype fp32; if it is so from the first step on, the weights are bad",
     )
+
+
+def first_bad_layer(model: Any, ids: Tensor) -> str:
+    """The end of a sentence about a loss that is not finite, where a layer is to blame."""
+    try:
+        for _ in forward(model, [ids]):
+            pass
+    except HarnessError as found:
+        return f"; {found.cause}"
+    return ""
 
 
 class Adapters:

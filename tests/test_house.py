@@ -50,6 +50,7 @@ RANKS = [
         "gating",
         "walk",
         "training",
+        "distance",
         "store",
         "checkpoints",
         "data",

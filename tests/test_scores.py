@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from harness import scores, walk
+from harness.conformance import models
 from harness.errors import HarnessError
 
 from .families import ALL, tiny
@@ -145,3 +146,52 @@ def test_activation_scores_every_unit():
     columns = (linear.weight.detach().double().abs() * loud).mean(dim=0)
     want = columns.view(anatomy.sites["layers.1.attention"].units, -1).sum(dim=1)
     torch.testing.assert_close(found["layers.1.attention"].double(), want, rtol=1e-4, atol=1e-9)
+
+
+def test_the_compensated_order_is_what_least_squares_cannot_give_back():
+    model, anatomy = models.tiny(models.PLAIN)
+    batches = [models.tokens(64, 16)]
+    found = scores.compensated(model, anatomy, batches)["layers.0.mlp"]
+    seen = []
+    linear = model.model.layers[0].mlp.down_proj
+    hook = linear.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().flatten(0, 1).double()))
+    model(batches[0])
+    hook.remove()
+    x, weight = seen[0][:: scores.EVERY], linear.weight.detach().double()
+    ridge = 0.01 * (x**2).sum(0).mean()
+    for unit in (0, 7, 39):
+        rest = [u for u in range(40) if u != unit]
+        aim = x @ weight.T
+        a = torch.cat([x[:, rest], ridge.sqrt() * torch.eye(40, dtype=torch.float64)[:, rest]])
+        shift = torch.cat([aim, ridge.sqrt() * weight.T])
+        solution = torch.linalg.lstsq(a, shift).solution
+        lost = ((a @ solution - shift) ** 2).sum()
+        assert float(found[unit]) == pytest.approx(float(lost), rel=1e-3)
+
+
+def test_what_a_block_of_inputs_loses_is_its_own_part_of_the_inverse():
+    chance = torch.Generator().manual_seed(2)
+    root = torch.randn(12, 30, generator=chance).double()
+    inverse, weight = torch.linalg.inv(root @ root.T), torch.randn(5, 12, generator=chance).double()
+    found = scores.uncompensated(weight, inverse, 4)
+    for unit in range(3):
+        at = slice(4 * unit, 4 * unit + 4)
+        wanted = torch.trace(weight[:, at] @ torch.linalg.inv(inverse[at, at]) @ weight[:, at].T)
+        assert float(found[unit]) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_compensated_order_of_many_units():
+    """A batched LU of so many single numbers dies in MKL where there are two threads."""
+    inverse, weight = torch.diag(torch.arange(1.0, 1537.0)).double(), torch.ones(2, 1536, dtype=torch.float64)
+    assert torch.allclose(scores.uncompensated(weight, inverse, 1), 2 / torch.arange(1.0, 1537.0))
+
+
+def test_the_compensated_order_of_dead_units_and_of_broken_layers():
+    model, anatomy = models.tiny(models.PLAIN)
+    up = model.model.layers[1].mlp.up_proj.weight.data
+    assert scores.compensated(model, anatomy, [models.tokens(4, 16)])["layers.1.mlp"].min() > 0
+    up.fill_(0.0)
+    assert scores.compensated(model, anatomy, [models.tokens(4, 16)])["layers.1.mlp"].max() < 1e-20
+    up.fill_(float("nan"))
+    with pytest.raises(HarnessError, match="layer 1 gives values that are not finite"):
+        scores.compensated(model, anatomy, [models.tokens(4, 16)])

@@ -159,6 +159,10 @@ def normal_equations(stream: Stream, here: Place, aims: Iterable[Tensor]) -> tup
     return gram.double(), cross.double()
 
 
+class TooLittle(HarnessError):
+    """Text, or ridge, for the equations to have one answer."""
+
+
 def adjust(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float, name: str) -> None:
     """Solve (X'X + lambda I) D = X'E and add D' to the weight, lambda a share of the mean of X'X's diagonal."""
     import torch
@@ -175,7 +179,7 @@ def adjust(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float, name: str)
     del damped
     # what float32 sums cannot tell from nothing is nothing
     if failed or factor.diagonal().min() ** 2 <= torch.finfo(torch.float32).eps * mean:
-        raise HarnessError(
+        raise TooLittle(
             f"the calibration text says too little about {name}: its {len(gram)} inputs depend on each other",
             "give a larger ridge (ridge=0.1) or more samples: --recovery least-squares:samples=…:ridge=…",
         )

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import training
+from harness import HarnessError, training
 from harness.gating import gated
-from harness.recovery.least_squares import TOKENS, mend
+from harness.recovery.least_squares import TOKENS, TooLittle, mend
 from harness.scores import output_member
 
 TINY = 0.01  # the length of the step that takes a finite difference, as DARTS has it
@@ -186,7 +186,10 @@ class Compensated(Frozen):
         shape = {site: int(gate.sum()) for site, gate in gates.items()}
         closed = {site: gate.detach() for site, gate in gates.items()}
         with gated(model, anatomy, closed), self.distance.cast():
-            mend(model, self.teacher, anatomy, shape, self.batches, self.ridge)
+            try:
+                mend(model, self.teacher, anatomy, shape, self.batches, self.ridge)
+            except TooLittle as error:
+                raise HarnessError(error.cause, "set ridge or samples higher") from None
         return True
 
     def save(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 def save(words: dict[str, Any], file: Path) -> None:
     """Under its name at once or not at all."""
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_packed(words, tensors))
+    text = json.dumps(_packed(words, tensors, set()))
     scratch = file.with_name(f"{file.stem}.{os.getpid()}.new")
     save_file(tensors, scratch, {"words": text})
     with scratch.open("rb") as written:
@@ -35,15 +36,33 @@ def saved(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+class Heard:
+    """What was judged already, in order: a search that was killed among its judgements hears again what they said."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.at = file, 0
+        self.said: list[float] = (saved(file) or {"said": []})["said"]
+
+    def __call__(self, judge: Callable[[], float]) -> float:
+        if self.at == len(self.said):
+            self.said.append(judge())
+            save({"said": self.said}, self.file)
+        self.at += 1
+        return self.said[self.at - 1]
+
+
+def _packed(value: Any, tensors: dict[str, Tensor], held: set[int]) -> Any:
     """Dictionaries as pairs, since an optimiser's have numbers for names."""
     if isinstance(value, Tensor):
-        tensors[str(len(tensors))] = value.detach().cpu().contiguous().clone()
+        plain = value.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        tensors[str(len(tensors))] = plain.clone() if memory in held else plain  # no two may lie in one place
+        held.add(memory)
         return {"tensor": str(len(tensors) - 1)}
     if isinstance(value, dict):
-        return {"pairs": [[name, _packed(one, tensors)] for name, one in value.items()]}
+        return {"pairs": [[name, _packed(one, tensors, held)] for name, one in value.items()]}
     if isinstance(value, list | tuple):
-        return [_packed(one, tensors) for one in value]
+        return [_packed(one, tensors, held) for one in value]
     return value
 
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from harness import Budget, Context, Cut, Shape, Unsupported, accounting
+from harness import Budget, Context, Cut, Shape, Unsupported, accounting, scores
 from harness.anatomy import Anatomy
+from harness.distance import ROWS, Distance, caster, plain_attention
+from harness.errors import UsageError
 from harness.training import seeded
 from harness_dilap import inner as levels
-from harness_dilap import orders, picture, project
+from harness_dilap import picture, project
 from harness_dilap.gates import Gates
-from harness_dilap.keep import save, saved
-from harness_dilap.loss import ROWS, Distance, caster, plain_attention
+from harness_dilap.keep import Heard, save, saved
 from harness_dilap.search import Plan, Search, Splits, State
+from harness_dilap.settings import TRAINS, fault
 
+ORDERS = {"activation": scores.activation, "taylor": scores.taylor, "compensated": scores.compensated}
 SERVES = (0.9, 1.1)  # a search is good for limits so far below and above its own, which measuring asks for next
 CLOSE = 1.001  # and what the held-out text chose is, unless it is too slow, up to so much above
 
@@ -54,31 +57,33 @@ class Dilap:
     swaps: int = 6
     compute: str = "auto"
 
-    def __post_init__(self) -> None:
-        self.counted: set[float] = set()  # targets whose training the record knows of
+    counted: ClassVar[set[Path]] = set()  # searches whose training the record of this process knows of
 
     def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor]:
         """What each unit is worth before anything is gone."""
         self._possible(model)
         splits, windows = self._splits(), self._windows(ctx)
         with caster(model, self.compute)():
-            return orders.ORDERS[self.order](model, ctx.anatomy, windows[: -len(splits.held_out)].split(ROWS))
+            return ORDERS[self.order](model, ctx.anatomy, windows[: -len(splits.held_out)].split(ROWS))
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: dict[str, Tensor]) -> Cut:
         self._possible(model)
-        cost, least = ctx.latency, int(not self.depth)
+        cost = ctx.latency
         limit = cost.limit(budget)
         if limit >= cost.dense:
             return Cut(why="dense is fast enough")
-        if cost.time({site.name: least for site in ctx.anatomy.blocks()}) > limit:
-            raise Unsupported(f"{budget} is out of reach while every sub-layer keeps a unit", "set depth=True with it")
-        target = nearby(ctx.work_dir, limit / cost.dense)
-        scores = {site.name: state[site.name] for site in ctx.anatomy.blocks()}
+        sites = [site.name for site in ctx.anatomy.blocks()]
+        one = dict.fromkeys(sites, 0) | {min(sites, key=lambda site: cost.site_times(site)[1]): 1}
+        if (fastest := cost.time(one if self.depth else dict.fromkeys(sites, 1))) > limit:
+            which, remedy = ("any", "ask for more time") if self.depth else ("every", "set depth=True with it")
+            raise Unsupported(f"{budget} is out of reach while {which} sub-layer keeps a unit", remedy)
+        target = nearby(ctx.work_dir, limit / cost.dense, fastest / cost.dense)
+        worth = {site.name: state[site.name] for site in ctx.anatomy.blocks()}
         with plain_attention(model, self.length):
-            found = self._found(model, ctx, scores, target)
-        if target not in self.counted:
+            found = self._found(model, ctx, worth, target)
+        if (search := file_of(ctx, "found", target)) not in self.counted:
             ctx.trained(found["told"]["tokens"]["inner"])
-            self.counted.add(target)
+            self.counted.add(search)
         shape = found["shape"]
         gates = Gates({s.name: s.units for s in ctx.anatomy.blocks()}, found["ranks"], found["positions"], 1.0)
         chosen = cost.time(shape) <= limit * (1 + 1e-9) and limit <= target * cost.dense * CLOSE
@@ -93,19 +98,20 @@ class Dilap:
             files={"search.svg": picture.drawn(ctx.anatomy, shape, found["log"], title)},
         )
 
-    def _found(self, model: Any, ctx: Context, scores: dict[str, Tensor], target: float) -> dict[str, Any]:
+    def _found(self, model: Any, ctx: Context, worth: dict[str, Tensor], target: float) -> dict[str, Any]:
         """What a search for this target found, made once; a killed one goes on where it was saved."""
-        file, going = (ctx.work_dir / f"{name}-{target:.4f}.safetensors" for name in ("found", "search"))
+        file, going, heard = (file_of(ctx, name, target) for name in ("found", "search", "heard"))
         if (known := saved(file)) is not None:
             return known
         windows, splits = self._windows(ctx), self._splits()
         model.requires_grad_(False)
-        distance = Distance(model, ctx.anatomy, windows, self.loss, self.stride, self.compute)
+        compute = "fp32" if self.unrolled else self.compute  # a finite difference is no place to save
+        distance = Distance(model, ctx.anatomy, windows, self.loss, self.stride, compute)
         with seeded(ctx.seed("adapters")):
             inner = self._inner(distance, windows[splits.outer])
-        search = Search(Plan.of(target, self), splits, distance, inner, guide(self.guide, ctx), scores, ctx, going)
+        search = Search(Plan.of(target, self), splits, distance, inner, guide(self.guide, ctx), worth, ctx, going)
         done = search.run()
-        shape, positions, losses = self._polished(ctx, search, done, target)
+        shape, positions, losses = self._polished(ctx, search, done, target, Heard(heard))
         found = {
             "shape": shape,
             "positions": positions,
@@ -115,11 +121,12 @@ class Dilap:
             "told": self._told(search, target, losses),
         }
         save(found, file)
-        going.unlink(missing_ok=True)
+        for spent in (going, heard):
+            spent.unlink(missing_ok=True)
         return found
 
     def _polished(
-        self, ctx: Context, search: Search, done: State, target: float
+        self, ctx: Context, search: Search, done: State, target: float, heard: Heard
     ) -> tuple[dict[str, int], Tensor, dict[str, list[float]]]:
         """Whole units at the searched budget: what the held-out text likes best, exchanged while it likes that."""
         cost, limit = ctx.latency, target * ctx.latency.dense
@@ -129,7 +136,7 @@ class Dilap:
                 shapes.append(shape)
 
         def judge(shape: Shape) -> float:
-            return search.loss.held_out(search.splits.held_out, done.gates.shut(shape))
+            return heard(lambda: search.loss.held_out(search.splits.held_out, done.gates.shut(shape)))
 
         with search.inner.judged(self.merge):
             losses = [judge(shape) for shape in shapes]
@@ -154,27 +161,16 @@ class Dilap:
         return levels.Trained(distance, self.inner, self.inner_lr, self.rank, self.unrolled)
 
     def _splits(self) -> Splits:
-        return Splits.of(self.samples, self.held_out, self.inner in ("lora", "full"))
+        return Splits.of(self.samples, self.held_out, self.inner in TRAINS)
 
     def _windows(self, ctx: Context) -> Tensor:
         assert ctx.calibration is not None
         return ctx.calibration(self.samples, self.length)
 
     def _possible(self, model: Any) -> None:
-        """Settings that do not go together, before anything is spent."""
-        trains = self.inner in ("lora", "full")
-        if self.held_out > self.samples - 2:
-            raise Unsupported(
-                f"{self.held_out} of {self.samples} windows held out leave too few to search with",
-                "set samples higher, or held_out lower",
-            )
-        if 2 * self.stride > self.length:
-            raise Unsupported(
-                f"every {self.stride}th token of {self.length} is hardly any", "set stride lower, or length higher"
-            )
-        if (self.merge or self.unrolled) and not trains:
-            name = "merge" if self.merge else "unrolled"
-            raise Unsupported(f"{name} needs weights that learn", "set inner=lora or inner=full with it")
+        """Settings that do not go together, or not with this model, before anything is spent."""
+        if wrong := fault(vars(self)):
+            raise UsageError(*wrong)
         if self.inner == "full" and model.dtype != torch.float32:
             raise Unsupported(
                 f"{model.dtype} swallows the small steps of all weights", "set inner=lora, or --dtype fp32"
@@ -194,18 +190,32 @@ class Dilap:
             "inner": self.inner,
             "passes in": "bf16" if search.loss.half else str(search.loss.model.dtype).removeprefix("torch."),
             "windows": {"outer": len(splits.outer), "inner": len(splits.inner), "held out": len(splits.held_out)},
+            "inner steps after each outer one": self.inner_steps if search.inner.trains else 0,
+            "loss by step": thinned(search.state.log),
             "tokens": {"outer": outer, "inner": inner},
             "training steps over the calibration text": round(passes / 3 / tokens, 2),
             "held-out loss": {name: [float(f"{loss:.6g}") for loss in tried] for name, tried in losses.items()},
-            "loss of the last step": search.state.log[-1]["loss"],
         }
 
 
-def nearby(folder: Path, share: float) -> float:
-    """The target of a search, finished or killed, that serves this share of dense; without any the share itself."""
+def thinned(log: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The losses of both levels at about a dozen steps, the last among them."""
+    chosen = log[:: -max(1, len(log) // 12)][::-1]
+    names = [name for name in ("step", "loss", "inner") if name in log[-1]]
+    return {{"loss": "outer"}.get(name, name): [row[name] for row in chosen] for name in names}
+
+
+def file_of(ctx: Context, what: str, target: float) -> Path:
+    return ctx.work_dir / f"{what}-{target:.4f}.safetensors"
+
+
+def nearby(folder: Path, share: float, least: float) -> float:
+    """The target of a search, finished or killed, that serves this share of dense; without any the share itself, to
+    four places, but no less than can be had."""
     targets = [float(file.stem.partition("-")[2]) for file in folder.glob("*-*.safetensors")]
     serving = [target for target in targets if SERVES[0] * target <= share <= SERVES[1] * target]
-    return min(serving, key=lambda target: abs(target - share), default=math.floor(share * 1e4 + 1e-6) / 1e4)
+    own = max(math.floor(share * 1e4 + 1e-6), math.ceil(least * 1e4 - 1e-6)) / 1e4
+    return min(serving, key=lambda target: abs(target - share), default=own)
 
 
 def guide(kind: str, ctx: Context) -> Callable[[Tensor, float], Tensor]:

@@ -34,6 +34,9 @@ def drawn(anatomy: Anatomy, shape: Mapping[str, int], log: Sequence[Mapping[str,
         above.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         steps = [row["step"] for row in log]
         below.plot(steps, [row["loss"] for row in log], color=COLOURS[0])
+        if "inner" in log[-1]:
+            below.plot(steps, [row["inner"] for row in log], color=COLOURS[2], linewidth=0.8, label="inner level")
+            below.legend(loc="upper left", bbox_to_anchor=(1.08, 1), frameon=False)
         below.set(xlabel="step", ylim=(0, None))
         below.set_ylabel("loss", color=COLOURS[0])
         time = below.twinx()

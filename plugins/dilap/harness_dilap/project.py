@@ -14,6 +14,7 @@ from harness.allocate import knapsack
 from harness_dilap.gates import Gates, Worth
 
 GRAIN, MANY = 16, 256  # a site of many units keeps a multiple of so many: what kernels take best anywhere
+SLIGHT = 1e-6  # of the dearest unit
 STIFFNESS = 0.25  # of a site's units: so far from the learned position a unit is worth e times less, or more
 
 
@@ -35,6 +36,8 @@ def project(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int
     at = (positions.double() * torch.tensor(list(gates.units.values()))).requires_grad_()
     time = cost.smooth(dict(zip(gates.units, at, strict=True)), convex=1.0)
     slopes = torch.autograd.grad(time, at)[0].tolist()
+    slight = SLIGHT * max(slopes)  # what costs nothing is worth a little, or it would go for nothing
+    slopes = [max(slope, slight) for slope in slopes]
     sites = list(zip(gates.units, gates.units.values(), positions.tolist(), slopes, strict=True))
     may = [levels(units, least) for _, units, _, _ in sites]
     worth = [values(units, position, slope)[at] for at, (_, units, position, slope) in zip(may, sites, strict=True)]

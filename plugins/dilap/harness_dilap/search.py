@@ -115,7 +115,7 @@ class Search:
     ) -> None:
         self.plan, self.splits, self.loss, self.inner, self.time = plan, splits, loss, inner, time
         self.ctx, self.file = ctx, file
-        self.tokens = loss.windows.shape[1] * plan.batch // loss.stride
+        self.tokens = loss.tokens(plan.batch)
         self.first = {site: ranked(worth) for site, worth in scores.items()}
         units = {site: len(worth) for site, worth in scores.items()}
         gates = Gates(units, dict(self.first), torch.ones(len(units)), plan.softness)

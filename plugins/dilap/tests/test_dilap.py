@@ -9,17 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from harness_dilap import loss
 from harness_dilap.inner import Compensated, Frozen
 from harness_dilap.keep import save, saved
-from harness_dilap.loss import Distance
 from harness_dilap.method import Dilap
+from harness_dilap.project import largest_step
 from harness_dilap.search import Splits
 
-from harness import Budget, Unsupported, Workload, process, surgery
+from harness import Budget, Unsupported, Workload, distance, process, surgery
 from harness.conformance import Conformance
 from harness.conformance.models import PLAIN, context, cost_model, depth_only, line, steps_of_eight, tiny, tokens
-from harness.errors import HarnessError
+from harness.distance import Distance
+from harness.errors import HarnessError, UsageError
 
 QUICK = Dilap(samples=12, length=16, held_out=2, steps=20, stride=1, swaps=3, compute="fp32")
 
@@ -30,6 +30,8 @@ def asked(method, curve, limit, name=PLAIN, folder=None, **more):
     ctx = context(anatomy, latency=cost, work_dir=folder, **more)
     cut = surgery.check(anatomy, method.prune(model, Budget("latency", limit, "x"), ctx, method.prepare(model, ctx)))
     assert cost.time(cut.shape) <= limit * cost.dense + 1e-6
+    unused = limit * cost.dense - cost.time(cut.shape)
+    assert unused < largest_step(cost, [site.name for site in anatomy.blocks()]) + 1e-6
     return cut, anatomy
 
 
@@ -42,6 +44,16 @@ def test_where_only_depth_pays_whole_sub_layers_go(limit, tmp_path):
 def test_widths_lie_on_the_edges_of_steps(tmp_path):
     cut, _ = asked(QUICK, steps_of_eight, 0.6, folder=tmp_path)
     assert {units % 8 for site, units in cut.shape.items() if site.endswith("mlp")} == {0}
+
+
+def test_sub_layers_that_cost_nothing_stay_whole(tmp_path):
+    cut, anatomy = asked(replace(QUICK, swaps=0), free_attention, 0.7, folder=tmp_path)
+    shape = anatomy.complete(cut.shape)
+    assert {shape[site.name] for site in anatomy.blocks() if site.kind == "attention"} == {4}
+
+
+def free_attention(site, units):
+    return units * 1.0 if site.kind == "mlp" else 0.0
 
 
 def test_without_depth_every_sub_layer_keeps_something(tmp_path):
@@ -78,6 +90,10 @@ def test_every_way_of_searching_meets_its_budget(change, tmp_path):
     splits = cut.told["windows"]
     assert splits["outer"] + splits["inner"] + splits["held out"] == 12
     assert bool(splits["inner"]) == (method.inner in ("lora", "full"))
+    steps = cut.told["loss by step"]
+    assert steps["step"][-1] == 8
+    assert len(steps["outer"]) == len(steps["step"])
+    assert ("inner" in steps) == (method.inner in ("lora", "full"))
 
 
 def test_splits_do_not_overlap():
@@ -94,12 +110,12 @@ def test_what_the_held_out_text_judged_is_what_is_cut(tmp_path):
     shuffled = dict(reversed(state.items()))
     cut = surgery.check(anatomy, QUICK.prune(model, Budget("latency", 0.5, "x"), ctx, shuffled))
     model, _ = tiny(PLAIN)
-    distance = Distance(model, anatomy, tokens(12, 16), "kl", 1, "fp32")
+    dense = Distance(model, anatomy, tokens(12, 16), "kl", 1, "fp32")
     gates = {site.name: torch.zeros(site.units) for site in anatomy.blocks()}
     for site, gate in gates.items():
         gate[list(cut.keep.get(site, range(len(gate))))] = 1
     losses = cut.told["held-out loss"]
-    assert distance.held_out([10, 11], gates) == pytest.approx(min(losses["candidates"] + losses["swaps"]), rel=1e-4)
+    assert dense.held_out([10, 11], gates) == pytest.approx(min(losses["candidates"] + losses["swaps"]), rel=1e-4)
 
 
 class Stop(Exception):
@@ -153,6 +169,48 @@ def test_training_is_counted_once(tmp_path):
     for limit in (0.5, 0.49):
         asked(method, line, limit, folder=tmp_path, trained=learned.append)
     assert learned == [20 * 2 * 2 * 16]
+
+
+def test_training_is_counted_once_for_all_that_ask(tmp_path):
+    """A cell that misses its latency is decided anew, by another object."""
+    learned = []
+    for limit in (0.5, 0.49):
+        method = replace(QUICK, inner="lora")
+        asked(method, line, limit, folder=tmp_path, trained=learned.append)
+    assert learned == [20 * 2 * 16]
+
+
+def test_a_search_killed_among_its_judgements_hears_again_what_they_said(tmp_path, monkeypatch):
+    method = replace(QUICK, inner="least-squares", ridge=1.0)
+    whole, _ = asked(method, line, 0.5, folder=tmp_path_of(tmp_path, "whole"))
+    broken, judged, judge = tmp_path_of(tmp_path, "broken"), [], Distance.held_out
+
+    def note(self, rows, gates):
+        judged.append(1)
+        if len(judged) == 3:
+            raise Stop
+        return judge(self, rows, gates)
+
+    monkeypatch.setattr(Distance, "held_out", note)
+    with pytest.raises(Stop):
+        asked(method, line, 0.5, folder=broken)
+    judged.clear()
+    monkeypatch.setattr(Distance, "held_out", lambda *given: judged.append(1) or judge(*given))
+    again, _ = asked(method, line, 0.5, folder=broken)
+    assert again.keep == whole.keep
+    assert again.told == whole.told
+    assert len(judged) == sum(map(len, whole.told["held-out loss"].values())) - 2
+    assert [file.name for file in broken.iterdir()] == ["found-0.5000.safetensors"]
+
+
+@pytest.mark.parametrize("depth", [True, False])
+def test_a_limit_just_above_the_least_that_can_be_had_is_met(depth, tmp_path):
+    _, anatomy = tiny(PLAIN)
+    cost = cost_model(anatomy, line)
+    kept = {site.name: int(not depth) for site in anatomy.blocks()} | {"layers.2.mlp": 1}
+    least = cost.time(kept) / cost.dense
+    cut, _ = asked(replace(QUICK, depth=depth, steps=8), line, least + 3e-5, folder=tmp_path)
+    assert cut.told["target"] >= least
 
 
 def tmp_path_of(tmp_path, name):
@@ -243,9 +301,9 @@ def test_bf16_that_would_end_the_process_is_refused(monkeypatch):
     model, _ = tiny(PLAIN)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(process, "amx_kills", lambda: True)
-    assert loss.caster(model, "auto") is nullcontext
+    assert distance.caster(model, "auto") is nullcontext
     with pytest.raises(Unsupported, match="AMX"):
-        loss.caster(model, "bf16")
+        distance.caster(model, "bf16")
 
 
 def test_what_cannot_be_is_told_and_what_is_there_is_left(tmp_path):
@@ -253,17 +311,19 @@ def test_what_cannot_be_is_told_and_what_is_there_is_left(tmp_path):
     ctx = context(anatomy, latency=cost_model(anatomy, line), work_dir=tmp_path)
     with pytest.raises(Unsupported, match="without any layer"):
         QUICK.prune(model, Budget("latency", 0.01, "x"), ctx, {})
-    with pytest.raises(Unsupported, match="held out"):
+    with pytest.raises(UsageError, match="held out"):
         replace(QUICK, held_out=11).prune(model, Budget("latency", 0.5, "x"), ctx, {})
-    with pytest.raises(Unsupported, match="held out"):
+    with pytest.raises(UsageError, match="held out"):
         replace(QUICK, held_out=12).prepare(model, ctx)
-    with pytest.raises(Unsupported, match="hardly any"):
+    with pytest.raises(UsageError, match="hardly any"):
         replace(QUICK, stride=16).prune(model, Budget("latency", 0.5, "x"), ctx, {})
-    with pytest.raises(Unsupported, match="keeps a unit"):
+    with pytest.raises(Unsupported, match="any sub-layer keeps a unit"):
+        QUICK.prune(model, Budget("latency", 0.239, "x"), ctx, {})
+    with pytest.raises(Unsupported, match="every sub-layer keeps a unit"):
         replace(QUICK, depth=False).prune(model, Budget("latency", 0.25, "x"), ctx, {})
     with pytest.raises(Unsupported, match="small steps"):
         replace(QUICK, inner="full").prepare(model.bfloat16(), ctx)
-    with pytest.raises(Unsupported, match="weights that learn"):
+    with pytest.raises(UsageError, match="weights that learn"):
         replace(QUICK, merge=True).prune(model, Budget("latency", 0.5, "x"), ctx, {})
     assert not QUICK.prune(model, Budget("latency", 1.0, "x"), ctx, {}).keep
 

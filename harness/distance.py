@@ -1,7 +1,10 @@
-"""How far a decoder is from its dense self on text."""
+"""How far a model under gates is from its dense self, on its calibration samples. All that methods that search by
+gradients know of a network is here: what is said of decoders, their windows and their head, stays in this file.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -9,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import Unsupported, process
+from harness import process
 from harness.anatomy import Anatomy
+from harness.errors import HarnessError, Unsupported
 from harness.gating import gated
-from harness.training import stop_if_lost
+from harness.training import first_bad_layer
 
 ROWS = 4  # windows that go through together where nothing asks for gradients
 SHORT = 512  # tokens up to which a CPU's plain attention, with its gradients, is faster than the fused one
@@ -50,10 +54,20 @@ class Distance:
         return (dense.exp() * (dense - ours)).sum(-1).mean()
 
     def checked(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> Tensor:
-        """The same, or an end with a reason if it is not a number."""
+        """The same, or an end with a reason if it is not a number. Step 0 is none: held-out rows are judged."""
         loss = self(rows, gates, step)
-        stop_if_lost(float(loss.detach()), step, self.model, self.windows[list(rows)])
+        if not math.isfinite(float(loss.detach())):
+            when = f"at step {step}" if step else "on the held-out samples"
+            raise HarnessError(
+                f"the loss is {float(loss.detach())} {when}{first_bad_layer(self.model, self.windows[list(rows)])}",
+                "load the model in fp32 (--dtype fp32), set compute=fp32, or lower inner_lr if weights learn; "
+                "if it is so from the first step on, the weights are bad",
+            )
         return loss
+
+    def tokens(self, batch: int) -> int:
+        """That count in a step over so many windows."""
+        return self.windows.shape[1] * batch // self.stride
 
     def held_out(self, rows: Sequence[int], gates: Mapping[str, Tensor]) -> float:
         """Over many rows, all their tokens' share by the stride, without gradients."""
@@ -95,5 +109,5 @@ def caster(model: Any, compute: str) -> Callable[[], AbstractContextManager]:
 def fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device == "cpu" and bool(known.get("avx512_bf16")) and process.tamed()
