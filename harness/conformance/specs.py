@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.api import Spec
 from harness.conformance.kit import Fault
-from harness.plugins import registry
+from harness.plugins import registry, resolve
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "pydantic", "onnxruntime", "timm")
 LONGEST = 100
@@ -47,7 +47,10 @@ def check_spec(spec: Spec, target: Any) -> None:
             if type(value) is not type(param.quick):
                 raise Fault(f"parameter {name}: its {preset} value is of another type than its quick one")
     for preset in ("quick", "paper"):
+        settings = {name: param.default(preset) for name, param in spec.parameters.items()}
         try:
-            target(**{name: param.default(preset) for name, param in spec.parameters.items()})
+            target(**settings)
         except TypeError as error:
             raise Fault(f"its class does not take the parameters of its spec: {error}") from None
+        if (sound := getattr(spec, "sound", "")) and (wrong := resolve(sound)(settings)):
+            raise Fault(f"its {preset} settings are not sound: {wrong[0]}")

@@ -15,7 +15,7 @@ from harness_dilap.method import Dilap
 from harness_dilap.project import largest_step
 from harness_dilap.search import Splits
 
-from harness import Budget, Unsupported, Workload, distance, process, surgery
+from harness import Budget, Unsupported, Workload, distance, planning, process, surgery
 from harness.conformance import Conformance
 from harness.conformance.models import PLAIN, context, cost_model, depth_only, line, steps_of_eight, tiny, tokens
 from harness.distance import Distance
@@ -342,6 +342,15 @@ def test_a_loss_that_is_not_a_number_ends_it_with_the_layer_and_keeps_the_last_g
         QUICK.prune(model, Budget("latency", 0.5, "x"), ctx, state)
     (left,) = tmp_path.glob("search-*")
     assert saved(left)["search"]["step"] == 10
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"held_out": 63}, {"stride": 100}, {"merge": True}, {"inner": "lora", "unrolled": True, "compute": "bf16"}],
+)
+def test_settings_that_do_not_go_together_are_told_while_planning(settings):
+    with pytest.raises(UsageError):
+        planning.make(planning.Request(pruner="dilap", model="tiny", device="null", settings=settings))
 
 
 class TestDilap(Conformance):
