@@ -114,31 +114,13 @@ class PrunerChecks(PrunerBench):
 
     def _check_latency(self) -> None:
         for ratio in RATIOS:
-            if (asked := self.ask(ratio)).refused is None and (share := self.share(asked)) > 1 - ratio + 1e-9:
-                raise Fault(
-                    f"asked for {1 - ratio:g}x of dense, its cut takes {share:.4g}x by the cost model it was given"
-                )
-
-    def share(self, asked: Asked) -> float:
-        _, anatomy = models.tiny(asked.model)
-        return float(self.latency(anatomy).share(asked.cut.shape))
-
-    def removed(self, asked: Asked) -> float:
-        from harness import surgery
-
-        _, anatomy = models.tiny(asked.model)
-        return accounting.ratios(anatomy, asked.cut.shape, surgery.masked_elements(anatomy, asked.cut))[0]
-
-    def step(self, asked: Asked) -> float:
-        """The coarsest unit in play, as a share of the prunable parameters."""
-        _, anatomy = models.tiny(asked.model)
-        sites = list(anatomy.blocks())
-        if "depth" in self.spec.kinds:
-            layers = {site.layer for site in sites}
-            size = max(sum(anatomy.site_params(s, s.units) for s in sites if s.layer == layer) for layer in layers)
-        else:
-            size = max(anatomy.site_params(site, 1) for site in sites)
-        return size / anatomy.params(prunable=True)
+            if (asked := self.ask(ratio)).refused is not None:
+                continue
+            share, told = self.share(asked), f"asked for {1 - ratio:g}x of dense, its cut takes"
+            if share > 1 - ratio + 1e-9:
+                raise Fault(f"{told} {share:.4g}x by the cost model it was given")
+            if share < 1 - ratio - (step := self.slowest(asked)):
+                raise Fault(f"{told} {share:.4g}x: more than the largest sub-layer ({step:.4g}x) is left unused")
 
     def check_kind(self) -> None:
         """Structured means smaller shapes, unstructured means zeros."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import seeds
+from harness import accounting, seeds
 from harness.api import Budget, Context, Cut, PrunerSpec, Workload
 from harness.conformance import models
 from harness.conformance.guard import Seen, watched
@@ -169,6 +169,37 @@ class PrunerBench:
             if self.ask(ratio).refused is None:
                 return self.ask(ratio)
         raise Fault(f"it refused every budget from {RATIOS[0]:g} to {RATIOS[-1]:g}: {self.ask(0.25).refused}")
+
+    # --- what a cut leaves, in figures ---
+
+    def slowest(self, asked: Asked) -> float:
+        """The sub-layer that takes most, as a share of dense."""
+        _, anatomy = models.tiny(asked.model)
+        cost = self.latency(anatomy)
+        return float(max(max(cost.site_times(site.name)) for site in anatomy.blocks()) / cost.dense)
+
+    def share(self, asked: Asked) -> float:
+        _, anatomy = models.tiny(asked.model)
+        return float(self.latency(anatomy).share(asked.cut.shape))
+
+    def removed(self, asked: Asked) -> float:
+        from harness import surgery
+
+        _, anatomy = models.tiny(asked.model)
+        return accounting.ratios(anatomy, asked.cut.shape, surgery.masked_elements(anatomy, asked.cut))[0]
+
+    def step(self, asked: Asked) -> float:
+        """The coarsest unit in play, as a share of the prunable parameters."""
+        _, anatomy = models.tiny(asked.model)
+        sites = list(anatomy.blocks())
+        if "depth" in self.spec.kinds:
+            layers = {site.layer for site in sites}
+            size = max(sum(anatomy.site_params(s, s.units) for s in sites if s.layer == layer) for layer in layers)
+        else:
+            size = max(anatomy.site_params(site, 1) for site in sites)
+        return size / anatomy.params(prunable=True)
+
+    # --- what comes of it ---
 
     @cached_property
     def pair(self) -> tuple[Any, Any, Any]:

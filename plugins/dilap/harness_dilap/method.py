@@ -146,6 +146,9 @@ class Dilap:
                 losses.append(loss := judge(best))
             pairs = project.swaps(cost, best, done.gates, done.worth, search.tokens)
             shape, tried = project.polish(cost, best, loss, pairs, limit, judge, self.swaps, int(not self.depth))
+        if self.projection == "knapsack":
+            gains, _ = project.edges(cost, shape, done.gates, done.worth, search.tokens)
+            shape = project.filled(cost, shape, [site for _, site in gains], limit)
         positions = torch.tensor([shape[site] / units for site, units in done.gates.units.items()])
         return shape, positions, {"candidates": losses, "swaps": tried}
 

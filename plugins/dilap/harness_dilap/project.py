@@ -64,8 +64,10 @@ def largest_step(cost: Any, sites: Iterable[str]) -> float:
     return float(max(np.diff(cost.site_times(site)).max() for site in sites))
 
 
-def swaps(cost: Any, shape: Mapping[str, int], gates: Gates, worth: Worth, tokens: int) -> Iterator[tuple[str, str]]:
-    """Who should get time from whom, by what the units at their edges are worth: the most promising pairs first."""
+def edges(
+    cost: Any, shape: Mapping[str, int], gates: Gates, worth: Worth, tokens: int
+) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
+    """What a step of time more is worth to each site, the most first, and what one less costs it, the least first."""
     step = largest_step(cost, gates.units)
     gains, losses, open_ = [], [], gates.shut(shape)
     for site, count in shape.items():
@@ -77,7 +79,12 @@ def swaps(cost: Any, shape: Mapping[str, int], gates: Gates, worth: Worth, token
         if count:
             less = min(count - 1, within(times, times[count] - step))
             losses.append((float(value[less:count].sum()) / max(times[count] - times[less], 1e-9), site))
-    gains, losses = sorted(gains, reverse=True), sorted(losses)
+    return sorted(gains, reverse=True), sorted(losses)
+
+
+def swaps(cost: Any, shape: Mapping[str, int], gates: Gates, worth: Worth, tokens: int) -> Iterator[tuple[str, str]]:
+    """Who should get time from whom, by what the units at their edges are worth: the most promising pairs first."""
+    gains, losses = edges(cost, shape, gates, worth, tokens)
     for total in range(len(gains) + len(losses)):
         for at in range(total + 1):
             if at < len(gains) and total - at < len(losses) and gains[at][1] != losses[total - at][1]:
@@ -95,6 +102,16 @@ def swapped(
     spare = limit - cost.time({**shape, gives: less})
     more = within(taken, taken[shape[gets]] + spare, least)
     return {**shape, gives: less, gets: more} if more > shape[gets] else None
+
+
+def filled(cost: Any, shape: Mapping[str, int], wanting: Iterable[str], limit: float) -> dict[str, int]:
+    """What time swaps left over goes to the sites that want it most, until no step of any fits."""
+    shape = dict(shape)
+    for site in wanting:
+        times = np.asarray(cost.site_times(site))
+        more = within(times, times[shape[site]] + limit - cost.time(shape))
+        shape[site] = max(more, shape[site])
+    return shape
 
 
 def within(times: np.ndarray, limit: float, least: int = 0) -> int:

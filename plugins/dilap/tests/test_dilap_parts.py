@@ -10,7 +10,7 @@ import torch
 from harness_dilap.gates import Gates, Worth, ranked
 from harness_dilap.inner import Compensated, Trained
 from harness_dilap.price import Priced
-from harness_dilap.project import project, swaps, values
+from harness_dilap.project import filled, project, swaps, values
 
 from harness.conformance.models import PLAIN, cost_model, depth_only, line, steps_of_eight, tiny, tokens
 from harness.distance import Distance
@@ -115,6 +115,17 @@ def test_on_a_line_the_projection_is_the_learned_position():
     gates = gates_of(units, [0.5] * len(units))
     shape = project(cost, gates, gates.positions, cost.floor + 0.5 * (cost.dense - cost.floor))
     assert shape == {site: count // 2 for site, count in units.items()}
+
+
+def test_what_swaps_leave_goes_to_who_wants_it_most():
+    _, anatomy = tiny(PLAIN)
+    cost, names = cost_model(anatomy, steps_of_eight), [site.name for site in anatomy.blocks()]
+    shape = {name: 2 if name.endswith("attention") else 8 for name in names}
+    limit = cost.time(shape) + 17  # an edge of a channel step is 5, a group 10
+    found = filled(cost, shape, names[::-1], limit)
+    assert {name: found[name] - shape[name] for name in names if found[name] != shape[name]} == {names[-1]: 24}
+    assert limit - cost.time(found) < 5
+    assert filled(cost, found, names, limit) == found
 
 
 def test_swaps_take_from_the_least_worth():

@@ -161,6 +161,8 @@ def asked(method, curve, limit, name=PLAIN):
     cut = method.prune(model, Budget("latency", limit, "x"), context(anatomy, latency=table), None)
     shape = {site: len(units) for site, units in cut.keep.items()}
     assert table.time(shape) <= limit * table.dense + 1e-6
+    largest = max(table.site_times(site.name)[-1] for site in anatomy.blocks())
+    assert table.time(shape) > limit * table.dense - largest
     return shape, anatomy, table
 
 
