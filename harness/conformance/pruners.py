@@ -42,6 +42,7 @@ class PrunerBench:
         self.parameters = resolve(f"pruner {name}", self.spec.parameters, "quick", {**self.spec.check_with, **given})
         self.known: dict[Any, Asked | BaseException] = {}
         self.watches: list[Seen] = []
+        self.tables: dict[str, Any] = {}  # of the made-up device, by anatomy
         self.second: Second | None = None
         families = models.of(self.spec.families)
         self.plain = models.PLAIN if models.PLAIN in families else next(iter(families), models.PLAIN)
@@ -99,13 +100,15 @@ class PrunerBench:
         from harness.builtin.null import Staircase
         from harness.latency.bench import Visits
         from harness.latency.profile import Effort, Profile, Target
-        from harness.latency.table import CostModel
+        from harness.latency.table import CostModel, anatomy_mark
 
+        if (mark := anatomy_mark(anatomy)) in self.tables:
+            return CostModel(self.tables[mark], anatomy)
         device = {"name": "staircase", "fingerprint": {}, "clock": "wall", "provenance": "simulated"}
         target = Target("tiny", anatomy, device, "eager", "fp32", WORKLOAD, "quick")
         effort = Effort(coarse=8, edges=40, seconds=5, rounds=1, fitting=6, unseen=4)
-        table = Profile(target, Staircase(), Visits(), lambda _: None, lambda *_: None, effort).run()
-        return CostModel(table, anatomy)
+        self.tables[mark] = Profile(target, Staircase(), Visits(), lambda _: None, lambda *_: None, effort).run()
+        return CostModel(self.tables[mark], anatomy)
 
     def ask(self, ratio: float, model: str = "", dtype: str = "fp32", again: bool = False) -> Asked:
         key = (ratio, model or self.plain, dtype, again)

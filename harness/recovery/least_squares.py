@@ -24,6 +24,7 @@ PARTS = {  # of a sub-layer: its norm, its module, the last linear in that
     "mlp": ("post_attention_layernorm", "mlp", "down_proj"),
 }
 Place = tuple[int, str]  # a layer's number and the kind of sub-layer
+FINE = 1e-4  # a ridge below which the rounding of fp32 sums would count, differently on every CPU
 TOKENS = 2048  # that go through a sub-layer at once
 
 
@@ -76,7 +77,8 @@ def mend(
             here = (layer if numbers is None else numbers[layer]), kind
             less = any(shape.get(name, units) < units for name, units in _units(anatomy, site))
             if less or len(replaced) > 1:
-                gram, cross = normal_equations(pruned, here, (x[..., channels] for x in dense.hidden))
+                aims = (x[..., channels] for x in dense.hidden)
+                gram, cross = normal_equations(pruned, here, aims, exact=ridge < FINE)
                 adjust(pruned.last(here).weight, gram, cross, ridge, site.name)
             pruned.through(here)
             progress(done, len(found))
@@ -139,20 +141,22 @@ class Stream:
             self.hidden[batch] = self.after(batch, here)
 
 
-def normal_equations(stream: Stream, here: Place, aims: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def normal_equations(stream: Stream, here: Place, aims: Iterable[Tensor], exact: bool) -> tuple[Tensor, Tensor]:
     """X'X and X'E over the calibration text: X enters the last linear, E is what the stream lacks behind it."""
     import torch
 
     from harness.walk import watched
 
     linear = stream.last(here)
-    gram = torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
-    cross = torch.zeros(linear.in_features, linear.out_features, device=linear.weight.device)
+    precision = torch.float64 if exact else torch.float32
+    wide: Any = {"dtype": precision, "device": linear.weight.device}
+    gram = torch.zeros(linear.in_features, linear.in_features, **wide)
+    cross = torch.zeros(linear.in_features, linear.out_features, **wide)
     entered: list[Tensor] = []
     with watched(linear, lambda _, x: entered.append(x)):
         for batch, aim in enumerate(aims):
-            lacking = aim.float() - stream.after(batch, here).float()
-            x = entered.pop().flatten(0, -2).float()
+            lacking = aim.to(precision) - stream.after(batch, here).to(precision)
+            x = entered.pop().flatten(0, -2).to(precision)
             with torch.autocast(x.device.type, enabled=False):  # sums of squares are no place to save
                 gram += x.T @ x
                 cross += x.T @ lacking.flatten(0, -2)
