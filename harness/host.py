@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,20 @@ OUR_PIDS = "HARNESS_OUR_PIDS"  # processes of this run, which a device must not 
 
 def cpu_model() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        first = ""
+    return cpu_named(first) or platform.processor() or platform.machine()
+
+
+def cpu_named(first: str) -> str:
+    """The name in the first paragraph of /proc/cpuinfo. Hypervisors give one to whole families ("AMD EPYC"), so one
+    without a number of its own says which generation it is."""
+    pairs = (line.partition(":")[::2] for line in first.splitlines())
+    told = {name.strip(): value.strip() for name, value in pairs}
+    name = told.get("model name", "")
+    which = [f"{part} {told[key]}" for part, key in (("family", "cpu family"), ("model", "model")) if key in told]
+    return f"{name} ({', '.join(which)})" if name and which and not re.search(r"\d{3}", name) else name
 
 
 def cores() -> int:
