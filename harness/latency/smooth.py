@@ -23,10 +23,10 @@ def isotonic(values: np.ndarray) -> np.ndarray:
     return np.repeat(means, counts)
 
 
-def longest_tread(rising: np.ndarray) -> int:
-    """So many units in a row cost the same."""
+def treads(rising: np.ndarray) -> np.ndarray:
+    """How many units in a row cost the same, one such stretch after the other."""
     risers = np.flatnonzero(np.diff(rising) > 1e-9 * max(float(rising[-1]), 1e-30))
-    return int(np.diff(np.concatenate([[-1], risers, [len(rising) - 1]])).max())
+    return np.diff(np.concatenate([[-1], risers, [len(rising) - 1]]))
 
 
 def hull(rising: np.ndarray) -> np.ndarray:
@@ -54,7 +54,7 @@ class Smooth:
     def __init__(self, staircase: np.ndarray) -> None:
         rising = isotonic(np.asarray(staircase, dtype=np.float64))
         units = len(rising) - 1
-        half = round(min(max(units / 12, longest_tread(rising)), units / 3) / 2) + 1
+        half = round(min(max(units / 12, treads(rising).max()), units / 3) / 2) + 1
         sums = np.concatenate([[0.0], np.cumsum(rising)])
         at = np.arange(len(rising))
         reach = np.minimum(half, np.minimum(at, len(rising) - 1 - at))

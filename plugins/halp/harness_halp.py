@@ -124,13 +124,16 @@ class Halp:
 
 
 def group_size(times: Sequence[float], least: int) -> int:
-    """The device's step: so many units in a row cost the same; or `least`, where it shows none."""
+    """The device's step: so many units in a row cost the same, or more, in half of the site; or `least`, where it shows
+    none. A dip or two are noise."""
     import numpy as np
 
-    from harness.latency.smooth import isotonic, longest_tread
+    from harness.latency.smooth import isotonic, treads
 
     units = len(times) - 1
-    return min(units, max(longest_tread(isotonic(np.asarray(times))), min(least, max(1, units // 4))))
+    lengths = np.sort(treads(isotonic(np.asarray(times))))[::-1]
+    step = int(lengths[np.searchsorted(np.cumsum(lengths), len(times) / 2)])
+    return min(units, max(step, min(least, max(1, units // 4))))
 
 
 def importance(model: Any, ctx: Context, batches: Sequence[Any]) -> dict[str, Any]:
@@ -207,11 +210,12 @@ def augmented(
     """HALP's program: all sites' items in turn, one kept only if the one before it is, at the capacity that is left.
 
     Exact for costs in a line, a heuristic for steps. A negative cost (a dip) makes room beyond the budget for the time
-    in between. Whole numbers of `unit`: what an item costs is rounded up, so that no budget is exceeded.
+    in between. Whole numbers of `unit`: what a site costs up to an item is rounded up, so that no budget is exceeded.
     """
     import numpy as np
 
-    whole = [[math.ceil(cost / unit - 1e-9) for cost in row] for row in costs]
+    ends = [np.ceil(np.cumsum([0.0, *row]) / unit - 1e-9).astype(int) for row in costs]
+    whole = [np.diff(row).tolist() for row in ends]
     room = sum(-cost for row in whole for cost in row if cost < 0)
     capacity = math.floor(budget / unit + 1e-9)
     best = np.zeros(capacity + room + 1)

@@ -99,6 +99,13 @@ def test_costs_are_rounded_up():
     assert sum(kept) == 5
 
 
+def test_many_small_groups_of_a_site_are_not_each_rounded_up():
+    values, costs = [[1.0] * 100, [1.0] * 100], [[0.11] * 100, [0.11] * 100]
+    kept = augmented(values, costs, 11.0, 0.1)
+    assert spent(costs, kept) <= 11.0
+    assert sum(kept) >= 98
+
+
 def test_groups_are_the_most_important_first():
     worth_of, alive = torch.tensor([5.0, 1.0, 4.0, 3.0, 9.0, 2.0]), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 1.0])
     assert ranked_groups(worth_of, alive, 2) == [(0, 2), (3, 5), (1,)]
@@ -111,6 +118,9 @@ def test_the_step_of_the_device_is_the_group():
     assert group_size(stairs, 64) == 128
     assert group_size([float(units) for units in range(1025)], 64) == 64
     assert group_size([0.0, 1.0, 2.0, 3.0], 64) == 1
+    dipped = [float(units) for units in range(1025)]
+    dipped[512:640] = dipped[512:640][::-1]  # noise, which a monotone curve flattens
+    assert group_size(dipped, 64) == 64
 
 
 @pytest.mark.parametrize("name", [PLAIN, "qwen2"])
