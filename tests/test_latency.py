@@ -403,6 +403,37 @@ def test_a_refused_profile_is_looked_at_afresh(runs):
     assert kept.fill(target("mended"), device).validation.mape < 0.05
 
 
+class Seen(Null):
+    """Ends after so many visits, as a kill would."""
+
+    left = 10**9
+
+    def time(self, words, workload):
+        Seen.left -= 1
+        if Seen.left < 0:
+            raise KeyboardInterrupt
+        return flops(anatomy_of(words), {}, workload)
+
+
+def test_a_table_is_judged_once_somebody_asks(runs, monkeypatch):
+    kept = shelf.Shelf(Store())
+    plain = kept.fill(target("judged later"), Seen(), judge=False)
+    assert plain.validation is None
+    assert kept.fill(target("judged later"), Seen(), judge=False) == plain
+    monkeypatch.setattr(Seen, "left", 20)
+    with pytest.raises(KeyboardInterrupt):
+        kept.fill(target("judged later"), Seen())
+    monkeypatch.setattr(Seen, "left", 10**9)
+    table = kept.fill(target("judged later"), Seen(), again=True)  # goes on with what was killed
+    assert table.validation.shapes == 30
+    assert (table.content, table.curves, table.fit) == (plain.content, plain.curves, plain.fit)
+    assert table.probes > plain.probes
+    visits = kept.store.read_side_file(table.samples)
+    assert visits["references"][: len(before := kept.store.read_side_file(plain.samples)["references"])] == before
+    assert not list(kept.store.path("tables").glob("*.*.*.json"))
+    assert kept.fill(target("judged later"), Seen()) == table
+
+
 def test_an_export_that_cannot_be_written_is_said_first(tmp_path):
     with pytest.raises(HarnessError, match="cannot write"):
         shelf.must_be_writable(tmp_path / "nowhere" / "t.json")

@@ -1,4 +1,4 @@
-"""Fills a device's cost table: a coarse grid of widths, then the edges of its steps, then whole models.
+"""Fills a device's cost table: a coarse grid of widths, then the edges of its steps, then whole models; and judges it.
 
 Each class of sites is measured alone: a model of some layers that have only that sub-layer, at one width, minus the
 model of none. Enough copies stand in a row that their weights do not fit a cache.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -122,11 +123,25 @@ class Profile:
         self.stage, self.total = stage, len(shapes) * rounds
         self.bench.run(shapes, rounds)
 
-    def run(self) -> CostTable:
-        try:
-            return self._filled()
-        finally:
-            self.bench.close()
+    def run(self, judge: bool = True) -> CostTable:
+        """A table, judged where that is asked."""
+        with closing(self.bench):
+            table = self._filled()
+            return self._judged(table) if judge else table
+
+    def judge(self, table: CostTable) -> CostTable:
+        """One that was filled before."""
+        with closing(self.bench):
+            return self._judged(table)
+
+    def _judged(self, table: CostTable) -> CostTable:
+        validate.judge(table, self.anatomy, self.effort.unseen, self.bench, self._run)
+        return self._counted(table)
+
+    def _counted(self, table: CostTable) -> CostTable:
+        table.probes = len(self.bench.visits.shapes)
+        table.seconds = round(self.before + time.process_time() - self.started, 1)
+        return table
 
     def _filled(self) -> CostTable:
         points = {
@@ -138,10 +153,8 @@ class Profile:
         self._check_signal()
         self._edges()
         table = self._table()
-        validate.whole_models(table, self.anatomy, self.effort.fitting, self.effort.unseen, self.bench, self._run)
-        table.probes = len(self.bench.visits.shapes)
-        table.seconds = round(self.before + time.process_time() - self.started, 1)
-        return table
+        validate.fit(table, self.anatomy, self.effort.fitting, self.bench, self._run)
+        return self._counted(table)
 
     def _point(self, name: str, units: int) -> str:
         return f"widths {name} @ {units}"

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -16,6 +16,11 @@ from harness.api import Device, DeviceInfo, DeviceSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.latency.table import CostTable, anatomy_mark, classes, table_key
 from harness.store import Store
+
+if TYPE_CHECKING:
+    from harness.latency.profile import Profile, Target
+
+NOTES = ("visits", "judge")  # what is measured of a table until it is filled, and until it is judged
 
 
 def device_words(device: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
@@ -63,32 +68,49 @@ class Shelf:
 
     def fill(
         self,
-        target: Any,
+        target: Target,
         device: Device,
         told: Callable[[str, int, int], None] = lambda *_: None,
         again: bool = False,
+        judge: bool = True,
     ) -> CostTable:
-        """A table for a `profile.Target`, from the shelf or measured now; what was measured before a kill counts."""
+        """A table, from the shelf or measured now, judged where that is asked; what a kill left of it counts."""
+        where = (target.anatomy, target.device, target.runtime, target.dtype, target.workload)
+        key = table_key(anatomy_mark(target.anatomy), *where[1:4], str(target.workload))
+        notes, judging = (self.store.path("tables", f"{key}.{target.preset}.{name}.json") for name in NOTES)
+        with self.store.lock(f"table-{key}"):
+            found = self.find(*where)
+            finer = found is not None and target.preset == "paper" and found.preset == "quick"
+            if found is None or finer or (again and not judging.exists()):
+                found = self._profiled(target, device, told, notes, None, lambda profile: profile.run(judge=False))
+            if judge and (table := found).validation is None:
+                before = self.store.read_side_file(table.samples) if table.samples else None
+                found = self._profiled(target, device, told, judging, before, lambda profile: profile.judge(table))
+        return found
+
+    def _profiled(
+        self,
+        target: Target,
+        device: Device,
+        told: Callable[[str, int, int], None],
+        notes: Path,
+        before: Any,
+        work: Callable[[Profile], CostTable],
+    ) -> CostTable:
+        """What the work makes of the visits, those before it and its own, on the shelf."""
         from harness.latency.bench import Visits
         from harness.latency.profile import Profile
 
-        where = (target.anatomy, target.device, target.runtime, target.dtype, target.workload)
-        key = table_key(anatomy_mark(target.anatomy), *where[1:4], str(target.workload))
-        with self.store.lock(f"table-{key}"):
-            found = self.find(*where)
-            if found is not None and not again and not (target.preset == "paper" and found.preset == "quick"):
-                return found
-            notes = self.store.path("tables", f"{key}.{target.preset}.visits.json")
-            visits = Visits.read(self.store.read(notes))
-            try:
-                table = Profile(target, device, visits, lambda now: self.store.write(notes, now.words()), told).run()
-            except HarnessError:
-                notes.unlink(missing_ok=True)  # what was refused is looked at afresh next time
-                raise
-            table.samples = self.store.side_file(visits.words())
-            table.finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            self.put(table)
-            notes.unlink(missing_ok=True)
+        visits = Visits.read(self.store.read(notes) or before)
+        try:
+            table = work(Profile(target, device, visits, lambda now: self.store.write(notes, now.words()), told))
+        except HarnessError:
+            notes.unlink(missing_ok=True)  # what was refused is looked at afresh next time
+            raise
+        table.samples = self.store.side_file(visits.words())
+        table.finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.put(table)
+        notes.unlink(missing_ok=True)
         return table
 
 

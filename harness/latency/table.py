@@ -22,6 +22,7 @@ from harness.records import Part
 
 SCHEMA = 1
 VERSION = "profile-3"
+BESIDE = ("validation", "probes", "seconds", "samples", "finished")  # of a table: how it came about, how good it is
 
 
 class Curve(Part):
@@ -111,8 +112,9 @@ class CostTable(Part):
 
     @property
     def content(self) -> str:
-        """What names this table in the keys of cuts that were made with it."""
-        return hashlib.sha256(keys.canonical(self.words()).encode()).hexdigest()
+        """What names this table in the keys of cuts that were made with it: all that it predicts with."""
+        said = {name: value for name, value in self.words().items() if name not in BESIDE}
+        return hashlib.sha256(keys.canonical(said).encode()).hexdigest()
 
     @property
     def key(self) -> str:

@@ -45,16 +45,13 @@ def chosen_shapes(anatomy: Anatomy) -> dict[str, Shape]:
     }
 
 
-def whole_models(table: CostTable, anatomy: Anatomy, fitting: int, unseen: int, bench: Bench, run: Run) -> None:
-    """Fit, then judge on shapes that neither the curves nor the fit have seen."""
+def fit(table: CostTable, anatomy: Anatomy, count: int, bench: Bench, run: Run) -> None:
+    """What sub-layers cost among neighbours, from whole models."""
     even = [uniform(anatomy, ratio) for ratio in (0.15, 0.45, 0.75)]  # users ask for these most
-    seen = {f"fit {i}": s for i, s in enumerate([*even, *random_shapes(anatomy, fitting - len(even), "fit")])}
-    narrow = random_shapes(anatomy, max(2, fitting // 4), "narrow", narrow=True) if "hidden" in anatomy.sites else []
+    seen = {f"fit {i}": s for i, s in enumerate([*even, *random_shapes(anatomy, count - len(even), "fit")])}
+    narrow = random_shapes(anatomy, max(2, count // 4), "narrow", narrow=True) if "hidden" in anatomy.sites else []
     interacting = {f"fit narrow {i}": shape for i, shape in enumerate(narrow)}
-    chosen = {f"judge {name}": shape for name, shape in chosen_shapes(anatomy).items()}
-    judges = {f"judge {i}": shape for i, shape in enumerate(random_shapes(anatomy, unseen, "judge"))}
     run("fit", seen | interacting, 1)
-    run("judge", judges | chosen, 2)
 
     model = CostModel(table, anatomy)
     times = [bench.time(name) for name in seen]
@@ -63,6 +60,13 @@ def whole_models(table: CostTable, anatomy: Anatomy, fitting: int, unseen: int, 
     table.predictor = predictor.fit(
         [predictor.sizes(anatomy, shape) for shape in everything.values()], [bench.time(name) for name in everything]
     )
+
+
+def judge(table: CostTable, anatomy: Anatomy, count: int, bench: Bench, run: Run) -> None:
+    """How well the table does on shapes that neither its curves nor its fit have seen."""
+    chosen = {f"judge {name}": shape for name, shape in chosen_shapes(anatomy).items()}
+    judges = {f"judge {i}": shape for i, shape in enumerate(random_shapes(anatomy, count, "judge"))}
+    run("judge", judges | chosen, 2)
     table.validation = judged(CostModel(table, anatomy), judges, chosen, bench)
 
 
