@@ -172,8 +172,12 @@ def boards(entries: Iterable[Entry]) -> tuple[list[Board], list[Entry]]:
             lost[min(same, key=str)].append(entry)
         else:
             outside.append(entry)
-    order = sorted(places, key=lambda place: (place.model, place.device, place.workload, str(place)))
-    return [_board(place, places[place], lost[place]) for place in order], outside
+
+    def order(place: Place) -> tuple[str, str, str, int, str]:
+        """Of one page's boards the one with most records first."""
+        return place.model, place.device, place.workload, -len(places[place]), str(place)
+
+    return [_board(place, places[place], lost[place]) for place in sorted(places, key=order)], outside
 
 
 def _board(place: Place, entries: Sequence[Entry], failed: Sequence[Entry]) -> Board:
