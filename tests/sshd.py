@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,10 @@ class Server:
     def stop(self) -> None:
         """The server and every connection to it: the host is gone."""
         if self.process is not None:
+            self.process.send_signal(signal.SIGSTOP)  # nobody comes in meanwhile
             for child in children(self.process.pid):
-                os.kill(child, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # one that ended by itself
+                    os.kill(child, signal.SIGKILL)
             self.process.kill()
             self.process.wait()
             self.process = None
