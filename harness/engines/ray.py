@@ -59,6 +59,8 @@ class Ray:
     """An engine on a cluster that is there, or on one of this machine alone."""
 
     def __init__(self, address: str | None, timeout_s: float | None = None) -> None:
+        # started by `uv run`, Ray would send this folder and build its environment anew on every node
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         try:
             import ray
         except ImportError:
