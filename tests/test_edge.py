@@ -56,7 +56,7 @@ def home(tmp_path):
     return Home()
 
 
-def once(come: Callable[[], object], work: Callable[[], None]) -> None:
+def once(come: Callable[[], object], work: Callable[[], None]) -> threading.Thread:
     """Do something when a run has come so far."""
 
     def wait() -> None:
@@ -64,7 +64,9 @@ def once(come: Callable[[], object], work: Callable[[], None]) -> None:
             time.sleep(0.05)
         work()
 
-    threading.Thread(target=wait, daemon=True).start()
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    return waiting
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +124,11 @@ def test_a_budget_is_met_over_ssh(home, server):
 @pytest.mark.slow
 def test_a_host_that_goes_in_the_middle_of_a_run_is_waited_for_by_the_next(home, server):
     home.is_at(transport="ssh", **server.words())
-    once(home.left, server.stop)
+    going = once(home.left, server.stop)
     done = command(*RUN, "--limit", "2", "--latency", "0.7x", **home.env)
     assert done.returncode in (1, 3)
     assert "in the middle" in done.stderr + done.stdout or "has no SSH server" in done.stderr
+    going.join(timeout=30)
     server.start()
     _, record = home.run("--latency", "0.7x")
     assert record["status"] in ("ok", "unstable")

@@ -432,6 +432,9 @@ def test_a_table_is_judged_once_somebody_asks(runs, monkeypatch):
     assert visits["references"][: len(before := kept.store.read_side_file(plain.samples)["references"])] == before
     assert not list(kept.store.path("tables").glob("*.*.*.json"))
     assert kept.fill(target("judged later"), Seen()) == table
+    seen = Seen.left
+    assert kept.fill(target("judged later"), Seen(), again=True).curves == table.curves
+    assert Seen.left < seen  # measured anew
 
 
 def test_an_export_that_cannot_be_written_is_said_first(tmp_path):

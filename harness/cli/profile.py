@@ -132,7 +132,7 @@ def print_table(table: Any, path: Path, out: Any) -> None:
     rows.add_row("no layer", "", "", "", "", "", f"{table.fixed_ns / 1e3:,.1f}")
     out.print(rows)
     if judged is None:
-        raise HarnessError("this table was not validated", "harness profile --again")
+        raise HarnessError("nobody has judged this table yet", "the same without --import judges it")
     out.print(
         f"by {device['clock']} time; {judged.shapes} unseen whole shapes predicted within {judged.mape:.1%} on average"
         f" (another measurement of the same shape: {judged.repeatability:.1%}, "

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,6 @@ from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.latency.profile import Profile, Target
-
-NOTES = ("visits", "judge")  # what is measured of a table until it is filled, and until it is judged
 
 
 def device_words(device: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
@@ -77,16 +76,27 @@ class Shelf:
         """A table, from the shelf or measured now, judged where that is asked; what a kill left of it counts."""
         where = (target.anatomy, target.device, target.runtime, target.dtype, target.workload)
         key = table_key(anatomy_mark(target.anatomy), *where[1:4], str(target.workload))
-        notes, judging = (self.store.path("tables", f"{key}.{target.preset}.{name}.json") for name in NOTES)
         with self.store.lock(f"table-{key}"):
-            found = self.find(*where)
-            finer = found is not None and target.preset == "paper" and found.preset == "quick"
-            if found is None or finer or (again and not judging.exists()):
-                found = self._profiled(target, device, told, notes, None, lambda profile: profile.run(judge=False))
-            if judge and (table := found).validation is None:
-                before = self.store.read_side_file(table.samples) if table.samples else None
-                found = self._profiled(target, device, told, judging, before, lambda profile: profile.judge(table))
-        return found
+            table = self.find(*where)
+            before = self.store.read_side_file(table.samples) if table is not None and table.samples else None
+            finer = table is not None and target.preset == "paper" and table.preset == "quick"
+            unjudged = table is not None and table.validation is None
+            going = unjudged and table is not None and self._judging(key, table).exists()
+            if table is None or finer or (again and not going) or (judge and unjudged and before is None):
+                for stale in self.store.path("tables").glob(f"{key}.judge.*.json"):
+                    stale.unlink(missing_ok=True)
+                notes = self.store.path("tables", f"{key}.{target.preset}.visits.json")
+                table = self._profiled(target, device, told, notes, None, lambda profile: profile.run(judge=False))
+                before = self.store.read_side_file(table.samples)
+            if judge and table.validation is None:
+                found, alike = table, replace(target, preset=table.preset)
+                notes = self._judging(key, table)
+                table = self._profiled(alike, device, told, notes, before, lambda profile: profile.judge(found))
+        return table
+
+    def _judging(self, key: str, table: CostTable) -> Path:
+        """What is measured to judge this very table, until it is judged."""
+        return self.store.path("tables", f"{key}.judge.{table.content[:12]}.json")
 
     def _profiled(
         self,
