@@ -52,7 +52,7 @@ def home(tmp_path):
             return done.returncode, json.loads(done.stdout)
 
         def left(self) -> list[str]:
-            return [path.name for path in self.there.glob("*") if OURS.fullmatch(path.name)]
+            return [name for name in os.listdir(self.there) if OURS.fullmatch(name)]
 
     return Home()
 
@@ -125,10 +125,10 @@ def test_a_budget_is_met_over_ssh(home, server):
 @pytest.mark.slow
 def test_a_host_that_goes_in_the_middle_of_a_run_is_waited_for_by_the_next(home, server):
     home.is_at(transport="ssh", **server.words())
-    going = once(home.left, server.stop)
+    going = once(lambda: home.there.is_dir() and home.left(), server.stop)
     done = command(*RUN, "--limit", "2", "--latency", "0.7x", **home.env)
     assert done.returncode in (1, 3)
-    assert re.search("in the middle|has no SSH server|no end after", done.stderr + done.stdout)
+    assert re.search("in the middle|has no SSH server", done.stderr + done.stdout)
     going.join(timeout=30)
     server.start()
     _, record = home.run("--latency", "0.7x")
