@@ -29,12 +29,14 @@ class Server:
             made = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / name)]
             subprocess.run(made, check=True, capture_output=True)
         (home / "authorized_keys").write_text((home / "user.pub").read_text())
+        (home / "empty").mkdir()  # for who logs in: nothing of the tester's own shell start-up, such as pyenv's lock
         known = f"[127.0.0.1]:{self.port} {(home / 'host.pub').read_text()}"
         (home / "known_hosts").write_text(known)
         (home / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {home}/host\nPidFile {home}/pid\n"
             f"AuthorizedKeysFile {home}/authorized_keys\nPasswordAuthentication no\nStrictModes no\nUsePAM no\n"
             "Subsystem sftp internal-sftp\nLogLevel ERROR\nPermitRootLogin yes\n"
+            f"SetEnv HOME={home}/empty\n"
         )
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
