@@ -78,9 +78,10 @@ class Shelf:
         key = table_key(anatomy_mark(target.anatomy), *where[1:4], str(target.workload))
         with self.store.lock(f"table-{key}"):
             table = self.find(*where)
-            before = self.store.read_side_file(table.samples) if table is not None and table.samples else None
             finer = table is not None and target.preset == "paper" and table.preset == "quick"
             unjudged = table is not None and table.validation is None
+            asked = table.samples if table is not None and judge and unjudged else ""
+            before = self.store.read_side_file(asked) if asked else None
             going = unjudged and table is not None and self._judging(key, table).exists()
             if table is None or finer or (again and not going) or (judge and unjudged and before is None):
                 for stale in self.store.path("tables").glob(f"{key}.judge.*.json"):

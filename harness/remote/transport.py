@@ -149,7 +149,8 @@ def call(words: Sequence[str], timeout_s: float, where: str) -> Done:
     try:
         out, err = client.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        raise TooLong(f"{where}: no end after {timeout_s:g} s") from None
+        hint = "see by hand whether it, or the start-up of its login shell, waits for something"
+        raise TooLong(f"{where}: no end after {timeout_s:g} s", hint) from None
     finally:
         os.close(theirs)
         _ended(client)
