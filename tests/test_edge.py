@@ -17,6 +17,7 @@ from harness import TimingPlan, Workload, plugins
 from harness.api import Samples
 from harness.errors import HarnessError
 from harness.latency import sustained
+from harness.records import digest, seal
 from harness.remote.folder import OURS
 from harness.store import Store
 
@@ -54,9 +55,12 @@ def home(tmp_path):
         def left(self) -> list[str]:
             return [name for name in os.listdir(self.there) if OURS.fullmatch(name)]
 
-        def is_matching(self) -> bool:
+        def is_at_work(self, stage: str) -> bool:
             stages = [lease["stage"] for lease in Store(self.runs).leases().values()]
-            return any("match" in stage for stage in stages) and bool(self.left())
+            return any(found.startswith(stage) for found in stages) and bool(self.left())
+
+        def cuts(self) -> dict[Path, int]:
+            return {path: path.stat().st_mtime_ns for path in (self.runs / "cuts").rglob("*") if path.is_file()}
 
     return Home()
 
@@ -83,6 +87,7 @@ def server(tmp_path_factory):
 
 @only_installed
 def test_what_is_no_device_gets_into_no_table(home, tmp_path):
+    """Whatever its record says, as long as its machine is in it."""
     home.is_at(transport="local")
     _, record = home.run("--ratio", "0.3", "--sustain", "1")
     (latency,) = record["latency"].values()
@@ -94,24 +99,46 @@ def test_what_is_no_device_gets_into_no_table(home, tmp_path):
     (found,) = store.records()  # as a calm machine would have it
     store.save_record(found.model_copy(update={"status": "ok", "reason": "", "gates": []}).sealed())
     path = next((home.runs / "records").glob("*.json"))
-    results = tmp_path / "boards" / "results" / "anyway"
-    results.mkdir(parents=True)
-    (results / path.name).write_text(path.read_text())
-    assert command("leaderboard", str(tmp_path / "boards"), **home.env).returncode == 0
-    index = (tmp_path / "boards" / "README.md").read_text()
-    assert "simulated, not measured on a device" in index
-    assert not [
-        page
-        for page in (tmp_path / "boards").glob("*.md")
-        if "`magnitude`" in page.read_text() and page.name != "README.md"
-    ]
-
     words = json.loads(path.read_text())
+    assert words["environment"]["device"]["provenance"] == "simulated"
+    assert published(words, tmp_path / "as it is") == (0, "simulated, not measured on a device")
+    words["latency"]["prefill:1x16"]["provenance"] = words["environment"]["device"]["provenance"] = "emulator"
+    assert published(words, tmp_path / "emulated") == (0, "emulator, not measured on a device")
+
     words["latency"]["prefill:1x16"]["provenance"] = "device"
+    words["environment"]["device"]["provenance"] = "simulated"
     path.write_text(json.dumps(words))
+    assert "was edited since it was written" in refused(home)
+    path.write_text(json.dumps(sealed(words)))
+    assert "device in the record, but orin-cpu is simulated" in refused(home)
+    assert published(words, tmp_path / "forged")[0] == 0
+    del words["environment"]["device"]["provenance"]  # what a real one would say
+    assert published(words, tmp_path / "real") == (1, "")
+
+
+def sealed(words: dict) -> dict:
+    """As somebody would who knows how records are sealed."""
+    words["digest"] = digest(words)
+    words["seal"] = seal(words)
+    return words
+
+
+def published(words: dict, boards: Path) -> tuple[int, str]:
+    """On how many pages its row stands, and what the index says of it."""
+    results = boards / "results" / "anyway"
+    results.mkdir(parents=True)
+    (results / f"{words['id']}.json").write_text(json.dumps(sealed(words)))
+    assert command("leaderboard", str(boards)).returncode == 0
+    index = (boards / "README.md").read_text()
+    pages = [page for page in boards.rglob("*.md") if page.parent != boards and "`magnitude`" in page.read_text()]
+    said = re.search(r"\w+, not measured on a device", index)
+    return len(pages), said[0] if said else ""
+
+
+def refused(home) -> str:
     judged = command("validate", **home.env)
     assert judged.returncode == 1
-    assert "was edited since it was written" in judged.stdout
+    return judged.stdout
 
 
 @only_installed
@@ -127,17 +154,21 @@ def test_a_budget_is_met_over_ssh(home, server):
 
 @only_installed
 @pytest.mark.slow
-def test_a_host_that_goes_in_the_middle_of_a_run_is_waited_for_by_the_next(home, server):
+@pytest.mark.parametrize("stage", ["match", "time"])
+def test_a_host_that_goes_in_the_middle_of_a_run_is_waited_for_by_the_next(home, server, stage):
     home.is_at(transport="ssh", **server.words())
-    going = once(home.is_matching, server.stop)
+    going = once(lambda: home.is_at_work(stage), server.stop)
     done = command(*RUN, "--limit", "2", "--latency", "0.7x", **home.env)
-    assert done.returncode in (1, 3)
+    assert done.returncode == 3
     assert re.search("in the middle|has no SSH server", done.stderr + done.stdout)
     going.join(timeout=30)
     assert not going.is_alive()
+    made = home.cuts()
+    assert bool(made) == (stage == "time")
     server.start()
     _, record = home.run("--latency", "0.7x")
     assert record["status"] in ("ok", "unstable")
+    assert made.items() <= home.cuts().items()  # what was done is not done again
     assert home.left() == []
 
 

@@ -113,14 +113,16 @@ def test_an_exit_code_is_not_taken_from_what_a_command_prints():
 def test_files_of_any_name_get_there_and_back(request, tmp_path, name, by):
     source, there, back = tmp_path / name, tmp_path / f"there {name}", tmp_path / "back"
     source.write_bytes(b"\0\xff" * 1000)
-    client = request.getfixturevalue(by).client()
+    machine = request.getfixturevalue(by)
+    client = machine.client()
     try:
         client.push(source, str(there))
         client.pull(str(there), back)
     finally:
         client.close()
     assert there.read_bytes() == back.read_bytes() == source.read_bytes()
-    assert not list(tmp_path.rglob("PWNED"))
+    begins = machine.home / "empty" if by == "server" else Path.cwd()  # where a command begins over there
+    assert not [at for at in (tmp_path, Path.cwd(), begins) if (at / "PWNED").exists()]
 
 
 def test_a_command_that_takes_too_long_is_ended(transport):
@@ -187,6 +189,7 @@ def test_a_host_that_goes_in_the_middle(tmp_path):
     folder.close()  # which cannot reach it any more, and says nothing more about it
     assert left(tmp_path / "there") == [Path(made).name]
     server.start()
+    assert client.run(["true"]).code == 0  # the same client finds its way back
     again = Folder(server.client(), str(tmp_path / "there"))
     os.rename(made, swept := made.replace(f"-{os.getpid()}-", f"-{dead()}-"))
     assert Path(again.path).is_dir()
@@ -206,6 +209,15 @@ def test_a_phone_that_is_unplugged_in_the_middle(tmp_path):
         client.run(["sleep", "60"], timeout_s=30)
     with pytest.raises(Unreachable, match=r"is not there|is offline"):
         client.run(["true"])
+    phone.close()
+
+
+def test_a_phone_by_its_address_is_connected_to(tmp_path):
+    phone = Phone(tmp_path / "adb")
+    client = phone.client()
+    for _ in range(2):
+        phone.adb("disconnect", phone.serial)
+        assert client.run(["true"]).code == 0
     phone.close()
 
 

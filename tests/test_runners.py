@@ -27,6 +27,12 @@ def test_numbers_of_every_locale(words, value):
     assert number(words) == value
 
 
+@pytest.mark.parametrize("words", ["1,234,567", "1.2.3", "-"])
+def test_numbers_that_say_two_things_are_none(words):
+    with pytest.raises(BadOutput, match="no number that can be read one way only"):
+        number(words)
+
+
 def test_trtexec_over_its_versions():
     old, new = trtexec.told(said("trtexec-8.2"), 0), trtexec.told(said("trtexec-10.3"), 0)
     assert (old["version"], new["version"]) == ("8.2.1", "10.3.0")
@@ -99,9 +105,10 @@ def test_raw_times_of_perf_test():
 
 def test_words_for_perf_test():
     plain = perf_test.words("p", "m.onnx", "r.csv", TimingPlan(iterations=7), 2)
-    assert " ".join(plain).endswith("-m times -r 7 -e cpu -C session.disable_cpu_ep_fallback|1 m.onnx r.csv")
+    assert " ".join(plain).endswith("-m times -r 7 -e cpu m.onnx r.csv")
     given = {"name": "QNNExecutionProvider", "library": "libqnn.so", "options": {"backend_type": "htp", "a": "b"}}
     plugged = perf_test.words("p", "m.onnx", "r.csv", PLAN, 1, given)
+    assert " ".join(plugged).endswith("-C session.disable_cpu_ep_fallback|1 m.onnx r.csv")
     assert "QNNExecutionProvider|libqnn.so" in plugged
     assert "backend_type|htp a|b" in plugged
     assert "-e" not in plugged

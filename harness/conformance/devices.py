@@ -17,7 +17,7 @@ from harness.conformance import models
 from harness.conformance.guard import Seen, disturbed, standing, watched
 from harness.conformance.kit import Fault, NotApplicable, in_a_line, where
 from harness.conformance.specs import check_spec, heavy
-from harness.errors import HarnessError, UsageError
+from harness.errors import Unsupported, UsageError
 from harness.latency.timing import CLOCKS
 from harness.plugins import registry
 
@@ -172,9 +172,10 @@ class DeviceBench:
         try:
             if not self.visit(self.model(), workload, device=device).wall_ns:
                 raise Fault(f"{what}: no pass was timed")
-        except (Fault, HarnessError) as error:
-            if isinstance(error, Fault):
-                raise
+        except Fault:
+            raise
+        except Unsupported:
+            return
         except Exception as error:
             raise Fault(f"{what}: {in_a_line(error)} ({where(error, self.spec)}); raise Unsupported") from error
 

@@ -58,14 +58,14 @@ def of(families: tuple[str, ...]) -> list[str]:
     return [name for name in MODELS if family(name) in families]
 
 
-def tiny(name: str, dtype: str = "fp32") -> tuple[Any, Anatomy]:
+def tiny(name: str, dtype: str = "fp32", **sizes: int) -> tuple[Any, Anatomy]:
     """A model whose weights are large enough that no unit is without effect."""
     import torch
 
     from harness.checkpoints import modeling
     from harness.checkpoints.folders import TORCH_DTYPES
 
-    words = {**BASE, **MODELS[name]}
+    words = {**BASE, **MODELS[name], **sizes}
     _, model_class = modeling.classes(FAMILIES[family(name)].name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -104,6 +104,10 @@ def depth_only(site: Site, units: int) -> float:
 
 def steps_of_eight(site: Site, units: int) -> float:
     return math.ceil(units / 8) * 5.0 if site.kind == "mlp" else units * 10.0
+
+
+def steps_of_128(site: Site, units: int) -> float:
+    return math.ceil(units / 128) * 80.0 if site.kind == "mlp" else units * 10.0
 
 
 def line(site: Site, units: int) -> float:

@@ -12,6 +12,21 @@ from typing import Any
 from unittest import mock
 
 
+def commands(device: str, runs: Path, *words: str) -> dict[str, Any]:
+    """A cost table of the device by `harness profile`, then the record of a run that is held to a latency on it."""
+    from click.testing import CliRunner
+
+    from harness.cli import cli
+
+    on = ["--model", "tiny", "--device", device, "--workload", "prefill:1x16", *words]
+    asked = ["run", "--pruner", "magnitude", "--latency", "0.7x", *on, "--limit", "2", "--json"]
+    for line in (["profile", *on], asked):
+        done = CliRunner().invoke(cli, line, env={"HARNESS_RUNS": str(runs), "HARNESS_CHECK": "0"})
+        if done.exit_code not in (0, 1):  # a machine that is busy makes a row unstable
+            raise AssertionError(f"harness {' '.join(line)}: {done.output} {done.exception}")
+    return dict(json.loads(done.stdout))
+
+
 @contextmanager
 def machine(home: Path, programs: Path, devices: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
     """Its programs, Python files each, come first in the path; the file of each device says that this is it.

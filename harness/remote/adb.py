@@ -27,11 +27,24 @@ class Adb:
         if not SERIAL.fullmatch(serial):
             raise UsageError(f"{serial!r} is no serial of an Android device", "adb devices lists them")
         self.serial, self.where = serial, f"device {serial}"
-        self._client = ["adb", *(["-P", str(server_port)] if server_port else []), "-s", serial]
+        self._adb = ["adb", *(["-P", str(server_port)] if server_port else [])]
+        self._client = [*self._adb, "-s", serial]
         self._answered = False
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
-        return self._judged(call([*self._client, "shell", self.shell.line(words)], timeout_s, self.where))
+        asked = [*self._client, "shell", self.shell.line(words)]
+        try:
+            return self._judged(call(asked, timeout_s, self.where))
+        except Lost:
+            raise  # it may have begun
+        except Unreachable:
+            if not self._connects():
+                raise
+        return self._judged(call(asked, timeout_s, self.where))
+
+    def _connects(self) -> bool:
+        """To an address, which adb forgets with its server or when the line breaks."""
+        return ":" in self.serial and "connected to" in call([*self._adb, "connect", self.serial], 30, self.where).out
 
     def start(self, words: Sequence[str]) -> Talk:
         return Talk([*self._client, "shell", self.shell.line(words, talks=True)], self.where, self._judged)

@@ -135,7 +135,7 @@ class Remote:
             return DeviceInfo(usable=False, reason=last.detail)
         return DeviceInfo(
             usable=True,
-            fingerprint={"kind": self.name, "protocol": PROTOCOL, **self.identity()},
+            fingerprint={"kind": self.name, "protocol": PROTOCOL, **self.stand_in(), **self.identity()},
             state=self.found.get("state", {}),
             clock=self.target.clock,
             notes=tuple(self.notes()),
@@ -152,6 +152,10 @@ class Remote:
         if self.found.get("emulated"):
             return "emulator"
         return "" if self.is_genuine() else "simulated"
+
+    def stand_in(self) -> Mapping[str, Any]:
+        """A part of what compares: an emulator and its device share no table, and no record can forget it."""
+        return {"provenance": found} if (found := self.provenance()) else {}
 
     def is_genuine(self) -> bool:
         return re.search(self.genuine, self.found.get("model", "")) is not None

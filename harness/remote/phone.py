@@ -21,6 +21,10 @@ class Phone(Remote):
         """Where the program and its libraries are."""
         return self.binary.rpartition("/")[0]
 
+    def is_genuine(self) -> bool:
+        """What adb does not reach is played by something else."""
+        return self.target.transport == "adb" and super().is_genuine()
+
     def more_looks(self) -> Iterator[Look]:
         yield self.program, self._program
         yield "phone", self._phone

@@ -35,7 +35,7 @@ class Nnapi(Phone):
         return {**known, "accelerator": self.target.accelerator, "converter": tflite.PACKAGES[0]}
 
     def is_genuine(self) -> bool:
-        return bool(self.found.get("sdk"))  # any Android, but an Android
+        return super().is_genuine() and bool(self.found.get("sdk"))  # any Android, but an Android
 
     def notes(self) -> list[str]:
         sdk = self.found.get("sdk", "")

@@ -58,15 +58,26 @@ def linear(wide: int):
     return torch.nn.Linear(wide, wide)
 
 
+def decoder():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).eval()
+
+
 def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
     found = phone()
     info = found.probe()
     assert info.usable, info.reason
     assert info.fingerprint["model"] == "SM-S911B SM8550"
     assert any("deprecated" in note for note in info.notes)
-    assert info.provenance == "simulated"  # it has no version of Android
+    assert info.provenance == "simulated"  # no phone: adb does not reach it, and it has no version of Android
     found.found["sdk"] = "34"
+    assert found.provenance() == "simulated"
+    found.target = found.target.model_copy(update={"transport": "adb"})
     assert found.provenance() == ""
+    del found.found["sdk"]
+    assert found.provenance() == "simulated"
     found.found["emulated"] = True
     assert found.provenance() == "emulator"
     handle = found.prepare(linear(100), SMALL)
@@ -79,6 +90,15 @@ def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
     assert not there.exists()
     found.folder.end()
     assert not there.parent.exists()
+
+
+@pytest.mark.slow
+def test_the_commands_profile_it_and_meet_a_latency_on_it(phone, converted, tmp_path):
+    phone()
+    record = played.commands("nnapi", tmp_path / "runs")
+    assert record["status"] in ("ok", "unstable"), record["reason"]
+    assert record["budget"]["achieved"] < 0.75
+    assert record["latency"]["prefill:1x16"]["provenance"] == "simulated"
 
 
 def test_a_fall_back_to_the_cpu_is_an_error(phone, converted):
@@ -103,7 +123,9 @@ def test_what_is_missing_is_said(phone):
     assert "No such file" in phone(tools={"benchmark_model": "/no/benchmark_model"}).probe().reason
 
 
-def test_decoding_is_unsupported(phone):
+def test_decoding_is_unsupported():
+    with pytest.raises(Unsupported, match="one token at a context is not made"):
+        tflite.export(decoder(), Workload.parse("decode:1x16"), Path("/no"))
     with pytest.raises(Unsupported, match="there is no decode workload of such a model"):
         tflite.export(linear(4), Workload.parse("decode:1x16"), Path("/no"))
 
@@ -119,16 +141,13 @@ def test_an_environment_that_cannot_be_made_says_so_and_is_not_there(tmp_path, m
 @pytest.mark.slow
 def test_what_is_converted_computes_the_same(tmp_path):
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
-    decoder = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).eval()
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 13, 3, 2, 1), torch.nn.ReLU6(), torch.nn.Conv2d(13, 7, 1)).eval()
-    tokens, pixels = torch.arange(16)[None], torch.randn(1, 3, 32, 32)
+    model, tokens, pixels = decoder(), torch.arange(16)[None], torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        wanted = {"prefill:1x16": decoder(tokens).logits[:, -1:], "image:1x32": network(pixels)}
-    for model, given, workload in ((network, pixels, "image:1x32"), (decoder, tokens, "prefill:1x16")):
-        path = tflite.export(model, Workload.parse(workload), tmp_path / workload[:5])
+        wanted = {"prefill:1x16": model(tokens).logits[:, -1:], "image:1x32": network(pixels)}
+    for made, given, workload in ((network, pixels, "image:1x32"), (model, tokens, "prefill:1x16")):
+        path = tflite.export(made, Workload.parse(workload), tmp_path / workload[:5])
         done = subprocess.run(
             [own.python(tflite.NAME, tflite.PACKAGES), "-c", RUN, path, json.dumps(given.tolist())],
             capture_output=True,

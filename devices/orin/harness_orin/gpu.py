@@ -119,7 +119,7 @@ class OrinGpu(Remote):
             wall_ns=whole,
             device_ns=compute,
             before=seen[0] if seen else {},
-            after=seen[-1] if seen else {},
+            after={**seen[-1], "ram_peak_mb": max(found.get("ram_mb", 0) for found in seen)} if seen else {},
             memory=handle.memory,
             energy_j=None if power is None else power * sum(compute) / 1e9,
             energy_note="the module's power while its GPU was busy, by tegrastats"

@@ -68,6 +68,15 @@ def test_what_plays_an_orin_is_not_one(device):
     found.folder.end()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("device", "words"), [("orin-gpu", ["--dtype", "fp16"]), ("orin-cpu", [])])
+def test_the_commands_profile_it_and_meet_a_latency_on_it(device, words, tmp_path):
+    record = played.commands(device, tmp_path, *words)
+    assert record["status"] in ("ok", "unstable"), record["reason"]
+    assert record["budget"]["achieved"] < 0.75
+    assert record["latency"]["prefill:1x16"]["provenance"] == "simulated"
+
+
 def test_an_engine_is_built_timed_and_taken_away(model):
     gpu = OrinGpu("tensorrt")
     info = gpu.probe()
@@ -84,6 +93,7 @@ def test_an_engine_is_built_timed_and_taken_away(model):
     assert found.told["engine_bytes"] > 10_000
     assert found.memory["peak"] > 4096
     assert found.before["throttle"] == []
+    assert found.after["ram_peak_mb"] >= found.after["ram_mb"] > 2000
     assert found.after["temperatures_c"]["gpu"] >= found.before["temperatures_c"]["gpu"]
     gpu.close(handle)
     gpu.close(handle)

@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.errors import HarnessError, Unsupported
+from harness.errors import HarnessError, Unsupported, UsageError
 from harness.remote.ort import lowered
 from harness.remote.runners.agent import Agent
 
 PROVIDER = "QNNExecutionProvider"
 PACKAGE = "onnxruntime_qnn"
-S23, X_PLUS = "43", "60"  # SM8550 and SC8380XP, as QNN counts them; both have the HTP of version 73
-ARCH = "73"
+S23, X_PLUS = "43", "60"  # SM8550 and SC8380XP, as QNN counts them
+ARCHS = {S23: "73", "57": "75", X_PLUS: "73", "69": "79"}  # chips, and which version of the HTP is in them
 
 
 def provider(soc: str, library: str = PACKAGE, **options: str) -> dict[str, Any]:
     return {
         "name": PROVIDER,
         "library": library,
-        "options": {"backend_type": "htp", "soc_model": soc, "htp_arch": ARCH, **options},
+        "options": {"backend_type": "htp", "soc_model": soc, "htp_arch": arch(soc), **options},
     }
+
+
+def arch(soc: str) -> str:
+    if soc not in ARCHS:
+        known = ", ".join(sorted(ARCHS))
+        raise UsageError(f"soc {soc}: which HTP is in this chip is not known here", f"known: {known}")
+    return ARCHS[soc]
 
 
 def compile(agent: Agent, model: str, target: str, soc: str, device: str, timeout_s: float) -> dict[str, Any]:

@@ -57,15 +57,24 @@ class S23(Phone):
             self.found["onnxruntime_qnn"] = version("onnxruntime-qnn")
         except PackageNotFoundError:
             raise EnvironmentFault("no compiler for its NPU is here", "pip install onnxruntime-qnn") from None
-        return f"onnxruntime-qnn {self.found['onnxruntime_qnn']}, for chip {self.soc}"
+        return f"onnxruntime-qnn {self.found['onnxruntime_qnn']}, for chip {self.soc} (HTP v{htp.arch(self.soc)})"
 
     def _program(self) -> str:
         told = super()._program()
         if self.runtime == "net-run":
             android.usable(self.folder.transport, f"{self.beside}/qnn-profile-viewer", self.where)
+        if missing := sorted(self.needed() - set(self.folder.transport.run(["ls", self.beside]).out.split())):
+            cause = f"{self.where}: {', '.join(missing)} not in {self.beside}"
+            raise EnvironmentFault(cause, f"push them, no older than onnxruntime-qnn {self.found['onnxruntime_qnn']}")
         libraries = self.folder.transport.run(["sh", "-c", 'cat "$1"/*.so | sha256sum', "sh", self.beside])
         self.found["libraries"] = libraries.out.split()[0][:16]
         return told
+
+    def needed(self) -> set[str]:
+        """What must lie beside the program."""
+        stub = f"libQnnHtpV{htp.arch(self.soc)}"
+        found = {"libQnnHtp.so", "libQnnSystem.so", f"{stub}Stub.so", f"{stub}Skel.so"}
+        return found | ({LIBRARY} if self.runtime == "perf-test" else set())
 
     def identity(self) -> Mapping[str, Any]:
         known = {name: self.found.get(name, "") for name in ("model", "build", "onnxruntime_qnn", "tool", "libraries")}

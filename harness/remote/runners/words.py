@@ -28,7 +28,10 @@ def number(words: str) -> float:
     if "," in mantissa and "." in mantissa:
         thousands = "," if mantissa.rindex(".") > mantissa.rindex(",") else "."
         mantissa = mantissa.replace(thousands, "")
-    return float(mantissa.replace(",", ".") + mark + exponent)
+    try:
+        return float(mantissa.replace(",", ".") + mark + exponent)
+    except ValueError:
+        raise BadOutput(f"it printed {words!r}, which is no number that can be read one way only") from None
 
 
 def ns(value: str, unit: str) -> int:
