@@ -282,4 +282,10 @@ def scaled(value: float, scale: str) -> float:
 
 def spread(value: float | None, stderr: float | None) -> str:
     """A figure with its standard error, short; nothing where there is none."""
-    return "" if value is None else f"{value:.4g}" + ("" if stderr is None else f" ± {stderr:.2g}")
+    return "" if value is None else figure(value) + ("" if stderr is None else f" ± {figure(stderr, 2)}")
+
+
+def figure(value: float, digits: int = 4) -> str:
+    """To so many digits; thousands as 10,700, not as 1.07e+04."""
+    near = float(f"{value:.{digits}g}")
+    return f"{near:,.0f}" if min(1000, 10**digits) <= abs(near) < 1e12 else f"{value:.{digits}g}"

@@ -132,3 +132,21 @@ def test_nothing_to_tell_apart():
     assert stats.gap([[]]) is None
     assert stats.gap([[1.0]]).p == 1
     assert stats.gap([[0.0] * 30]) == stats.Gap(0.0, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "words"),
+    [
+        (10_701, 3, "10,700"),
+        (783_526.4, 4, "783,500"),
+        (999.96, 4, "1,000"),
+        (104_000, 2, "100,000"),
+        (334, 2, "330"),
+        (98.214, 3, "98.2"),
+        (0.045678, 4, "0.04568"),
+        (1e300, 3, "1e+300"),
+        (float("inf"), 3, "inf"),
+    ],
+)
+def test_large_figures_have_no_exponent(value, digits, words):
+    assert stats.figure(value, digits) == words
