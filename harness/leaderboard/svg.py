@@ -7,7 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 58, 160, 30, 44
+from harness.stats import figure
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 64, 160, 30, 44
+BAND, ARROW = 15, "↑"  # a row above the plot
 COLOURS = ("#3b6ea5", "#d9822b", "#4c8c4c", "#8a5aa8", "#c44e52", "#6d6d6d", "#1f8a80", "#a8790b", "#c255a0", "#1587a0")
 CORNERS = {  # of a marker, around its middle
     "square": ((-4, -4), (4, -4), (4, 4), (-4, 4)),
@@ -77,7 +80,7 @@ class Axis:
 
 
 def scatter(points: Sequence[Point], title: str, x: str, y: str, *, log: bool, edge: float, mark: Point | None) -> str:
-    """All points; what lies beyond `edge` stands at the upper edge with its figure. `mark` is a star."""
+    """All points; what lies beyond `edge` stands above the plot, in rows, with its figure. `mark` is a star."""
     shown = [*points, *([mark] if mark else ())]
     xs = [value for point in shown for value in (point.x, *(point.x95 or ()))]
     ys = [min(value, edge) for point in shown for value in (point.y, *(point.y95 or ()))]
@@ -85,56 +88,89 @@ def scatter(points: Sequence[Point], title: str, x: str, y: str, *, log: bool, e
     up = Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP, log)
     names = sorted({point.name for point in points})
     looks = {name: (COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]) for at, name in enumerate(names)}
-    parts = [*_frame(across, up, title, x, y), *_lines(points, across, up, edge, looks)]
-    for point in points:
+    legend = [*((name, *looks[name]) for name in names), *([(mark.name, "#000", "star")] if mark else ())]
+    beyond = list(_staggered([point for point in points if point.y > edge], across))
+    inside = [point for point in points if point.y <= edge]
+    over = BAND * (1 + max((row for _, row in beyond), default=-1))  # how far the picture reaches above its plot
+    parts = [_text(WIDTH / 2, 16 - over, title, "middle"), *_frame(across, up, x, y)]
+    parts += _lines(inside, across, up, looks)
+    for point in inside:
         parts += _point(point, across, up, edge, *looks[point.name])
+    for point, row in beyond:
+        parts += _far(point, across.at(point.x), TOP - 8 - BAND * row, *looks[point.name])
     if mark:
         parts.append(_marker("star", across.at(mark.x), up.at(mark.y), "#000", False, mark.told))
-    legend = [*((name, *looks[name]) for name in names), *([(mark.name, "#000", "star")] if mark else ())]
-    for at, (name, colour, shape) in enumerate(legend):
-        parts.append(_marker(shape, WIDTH - RIGHT + 18, TOP + 8 + 18 * at, colour, False, ""))
-        parts.append(_text(WIDTH - RIGHT + 30, TOP + 12 + 18 * at, name))
+    parts += _legend(legend, bool(beyond))
+    width = max(WIDTH, WIDTH - RIGHT + 36 + max(_wide(name) for name, *_ in legend))
+    height = over + max(HEIGHT, TOP + 18 * (len(legend) + 1) + 8)
+    size = f'width="{width:.0f}" height="{height}"'
     style = "<style>text{font:11px system-ui,sans-serif;fill:#333}</style>"
-    size = f'width="{WIDTH}" height="{HEIGHT}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {size} role="img"'
-    back = f'<rect {size} fill="#fff"/>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-over} {width:.0f} {height}" {size} role="img"'
+    back = f'<rect y="{-over}" {size} fill="#fff"/>'
     return "\n".join([f"{head} aria-label={quoteattr(title)}>", style, back, *parts, "</svg>"]) + "\n"
 
 
-def _frame(across: Axis, up: Axis, title: str, x: str, y: str) -> Iterator[str]:
+def _legend(looks: Sequence[tuple[str, str, str]], beyond: bool) -> Iterator[str]:
+    left = WIDTH - RIGHT + 18
+    for at, (name, colour, shape) in enumerate(looks):
+        yield _marker(shape, left, TOP + 8 + 18 * at, colour, False, "")
+        yield _text(left + 12, TOP + 12 + 18 * at, name)
+    if beyond:
+        yield f'<path d="M{LEFT} {TOP}H{WIDTH - RIGHT}" stroke="#888" stroke-dasharray="2 3"/>'
+        yield _text(left - 5, TOP + 12 + 18 * len(looks), f"{ARROW} beyond the edge")
+
+
+def _staggered(points: Sequence[Point], across: Axis) -> Iterator[tuple[Point, int]]:
+    """For each the lowest row above the plot where neither its marker nor its figure meets another's."""
+    ends: list[float] = []  # where each row is free again
+    for point in sorted(points, key=lambda p: (p.x, p.y, p.name, p.told)):
+        start = across.at(point.x) - 8
+        row = next((at for at, end in enumerate(ends) if end <= start), len(ends))
+        ends[row : row + 1] = [start + 20 + _wide(_far_words(point))]
+        yield point, row
+
+
+def _wide(words: str) -> float:
+    """About how many pixels: rather too many."""
+    return 6.5 * len(words)
+
+
+def _far_words(point: Point) -> str:
+    return f"{ARROW} {figure(point.y, 3)}"
+
+
+def _far(point: Point, x: float, y: float, colour: str, shape: str) -> Iterator[str]:
+    yield _marker(shape, x, y, colour, point.hollow, point.told)
+    yield _text(x + 9, y + 4, _far_words(point), "start", colour)
+
+
+def _frame(across: Axis, up: Axis, x: str, y: str) -> Iterator[str]:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     for value in across.ticks():
         at = across.at(value)
         yield f'<path d="M{at:.1f} {TOP}V{bottom}" stroke="#eee"/>'
-        yield _text(at, bottom + 16, f"{value:.4g}", "middle")
+        yield _text(at, bottom + 16, figure(value), "middle")
     for value in up.ticks():
         at = up.at(value)
         yield f'<path d="M{LEFT} {at:.1f}H{right}" stroke="#eee"/>'
-        yield _text(LEFT - 6, at + 4, f"{value:.4g}", "end")
+        yield _text(LEFT - 6, at + 4, figure(value), "end")
     yield f'<path d="M{LEFT} {TOP}V{bottom}H{right}" stroke="#888" fill="none"/>'
-    yield _text((LEFT + right) / 2, 16, title, "middle")
     yield _text((LEFT + right) / 2, HEIGHT - 8, x, "middle")
     middle = (TOP + bottom) / 2
     turned = f'text-anchor="middle" transform="rotate(-90 14 {middle:.1f})"'
     yield f'<text x="14" y="{middle:.1f}" {turned}>{escape(y)}</text>'
 
 
-def _lines(
-    points: Sequence[Point], across: Axis, up: Axis, edge: float, looks: dict[str, tuple[str, str]]
-) -> Iterator[str]:
+def _lines(points: Sequence[Point], across: Axis, up: Axis, looks: dict[str, tuple[str, str]]) -> Iterator[str]:
     for name, series in sorted({(point.name, point.series) for point in points}):
-        mine = sorted((p.x, p.y) for p in points if (p.name, p.series) == (name, series) and p.y <= edge)
+        mine = sorted((p.x, p.y) for p in points if (p.name, p.series) == (name, series))
         if len(mine) > 1:
             path = "L".join(f"{across.at(x):.1f} {up.at(y):.1f}" for x, y in mine)
             yield f'<path d="M{path}" stroke="{looks[name][0]}" stroke-opacity=".4" fill="none"/>'
 
 
 def _point(point: Point, across: Axis, up: Axis, edge: float, colour: str, shape: str) -> Iterator[str]:
-    x, y = across.at(point.x), up.at(min(point.y, edge))
-    if point.y > edge:
-        yield _text(x, y - 8, f"{point.y:.3g}", "middle", colour)
-        yield _marker("up", x, y, colour, True, point.told)
-        return
+    x, y = across.at(point.x), up.at(point.y)
     if point.x95:
         yield f'<path d="M{across.at(point.x95[0]):.1f} {y:.1f}H{across.at(point.x95[1]):.1f}" stroke="{colour}"/>'
     if point.y95:
