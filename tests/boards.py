@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 
 import harness
 from harness import plugins
+from harness.api import Score
 from harness.builtin.null import Null
 from harness.records import Conformance, Git
+from harness.scoring import compared, score_words
 from harness.store import Store
 
 from .forks import in_one_process
+
+WATTS = 2.0
+QUESTIONS = 50
+HARDER = {"quiz": 0, "riddles": 5}  # so many questions fewer are answered
 
 
 class Bench(Null):
@@ -25,6 +32,7 @@ class Bench(Null):
         samples = super().measure(handle, plan)
         Bench.calls += 1
         samples.wall_ns = [round(ns * (1 + 0.002 * ((Bench.calls * 7) % 5))) for ns in samples.wall_ns]
+        samples.energy_j = WATTS * sum(samples.wall_ns) / 1e9
         return samples
 
 
@@ -55,3 +63,31 @@ def filled(folder: Path) -> Path:
             told["conformance"] = Conformance(kit="test", passed=1, of=1)
         store.save_record(record.model_copy(update=told).sealed())
     return folder
+
+
+Known = dict[tuple[str, float], int]
+
+
+def answered(runs: Path, folder: Path, known: Known) -> Path:
+    """A copy with two accuracies more: by method and ratio the questions that it knows, the easiest ones first."""
+    store = Store(Path(shutil.copytree(runs, folder, ignore=shutil.ignore_patterns("artefacts", "cuts"))))
+
+    def score(name: str, knows: int) -> dict:
+        right = {f"{name}/{at}": float(at < knows - HARDER[name]) for at in range(QUESTIONS)}
+        return score_words(Score(right, higher_is_better=True), store)
+
+    for record in store.records():
+        if record.status == "ok":
+            knows, dense = known[record.spec.pruner, record.spec.budget.value], known["dense", 0.0]
+            asked = {name: compared(score(name, knows), score(name, dense), store) for name in HARDER}
+            store.save_record(record.model_copy(update={"scores": record.scores | asked}).sealed())
+    return folder
+
+
+def recovered(runs: Path, pruner: str, ratio: float, recovery: str) -> None:
+    """As if this had followed one method's cuts at one ratio."""
+    store = Store(runs)
+    for record in store.records():
+        if (record.spec.pruner, record.spec.budget.value) == (pruner, ratio):
+            spec = record.spec.model_copy(update={"recovery": recovery})
+            store.save_record(record.model_copy(update={"spec": spec}).sealed())

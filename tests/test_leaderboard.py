@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,9 +17,8 @@ from click.testing import CliRunner
 from harness import stats
 from harness.cli import cli
 from harness.leaderboard import entries, site
-from harness.leaderboard.page import table
-from harness.leaderboard.pareto import pictures
-from harness.leaderboard.readme import firsts
+from harness.leaderboard.page import index, table
+from harness.leaderboard.readme import usual
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import boards
 from harness.leaderboard.sheet import sheet
@@ -28,7 +26,7 @@ from harness.leaderboard.standing import told_apart
 from harness.records import Sustained
 from harness.store import Store
 
-from .boards import filled
+from .boards import filled, recovered
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +90,9 @@ def test_the_best_comes_first_and_others_say_how_far_they_are(made):
     one = board(made)
     group = next(group for group in one.groups if group.budget.startswith("0.6"))
     first, second = table(one, group, [], None)
-    assert first["to the best"] == ""
-    assert second["to the best"].partition("x [")[1]
-    values = [float(line["passages"].split()[0]) for line in (first, second)]
+    assert first["passages to the best"] == ""
+    assert second["passages to the best"].partition("x [")[1]
+    values = [float(line["passages"].split()[0].replace(",", "")) for line in (first, second)]
     assert values == sorted(values)
     assert first["trust"] == "self-reported"
 
@@ -140,19 +138,43 @@ def test_machines_stand_apart(made, tmp_path):
         assert re.findall(r"^\| `([\w-]+)`", rows, re.MULTILINE) == [method]
 
 
-def test_an_excerpt_has_one_row_of_each_method():
-    rows = [SimpleNamespace(spec=SimpleNamespace(pruner=name), at=at) for at, name in enumerate("abacb")]
-    assert [row.at for row in firsts(rows)] == [0, 1, 3]
+def test_an_excerpt_has_of_each_method_what_is_common_not_what_is_best():
+    def row(pruner, settings):
+        spec = SimpleNamespace(pruner=pruner, preset="quick", calibration="c4")
+        return SimpleNamespace(spec=spec, settings=settings)
+
+    asked = (("a", "swaps=0"), ("a", ""), ("a", "lr=1 steps=9"), ("b", "x=1"), ("b", ""))
+    ablation, plain, common, odd, even = here = [row(*one) for one in asked]
+    assert usual(here, [*here, row("a", "lr=1 steps=9")]) == [common, even]
+    assert usual(here, here) == [plain, even]  # of what is as common the one with the fewest settings
+    assert usual([ablation, odd], [*here, row("a", "lr=1 steps=9")]) == [ablation, odd]  # here
 
 
-def test_pictures_are_the_same_text_each_time(made):
-    first, again = (pictures(board(made)) for _ in range(2))
-    assert first == again
-    assert list(first) == ["passages"]
-    root = ElementTree.fromstring(first["passages"])
-    titles = [node.text for node in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert len(titles) == 1 + 4 + 1  # dense as a row, two methods at two budgets, dense as what all started from
-    assert any("magnitude" in title for title in titles)
+def test_what_recovered_in_another_way_stands_in_another_table(made, tmp_path):
+    runs = Path(shutil.copytree(made, tmp_path / "runs"))
+    together = board(runs)
+    recovered(runs, "random", 0.3, "lora:samples=4")
+    one, removed = board(runs), "0.3 of the prunable parameters removed"
+    groups = {group.title: group for group in one.groups if group.budget == removed}
+    assert list(groups) == [removed, f"{removed}, after lora"]
+    assert [[row.spec.pruner for row in group.rows] for group in groups.values()] == [["magnitude"], ["random"]]
+    assert any(row.letters for group in together.groups if group.budget == removed for row in group.rows)
+    assert not any(row.letters for group in groups.values() for row in group.rows)  # each is alone
+    text = index({"tiny.md": [one]}, [], tmp_path)
+    assert len(one.groups) == 5
+    assert re.findall(r"^\| \[tiny\].*", text, re.MULTILINE)[0].split("|")[5].strip() == "4"  # different budgets
+    assert f"\n## {removed}, after lora\n" in site.printed(entries.of_runs(Store(runs)))
+
+
+def test_parameters_are_those_that_are_stored_and_masks_show_beside_them(made):
+    one = board(made)
+    (group,) = [group for group in one.groups if group.budget == "nothing removed"]
+    artefact = group.rows[0].record.artefact
+    artefact.params, artefact.params_nonzero = 3_000_000, 2_980_000  # some are zero in every model
+    assert "parameters, non-zero" not in table(one, group, [], None)[0]
+    artefact.params_nonzero = 2_000_000
+    (first,) = table(one, group, [], None)
+    assert (first["parameters"], first["parameters, non-zero"]) == ("3.0 M", "2.0 M")
 
 
 def test_pages_are_made_checked_and_brought_up_to_date(folder):

@@ -14,7 +14,8 @@ from harness.leaderboard.entries import Entry
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Column, Group, Place, Row, settings
 from harness.leaderboard.standing import MEAN, answers, better, mean_accuracy, tasks
-from harness.records import Latency, Record
+from harness.records import Artefact, Latency, Record
+from harness.stats import figure
 from harness.words import figures
 
 Table = list[dict[str, str]]
@@ -44,7 +45,7 @@ def page(
         if words := taken_words(board):
             parts.append("\n".join(f"- {line}" for line in words))
         for group in board.groups:
-            parts += [f"## {', '.join([_title(group), *special[at]])}"]
+            parts += [f"## {', '.join([_capital(group.title), *special[at]])}"]
             if len(main := tasks(group)) > 1:
                 parts.append(f"Mean accuracy: over {', '.join(column.name for column in main)}.")
             if group.rows:
@@ -64,8 +65,8 @@ def reported_page(known: Sequence[Reported]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _title(group: Group) -> str:
-    return group.budget[0].upper() + group.budget[1:]
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def setting(board: Board) -> str:
@@ -124,6 +125,7 @@ def labels(columns: Sequence[Column]) -> dict[Column, str]:
 def table(board: Board, group: Group, reported: Sequence[Reported], home: Path | None) -> Table:
     """A group as cells of text; columns that no row fills are left out."""
     known, main, several = labels(board.columns), tasks(group), len(calibrations(board)) > 1
+    best = f"{known[group.sorted_by[0]] if len(group.sorted_by) == 1 else MEAN.name} to the best"
     lines = []
     for row in group.rows:
         spec, records = row.spec, [entry.record for entry in row.entries]
@@ -139,10 +141,11 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
             "speed-up": speedup(row),
             "ms": _ms(row.timings),
             "removed": _range([artefact.ratio_blocks for artefact in made], "{:.1%}"),
-            "parameters": _range([artefact.params_nonzero / 1e6 for artefact in made], "{:,.1f} M"),
+            "parameters": _range([artefact.params / 1e6 for artefact in made], "{:,.1f} M"),
+            "parameters, non-zero": _range([count / 1e6 for count in map(nonzero, made) if count], "{:,.1f} M"),
             "FLOPs": _range([count / 1e9 for count in flops if count is not None], "{:,.1f} G"),
             "memory, peak": _range([count / 1e6 for count in memory], "{:,.0f} MB"),
-            "mJ per token": f"{row.energy:.4g}" if row.energy is not None else "",
+            "mJ per token": figure(row.energy) if row.energy is not None else "",
             **on_device(row.timings[0]),
         }
         for column in sorted(known, key=lambda column: not answers(row, column)):
@@ -150,7 +153,7 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
         if main:
             found = mean_accuracy(row, main)
             line[MEAN.name] = f"{stats.spread(*found)} {row.letters.get(MEAN, '')}".strip() if found else ""
-        line["to the best"] = "" if row is group.rows[0] else to_best(row, group)
+        line[best] = "" if row is group.rows[0] else to_best(row, group)
         line["to the paper"] = ", ".join(gap for one in reported if (gap := one.gap(row)))
         line |= {"trust": row.trust, "record": " ".join(link(entry, home) for entry in row.entries)}
         lines.append(line)
@@ -163,17 +166,22 @@ def on_device(timing: Latency) -> dict[str, str]:
     """What the device tells of its form of the pruned model, and of work that lasts."""
     found = figures(timing.told.get("pruned", {}))
     if lasting := timing.sustained:
-        found["sustained"] = f"{lasting.last_ns / 1e6:.4g} ms after {lasting.seconds:.0f} s"
+        found["sustained"] = f"{figure(lasting.last_ns / 1e6)} ms after {lasting.seconds:.0f} s"
     return found
 
 
+def nonzero(artefact: Artefact) -> int | None:
+    """Where masks zeroed much of what is stored, as the command line draws the line: every model has a few zeros."""
+    return artefact.params_nonzero if artefact.params_nonzero < 0.99 * artefact.params else None
+
+
 def value(row: Row, column: Column) -> str:
-    values = row.values(column)
-    if not values:
+    values, middle = row.values(column), row.value(column)
+    if middle is None:
         return ""
-    score, middle = row.scores[column], row.value(column)
+    score = row.scores[column]
     if len(values) > 1:
-        text = f"{middle:.4g} ({min(values):.4g} to {max(values):.4g})"
+        text = f"{figure(middle)} ({figure(min(values))} to {figure(max(values))})"
     else:
         text = stats.spread(score.value, score.stderr)
     return f"{text} {row.letters.get(column, '')}".strip()
@@ -195,7 +203,7 @@ def to_best(row: Row, group: Group) -> str:
         return ""
     scale = row.scores[columns[0]].scale
     ratio = scale == "exp-mean"
-    shown = (lambda x: f"{stats.scaled(x, scale):.3g}") if ratio else (lambda x: f"{x:+.3g}")
+    shown = (lambda x: figure(stats.scaled(x, scale), 3)) if ratio else (lambda x: f"{x:+.3g}")
     bounds = f" [{shown(found.ci95[0])}, {shown(found.ci95[1])}]" if found.ci95 else ""
     return f"{shown(found.value)}{'x' if ratio else ''}{bounds}"
 
@@ -212,9 +220,9 @@ def speedup(row: Row) -> str:
 def _ms(timings: Sequence[Latency]) -> str:
     values = [timing.pruned.median_ns / 1e6 for timing in timings]
     if len(values) > 1:
-        return f"{min(values):.4g} to {max(values):.4g}"
+        return f"{figure(min(values))} to {figure(max(values))}"
     bounds = timings[0].pruned.ci95_ns
-    return f"{values[0]:.4g}" + (f" [{bounds[0] / 1e6:.4g}, {bounds[1] / 1e6:.4g}]" if bounds else "")
+    return figure(values[0]) + (f" [{figure(bounds[0] / 1e6)}, {figure(bounds[1] / 1e6)}]" if bounds else "")
 
 
 def failed(entry: Entry, home: Path | None) -> str:
@@ -256,7 +264,7 @@ def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: 
                 "device": place.device,
                 "workload": place.workload,
                 "methods": str(len({row.spec.pruner for row in rows})),
-                "budgets": str(sum(len(board.groups) for board in boards)),
+                "budgets": str(len({group.budget for board in boards for group in board.groups})),
                 "rows": str(len(rows)),
                 "failed": str(sum(len(group.failures) for board in boards for group in board.groups)),
             }
@@ -277,6 +285,6 @@ def _outside(entry: Entry, home: Path | None) -> str:
     record = entry.record
     if record.status != "ok":
         return failed(entry, home)
-    kinds = sorted({timing.provenance for timing in record.latency.values()})
+    kinds = sorted({record.environment.device.get("provenance", t.provenance) for t in record.latency.values()})
     who = f"- `{record.spec.pruner}` on {record.spec.model}"
     return f"{who}: {', '.join(kinds)}, not measured on a device ({link(entry, home)})"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from harness.leaderboard.rows import LEVEL, Board, Column, Row
-from harness.leaderboard.standing import MEAN, better, mean_accuracy, tasks
+from harness.leaderboard.rows import Board, Column, Row
+from harness.leaderboard.standing import MEAN, compared, mean_accuracy, tasks
 from harness.leaderboard.svg import Bounds, Point, scatter
+from harness.stats import figure
 
-FAR = 12  # times the best perplexity: what is beyond stands at the edge
+FAR = 12  # times the best perplexity: what is beyond stands above the edge
 
 
 def pictures(board: Board) -> dict[str, str]:
@@ -33,19 +35,20 @@ def pictures(board: Board) -> dict[str, str]:
 
 def _drawn(board: Board, rows: Sequence[Row], columns: Sequence[Column], dense: float | None, label: str) -> str:
     place, up = board.place, rows[0].scores[columns[0]].higher_is_better
-    points = [_point(row, columns, any(beats(other, row, columns) for other in rows)) for row in rows]
+    lost = [row for name in {row.recovery for row in rows} for row in beaten(rows, name, columns)]
+    points = [_point(row, columns, any(row is other for other in lost)) for row in rows]
     edge = math.inf if up else FAR * min(point.y for point in points)
     mark = None
     if dense is not None and dense <= edge:
-        mark = Point("dense", "", 1.0, dense, told=f"dense: {dense:.4g}")
-    title = f"{place.model} on {place.device}, {place.workload}; hollow: another row is better"
+        mark = Point("dense", "", 1.0, dense, told=f"dense: {figure(dense)}")
+    title = f"{place.model} on {place.device}, {place.workload}; hollow: another with the same recovery is better"
     x = f"{place.clock} time, share of dense"
     return scatter(points, title, x, label, log=not up, edge=edge, mark=mark)
 
 
-def _point(row: Row, columns: Sequence[Column], beaten: bool) -> Point:
+def _point(row: Row, columns: Sequence[Column], hollow: bool) -> Point:
     spec, score = row.spec, row.scores[columns[0]]
-    healed = "" if spec.recovery == "none" else f" + {spec.recovery.partition(':')[0]}"
+    healed = "" if row.recovery == "none" else f" + {row.recovery}"
     if score.scale == "exp-mean":
         y, error = row.value(columns[0]) or math.nan, (score.stderr or 0.0) / score.value
         y95 = (y * math.exp(-1.96 * error), y * math.exp(1.96 * error))
@@ -53,9 +56,9 @@ def _point(row: Row, columns: Sequence[Column], beaten: bool) -> Point:
         y, error = mean_accuracy(row, columns) or (math.nan, 0.0)
         y95 = (y - 1.96 * error, y + 1.96 * error)
     name, x = spec.pruner + healed, 1 / row.speedup
-    told = f"{name} {row.settings}: {x:.3f}x of dense, {y:.4g}"
+    told = f"{name} {row.settings}: {x:.3f}x of dense, {figure(y)}"
     series = f"{row.settings} {spec.recovery} {spec.preset}"
-    return Point(name, series, x, y, takes95(row), y95 if error else None, beaten, told)
+    return Point(name, series, x, y, takes95(row), y95 if error else None, hollow, told)
 
 
 def takes95(row: Row) -> Bounds | None:
@@ -64,15 +67,18 @@ def takes95(row: Row) -> Bounds | None:
     return (1 / max(high for _, high in known), 1 / min(low for low, _ in known)) if known else None
 
 
-def beats(one: Row, other: Row, columns: Sequence[Column]) -> bool:
-    """Known to be better at one thing and not known to be worse at the other."""
-    ours, theirs = takes95(one), takes95(other)
-    if one is other or ours is None or theirs is None:
-        return False
-    faster, slower = ours[1] < theirs[0], ours[0] > theirs[1]
-    gap = better(one, other, columns)
-    if gap is None:
-        return False
-    told = gap.p < LEVEL
-    good = told and (gap.value > 0) == one.scores[columns[0]].higher_is_better
-    return (good and not slower) or (faster and not (told and not good))
+def beaten(rows: Sequence[Row], recovery: str, columns: Sequence[Column]) -> Iterator[Row]:
+    """Those that another one with this recovery is known to be better than at one thing, and not worse at the other.
+
+    Of scores letters' decision counts, over all rows with this recovery.
+    """
+    known, differ = compared([row for row in rows if row.recovery == recovery], columns)
+    better, takes = set(differ), [takes95(row) for row in known]
+    for one, other in itertools.permutations(range(len(known)), 2):
+        ours, theirs = takes[one], takes[other]
+        if ours is None or theirs is None:
+            continue
+        faster, slower = ours[1] < theirs[0], ours[0] > theirs[1]
+        good, bad = (one, other) in better, (other, one) in better
+        if (good and not slower) or (faster and not bad):
+            yield known[other]

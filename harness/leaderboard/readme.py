@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from harness import plugins
 from harness.leaderboard.entries import read
 from harness.leaderboard.page import markdown, table
 from harness.leaderboard.rows import Group, Row, boards
-from harness.leaderboard.site import ranked
 from harness.leaderboard.standing import stand
 
 LIST, ROWS, END = (
@@ -20,7 +20,7 @@ LIST, ROWS, END = (
     "<!-- made from leaderboards: smollm2-135m, cpu, prefill:1x512, 0.65x -->",
     "<!-- end -->",
 )
-SHOWN = ("method", "speed-up", "removed", "wikitext2", "c4")
+SHOWN = ("method", "settings", "speed-up", "removed", "wikitext2", "c4")
 KINDS = ("pruner", "device", "evaluator", "recovery", "model")
 
 
@@ -37,27 +37,38 @@ def listed() -> str:
 
 
 def compared(folder: Path) -> str:
-    """One group of the leaderboards in few columns: the best row of each method, where most were measured alike."""
+    """One group of the leaderboards in few columns: a row of each method, on the board where most have one."""
     model, device, workload, limit = ROWS.partition(": ")[2].removesuffix(" -->").split(", ")
     entries = [entry for entry in read(folder) if entry.words["spec"]["recovery"] == "none"]
     found = []
     for board in boards(entries)[0]:
         if (board.place.model, board.place.device, board.place.workload) == (model, device, workload):
-            groups = [group for group in ranked([board])[0].groups if group.budget.startswith(f"at most {limit} ")]
-            found += [(board, Group(group.budget, firsts(group.rows), [])) for group in groups]
+            groups = [group for group in board.groups if group.budget.startswith(f"at most {limit} ")]
+            found += [(board, Group(group.budget, usual(group.rows, board.rows), [])) for group in groups]
     if not found:
         return "nothing yet"
     board, group = max(found, key=lambda one: len(one[1].rows))
-    stand(group, board.columns)
-    return markdown([{name: line.get(name, "") for name in SHOWN} for line in table(board, group, [], None)])
+    first = [column for name in SHOWN for column in board.columns if column.name == name][:1]
+    stand(group, board.columns, by=first)
+    lines = table(board, group, [], None)
+    shown = [name for name in SHOWN if any(line.get(name) for line in lines)]
+    return markdown([{name: line.get(name, "") for name in shown} for line in lines])
 
 
-def firsts(rows: Sequence[Row]) -> list[Row]:
-    """Of each method the row that stands first."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        found.setdefault(row.spec.pruner, row)
-    return list(found.values())
+def usual(rows: Sequence[Row], everywhere: Sequence[Row]) -> list[Row]:
+    """Of each method those as it was asked most often at all budgets; of what is as common, with the fewest settings.
+
+    No score is looked at: the best of several tries would be better than the method.
+    """
+    often = Counter(map(_asked, everywhere))
+    chosen: dict[str, tuple[str, ...]] = {}
+    for asked in sorted(map(_asked, rows), key=lambda asked: (-often[asked], asked[-1].count("="), asked)):
+        chosen.setdefault(asked[0], asked)
+    return [row for row in rows if _asked(row) == chosen[row.spec.pruner]]
+
+
+def _asked(row: Row) -> tuple[str, ...]:
+    return row.spec.pruner, row.spec.preset, row.spec.calibration, row.settings
 
 
 def filled(text: str, root: Path = Path()) -> str:

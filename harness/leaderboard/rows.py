@@ -1,4 +1,4 @@
-"""From records to the rows of a page: seeds joined, budgets apart, and who cannot be told from whom."""
+"""From records to the rows of a page: seeds joined, budgets and recoveries apart, and who cannot be told from whom."""
 
 from __future__ import annotations
 
@@ -69,6 +69,11 @@ class Row:
         return " ".join(f"{name}={value}" for name, value in settings(self.record).items())
 
     @property
+    def recovery(self) -> str:
+        """Its name, without settings."""
+        return _recovery_key(self.spec.recovery)[1]
+
+    @property
     def trust(self) -> str:
         """That of the least trusted seed."""
         return min((entry.record.trust for entry in self.entries), key=TRUST.index)
@@ -123,12 +128,17 @@ class Row:
 
 @dataclass
 class Group:
-    """Rows at one budget, the best first."""
+    """Rows at one budget that recovered in one way, the best first."""
 
     budget: str
     rows: list[Row]
     failures: list[Entry]
+    recovery: str = "none"
     sorted_by: list[Column] = field(default_factory=list)  # once they are: one figure, or the tasks of the mean
+
+    @property
+    def title(self) -> str:
+        return self.budget if self.recovery == "none" else f"{self.budget}, after {self.recovery}"
 
 
 @dataclass
@@ -153,7 +163,8 @@ def boards(entries: Iterable[Entry]) -> tuple[list[Board], list[Entry]]:
     outside, failed = [], []
     for entry in entries:
         words, spec = entry.words, entry.words["spec"]
-        measured = [w for w, timing in words["latency"].items() if timing["provenance"] == "device"]
+        played = words["environment"]["device"].get("provenance", "device") != "device"
+        measured = [w for w, timing in words["latency"].items() if timing["provenance"] == "device" and not played]
         if words["status"] != "ok":
             failed.append(entry)
         elif not measured:
@@ -181,15 +192,16 @@ def boards(entries: Iterable[Entry]) -> tuple[list[Board], list[Entry]]:
 
 
 def _board(place: Place, entries: Sequence[Entry], failed: Sequence[Entry]) -> Board:
-    budgets: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
+    alike: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for entry in [*entries, *failed]:
-        budgets[_budget_key(entry.words["spec"])].append(entry)
+        spec = entry.words["spec"]
+        alike[(*_budget_key(spec), *_recovery_key(spec["recovery"]))].append(entry)
     groups = []
-    for key in sorted(budgets):
-        ok = [entry for entry in budgets[key] if entry.words["status"] == "ok"]
+    for key in sorted(alike):
+        ok = [entry for entry in alike[key] if entry.words["status"] == "ok"]
         rows = [Row(found, place.workload) for found in _methods(ok).values()]
-        rest = [entry for entry in budgets[key] if entry.words["status"] != "ok"]
-        groups.append(Group(budget_words(budgets[key][0].words["spec"]), rows, rest))
+        rest = [entry for entry in alike[key] if entry.words["status"] != "ok"]
+        groups.append(Group(budget_words(alike[key][0].words["spec"]), rows, rest, recovery=key[-1]))
     return Board(place, groups)
 
 
@@ -206,6 +218,12 @@ def _budget_key(spec: dict[str, Any]) -> tuple[Any, ...]:
     """Latencies of dense first, from the most that is left; then milliseconds, then ratios."""
     kind, unit, value = (spec["budget"][name] for name in ("kind", "unit", "value"))
     return (kind, unit == "ms", -value, spec["workloads"][0]) if kind == "latency" else (kind, False, value, "")
+
+
+def _recovery_key(label: str) -> tuple[bool, str]:
+    """By name, whatever its settings; what nothing followed comes first."""
+    name = label.partition(":")[0]
+    return name != "none", name
 
 
 def budget_words(spec: dict[str, Any]) -> str:

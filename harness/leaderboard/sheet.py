@@ -57,7 +57,7 @@ def _board(board: Board, known: Sequence[Reported], home: Path) -> str:
 
 
 def _group(group: Group, lines: Table, home: Path) -> str:
-    parts = [f'<div class="group" data-budget="{escape(group.budget)}"><h3>{escape(group.budget)}</h3>']
+    parts = [f'<div class="group" data-budget="{escape(group.title)}"><h3>{escape(group.title)}</h3>']
     if lines:
         parts.append(_table(lines))
     if group.failures:

@@ -53,11 +53,11 @@ def better(row: Row, other: Row, columns: Sequence[Column]) -> stats.Gap | None:
     return stats.gap(strata)
 
 
-def stand(group: Group, columns: Sequence[Column]) -> None:
-    """Sort a group by its first figure and give letters to all that it has."""
+def stand(group: Group, columns: Sequence[Column], by: Sequence[Column] = ()) -> None:
+    """Sort a group by its first figure, or by another one, and give letters to all that it has."""
     main = tasks(group)
-    group.sorted_by = main or by_use(columns, group.rows)[:1]
-    first = MEAN if main else next(iter(group.sorted_by), None)
+    group.sorted_by = list(by) or main or by_use(columns, group.rows)[:1]
+    first = MEAN if len(group.sorted_by) > 1 else next(iter(group.sorted_by), None)
     group.rows.sort(key=lambda row: _rank(row, first, main))
     for column in columns:
         _letter(group.rows, column, [column])
@@ -84,20 +84,29 @@ def _rank(row: Row, first: Column | None, main: Sequence[Column]) -> tuple[bool,
 
 
 def _letter(rows: Sequence[Row], name: Column, columns: Sequence[Column]) -> None:
-    """Rows that share a letter cannot be told apart: Holm's correction over all pairs of the group."""
+    """Rows that share a letter cannot be told apart."""
+    known, differ = compared(rows, columns)
+    for row, found in zip(known, stats.letters(len(known), differ), strict=True):
+        row.letters[name] = found
+
+
+def compared(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[Row], list[tuple[int, int]]]:
+    """Those that were asked all the same, the best first, and which of them differ, the better one of each pair first.
+
+    Holm's correction is over all pairs.
+    """
     known = [row for row in rows if all(row.documents.get(column) for column in columns)]
     if len(known) < 2:
-        return
+        return [], []
     strata = [list(aligned([row.documents[column] for row in known])) for column in columns]
     if not all(part[0] for part in strata):
-        return
+        return [], []
     up = known[0].scores[columns[0]].higher_is_better
     means = [statistics.fmean(statistics.fmean(part[at]) for part in strata) for at in range(len(known))]
     order = sorted(range(len(known)), key=lambda at: -means[at] if up else means[at])
     place = {at: rank for rank, at in enumerate(order)}
-    differ = [(place[a], place[b]) for a, b in told_apart(strata)]
-    for at, found in zip(order, stats.letters(len(known), differ), strict=True):
-        known[at].letters[name] = found
+    differ = [(p, q) for a, b in told_apart(strata) for p, q in [sorted((place[a], place[b]))]]
+    return [known[at] for at in order], differ
 
 
 def aligned(tables: Sequence[Mapping[str, float]]) -> Iterator[list[float]]:
