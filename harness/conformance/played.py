@@ -12,11 +12,9 @@ from typing import Any
 from unittest import mock
 
 
-def commands(device: str, runs: Path, *words: str) -> dict[str, Any]:
-    """A cost table of the device by `harness profile`, then the record of a run that is held to a latency on it."""
+def commands(cli: Any, device: str, runs: Path, *words: str) -> dict[str, Any]:
+    """A cost table by the command's `profile`, then the record of a run that is held to a latency by it."""
     from click.testing import CliRunner
-
-    from harness.cli import cli
 
     on = ["--model", "tiny", "--device", device, "--workload", "prefill:1x16", *words]
     asked = ["run", "--pruner", "magnitude", "--latency", "0.7x", *on, "--limit", "2", "--json"]

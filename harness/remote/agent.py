@@ -222,9 +222,9 @@ TRIPPED = 95.0  # degrees at which phones and boards hold their clocks down
 
 
 def emulated():
-    """Whether a PC plays an ARM processor: some files show what it really is; qemu 8.2 makes up /proc/cpuinfo."""
-    shown = "vendor_id" in told("/proc/cpuinfo") or "type:x86" in told("/sys/devices/system/cpu/modalias")
-    return shown and platform.machine().lower().startswith(("aarch64", "arm"))
+    """Whether a PC plays an ARM processor: some files show what it really is; newer emulators play the first, too."""
+    shown = re.search("vendor_id|type:x86", told("/proc/cpuinfo") + told("/sys/devices/system/cpu/modalias"))
+    return bool(shown) and platform.machine().lower().startswith(("aarch64", "arm"))
 
 
 def told(path):

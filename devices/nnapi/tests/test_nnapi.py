@@ -11,6 +11,7 @@ import pytest
 from harness_nnapi.phone import Nnapi
 
 from harness import TimingPlan, Unsupported, Workload
+from harness.cli import cli
 from harness.conformance import Conformance, played
 from harness.errors import HarnessError
 from harness.export import own, tflite
@@ -95,7 +96,7 @@ def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
 @pytest.mark.slow
 def test_the_commands_profile_it_and_meet_a_latency_on_it(phone, converted, tmp_path):
     phone()
-    record = played.commands("nnapi", tmp_path / "runs")
+    record = played.commands(cli, "nnapi", tmp_path / "runs")
     assert record["status"] in ("ok", "unstable"), record["reason"]
     assert record["budget"]["achieved"] < 0.75
     assert record["latency"]["prefill:1x16"]["provenance"] == "simulated"

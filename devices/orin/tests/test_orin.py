@@ -13,6 +13,7 @@ from harness_orin.gpu import OrinGpu
 from harness_orin.jetson import Jetson, reading, watts
 
 from harness import TimingPlan, Unsupported, Workload
+from harness.cli import cli
 from harness.conformance import Conformance, played
 from harness.errors import HarnessError
 
@@ -71,7 +72,7 @@ def test_what_plays_an_orin_is_not_one(device):
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "words"), [("orin-gpu", ["--dtype", "fp16"]), ("orin-cpu", [])])
 def test_the_commands_profile_it_and_meet_a_latency_on_it(device, words, tmp_path):
-    record = played.commands(device, tmp_path, *words)
+    record = played.commands(cli, device, tmp_path, *words)
     assert record["status"] in ("ok", "unstable"), record["reason"]
     assert record["budget"]["achieved"] < 0.75
     assert record["latency"]["prefill:1x16"]["provenance"] == "simulated"

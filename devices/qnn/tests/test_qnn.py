@@ -14,6 +14,7 @@ from harness_qnn.s23 import S23
 from harness_qnn.x_plus import XPlus
 
 from harness import Cut, TimingPlan, Unsupported, Workload
+from harness.cli import cli
 from harness.conformance import Conformance, played
 from harness.errors import HarnessError
 from harness.export.onnx import export
@@ -195,7 +196,7 @@ def test_a_phone_gets_what_was_compiled_here(devices, decoder):
 @pytest.mark.parametrize(("device", "provenance"), [("qnn-s23", "simulated"), ("qnn-x-plus", "emulator")])
 def test_the_commands_profile_it_and_meet_a_latency_on_it(device, provenance, tmp_path):
     """By the emulator of the NPU."""
-    record = played.commands(device, tmp_path, "--dtype", "fp16")
+    record = played.commands(cli, device, tmp_path, "--dtype", "fp16")
     assert record["status"] in ("ok", "unstable"), record["reason"]
     assert record["budget"]["achieved"] < 0.8
     assert record["latency"]["prefill:1x16"]["provenance"] == provenance
