@@ -60,8 +60,9 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
     for sweep in ahead:
         states = ", ".join(f"{count} {state}" for state, count in sorted(sweep["states"].items()))
         click.echo(f"sweep {sweep['sweep']}: {sweep['cells']} cells: {states}")
-        for reason in sweep["waits"]:
-            click.echo(f"    waits: {reason}")
+        for state, reasons in sweep["reasons"].items():
+            for reason in reasons:
+                click.echo(f"    {state}: {reason}")
 
 
 def cells(store: Store) -> list[dict[str, Any]]:
@@ -92,14 +93,18 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sweeps(store: Store, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How far each sweep is: its cells by what became of them."""
+    """How far each sweep is: its cells by what became of them, and the reasons that stand in no row."""
     now = {row["id"]: row["status"] for row in rows}
     found = []
     for path in sorted(store.path("sweeps").glob("*.json")):
         words = store.read(path) or {"cells": []}
         states = Counter(now.get(cell["id"]) or cell["status"] for cell in words["cells"])
-        waits = sorted({cell["reason"] for cell in words["cells"] if cell["status"] == "waits"})
-        found.append({"sweep": path.stem, "cells": len(words["cells"]), "states": dict(states), "waits": waits})
+        reasons: dict[str, set[str]] = {}
+        for cell in words["cells"]:
+            if cell["reason"] and (cell["status"] == "waits" or now.get(cell["id"], "interrupted") == "interrupted"):
+                reasons.setdefault(cell["status"], set()).add(cell["reason"])
+        told = {state: sorted(reasons[state]) for state in sorted(reasons)}
+        found.append({"sweep": path.stem, "cells": len(words["cells"]), "states": dict(states), "reasons": told})
     return found
 
 
