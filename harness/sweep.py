@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import planning
+from harness import accounting, planning
 from harness.api import DeviceInfo
 from harness.engines import steps
 from harness.engines.steps import Words, request_words
@@ -19,6 +19,7 @@ from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.keys import canonical
 from harness.plan import Plan
 from harness.plugins import Unknown
+from harness.records import RunSpec
 from harness.store import Store
 from harness.suite import Ask
 
@@ -51,6 +52,13 @@ class Item:
         """Where models lie while they are made and scored."""
         assert self.plan is not None
         return self.plan.place
+
+    @property
+    def memory(self) -> int:
+        """Bytes of its models, dense and pruned; a method may take more."""
+        if self.plan is None or self.plan.obstacle is not None:
+            return 0
+        return 2 * accounting.stored_bytes(self.plan.anatomy.params(), self.plan.spec.dtype)
 
 
 class Engine(Protocol):
@@ -100,21 +108,27 @@ def items(asks: Sequence[Ask], probe: Probe = lambda *_: None) -> list[Item]:
 
 def estimate(found: Sequence[Item], store: Store, rough: Callable[[Plan], float]) -> tuple[float, int]:
     """Seconds ahead, and for how many cells earlier records say so; the rest by their FLOPs."""
-    took: dict[tuple[str, ...], list[float]] = {}
+    took: dict[str, list[float]] = {}
     for record in store.records():
-        spec = record.spec
+        if record.status == "failed":  # perhaps at its first step
+            continue
         seconds = (datetime.fromisoformat(record.finished) - datetime.fromisoformat(record.started)).total_seconds()
-        took.setdefault((spec.pruner, spec.model, spec.device, spec.budget.kind), []).append(seconds)
+        took.setdefault(_effort(record.spec), []).append(seconds)
     total, known = 0.0, 0
     for item in found:
         if item.plan is None or item.plan.obstacle is not None:
             continue
-        spec = item.plan.spec
-        if times := took.get((spec.pruner, spec.model, spec.device, spec.budget.kind)):
+        if times := took.get(_effort(item.plan.spec)):
             total, known = total + statistics.median(times), known + 1
         else:
             total += rough(item.plan)
     return total, known
+
+
+def _effort(spec: RunSpec) -> str:
+    """What decides how long a cell takes: all but how much is to go, and chance."""
+    words = spec.model_dump(exclude={"revision", "seed", "budget"})
+    return canonical({**words, "budget": spec.budget.kind})
 
 
 class Sweep:

@@ -1,7 +1,8 @@
 """Many nodes, by Ray: models are made and scored where there is room, and timed where their device is, one at a time.
 
 A physical device is a custom resource of the node that it hangs on: `ray start --resources='{"device:cpu": 1}'`. The
-runs folder must be one that all nodes see. A lost node's work is begun again elsewhere, from the last finished stage.
+runs folder must be one that all nodes see. A lost node's work is begun again elsewhere, from the last finished stage;
+what only that node could do waits for it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 from harness.api import DeviceInfo
 from harness.cell import STEPS
-from harness.engines import steps
+from harness.engines import nodes, steps
+from harness.engines.nodes import Needs, Task
 from harness.engines.steps import Words
 from harness.errors import EnvironmentFault, HarnessError
 from harness.plugins import registry
@@ -93,12 +95,17 @@ class Ray:
         """What a device says where it hangs; None where nobody knows its name, which planning tells better."""
         if device not in registry().specs["device"]:
             return None
-        if resource(device) not in self.ray.cluster_resources():
-            return DeviceInfo(usable=False, reason=self._missing(device))
-        return DeviceInfo(**self._there(device, "cpu", "probe", device=device, runtime=runtime))
+        needs: Needs = {resource(device): 1}
+        here = nodes.there(self.ray)
+        if not any(nodes.offers(node, needs) for node in here):
+            return DeviceInfo(usable=False, reason=EnvironmentFault(*nodes.missing(needs, here)).line)
+        try:
+            return DeviceInfo(**self._there(device, "cpu", "probe", device=device, runtime=runtime))
+        except EnvironmentFault as error:
+            return DeviceInfo(usable=False, reason=error.line)
 
     def do(self, work: str, **given: Any) -> Any:
-        if steps.light(work, given):
+        if work == "fail" or steps.light(work, given):  # the row of a cell whose node may be gone is written here
             return steps.WORK[work](**given)
         words = given["words"]
         known = registry().get("device", words["device"])
@@ -107,8 +114,12 @@ class Ray:
 
     def _there(self, where: str, lies: str, work: str, **given: Any) -> Any:
         """A piece of work on the node that a device hangs on."""
-        needs = {"num_cpus": 1, "num_gpus": int(lies != "cpu"), "resources": {resource(where): 1}}
-        return self._got(self.work.options(**needs).remote({"work": work, "with": given}))
+        needs: Needs = {"CPU": 1, "GPU": int(lies != "cpu"), resource(where): 1}
+        task = Task(self.work.options(**nodes.options(needs)).remote({"work": work, "with": given}), needs)
+        ((answer, lacks),) = nodes.answers(self.ray, [task])
+        if lacks:
+            raise EnvironmentFault(*lacks)
+        return self._got(answer)
 
     def _got(self, answer: Any) -> Any:
         """What a piece of work answered, or its error as it was raised."""
@@ -128,31 +139,40 @@ class Ray:
         """All cells at once; those of one cut one after the other, so that it is made once and nobody waits for it."""
         ends: dict[Any, Any] = {}
         made: dict[str, Any] = {}
+        tasks: list[Task] = []
+        here = nodes.there(self.ray)
         for item in items:
             before = None
             for until in steps.steps_of(item.ask.request):
-                after = made.get(item.cut) if before is None else None
-                given = (item.words, until, root, command, self.timeout_s, before, after)
-                before = self.step.options(**self._needs(item, until)).remote(*given)
-                made.setdefault(item.cut, before)
+                other = made.get(item.cut) if before is None else None
+                needs = self._needs(item, until, here)
+                given = (item.words, until, root, command, self.timeout_s, before, other)
+                answer = self.step.options(**nodes.options(needs)).remote(*given)
+                tasks.append(Task(answer, needs, tuple(one for one in (before, other) if one is not None)))
+                made.setdefault(item.cut, answer)
+                before = answer
             ends[before] = item
-        while ends:
-            ready, _ = self.ray.wait(list(ends), timeout=None)
-            for end in ready:
-                item = ends.pop(end)
-                try:
-                    answer = self._got(end)
-                except HarnessError as error:
-                    answer = steps.fail(item.words, root, error.status, error.line, command)
-                yield item, "", answer
+        for answer, lacks in nodes.answers(self.ray, tasks):
+            if (item := ends.get(answer)) is not None:
+                yield item, "", self._ended(item, answer, lacks, root, command)
 
-    def _needs(self, item: Any, until: str) -> dict[str, Any]:
-        """Models are made and scored on any node, with a GPU where they lie on one; timed on their device alone."""
-        needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(item.place != "cpu")}
-        return needs | ({"resources": {resource(item.ask.request.device): 1}} if until == STEPS[1] else {})
+    def _ended(self, item: Any, answer: Any, lacks: tuple[str, str] | None, root: str, command: str) -> Words:
+        """What became of a cell, whose row is written here if it could not be written there."""
+        if lacks:
+            return {"id": "", "status": "waits", "reason": EnvironmentFault(*lacks).line}
+        try:
+            found: Words = self._got(answer)
+        except HarnessError as error:
+            return steps.fail(item.words, root, error.status, error.line, command)
+        return found
 
-    def _missing(self, device: str) -> str:
-        return f"no node offers {device} (ray start --resources='{{\"{device}\": 1}}' where it hangs)"
+    def _needs(self, item: Any, until: str, here: Sequence[nodes.Node]) -> Needs:
+        """Models are made and scored on any node, with a GPU where they lie on one; timed on their device alone. Each
+        asks for memory, at most for all of a node: what is reckoned too large for any may do by itself."""
+        needs: Needs = {"CPU": 1, "GPU": int(item.place != "cpu")}
+        needs |= {resource(item.ask.request.device): 1} if until == STEPS[1] else {}
+        room = max((node.get("memory", 0) for node in here if nodes.offers(node, needs)), default=0)
+        return {**needs, "memory": int(min(item.memory, room))}
 
     def close(self) -> None:
         self.ray.shutdown()
