@@ -70,6 +70,9 @@ def _print(words: dict[str, Any], one: Record, other: Record) -> None:
     click.echo("\nScores by document, Holm-corrected at 5 %. A latency below 1x says that B takes less time than A.")
     if not words["same_machine"]:
         click.echo("The machines differ: only speed-ups over their own dense models compare.")
+    for at, name in enumerate("AB"):
+        if kinds := {timing["provenance"][at] for timing in words["latency"].values()} - {"device"}:
+            click.echo(f"The latency of {name} is {_unmeasured(*kinds)}.")
 
 
 def _change(words: dict[str, Any]) -> str:
@@ -84,4 +87,9 @@ def _together(workload: str, timing: Latency) -> str:
     bounds = timing.speedup_ci95
     ci = f" [{1 / bounds[1]:.3f}, {1 / bounds[0]:.3f}]" if bounds else ""
     floor = "" if timing.noise_floor is None else f", noise floor {timing.noise_floor:.1%}"
-    return f"together, {workload}: B takes {1 / timing.speedup:.3f}x{ci} of A's {timing.clock} time{floor}"
+    kind = "" if timing.provenance == "device" else f"; {_unmeasured(timing.provenance)}"
+    return f"together, {workload}: B takes {1 / timing.speedup:.3f}x{ci} of A's {timing.clock} time{floor}{kind}"
+
+
+def _unmeasured(*kinds: str) -> str:
+    return f"{', '.join(sorted(kinds))}, not measured on a device"

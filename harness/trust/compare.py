@@ -39,7 +39,7 @@ def compared(first: Entry, second: Entry) -> dict[str, Any]:
     for words, p in zip(judged, stats.holm([words["p"] for words in judged]), strict=True):
         words |= {"p_holm": p, "differ": p < LEVEL}
     alike = _ran(one) == _ran(other)
-    latency = {w: _latency(one.latency[w], other.latency[w], alike) for w in one.latency if w in other.latency}
+    latency = {w: _latency(one, other, w, alike) for w in one.latency if w in other.latency}
     if not scores and not latency:
         raise UsageError("the two have no score and no workload in common", "compare records of one suite")
     return {
@@ -78,9 +78,11 @@ def _ran(record: Record) -> tuple[str, ...]:
     return spec.model, spec.device, spec.runtime, spec.dtype
 
 
-def _latency(one: Latency, other: Latency, alike: bool) -> dict[str, Any]:
+def _latency(first: Record, second: Record, workload: str, alike: bool) -> dict[str, Any]:
     """By the speed-ups over the dense models of their own rounds: those may come from different hours."""
+    one, other = first.latency[workload], second.latency[workload]
     words: dict[str, Any] = {"clock": one.clock, "first": one.speedup, "second": other.speedup, "ci95": None}
+    words["provenance"] = [_provenance(first, one), _provenance(second, other)]
     if not alike:
         return words | {"note": "over different dense models: not compared"}
     if one.clock != other.clock:
@@ -92,6 +94,11 @@ def _latency(one: Latency, other: Latency, alike: bool) -> dict[str, Any]:
     floors = [timing.noise_floor for timing in (one, other) if timing.noise_floor is not None]
     near = abs(words["ratio"] - 1) <= max(floors, default=0.0)
     return words | {"note": "closer than the noise floor; --remeasure times them together" if near else ""}
+
+
+def _provenance(record: Record, timing: Latency) -> str:
+    """What the machine tells of itself stands above what the device is known as."""
+    return record.environment.device.get("provenance", timing.provenance)
 
 
 def remeasured(first: Record, second: Record, root: Path) -> dict[str, Latency]:
