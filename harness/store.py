@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import json
 import os
 import socket
+import struct
 import threading
 import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ from harness.files import Files, alive, guarded
 from harness.keys import KEY_VERSION, canonical
 
 HEARTBEAT_S = 5.0
+# Of every side file: no name, no time, packed tightly. Python's own differs from one version to the next.
+HEADER = bytes.fromhex("1f8b0800000000000203")
+USUAL = "5059bd02c759d42e0f2474b44198a3d7f69d2e07ff542544089920514a9d81bc"  # what zlib makes of a certain text
 
 
 class Store(Files):
@@ -32,11 +38,11 @@ class Store(Files):
 
     def side_file(self, words: Any) -> str:
         """Compressed JSON named by its hash: raw samples, scores per document."""
-        text = canonical(words).encode()
+        text = canonical(json.loads(canonical(words))).encode()  # a number as a name is text, and sorts as such
         name = f"{hashlib.sha256(text).hexdigest()}.json.gz"
         path = self.path("samples", name)
         if not path.exists():
-            self.write_bytes(path, gzip.compress(text, mtime=0))
+            self.write_bytes(path, packed(text))
         return name
 
     def lacks(self, *names: str) -> bool:
@@ -179,19 +185,81 @@ class Store(Files):
         return path
 
 
+def packed(text: bytes) -> bytes:
+    """A side file's bytes, the same wherever it is written: where Python has another zlib, in plain blocks."""
+    return HEADER + (_pressed(text) if _usual_zlib() else _plain(text)) + _trailer(text)
+
+
+def _pressed(text: bytes) -> bytes:
+    press = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return press.compress(text) + press.flush()
+
+
+def _plain(text: bytes) -> bytes:
+    """Deflate's blocks of what is not compressed: a flag at the last one, its length, the same inverted."""
+    blocks = [text[at : at + 0xFFFF] for at in range(0, len(text), 0xFFFF)]
+    heads = (struct.pack("<BHH", block is blocks[-1], len(block), 0xFFFF - len(block)) for block in blocks)
+    return b"".join(head + block for head, block in zip(heads, blocks, strict=True))
+
+
+@cache
+def _usual_zlib() -> bool:
+    """Whether this zlib packs as zlib itself does; zlib-ng and others find other matches."""
+    text = canonical([n * n % 7919 / 7 for n in range(1000)]).encode()
+    return hashlib.sha256(_pressed(text)).hexdigest() == USUAL
+
+
+def _trailer(text: bytes) -> bytes:
+    return struct.pack("<II", zlib.crc32(text), len(text) % 2**32)
+
+
+def misfit(path: Path) -> str:
+    """What in a side file is not as it would be written; empty if nothing. Damage is raised."""
+    content = path.read_bytes()
+    text = _unpacked(path, content)
+    body, end = content[len(HEADER) : -8], content[-8:]
+    if text != canonical(json.loads(text)).encode():
+        return "is not in canonical form"
+    if content[: len(HEADER)] != HEADER or end != _trailer(text) or not _well_packed(body, text):
+        return "is not packed as samples are"
+    return ""
+
+
+def _well_packed(body: bytes, text: bytes) -> bool:
+    """Another zlib cannot say more than that it is one stream, which gives this text."""
+    if body == _plain(text):
+        return True
+    if _usual_zlib():
+        return body == _pressed(text)
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    return stream.decompress(body) == text and stream.eof and not stream.unused_data
+
+
 def side_words(path: Path) -> Any:
     """What a file holds that is named by its hash; None where there is no such file."""
     from pydantic_core import from_json
 
     try:
-        text = gzip.decompress(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _damaged(path, error) from error
+    return from_json(_unpacked(path, content))
+
+
+def _unpacked(path: Path, content: bytes) -> bytes:
+    try:
+        text = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise HarnessError(f"{path} is damaged: {error}", "harness validate names all that is") from error
+        raise _damaged(path, error) from error
     if f"{hashlib.sha256(text).hexdigest()}.json.gz" != path.name:
         raise HarnessError(f"{path} does not match its name", "harness validate names all that does not")
-    return from_json(text)
+    return text
+
+
+def _damaged(path: Path, error: Exception) -> HarnessError:
+    return HarnessError(f"{path} is damaged: {error}", "harness validate names all that is")
 
 
 def _seal(kind: str, key: str, value: Any) -> str:

@@ -8,7 +8,6 @@ The table in records.md is written when every command ran.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
 import json
@@ -25,6 +24,7 @@ from tabulate import tabulate
 from harness import stats
 from harness.keys import canonical
 from harness.records import digest, seal
+from harness.store import packed
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parent.parent / "leaderboards" / "results" / "dilap"
@@ -51,7 +51,9 @@ def runs(tmp_path_factory):
             words["id"] = hashlib.sha256(f"{model} {device} {pruner} {recovery}".encode()).hexdigest()[:24]
             for name, score in words["scores"].items():
                 score |= scored(folder, name, [ours + chance.gauss(0.1 * pruner, 0.2) for ours in hard], score["scale"])
-                score.pop("dense_samples", None)
+                score |= {"dense": None, "dense_stderr": None}
+                for name in ("change", "change_ci95", "dense_samples"):
+                    score.pop(name, None)
             words["digest"] = digest(words)
             words["seal"] = seal(words)
             (folder / "records" / f"{words['id']}.json").write_text(json.dumps(words, indent=2, sort_keys=True) + "\n")
@@ -61,7 +63,7 @@ def runs(tmp_path_factory):
 def scored(folder: Path, name: str, values: list[float], scale: str) -> dict:
     text = canonical({"documents": {f"{name}/{at:03}": v for at, v in enumerate(values)}, "scale": scale}).encode()
     file = f"{hashlib.sha256(text).hexdigest()}.json.gz"
-    (folder / "samples" / file).write_bytes(gzip.compress(text, mtime=0))
+    (folder / "samples" / file).write_bytes(packed(text))
     value, stderr = stats.told(values, scale)
     return {"samples": file, "n": len(values), "value": value, "stderr": stderr}
 

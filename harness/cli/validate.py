@@ -17,7 +17,7 @@ from harness.store import Store
 @click.option("--json", "as_json", is_flag=True, help="One object per record.")
 @uncollected()
 def command(folder: Path | None, as_json: bool) -> None:
-    """Check every record of this folder: words, hashes, and each figure against its samples; 1 if one is wrong.
+    """Check every record of this folder: its bytes, and each figure that can be counted again; 1 if one is wrong.
 
     With FOLDER, the records published in FOLDER/results, which must be fit to be published too.
 

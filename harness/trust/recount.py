@@ -5,20 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
-from harness import accounting, plugins
+from harness import accounting, grid, plugins
 from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Workload
 from harness.errors import HarnessError
 from harness.records import Record
 
 CLOSE = 1e-9
+FEW = 0.01  # of a model's parameters may be zero without a mask
 
 
 def close(known: object, found: object) -> bool:
     if isinstance(known, int | float) and isinstance(found, int | float):
         return math.isclose(known, found, rel_tol=CLOSE, abs_tol=CLOSE)
     return known == found
+
+
+def apart(known: Any, found: Any, where: str = "", by: str = "its samples") -> Iterator[str]:
+    """The figures that are not what the samples give."""
+    if isinstance(found, dict) and isinstance(known, dict):
+        for name in found.keys() | known.keys():
+            yield from apart(known.get(name), found.get(name), f"{where}.{name}" if where else str(name), by)
+    elif isinstance(found, list | tuple) and isinstance(known, list | tuple) and len(found) == len(known):
+        for at, (one, other) in enumerate(zip(known, found, strict=True)):
+            yield from apart(one, other, f"{where}[{at}]", by)
+    elif not close(known, found):
+        yield f"{where} is {known} in the record, {found} by {by}"
 
 
 @cache
@@ -57,24 +71,25 @@ def budget(record: Record) -> Iterator[str]:
 
 
 def model(record: Record) -> Iterator[str]:
-    """Parameters, shares and FLOPs. Of masks only how many elements they can have zeroed is known."""
+    """Parameters, shares and FLOPs. Of zeros only the model itself tells the count: about as many as are masked."""
     anatomy, artefact = _anatomy(record.spec.model), record.artefact
     if anatomy is None or artefact is None:
         return
-    shape, whole = artefact.shape, anatomy.params()
-    if artefact.params_dense != whole:
-        yield f"params_dense is {artefact.params_dense:,} in the record, {whole:,} by the card"
-    masked = max(0, artefact.params - artefact.params_nonzero)
-    prunable = anatomy.params(prunable=True)
-    for name, told, least, of in zip(
+    shape, whole, left = artefact.shape, anatomy.params(), anatomy.params(artefact.shape)
+    for name, known, found in (("params_dense", artefact.params_dense, whole), ("params", artefact.params, left)):
+        if known != found:
+            yield f"{name} is {known:,} in the record, {found:,} by the model's card and its shape"
+    masked = max(0, round(artefact.ratio_total * whole) - (whole - left))
+    for name, told, least in zip(
         ("ratio_blocks", "ratio_total"),
         (artefact.ratio_blocks, artefact.ratio_total),
-        accounting.ratios(anatomy, shape),
-        (prunable, whole),
+        accounting.ratios(anatomy, shape, masked),
         strict=True,
     ):
-        if not least - CLOSE <= told <= least + masked / of + CLOSE:
-            yield f"{name} is {told:.6g} in the record, {least:.6g} by its shape"
+        if not close(told, least):
+            yield f"{name} is {told:.6g} in the record, {least:.6g} by its shape and {masked:,} masked"
+    if not masked <= left - artefact.params_nonzero <= masked + FEW * left:
+        yield f"params_nonzero is {artefact.params_nonzero:,} in the record, with {masked:,} of {left:,} masked"
     for workload, pair in record.flops.items():
         for side, kept in (("dense", {}), ("pruned", shape)):
             found = accounting.flops(anatomy, kept, Workload.parse(workload))
@@ -83,8 +98,18 @@ def model(record: Record) -> Iterator[str]:
 
 
 def provenance(record: Record) -> Iterator[str]:
+    """A device may turn out to be an emulator or to be played, and then its fingerprint says so; never the reverse."""
     known = plugins.registry().specs["device"].get(record.spec.device)
+    found = record.environment.device.get("provenance") or (known.provenance if known else "device")
     for workload, latency in record.latency.items():
-        # a device may turn out to be an emulator; an emulator is never a device
-        if known is not None and latency.provenance != known.provenance and latency.provenance == "device":
-            yield f"{workload}: {latency.provenance} in the record, but {record.spec.device} is {known.provenance}"
+        if latency.provenance == "device" != found:
+            yield f"{workload}: {latency.provenance} in the record, but {record.spec.device} is {found}"
+
+
+def co2(record: Record) -> Iterator[str]:
+    told = record.co2
+    if told is not None:
+        asked = grid.Grid(told.grid, told.grams_per_kwh, told.source)
+        found = grid.co2(asked, record.energy, record.spec.workloads[0])
+        for side in ("dense", "pruned"):
+            yield from apart(getattr(told, side), getattr(found, side), f"co2.{side}", "its energy")

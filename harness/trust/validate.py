@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from harness import stats
+from harness import plugins
 from harness.api import Samples
 from harness.checkpoints import folder_sha256
 from harness.errors import HarnessError
+from harness.files import text_of
 from harness.latency import gates, sustained, timing
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.planning import QUICK_LIMIT
-from harness.records import SCHEMA, Gate, Latency, Record
+from harness.records import SCHEMA, UNREAD, Energy, Gate, Latency, MemoryPair, Record
 from harness.spread import spread
-from harness.store import side_words
-from harness.trust import recount
-from harness.trust.recount import close
+from harness.store import misfit, side_words
+from harness.trust import recount, scores
+from harness.trust.recount import apart
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,21 @@ class Verdict:
     reservations: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Around:
+    """What a record is judged with: where its model may lie, and whose samples it may borrow."""
+
+    root: Path
+    dense: scores.Dense
+
+
 def judged(entries: Sequence[Entry], root: Path) -> list[Verdict]:
     """All records, in order; samples that no record names are told by `orphans`."""
-    return spread(lambda entry: _verdict(entry, root), entries)
+    around = Around(root, scores.dense_samples(entries))
+    return spread(partial(_verdict, around=around), entries)
 
 
-def _verdict(entry: Entry, root: Path) -> Verdict:
+def _verdict(entry: Entry, around: Around) -> Verdict:
     try:
         record = entry.record
     except BadRecord as error:
@@ -46,12 +55,13 @@ def _verdict(entry: Entry, root: Path) -> Verdict:
     faults: list[str] = []
     for check in CHECKS:
         try:
-            faults += check(entry, root)
+            faults += check(entry, around)
         except HarnessError as error:  # of a side file
             faults.append(error.cause)
         except Exception as error:  # whatever damaged words do to arithmetic
             faults.append(f"{check.__name__.strip('_')}: {type(error).__name__}: {error}")
-    return Verdict(entry.path, tuple(dict.fromkeys(faults)), tuple(reservations(record)))
+    doubts = (*reservations(record), *scores.unfollowed(entry, around.dense))
+    return Verdict(entry.path, tuple(dict.fromkeys(faults)), doubts)
 
 
 def reservations(record: Record) -> Iterator[str]:
@@ -73,12 +83,17 @@ def reservations(record: Record) -> Iterator[str]:
 # --- the checks ---
 
 
-def _schema(entry: Entry, _: Path) -> Iterator[str]:
+def _schema(entry: Entry, _: Around) -> Iterator[str]:
     if entry.record.schema_ > SCHEMA:
         yield f"schema {entry.record.schema_} is newer than this harness knows ({SCHEMA})"
 
 
-def _status(entry: Entry, _: Path) -> Iterator[str]:
+def _written(entry: Entry, _: Around) -> Iterator[str]:
+    if entry.path.read_bytes() != text_of(entry.words):
+        yield "its bytes are not those that harness writes: white space, order, or a name that stands twice"
+
+
+def _status(entry: Entry, _: Around) -> Iterator[str]:
     record = entry.record
     if record.status == "ok" and (record.artefact is None or not record.latency):
         yield "ok, but without a model or a latency"
@@ -90,12 +105,12 @@ def _status(entry: Entry, _: Path) -> Iterator[str]:
             yield f"ok, though {', '.join(gate.name for gate in broken)} forbids trusting its {latency.clock} time"
 
 
-def _recount(entry: Entry, _: Path) -> Iterator[str]:
-    for count in (recount.budget, recount.model, recount.provenance):
+def _recount(entry: Entry, _: Around) -> Iterator[str]:
+    for count in (recount.budget, recount.model, recount.provenance, recount.co2):
         yield from count(entry.record)
 
 
-def _latencies(entry: Entry, _: Path) -> Iterator[str]:
+def _latencies(entry: Entry, _: Around) -> Iterator[str]:
     """Every figure of a latency and every gate from the raw samples."""
     record = entry.record
     judged: list[Gate] = []
@@ -108,15 +123,11 @@ def _latencies(entry: Entry, _: Path) -> Iterator[str]:
         for name, told in {latency.clock: latency, **latency.other_clock}.items():
             found = timing.clock(rounds, name).model_dump(mode="json")
             known = told.model_dump(mode="json", include=set(found))
-            yield from (f"{workload}, {name}: {where}" for where in _apart(known, found))
+            yield from (f"{workload}, {name}: {where}" for where in apart(known, found))
         if latency.rounds != len(rounds.dense):
             yield f"{workload}: {latency.rounds} rounds told, {len(rounds.dense)} measured"
         if workload == record.spec.workloads[0]:
-            seen = {"memory": timing.memory(rounds, ""), "energy": timing.energy(rounds, latency.clock)}
-            for what, pair in seen.items():
-                for side in ("dense", "pruned") if pair is not None else ():
-                    known, found = (_plain(getattr(one, side)) for one in (getattr(record, what), pair))
-                    yield from (f"{what} of {side}: {where}" for where in _apart(known, found))
+            yield from _read(record, rounds, latency.clock)
         for side, visits in (("dense", rounds.dense), ("pruned", rounds.pruned)):
             if latency.told.get(side, {}) != dict(visits[0].told):
                 yield f"{workload}: what the device tells of {side} is not in its samples"
@@ -133,51 +144,60 @@ def _sustained(entry: Entry, latency: Latency) -> Iterator[str]:
     if known is not None and words is not None:
         visits = [Samples(**visit) for visit in words["visits"]]
         found = sustained.of(visits, known.seconds, latency.clock, known.samples).model_dump(mode="json")
-        yield from (f"sustained {where}" for where in _apart(known.model_dump(mode="json"), found))
+        yield from (f"sustained {where}" for where in apart(known.model_dump(mode="json"), found))
 
 
-def _plain(value: Any) -> Any:
-    return value.model_dump() if isinstance(value, BaseModel) else value
+def _read(record: Record, rounds: timing.Rounds, clock: str) -> Iterator[str]:
+    """Memory and energy by the device's own readings. A model over its budget is not asked for them; of one that runs
+    in this process, memory is read in a process of its own, and only the figures are kept."""
+    memory, energy = timing.memory(rounds, ""), timing.energy(rounds, clock)
+    device = plugins.registry().specs["device"].get(record.spec.device)
+    elsewhere = memory is None and (device is None or device.in_process)
+    found: dict[str, MemoryPair | Energy | None] = {"memory": memory or MemoryPair(), "energy": energy or UNREAD}
+    if record.status == "over_budget":
+        found = {"memory": MemoryPair(), "energy": UNREAD}
+    elif elsewhere:
+        found["memory"] = None
+    for what, pair in found.items():
+        if pair is not None:
+            known, read = (one.model_dump(include={"dense", "pruned"}) for one in (getattr(record, what), pair))
+            yield from apart(known, read, what)
 
 
 def _gate(gate: Gate) -> tuple[str, str, str, bool]:
     return gate.name, gate.guards, gate.detail, gate.ok
 
 
-def _scores(entry: Entry, _: Path) -> Iterator[str]:
-    for name, score in entry.record.scores.items():
-        words = side_words(entry.side / score.samples) if score.samples else None
-        if words is None:
-            continue  # told by `_samples`
-        ours = words["documents"]
-        if not ours or words.get("scale", score.scale) != score.scale:
-            yield f"{name}: its samples are not those of such a score"
-            continue
-        value, stderr = stats.told(list(ours.values()), score.scale)
-        found: dict[str, Any] = {"value": value, "stderr": stderr, "n": len(ours)}
-        if dense := side_words(entry.side / score.dense_samples) if score.dense_samples else None:
-            theirs = dense["documents"]
-            found["dense"], found["dense_stderr"] = stats.told(list(theirs.values()), score.scale)
-            found["change"], found["change_ci95"] = stats.change(ours, theirs, score.scale)
-        known = score.model_dump(include=set(found))
-        yield from (f"{name}: {where}" for where in _apart(known, found))
+def _scores(entry: Entry, around: Around) -> Iterator[str]:
+    yield from scores.followed(entry, around.dense)
 
 
-def _artefact(entry: Entry, root: Path) -> Iterator[str]:
+def _artefact(entry: Entry, around: Around) -> Iterator[str]:
     """The model, where it still lies in the runs folder."""
     artefact = entry.record.artefact
-    if artefact is not None and (folder := root / artefact.path).is_dir() and folder_sha256(folder) != artefact.sha256:
+    if artefact is None:
+        return
+    folder = around.root / artefact.path
+    if folder.is_dir() and folder_sha256(folder) != artefact.sha256:
         yield f"the model {artefact.path} is not the one that was measured"
 
 
-def _samples(entry: Entry, _: Path) -> Iterator[str]:
-    missing = [name for name in named_samples(entry.words) if not name or not (entry.side / name).is_file()]
+def _samples(entry: Entry, _: Around) -> Iterator[str]:
+    named = list(dict.fromkeys(named_samples(entry.words)))
+    missing = [name for name in named if not name or not (entry.side / name).is_file()]
     if missing:
         yield f"{len(missing)} files of samples are missing, so its figures cannot be followed"
+    for name in named:
+        try:
+            if name not in missing and (odd := misfit(entry.side / name)):
+                yield f"{name} {odd}"
+        except HarnessError as error:
+            yield error.cause
 
 
-CHECKS: tuple[Callable[[Entry, Path], Iterator[str]], ...] = (
+CHECKS: tuple[Callable[[Entry, Around], Iterator[str]], ...] = (
     _schema,
+    _written,
     _status,
     _recount,
     _samples,
@@ -185,18 +205,6 @@ CHECKS: tuple[Callable[[Entry, Path], Iterator[str]], ...] = (
     _scores,
     _artefact,
 )
-
-
-def _apart(known: Any, found: Any, where: str = "") -> Iterator[str]:
-    """The figures that are not what the samples give."""
-    if isinstance(found, dict) and isinstance(known, dict):
-        for name in found.keys() | known.keys():
-            yield from _apart(known.get(name), found.get(name), f"{where}.{name}" if where else str(name))
-    elif isinstance(found, list | tuple) and isinstance(known, list | tuple) and len(found) == len(known):
-        for at, (one, other) in enumerate(zip(known, found, strict=True)):
-            yield from _apart(one, other, f"{where}[{at}]")
-    elif not close(known, found):
-        yield f"{where} is {known} in the record, {found} by its samples"
 
 
 def orphans(entries: Sequence[Entry]) -> list[Path]:
