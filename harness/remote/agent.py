@@ -57,7 +57,7 @@ def listen(lines):
 def probe(request):
     found: dict = {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()}
     found.update(model=told("/proc/device-tree/model") or cpu_name(), cores=cores(), state=state(0))
-    found["governors"] = sorted(set(filter(None, map(told, glob.glob(CPUS + "cpufreq/scaling_governor")))))
+    found["governors"] = sorted(set(filter(None, map(told, glob.glob(CPUS + "cpu*/cpufreq/scaling_governor")))))
     found.update(emulated=emulated(), packages={}, missing={})
     for name in request.get("packages", ()):
         try:
@@ -92,8 +92,7 @@ def measure(request):
         cpu.append(time.process_time_ns() - cpu_start)
         wall.append(time.perf_counter_ns() - wall_start)
     after = state(threads)
-    for side in (before, after):
-        side["fallback"] = kept["fallback"]
+    before["fallback"] = after["fallback"] = kept["fallback"]
     cpu = [] if os.name == "nt" else cpu  # where it moves in steps of 16 ms
     return {"wall_ns": wall, "cpu_ns": cpu or None, "before": before, "after": after, "memory": held()}
 
@@ -217,13 +216,13 @@ def bound(session, inputs):
     return lambda: session.run_with_iobinding(binding)
 
 
-CPUS = "/sys/devices/system/cpu/cpu*/"
+CPUS = "/sys/devices/system/cpu/"
 TRIPPED = 95.0  # degrees at which phones and boards hold their clocks down
 
 
 def emulated():
     """Whether a PC plays an ARM processor: some files show what it really is; newer emulators play the first, too."""
-    shown = re.search("vendor_id|type:x86", told("/proc/cpuinfo") + told("/sys/devices/system/cpu/modalias"))
+    shown = re.search("vendor_id|type:x86", told("/proc/cpuinfo") + told(CPUS + "modalias"))
     return bool(shown) and platform.machine().lower().startswith(("aarch64", "arm"))
 
 
@@ -263,7 +262,7 @@ def state(threads):
         user, nice, system, _, _, irq, softirq, steal = (int(word) for word in words)
         tick = 10**9 // os.sysconf("SC_CLK_TCK")
         found["busy_ns"], found["steal_ns"] = (user + nice + system + irq + softirq) * tick, steal * tick
-    clocks = map(told, glob.glob(CPUS + "cpufreq/scaling_cur_freq"))
+    clocks = map(told, glob.glob(CPUS + "cpu*/cpufreq/scaling_cur_freq"))
     found["clocks_khz"] = [int(word) for word in clocks if word.isdigit()]
     zones = temperatures()
     if zones:

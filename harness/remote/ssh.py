@@ -107,7 +107,9 @@ class Ssh:
         last = (said.strip().splitlines() or ["no word from it"])[-1]
         if self._answered:
             return Lost(self.where, last)
-        return Unreachable(f"{self.where} cannot be reached: {last}", f"try: ssh {self.where} true")
+        if "Connection reset" in said or "Connection closed" in said:
+            return Unreachable(f"{self.where} broke the connection off: {last}", "check that it is on, and its sshd's log")
+        return Unreachable(f"{self.where} cannot be reached: {last}", f"ssh {self.where} true, by hand")
 
     def close(self) -> None:
         atexit.unregister(self.close)
