@@ -108,7 +108,7 @@ class Ssh:
         if self._answered:
             return Lost(self.where, last)
         if "Connection reset" in said or "Connection closed" in said:
-            return Unreachable(f"{self.where} broke the connection off: {last}", "check that it is on, and its sshd's log")
+            return Unreachable(f"{self.where} broke the connection off: {last}", "check that it is on, and its log")
         return Unreachable(f"{self.where} cannot be reached: {last}", f"ssh {self.where} true, by hand")
 
     def close(self) -> None:
