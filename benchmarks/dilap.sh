@@ -68,15 +68,12 @@ lora() {
     cell 0.8x lora:samples=198 0 llm-streamline "${text[@]}" --set train_samples=85 --set epochs=1
 }
 
-ablations() { # of the quick search, each leaves one thing out; FLOPs instead of latency where steps are large
+ablations() { # of the quick search, each leaves one thing out; on `staircase` what noise would hide, and FLOPs for latency
     cell 0.65x none 0 dilap
-    for change in guide=sites depth=False projection=round swaps=0 refresh=0 order=taylor order=activation inner=lora; do
-        cell 0.65x none 0 dilap --set $change
-    done
+    for change in guide=sites depth=False projection=round swaps=0; do cell 0.65x none 0 dilap --set $change; done
     local device=staircase
     cell 0.65x none 0 dilap
-    cell 0.65x none 0 dilap --set guide=flops
-    cell 0.65x none 0 dilap --set guide=flops --set projection=round --set swaps=0
+    for change in guide=flops order=taylor order=activation inner=lora; do cell 0.65x none 0 dilap --set $change; done
 }
 
 decode() {

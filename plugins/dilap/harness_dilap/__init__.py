@@ -20,6 +20,7 @@ def harness_register_pruners():
             differs=(
                 "after what krishna22112023/latency-aware-pruning describes, not what it does (see the card)",
                 "the multiplier of the latency is solved for at every step, where an augmented Lagrangian climbs to it",
+                "the projection values a unit by its distance from the learned position; gradients choose the swaps",
                 "one level by default, on the dense weights; two with inner=lora, full or least-squares",
             ),
             parameters={

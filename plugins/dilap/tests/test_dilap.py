@@ -17,15 +17,25 @@ from harness_dilap.search import Splits
 
 from harness import Budget, Unsupported, Workload, distance, planning, process, surgery
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, context, cost_model, depth_only, line, steps_of_eight, tiny, tokens
+from harness.conformance.models import (
+    PLAIN,
+    context,
+    cost_model,
+    depth_only,
+    line,
+    steps_of_128,
+    steps_of_eight,
+    tiny,
+    tokens,
+)
 from harness.distance import Distance
 from harness.errors import HarnessError, UsageError
 
 QUICK = Dilap(samples=12, length=16, held_out=2, steps=20, stride=1, swaps=3, compute="fp32")
 
 
-def asked(method, curve, limit, name=PLAIN, folder=None, **more):
-    model, anatomy = tiny(name)
+def asked(method, curve, limit, name=PLAIN, folder=None, sizes=None, **more):
+    model, anatomy = tiny(name, **(sizes or {}))
     cost = cost_model(anatomy, curve)
     ctx = context(anatomy, latency=cost, work_dir=folder, **more)
     cut = surgery.check(anatomy, method.prune(model, Budget("latency", limit, "x"), ctx, method.prepare(model, ctx)))
@@ -44,6 +54,11 @@ def test_where_only_depth_pays_whole_sub_layers_go(limit, tmp_path):
 def test_widths_lie_on_the_edges_of_steps(tmp_path):
     cut, _ = asked(QUICK, steps_of_eight, 0.6, folder=tmp_path)
     assert {units % 8 for site, units in cut.shape.items() if site.endswith("mlp")} == {0}
+
+
+def test_wide_widths_lie_on_the_edges_of_steps_of_128(tmp_path):
+    cut, _ = asked(QUICK, steps_of_128, 0.6, folder=tmp_path, sizes={"intermediate_size": 640})
+    assert {units % 128 for site, units in cut.shape.items() if site.endswith("mlp")} == {0}
 
 
 def test_sub_layers_that_cost_nothing_stay_whole(tmp_path):
@@ -72,7 +87,7 @@ def test_without_depth_every_sub_layer_keeps_something(tmp_path):
         {"loss": "task"},
         {"guide": "flops", "projection": "round"},
         {"guide": "sites"},
-        {"order": "compensated"},
+        {"order": "activation"},
         {"order": "taylor", "refresh": 0},
         {"compute": "bf16"},
     ],

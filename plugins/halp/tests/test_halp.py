@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from harness_halp import Halp, augmented, balanced, group_size, importance, marg
 
 from harness import Budget, Unsupported
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, context, cost_model, depth_only, steps_of_eight, tiny, tokens
+from harness.conformance.models import (
+    PLAIN,
+    context,
+    cost_model,
+    depth_only,
+    steps_of_128,
+    steps_of_eight,
+    tiny,
+    tokens,
+)
 
 
 def instance(seed: int, kind: str, sites: int, items: int):
@@ -134,18 +144,26 @@ def test_importance_is_the_sum_of_weight_times_gradient_by_batch(name):
         model.zero_grad()
         model(input_ids=batch, labels=batch).loss.backward()
         for at, layer in enumerate(model.model.layers):
-            for unit in range(40):
-                parts = (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj)
-                rows = [
-                    (p.weight[:, unit], p.weight.grad[:, unit])
-                    if p is parts[2]
-                    else (p.weight[unit], p.weight.grad[unit])
-                    for p in parts
-                ]
-                total = sum((w * g).sum().item() for w, g in rows)
-                want[at, unit] = want.get((at, unit), 0.0) + abs(total) / 2
-    for (at, unit), value in want.items():
-        assert float(found[f"layers.{at}.mlp"][unit]) == pytest.approx(value, rel=1e-3, abs=1e-9)
+            for site, total in by_hand(layer, model.config).items():
+                want[at, site] = want.get((at, site), 0.0) + total.abs() / 2
+    assert len(want) == len(found) == 2 * len(model.model.layers)
+    for (at, site), values in want.items():
+        assert found[f"layers.{at}.{site}"].tolist() == pytest.approx(values.tolist(), rel=1e-3, abs=1e-9)
+
+
+def by_hand(layer, config):
+    """Per unit the sum of weight times gradient over its rows, and over its columns of the last linear."""
+
+    def sums(linear, units, dim):
+        return (linear.weight * linear.weight.grad).detach().sum(1 - dim).view(units, -1).sum(1)
+
+    groups, mlp, attention = config.num_key_value_heads, layer.mlp, layer.self_attn
+    heads = [sums(linear, groups, 0) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    channels = [sums(linear, config.intermediate_size, 0) for linear in (mlp.gate_proj, mlp.up_proj)]
+    return {
+        "attention": sum(heads) + sums(attention.o_proj, groups, 1),
+        "mlp": sum(channels) + sums(mlp.down_proj, config.intermediate_size, 1),
+    }
 
 
 def test_each_kind_is_worth_what_it_takes():
@@ -165,8 +183,8 @@ def test_each_kind_is_worth_what_it_takes():
         assert float(ratios.max() / ratios.min()) == pytest.approx(1, rel=1e-5)
 
 
-def asked(method, curve, limit, name=PLAIN):
-    model, anatomy = tiny(name)
+def asked(method, curve, limit, name=PLAIN, **sizes):
+    model, anatomy = tiny(name, **sizes)
     table = cost_model(anatomy, curve)
     cut = method.prune(model, Budget("latency", limit, "x"), context(anatomy, latency=table), None)
     shape = {site: len(units) for site, units in cut.keep.items()}
@@ -195,17 +213,29 @@ def test_widths_lie_on_the_edges_of_steps(solver):
     assert {units % 8 for name, units in shape.items() if name.endswith("mlp")} == {0}
 
 
+@pytest.mark.parametrize("solver", ["augmented", "mckp"])
+def test_wide_widths_lie_on_the_edges_of_steps_of_128(solver):
+    shape, _, _ = asked(Halp(solver, 3, 1, 1, 12, 1), steps_of_128, 0.6, intermediate_size=640)
+    assert {units % 128 for name, units in shape.items() if name.endswith("mlp")} == {0}
+
+
 def test_the_budget_tightens_exponentially_and_the_dead_stay_dead(monkeypatch):
     import harness_halp
 
+    from harness import gating
+
     limits, plain = [], harness_halp.solve
     monkeypatch.setattr(harness_halp, "solve", lambda *a: limits.append((a[3], sum(map(len, a[1])))) or plain(*a))
+    seen, opened = [], gating.gated
+    kept = lambda alive: {(name, int(unit)) for name, gates in alive.items() for unit in gates.nonzero()}  # noqa: E731
+    monkeypatch.setattr(gating, "gated", lambda m, a, alive: seen.append(kept(alive)) or opened(m, a, alive))
     _, _, table = asked(Halp("augmented", 4, 1, 1, 12, 8), steps_of_eight, 0.4)
     dense = table.dense
     assert [limit + table.floor for limit, _ in limits] == pytest.approx([dense * 0.4 ** (t / 4) for t in (1, 2, 3, 4)])
     groups = [count for _, count in limits]
     assert groups == sorted(groups, reverse=True)
     assert groups[-1] < groups[0]
+    assert all(later < earlier for earlier, later in pairwise(seen))
 
 
 def test_what_cannot_be_is_told_and_what_is_there_is_left():
