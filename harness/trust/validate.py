@@ -13,7 +13,7 @@ from harness import plugins
 from harness.api import Samples
 from harness.checkpoints import folder_sha256
 from harness.errors import HarnessError
-from harness.files import text_of
+from harness.files import is_text_of
 from harness.latency import gates, sustained, timing
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.planning import QUICK_LIMIT
@@ -89,7 +89,7 @@ def _schema(entry: Entry, _: Around) -> Iterator[str]:
 
 
 def _written(entry: Entry, _: Around) -> Iterator[str]:
-    if entry.path.read_bytes() != text_of(entry.words):
+    if not is_text_of(entry.path.read_bytes(), entry.words):
         yield "its bytes are not those that harness writes: white space, order, or a name that stands twice"
 
 
