@@ -12,13 +12,13 @@ from typing import Any
 from unittest import mock
 
 
-def commands(cli: Any, device: str, runs: Path, *words: str) -> dict[str, Any]:
-    """A cost table by the command's `profile`, then the record of a run that is held to a latency by it."""
+def commands(cli: Any, device: str, runs: Path, *words: str, profile: bool = True) -> dict[str, Any]:
+    """The record of a run that is held to a latency, after a cost table where there is the time for one."""
     from click.testing import CliRunner
 
     on = ["--model", "tiny", "--device", device, "--workload", "prefill:1x16", *words]
     asked = ["run", "--pruner", "magnitude", "--latency", "0.7x", *on, "--limit", "2", "--json"]
-    for line in (["profile", *on], asked):
+    for line in (["profile", *on], asked) if profile else (asked,):
         done = CliRunner().invoke(cli, line, env={"HARNESS_RUNS": str(runs), "HARNESS_CHECK": "0"})
         if done.exit_code not in (0, 1):  # a machine that is busy makes a row unstable
             raise AssertionError(f"harness {' '.join(line)}: {done.output} {done.exception}")

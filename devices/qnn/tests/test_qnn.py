@@ -194,9 +194,9 @@ def test_a_phone_gets_what_was_compiled_here(devices, decoder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "provenance"), [("qnn-s23", "simulated"), ("qnn-x-plus", "emulator")])
-def test_the_commands_profile_it_and_meet_a_latency_on_it(device, provenance, tmp_path):
+def test_a_run_meets_a_latency_on_it(device, provenance, tmp_path):
     """By the emulator of the NPU."""
-    record = played.commands(cli, device, tmp_path, "--dtype", "fp16")
+    record = played.commands(cli, device, tmp_path, "--dtype", "fp16", profile=False)
     assert record["status"] in ("ok", "unstable"), record["reason"]
     assert record["budget"]["achieved"] < 0.8
     assert record["latency"]["prefill:1x16"]["provenance"] == provenance
