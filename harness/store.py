@@ -216,22 +216,20 @@ def _trailer(text: bytes) -> bytes:
 def misfit(path: Path) -> str:
     """What in a side file is not as it would be written; empty if nothing. Damage is raised. Its text has the hash that
     is its name."""
-    known = path.stat()
-    return _misfit(path, known.st_size, known.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)  # many records share the dense model's samples
-def _misfit(path: Path, *_: int) -> str:
     content = path.read_bytes()
     text = _unpacked(path, content)
+    return "" if _fits(content, text, _usual_zlib()) else "is not packed as samples are"
+
+
+@lru_cache(maxsize=64)  # many records share the dense model's samples
+def _fits(content: bytes, text: bytes, usual_zlib: bool) -> bool:
     body, end = content[len(HEADER) : -8], content[-8:]
-    well = content[: len(HEADER)] == HEADER and end == _trailer(text) and _well_packed(body, text)
-    return "" if well else "is not packed as samples are"
+    return content[: len(HEADER)] == HEADER and end == _trailer(text) and _well_packed(body, text, usual_zlib)
 
 
-def _well_packed(body: bytes, text: bytes) -> bool:
+def _well_packed(body: bytes, text: bytes, usual_zlib: bool) -> bool:
     """Another zlib cannot say more than that it is one stream, which gives this text."""
-    if _usual_zlib():
+    if usual_zlib:
         return body == _pressed(text) or body == _plain(text)
     if body == _plain(text):
         return True

@@ -171,7 +171,7 @@ def test_what_waits_for_another_lacks_what_that_one_does(monkeypatch):
     told = dict(nodes.answers(played, [first, second, large, both, free]))
     assert EnvironmentFault(*told[first.answer]).line == LOST
     assert told[second.answer] == told[first.answer]
-    assert told[large.answer] == ("no node offers 2,147,483,648 memory", "ray start where that is")
+    assert told[large.answer] == ("no node offers 2.1 GB of memory", "ray start where that is")
     assert told[both.answer][0] == "no node offers 2 CPU"
     assert told[free.answer] is None
     split = nodes.missing({"CPU": 1, "GPU": 1, "device:null": 1}, [FAR, {"CPU": 1, "GPU": 1}])
@@ -235,6 +235,13 @@ def test_a_step_on_a_node_has_its_time_too(tmp_path, runs, one_process):
     assert ray._after(item.words, "make", str(runs), "", 600, None, None)["status"] == ""
 
 
+def ended(begun: subprocess.Popen) -> None:
+    """Whatever the test found."""
+    if begun.poll() is None:
+        begun.kill()
+        begun.wait()
+
+
 @pytest.mark.slow
 def test_two_nodes_of_ray_give_the_same_and_time_one_at_a_time(tmp_path):
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="the extra ray is not installed")
@@ -250,15 +257,16 @@ def test_two_nodes_of_ray_give_the_same_and_time_one_at_a_time(tmp_path):
     resources = {"device:cpu": 1, "device:null": 1}
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": resources})
     second = cluster.add_node(num_cpus=1)
+    there = {**env, "HARNESS_RUNS": str(tmp_path / "there"), "RAY_ADDRESS": cluster.address}
+    begun = subprocess.Popen(command(path, tmp_path, "--engine", "ray"), env=there)
     try:
-        there = {**env, "HARNESS_RUNS": str(tmp_path / "there"), "RAY_ADDRESS": cluster.address}
-        begun = subprocess.Popen(command(path, tmp_path, "--engine", "ray"), env=there)
         deadline = time.monotonic() + 300
         while len(Store(tmp_path / "there").records()) < 2 and time.monotonic() < deadline:
             time.sleep(1)
         cluster.remove_node(second, allow_graceful=False)  # with whatever it was doing
         assert begun.wait(timeout=1800) in (0, 1)
     finally:
+        ended(begun)
         cluster.shutdown()
     ours, theirs = ({r.id: r for r in Store(tmp_path / name).records()} for name in ("here", "there"))
     assert set(ours) == set(theirs)
@@ -280,11 +288,11 @@ def test_a_sweep_whose_device_is_lost_ends_and_goes_on_with_another_node(tmp_pat
         "devices: ['null']\nworkloads: ['prefill:1x64']\nevaluators: [passages]\nlimit: 2\n"
     )
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    second = cluster.add_node(num_cpus=1, resources={"device:null": 1})
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HARNESS_RUNS": str(tmp_path), "RAY_ADDRESS": cluster.address}
+    words = command(path, tmp_path, "--engine", "ray")
+    begun = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        second = cluster.add_node(num_cpus=1, resources={"device:null": 1})
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "HARNESS_RUNS": str(tmp_path), "RAY_ADDRESS": cluster.address}
-        words = command(path, tmp_path, "--engine", "ray")
-        begun = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         deadline = time.monotonic() + 300
         while not list(tmp_path.glob("stages/measure/*.json")) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -300,5 +308,6 @@ def test_a_sweep_whose_device_is_lost_ends_and_goes_on_with_another_node(tmp_pat
         cluster.add_node(num_cpus=1, resources={"device:null": 1})
         assert subprocess.run(words, env=env, timeout=900, check=False).returncode == 0
     finally:
+        ended(begun)
         cluster.shutdown()
     assert [record.status for record in Store(tmp_path).records()] == ["ok"] * 5

@@ -101,7 +101,7 @@ def sweeps(store: Store, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         states = Counter(now.get(cell["id"]) or cell["status"] for cell in words["cells"])
         reasons: dict[str, set[str]] = {}
         for cell in words["cells"]:
-            if cell["reason"] and (cell["status"] == "waits" or now.get(cell["id"], "interrupted") == "interrupted"):
+            if cell["reason"] and now.get(cell["id"], "interrupted") == "interrupted":
                 reasons.setdefault(cell["status"], set()).add(cell["reason"])
         told = {state: sorted(reasons[state]) for state in sorted(reasons)}
         found.append({"sweep": path.stem, "cells": len(words["cells"]), "states": dict(states), "reasons": told})

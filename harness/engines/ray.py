@@ -70,6 +70,7 @@ class Ray:
                 "the engine ray needs Ray, which is missing", "pip install 'prune-harness[ray]'"
             ) from None
         self.ray, self.timeout_s = ray, timeout_s
+        self.given_up: list[Needs] = []  # waited for long enough already
         handed = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
         handed.setdefault("OMP_NUM_THREADS", "1")  # by Ray it would follow the cores of a task, and results with it
         options: dict[str, Any] = {
@@ -115,9 +116,13 @@ class Ray:
     def _there(self, where: str, lies: str, work: str, **given: Any) -> Any:
         """A piece of work on the node that a device hangs on."""
         needs: Needs = {"CPU": 1, "GPU": int(lies != "cpu"), resource(where): 1}
+        here = nodes.there(self.ray)
+        if needs in self.given_up and not any(nodes.offers(node, needs) for node in here):
+            raise EnvironmentFault(*nodes.missing(needs, here))
         task = Task(self.work.options(**nodes.options(needs)).remote({"work": work, "with": given}), needs)
         ((answer, lacks),) = nodes.answers(self.ray, [task])
         if lacks:
+            self.given_up.append(needs)
             raise EnvironmentFault(*lacks)
         return self._got(answer)
 

@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.records import Record
 
 CLOSE = 1e-9
-FEW = 0.01  # of a model's parameters may be zero without a mask
+FEW = 0.01  # of the dense model's parameters may be zero without a mask
 
 
 def close(known: object, found: object) -> bool:
@@ -88,7 +88,7 @@ def model(record: Record) -> Iterator[str]:
     ):
         if not close(told, least):
             yield f"{name} is {told:.6g} in the record, {least:.6g} by its shape and {masked:,} masked"
-    if not masked <= left - artefact.params_nonzero <= masked + FEW * left:
+    if not masked <= left - artefact.params_nonzero <= masked + FEW * whole:
         yield f"params_nonzero is {artefact.params_nonzero:,} in the record, with {masked:,} of {left:,} masked"
     for workload, pair in record.flops.items():
         for side, kept in (("dense", {}), ("pruned", shape)):
