@@ -42,18 +42,19 @@ def calm(rounds: Any) -> Any:
     import numpy as np
 
     count, visits = rounds.shape[-2:]
-    ordered = np.sort(rounds.reshape(*rounds.shape[:-2], count * visits), axis=-1)
-    half = math.ceil(count / 2) * visits
+    ordered = rounds.reshape(*rounds.shape[:-2], count * visits)
+    ordered.sort(axis=-1)  # where it lies: what was drawn is nobody else's
+    half = math.ceil(count / 2) * visits  # by hand: of few numbers numpy's mean is mostly its own preparations
     return np.add.reduce(ordered[..., :half], axis=-1) / half
 
 
 @cache
 def _drawn(count: int) -> Any:
-    """Rounds drawn anew, the same for all that have so many."""
+    """The rounds as they came, then drawn anew, the same for all that have so many."""
     import numpy as np
 
     chance = random.Random(0)
-    return np.array([chance.choices(range(count), k=count) for _ in range(RESAMPLES)])
+    return np.array([range(count), *(chance.choices(range(count), k=count) for _ in range(RESAMPLES))])
 
 
 def ratio(
@@ -68,11 +69,12 @@ def ratio(
 
     first, second = (np.log(np.asarray(rounds, dtype=np.float64)) for rounds in (over, under))
     count = len(over)
-    middle = float(calm(first) - calm(second))
+    drawn = _drawn(count)
+    apart = calm(first.take(drawn, axis=0)) - calm(second.take(drawn, axis=0))
+    middle = float(apart[0])
     if count < 2:
         return math.exp(middle), None
-    drawn = _drawn(count)
-    half = t95(math.ceil(count / 2)) * float((calm(first[drawn]) - calm(second[drawn])).std())
+    half = t95(math.ceil(count / 2)) * float(apart[1:].std())
     return math.exp(middle), (math.exp(middle - half), math.exp(middle + half))
 
 

@@ -252,12 +252,18 @@ def side_words(path: Path) -> Any:
 
 def _unpacked(path: Path, content: bytes) -> bytes:
     try:
-        text = gzip.decompress(content)
+        text, name = _opened(content)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
-    if f"{hashlib.sha256(text).hexdigest()}.json.gz" != path.name:
+    if f"{name}.json.gz" != path.name:
         raise HarnessError(f"{path} does not match its name", "harness validate names all that does not")
     return text
+
+
+@lru_cache(maxsize=8)  # what was checked is read next
+def _opened(content: bytes) -> tuple[bytes, str]:
+    text = gzip.decompress(content)
+    return text, hashlib.sha256(text).hexdigest()
 
 
 def _damaged(path: Path, error: Exception) -> HarnessError:

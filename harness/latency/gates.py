@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from harness.latency.timing import FLOOR_LIMIT
@@ -35,7 +36,9 @@ class Rule:
 
 
 def _grown(windows: list[Window], name: str) -> float:
-    return sum(after[name] - before[name] for before, after in windows)
+    befores, afters = zip(*windows, strict=True)
+    read = itemgetter(name)
+    return sum(map(read, afters)) - sum(map(read, befores))
 
 
 def _share(name: str, per: float, limit: float, what: str) -> Callable[[list[Window]], tuple[bool, str]]:
@@ -88,12 +91,11 @@ RULES = (
 
 def judge(windows: Iterable[Window], latency: Latency, workload: str) -> list[Gate]:
     """All gates that the readings around the visits allow, and each clock's noise floor."""
-    seen = list(windows)
+    seen = [((before, after), before.keys() & after.keys()) for before, after in windows]
     found = []
     for rule in RULES:
         needs = set(rule.needs)
-        known = [window for window in seen if all(needs <= state.keys() for state in window)]
-        if known:
+        if known := [window for window, names in seen if needs <= names]:
             ok, detail = rule.judge(known)
             found.append(Gate(name=rule.name, guards=rule.guards, ok=ok, detail=f"{workload}: {detail}"))
     for name, clock in {latency.clock: latency, **latency.other_clock}.items():
