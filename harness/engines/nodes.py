@@ -33,6 +33,11 @@ def offers(node: Node, needs: Needs) -> bool:
     return all(node.get(name, 0) >= count for name, count in needs.items())
 
 
+def offered(nodes: Iterable[Node], needs: Needs) -> bool:
+    """By one of them, all of it."""
+    return any(offers(node, needs) for node in nodes)
+
+
 def options(needs: Needs) -> dict[str, Any]:
     """What a task tells Ray."""
     own = {word: needs[name] for name, word in ASKED.items() if name in needs}
@@ -41,7 +46,7 @@ def options(needs: Needs) -> dict[str, Any]:
 
 def missing(needs: Needs, nodes: Sequence[Node]) -> tuple[str, str]:
     """What no node offers, or none all of, and how to start one that does."""
-    lone = {name: count for name, count in needs.items() if not any(offers(node, {name: count}) for node in nodes)}
+    lone = {name: count for name, count in needs.items() if not offered(nodes, {name: count})}
     what = [_said(name, count) for name, count in (lone or needs).items() if count]
     hung = {name: count for name, count in needs.items() if name not in ASKED}
     how = f"ray start --resources='{json.dumps(hung)}' where it hangs" if hung else "ray start where that is"
@@ -81,4 +86,4 @@ def _lacking(tasks: Iterable[Task], nodes: Sequence[Node]) -> Iterator[tuple[Any
 
 
 def _can_go_on(task: Task, ahead: Mapping[Any, Task], nodes: Sequence[Node]) -> bool:
-    return not any(other in ahead for other in task.after) and any(offers(node, task.needs) for node in nodes)
+    return not any(other in ahead for other in task.after) and offered(nodes, task.needs)

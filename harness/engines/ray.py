@@ -98,7 +98,7 @@ class Ray:
             return None
         needs: Needs = {resource(device): 1}
         here = nodes.there(self.ray)
-        if not any(nodes.offers(node, needs) for node in here):
+        if not nodes.offered(here, needs):
             return DeviceInfo(usable=False, reason=EnvironmentFault(*nodes.missing(needs, here)).line)
         try:
             return DeviceInfo(**self._there(device, "cpu", "probe", device=device, runtime=runtime))
@@ -116,8 +116,7 @@ class Ray:
     def _there(self, where: str, lies: str, work: str, **given: Any) -> Any:
         """A piece of work on the node that a device hangs on."""
         needs: Needs = {"CPU": 1, "GPU": int(lies != "cpu"), resource(where): 1}
-        here = nodes.there(self.ray)
-        if needs in self.given_up and not any(nodes.offers(node, needs) for node in here):
+        if needs in self.given_up and not nodes.offered(here := nodes.there(self.ray), needs):
             raise EnvironmentFault(*nodes.missing(needs, here))
         task = Task(self.work.options(**nodes.options(needs)).remote({"work": work, "with": given}), needs)
         ((answer, lacks),) = nodes.answers(self.ray, [task])
