@@ -2,6 +2,8 @@
 
 from typing import Any
 
+REASON = 2000  # characters of a reason in a record
+
 
 class HarnessError(Exception):
     """Something a person can act on. Anything else that escapes is a bug of ours."""
@@ -45,3 +47,19 @@ class OverBudget(HarnessError):
 
 class BadCut(HarnessError):
     """A pruner returned something that is not a cut of this model."""
+
+
+def one_line(text: str, most: int = REASON) -> str:
+    """Text of anyone's as one clean line: no line breaks, no control characters, no lone surrogates, not too long."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * most])
+    line = " ".join(plain.encode(errors="backslashreplace").decode().split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def describe(error: BaseException, most: int = REASON) -> str:
+    """An exception as one clean line; its own text may raise or be megabytes long."""
+    try:
+        text = str(error)
+    except BaseException as fault:
+        text = f"its message cannot be read ({type(fault).__name__})"
+    return one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__, most)

@@ -1,0 +1,209 @@
+"""Files from outside, read with limits: regular files of a stated size, documents of a stated depth, finite numbers.
+
+Every parser of what others wrote starts here. A file that cannot be used raises `Unreadable`, or what `parsing` was
+asked to raise, with the file's name and the cause in one line.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.errors import EnvironmentFault, HarnessError, describe, one_line
+
+DOCUMENT = 64 * 2**20  # bytes of a JSON document, and of a side file unpacked
+SETTINGS = 256 * 2**10  # bytes of a YAML file
+NODES = 100_000  # of a YAML file with its aliases written out
+DEPTH = 100
+LARGEST = 2**128  # of an integer
+_HUGE = re.compile(rb"[eE]\+?0*\d{3}|\d{39}")  # only such a number can be infinite or too large
+
+
+class Unreadable(ValueError):
+    """A file that cannot be used, and why."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}")
+        self.path, self.why = path, why
+
+
+@contextmanager
+def parsing(
+    path: Path, what: str, remedy: str = "", error: type[HarnessError] = EnvironmentFault
+) -> Iterator[None]:
+    """Whatever a parser raises over this file, as one line of cause and one of remedy.
+
+    Panics of Rust libraries are BaseExceptions, so those are caught too.
+    """
+    try:
+        yield
+    except (HarnessError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except FileNotFoundError:
+        raise error(f"there is no file {path}", remedy) from None
+    except Unreadable as fault:
+        raise error(one_line(str(fault)), remedy) from None
+    except BaseException as fault:
+        raise error(f"{path} is not {what}: {describe(fault, most=300)}", remedy) from fault
+
+
+def content(path: Path, limit: int = DOCUMENT) -> bytes:
+    """The bytes of a regular file. FileNotFoundError only where nothing at all has this name."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        if not os.path.lexists(path):
+            raise
+        raise Unreadable(path, "is a link to nothing") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        _must_be_regular(path, os.fstat(descriptor).st_mode)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            found = file.read(limit + 1)
+    except OSError as error:
+        raise Unreadable(path, f"cannot be read: {error.strerror or error}") from None
+    finally:
+        os.close(descriptor)
+    if len(found) > limit:
+        raise Unreadable(path, f"is larger than {limit:,} bytes")
+    return found
+
+
+def must_be_regular(path: Path) -> None:
+    """For files that a library opens itself: a device or a pipe would never end."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if not os.path.lexists(path):
+            raise
+        raise Unreadable(path, "is a link to nothing") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    _must_be_regular(path, mode)
+
+
+def _must_be_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise Unreadable(path, "is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
+
+
+def json_file(path: Path, limit: int = DOCUMENT) -> Any:
+    """The value of a JSON file: finite numbers, valid text, moderate depth."""
+    return json_value(path, content(path, limit))
+
+
+def json_value(path: Path, text: bytes) -> Any:
+    """The value of a JSON text that came from this file."""
+    from pydantic_core import from_json
+
+    try:
+        value = from_json(text, allow_inf_nan=False)  # has a limit of depth of its own
+    except ValueError as error:
+        why = "is nested too deeply" if "recursion" in str(error) else "is truncated or not JSON"
+        raise Unreadable(path, why) from None
+    if _HUGE.search(text) and (odd := odd_number(value)):
+        raise Unreadable(path, f"holds {odd}")
+    return value
+
+
+def odd_number(value: Any) -> str:
+    """What in plain data is no finite number of a moderate size; empty if nothing."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one
+        elif isinstance(one, float) and not math.isfinite(one):
+            return "a number that is not finite"
+        elif isinstance(one, int) and abs(one) > LARGEST:
+            return "an integer that is too large"
+    return ""
+
+
+def yaml_file(path: Path, limit: int = SETTINGS) -> Any:
+    """The value of a YAML file: plain JSON types only, and few nodes once aliases are written out."""
+    import yaml
+
+    text = content(path, limit)
+    loader_type: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        loader = loader_type(text.decode())
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if why := _too_large(node):
+                raise Unreadable(path, why)
+            value = loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except Unreadable:
+        raise
+    except RecursionError:
+        raise Unreadable(path, "is nested too deeply") from None
+    except Exception as error:  # dates out of range and long digits are ValueErrors, odd merges TypeErrors
+        raise Unreadable(path, f"is not YAML: {describe(error, most=300)}") from None
+    if why := _not_plain(value):
+        raise Unreadable(path, f"holds {why}")
+    return value
+
+
+def _too_large(root: Any) -> str:
+    """Why a graph of YAML nodes is refused: a node inside itself, or too many once aliases are written out."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: Any, depth: int) -> int:
+        if depth > DEPTH or id(node) in open_nodes:
+            raise RecursionError
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            total = 1
+            if isinstance(node.value, list):
+                for child in node.value:
+                    for part in child if isinstance(child, tuple) else (child,):
+                        total += size(part, depth + 1)
+            open_nodes.remove(id(node))
+            sizes[id(node)] = total
+        return sizes[id(node)]
+
+    try:
+        total = size(root, 0)
+    except RecursionError:
+        return "is nested too deeply"
+    return f"has more than {NODES:,} nodes" if total > NODES else ""
+
+
+def _not_plain(value: Any) -> str:
+    """What in a YAML value has no counterpart in JSON; empty if nothing."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            if wrong := [name for name in one if not isinstance(name, str | int | float | bool | None)]:
+                return f"a name that is not text: {one_line(repr(wrong[0]), 60)}"
+            todo += [*one, *one.values()]
+        elif isinstance(one, list):
+            todo += one
+        elif not isinstance(one, str | int | float | bool | None):
+            return f"a {type(one).__name__}, which is not plain text: quote it"
+        elif isinstance(one, str) and not one.isascii() and _lone_surrogate(one):
+            return "text that is not Unicode"
+    return odd_number(value)
+
+
+def _lone_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
