@@ -31,6 +31,7 @@ RANKS = [
         "keys",
         "files",
         "stats",
+        "reading",
         "seeds",
         "records",
         "reproduce",
@@ -38,6 +39,7 @@ RANKS = [
         "process",
         "host",
         "forks",
+        "isolation",
         "meter",
         "plugins",
         "spread",
@@ -116,7 +118,7 @@ def test_plugins_import_public_names_and_never_each_other():
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_small_and_safe(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= (150 if path.name == "hookspecs.py" else 300)
+    assert len(text.splitlines()) <= (150 if path.name == "hookspecs.py" else 500)
     for unsafe in ("torch.load(", "shell=True", "yaml.load(", "os.system(", "pickle.load"):
         assert unsafe not in text
     assert not {"pickle", "cloudpickle", "dill", "joblib"} & imports(path)
