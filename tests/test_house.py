@@ -32,6 +32,7 @@ RANKS = [
         "files",
         "stats",
         "reading",
+        "paths",
         "seeds",
         "records",
         "reproduce",
