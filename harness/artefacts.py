@@ -13,6 +13,7 @@ from harness import accounting, keys, records
 from harness.checkpoints import folder_bytes, folder_sha256, fresh
 from harness.errors import EnvironmentFault
 from harness.files import guarded
+from harness.isolation import plugin_code
 from harness.models.loading import free_space
 from harness.plan import Plan
 from harness.plugins import registry
@@ -144,7 +145,9 @@ class Artefacts:
         with self.stage(f"recover: {plan.spec.recovery}") as progress, asked as teacher:
             ctx = Decision(self).context(progress, plan.recovery.parameters, f"--recovery {plan.recovery.spec.name}:")
             ctx.cut = cut
-            plan.recovery.build().recover(smaller.to(plan.place), teacher, ctx)
+            recovery = plan.recovery.build()
+            with plugin_code(f"recovery {plan.recovery.spec.name}"):
+                recovery.recover(smaller.to(plan.place), teacher, ctx)
         smaller.to("cpu")
         self.cost.recover_s = time.monotonic() - start
 

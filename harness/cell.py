@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness import accounting, budgets, grid, keys, planning, process, records, seeds
+from harness import accounting, budgets, grid, keys, planning, process, records, seeds, supervisor
 from harness.api import Context
 from harness.artefacts import Artefacts
 from harness.checkpoints import folder_sha256
 from harness.conformance import kit
 from harness.environment import environment
-from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError
+from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError, describe, one_line, without_secrets
 from harness.events import Event
 from harness.interrupts import interrupts
 from harness.options import unusual
@@ -45,7 +45,7 @@ class Cell:
     """One plan on its way to a record."""
 
     def __init__(self, plan: Plan, store: Store, reporter: Reporter, command: str = "") -> None:
-        self.plan, self.store, self.reporter, self.command = plan, store, reporter, command
+        self.plan, self.store, self.reporter, self.command = plan, store, reporter, without_secrets(command)
         self.cost = records.Cost()
         self.started = now()
         self.cached = False
@@ -95,9 +95,12 @@ class Cell:
         return record.sealed()
 
     def fail(self, status: str, reason: str) -> Record:
-        """The row of a run that could not write its own."""
+        """The row of a run that could not write its own; an answer that is there already stays."""
         self.store.prepare()
         self._identify(measure=False)
+        before = self.store.record(self.id)
+        if before is not None and before.status in SETTLED:
+            return before
         record = self._record(status, reason).sealed()
         self.store.save_record(record)
         return record
@@ -177,7 +180,7 @@ class Cell:
             return self._record(error.status, error.line, budget=tried or None)
         except (Exception, SystemExit) as error:  # a method may end itself, not the harness
             log = self.store.log_traceback(self.id)
-            return self._record("failed", f"{type(error).__name__}: {error} (traceback: logs/{log.name})")
+            return self._record("failed", f"{describe(error, 1900)} (traceback: logs/{log.name})")
 
     def _measured(self) -> Record | None:
         made = self.made
@@ -237,6 +240,7 @@ class Cell:
     def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
         self.reporter.stage(name)
         self.beat(name)
+        supervisor.report(stage=name)
         emit(Event(name="stage-started", cell=self.id, stage=name))
         start = time.monotonic()
         try:
@@ -262,7 +266,7 @@ class Cell:
         return Record(
             id=self.id,
             status=status,
-            reason=reason,
+            reason=one_line(reason),
             started=self.started,
             finished=now(),
             keys=records.Keys(

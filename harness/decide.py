@@ -8,13 +8,14 @@ from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness import accounting, data, keys
 from harness.allocate import uniform
 from harness.anatomy.llama import FAMILIES
 from harness.api import Budget, Context, Cut, Shape
 from harness.files import guarded
+from harness.isolation import plugin_code
 from harness.plugins import registry
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Decision:
 
     def __init__(self, made: Artefacts) -> None:
         self.made, self.plan, self.store = made, made.plan, made.store
-        self.pruner = registry().load("pruner", self.plan.spec.pruner)(**self.plan.spec.parameters)
+        self.pruner = self.plan.method()
         self.asked: dict[str, CheckedCut] = {}
         self.learned = 0  # tokens, by the method
 
@@ -59,7 +60,7 @@ class Decision:
         if key not in self.asked:
             state = self.state
             with self.made.lent() as model, self.made.stage(f"prune to {budget}") as progress:
-                with self.lasting(self.context(progress)) as ctx:
+                with self.lasting(self.context(progress)) as ctx, self._code():
                     decided: Cut = self.pruner.prune(model, budget, ctx, state)
                 if "training" not in self.plan.pruner.needs:
                     self.asked.clear()  # the last one is nearly always the one, and another run is cheap
@@ -76,7 +77,7 @@ class Decision:
         def make(scratch: Path) -> None:
             with self.made.lent() as model:
                 start = time.monotonic()
-                with self.made.stage("prepare") as progress:
+                with self.made.stage("prepare") as progress, self._code():
                     state = self.pruner.prepare(model, self.context(progress))
                 self.made.cost.prepare_s = time.monotonic() - start
             with guarded(self.store.root):
@@ -84,6 +85,10 @@ class Decision:
 
         folder, *_ = self.made.kept("state", self.plan.prepare_parts(), make)
         return states.read(folder)
+
+    def _code(self) -> Any:
+        """Around calls of the method."""
+        return plugin_code(f"pruner {self.plan.spec.pruner}")
 
     def context(
         self, progress: Callable[..., None], settings: Mapping[str, Any] | None = None, option: str = "--set "
@@ -165,9 +170,9 @@ class Decision:
         from harness.latency.match import Method
 
         anatomy = self.plan.anatomy
-        promise = getattr(self.pruner, "shape", None)
-        if promise is not None and promise(anatomy, 0.01) is not None:
-            return Method(lambda r: promise(anatomy, r), lambda r: promise(anatomy, r))
+        promise = self.plan.promise(self.pruner)
+        if promise is not None and promise(0.01) is not None:
+            return Method(cast(Any, promise), cast(Any, promise))
         return Method(
             lambda r: uniform(anatomy, r),
             lambda r: self.ask(Budget("ratio", r)).shape,

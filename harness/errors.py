@@ -1,7 +1,11 @@
 """Errors a user sees: one line of cause, one of remedy, and the exit code that goes with them."""
 
+import os
+import re
+from pathlib import Path
 from typing import Any
 
+SECRET = re.compile(r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
 REASON = 2000  # characters of a reason in a record
 
 
@@ -51,9 +55,27 @@ class BadCut(HarnessError):
 
 def one_line(text: str, most: int = REASON) -> str:
     """Text of anyone's as one clean line: no line breaks, no control characters, no lone surrogates, not too long."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * most])
-    line = " ".join(plain.encode(errors="backslashreplace").decode().split())
+    plain = "".join(letter if letter.isprintable() else " " for letter in without_secrets(text[: 4 * most]))
+    line = " ".join(plain.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def without_secrets(text: str) -> str:
+    """Text that may be shown: tokens of this environment by their names, undecodable bytes written out."""
+    for name, value in secrets().items():
+        text = text.replace(value, f"<{name}>")
+    return text.encode(errors="backslashreplace").decode()
+
+
+def secrets() -> dict[str, str]:
+    """What must appear in no file and no message: values of variables that are named like secrets, the hub's token."""
+    known = {name: value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8}
+    home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
+    try:
+        token = Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError, RuntimeError):
+        token = ""
+    return known | ({"the hub's token": token} if len(token) >= 8 else {})
 
 
 def describe(error: BaseException, most: int = REASON) -> str:

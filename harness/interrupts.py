@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 class Interrupts:
     def __init__(self) -> None:
-        self.seen = False
+        self.seen = self.heeding = False
 
     def heed(self) -> None:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody decided already
             signal.signal(signal.SIGINT, self._note)
+            self.heeding = True
 
     def _note(self, *_: object) -> None:
         self.seen = True
@@ -24,9 +25,13 @@ class Interrupts:
         if self.seen:
             raise KeyboardInterrupt
 
+    def typed(self, error: BaseException) -> bool:
+        """Whether this is the user's Ctrl-C, and not a KeyboardInterrupt that some code raised itself."""
+        return isinstance(error, KeyboardInterrupt) and (self.seen or not self.heeding)
+
     @contextmanager
     def told_apart(self) -> Iterator[None]:
-        """What fails after a Ctrl-C failed of it: a thread that was only starting cannot be joined."""
+        """After a Ctrl-C, raise KeyboardInterrupt instead of the secondary error that it caused."""
         try:
             yield
         except Exception:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Any
 
 from harness import accounting, keys, plugins
 from harness.anatomy import Anatomy, anatomy_of
-from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Workload
-from harness.errors import HarnessError
+from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Shape, Workload
+from harness.errors import HarnessError, describe
 from harness.grid import Grid
+from harness.isolation import plugin_code
 from harness.latency import bed, timing
 from harness.options import Evaluation, Recovering
 from harness.records import RunSpec
@@ -38,6 +39,7 @@ class Plan:
     tighten: float = 1.0  # a latency is aimed lower where the finished model missed it
     tried: list[dict[str, Any]] = field(default_factory=list)  # probes of the cuts that missed
     cost_table: str | None = None  # content of the table that the cut is made with
+    inspect: bool = True  # whether the method's own code may be run to plan
     grid: Grid | None = None  # what turns energy into CO2; in no key, since nothing is measured by it
 
     @property
@@ -79,11 +81,30 @@ class Plan:
     @cached_property
     def predicted(self) -> dict[str, int] | None:
         """The shape the method expects to leave, where it can tell without a model."""
-        made = plugins.registry().load("pruner", self.spec.pruner)(**self.spec.parameters)
-        if self.spec.budget.kind != "ratio" or not hasattr(made, "shape"):
-            return None
-        shape = made.shape(self.anatomy, self.spec.budget.value)
+        promise = self.promise(self.method()) if self.spec.budget.kind == "ratio" else None
+        shape = promise(self.spec.budget.value) if promise is not None else None
         return None if shape is None else self.anatomy.complete(shape)
+
+    def method(self) -> Any:
+        """The pruner with its parameters."""
+        return plugins.registry().build("pruner", self.spec.pruner, self.spec.parameters)
+
+    def promise(self, method: Any) -> Callable[[float], Shape | None] | None:
+        """The method's `shape` as a function of the ratio, if it has one; whatever it raises names the method."""
+        if not hasattr(method, "shape"):
+            return None
+        name = f"pruner {self.spec.pruner}"
+
+        def shape(ratio: float) -> Shape | None:
+            try:
+                with plugin_code(name):
+                    return method.shape(self.anatomy, ratio)
+            except HarnessError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise HarnessError(f"{name} cannot say what shape {ratio:g} leaves: {describe(error, 500)}") from error
+
+        return shape
 
     # --- what each stage depends on ---
 

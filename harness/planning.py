@@ -47,10 +47,11 @@ class Request:
     probed: DeviceInfo | None = None  # what the device said where it hangs; without it, it is asked here
 
 
-def make(request: Request, fetch: bool = True) -> Plan:
+def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
     """Resolve a request. Wrong names and values raise; what merely cannot work becomes the plan's obstacle.
 
-    Without `fetch`, text that is not on this machine stays unidentified instead of being asked for.
+    Without `fetch`, text that is not on this machine stays unidentified instead of being asked for. Without `inspect`,
+    the method's code is not run, for a method that ended the process before.
     """
     known = plugins.registry()
     pruner: PrunerSpec = known.get("pruner", request.pruner)
@@ -107,10 +108,16 @@ def make(request: Request, fetch: bool = True) -> Plan:
         sustain=request.sustain,
     )
     plan = Plan(spec, pruner, device, info, card, None, found, calibration, recovery, missing=missing, grid=grid)
+    plan.inspect = inspect
     if asked is None and pruner.budgets:
         budget = _default(plan)
         spec.budget = BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit)
-    plan.obstacle = _obstacle(plan) or _too_long(plan)
+    try:
+        plan.obstacle = _obstacle(plan) or _too_long(plan)
+    except UsageError:
+        raise
+    except HarnessError as error:  # the method's code fails already
+        plan.obstacle = error
     return plan
 
 
@@ -175,10 +182,10 @@ def _too_long(plan: Plan) -> HarnessError | None:
 
 def changes_shapes(plan: Plan) -> bool:
     """Whether the method, with these parameters, removes units rather than zeroing elements."""
-    made = plugins.registry().load("pruner", plan.spec.pruner)(**plan.spec.parameters)
-    if hasattr(made, "shape"):
+    promise = plan.promise(plan.method()) if plan.inspect else None
+    if promise is not None:
         try:
-            shape = made.shape(plan.anatomy, 0.5)
+            shape = promise(0.5)
         except HarnessError:  # that much cannot go, less can
             return True
         if shape is not None:
@@ -190,8 +197,10 @@ def _default(plan: Plan) -> Budget:
     try:
         if changes_shapes(plan):
             return Budget.latency(DEFAULT_LATENCY)
-    except Unsupported:
-        pass  # an obstacle that will be told
+    except UsageError:
+        raise
+    except HarnessError:
+        pass  # the plan's obstacle will say so
     return Budget("ratio", DEFAULT_RATIO)
 
 

@@ -9,20 +9,23 @@ import importlib
 import importlib.util
 import os
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from harness import hookspecs
+from harness import hookspecs, process, supervisor
 from harness.api import API_VERSION, DeviceSpec, EvaluatorSpec, ModelCard, Param, PrunerSpec, RecoverySpec
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, UsageError, describe, one_line
+from harness.isolation import plugin_code
 
+MOST = 10_000  # specs of one kind by one plug-in
 KINDS = {
     "pruner": ("harness_register_pruners", PrunerSpec),
     "device": ("harness_register_devices", DeviceSpec),
@@ -71,22 +74,31 @@ class Registry:
     def load(self, kind: str, name: str) -> Any:
         """The class behind a name, imported now."""
         spec = self.get(kind, name)
-        try:
-            return resolve(spec.target)
-        except (Exception, SystemExit) as error:
-            if isinstance(error, HarnessError):
-                raise
-            origin = self.origins[kind, name]
-            raise HarnessError(
-                f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}",
-                f"repair or uninstall {origin.distribution} {origin.version}",
-            ) from error
+        return self._guarded(kind, name, "imported", lambda: resolve(spec.target))
+
+    def build(self, kind: str, name: str, parameters: Mapping[str, Any]) -> Any:
+        """An instance of the class behind a name, with these parameters."""
+        plugin_class = self.load(kind, name)
+        return self._guarded(kind, name, "set up", lambda: plugin_class(**parameters))
 
     def device(self, name: str, runtime: str = "") -> Any:
         """A device, ready to be asked; told its runtime where it has a choice."""
         runtimes = self.get("device", name).runtimes
-        made = self.load("device", name)
-        return made(runtime=runtime or runtimes[0]) if len(runtimes) > 1 else made()
+        return self.build("device", name, {"runtime": runtime or runtimes[0]} if len(runtimes) > 1 else {})
+
+    def _guarded(self, kind: str, name: str, what: str, call: Callable[[], Any]) -> Any:
+        """What a call into a plug-in's code returns; whatever it raises names the plug-in."""
+        try:
+            with plugin_code(f"{kind} {name}"):
+                return call()
+        except HarnessError:
+            raise
+        except (Exception, SystemExit) as error:
+            origin = self.origins[kind, name]
+            raise HarnessError(
+                f"{kind} {name!r} cannot be {what}: {describe(error, most=500)}",
+                f"repair or uninstall {origin.distribution} {origin.version}",
+            ) from error
 
 
 def groups() -> dict[str, list[str]]:
@@ -161,25 +173,32 @@ def _hooks_of(manager: pluggy.PluginManager, plugin: ModuleType) -> Iterator[tup
                 yield caller.name, impl.function
 
 
-def _read(registry: Registry, plugin: ModuleType, origin: Origin) -> None:
-    """Take all of a plug-in's registrations, or none."""
-    found: list[tuple[str, Any]] = []
+def _read(registry: Registry, plugin: ModuleType) -> list[tuple[str, Any]]:
+    """All of a plug-in's registrations by kind."""
+    registrations: list[tuple[str, Any]] = []
     for hook, function in _hooks_of(registry.manager, plugin):
         for kind, (name, spec_type) in KINDS.items():
             if hook == name:
-                specs = list(function())
+                specs = list(islice(function(), MOST))
+                if len(specs) == MOST:
+                    raise ValueError(f"{hook} returned {MOST:,} specs or more")
                 if wrong := [s for s in specs if not isinstance(s, spec_type)]:
                     raise TypeError(f"{hook} returned {type(wrong[0]).__name__}, not {spec_type.__name__}")
-                found += [(kind, spec) for spec in specs]
-    mine = set()
-    for kind, spec in found:
+                registrations += [(kind, spec) for spec in specs]
+    return registrations
+
+
+def _take(registry: Registry, registrations: Iterable[tuple[str, Any]], origin: Origin) -> None:
+    """Register all of a plug-in's specs, or none."""
+    names = set()
+    for kind, spec in registrations:
         check_fields(spec)
         if (other := registry.origins.get((kind, spec.name))) is not None:
             raise ValueError(f"{kind} {spec.name!r} is already registered by {other.distribution}")
-        if (kind, spec.name) in mine:
+        if (kind, spec.name) in names:
             raise ValueError(f"it registers {kind} {spec.name!r} twice")
-        mine.add((kind, spec.name))
-    for kind, spec in found:
+        names.add((kind, spec.name))
+    for kind, spec in registrations:
         registry.specs[kind][spec.name] = spec
         registry.origins[kind, spec.name] = origin
 
@@ -215,18 +234,23 @@ def registry() -> Registry:
             continue  # one distribution that is found twice on the path
         plugin = None
         try:
+            if point.name in supervisor.fatal_imports:
+                raise HarnessError(supervisor.fatal_imports[point.name])
             if first is not origin:
                 raise ValueError(f"the entry point {point.name!r} is taken by {first.distribution}")
-            plugin = point.load()
-            if (written_for := getattr(plugin, "HARNESS_API", API_VERSION)) != API_VERSION:
-                raise HarnessError(f"it is written for plug-in API {written_for}, this harness has {API_VERSION}")
-            manager.register(plugin, name=point.name)
-            manager.check_pending()
-            _read(result, plugin, origin)
+            with supervisor.importing(point.name), process.stdout_kept(), plugin_code("it"):
+                plugin = point.load()
+                if (written_for := getattr(plugin, "HARNESS_API", API_VERSION)) != API_VERSION:
+                    raise HarnessError(f"it is written for plug-in API {written_for}, this harness has {API_VERSION}")
+                manager.register(plugin, name=point.name)
+                manager.check_pending()
+                registrations = _read(result, plugin)
+            _take(result, registrations, origin)
         except (Exception, SystemExit) as error:
             if plugin is not None and manager.is_registered(plugin):
                 manager.unregister(plugin)
-            result.broken[origin] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            line = error.line if isinstance(error, HarnessError) else describe(error, 300)
+            result.broken[origin] = one_line(line, 300)
     for name in sorted(only() - set(taken)):
         result.broken[Origin(name, "HARNESS_PLUGINS", "")] = "HARNESS_PLUGINS names it, but it is not installed"
     return result
@@ -272,9 +296,12 @@ def answers(hook: str, argument: Any) -> Iterator[tuple[str, Any]]:
             if name == hook:
                 where = str(known.manager.get_name(plugin))
                 try:
-                    yield where, function(argument)
-                except Exception as error:
-                    known.broken[Origin(where, hook, "")] = f"{type(error).__name__}: {error}"
+                    with plugin_code("it"):
+                        answer = function(argument)
+                except (Exception, SystemExit) as error:
+                    known.broken[Origin(where, hook, "")] = describe(error, 300)
+                else:
+                    yield where, answer
 
 
 def emit(event: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -96,18 +96,37 @@ def amx_kills() -> bool:
     return bool(known[key])
 
 
+_answers: list[Any] = []  # where stdout leads, while it is kept
+
+
 @contextmanager
 def stdout_kept() -> Iterator[None]:
-    """Whatever prints meanwhile, by Python or below it, goes to stderr: stdout is the answer's."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
+    """Whatever prints meanwhile, by Python or below it, goes to stderr: stdout is the answer's, see `answers`."""
+    if sys.stdout is None or _answers:  # closed, or kept already
+        yield
+        return
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
     try:
+        spare = os.dup(1)
+    except OSError:  # no file is behind it
         with redirect_stdout(sys.stderr):
             yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        return
+    os.dup2(2, 1)
+    with open(spare, "w", encoding=sys.stdout.encoding, errors="backslashreplace", newline="", buffering=1) as stream:
+        _answers.append(stream if sys.stdout is sys.__stdout__ else sys.stdout)
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            _answers.pop()
+            os.dup2(spare, 1)
+
+
+def answers() -> Any:
+    """The stream for a command's answer: stdout, or where it led before it was kept."""
+    return _answers[-1] if _answers else sys.stdout
 
 
 def hush() -> None:

@@ -14,8 +14,9 @@ from typing import Any
 from harness import keys, records, seeds, stats
 from harness.api import Score
 from harness.artefacts import Artefacts
-from harness.errors import EnvironmentFault, HarnessError
+from harness.errors import EnvironmentFault, HarnessError, describe, one_line
 from harness.interrupts import interrupts
+from harness.isolation import plugin_code
 from harness.plan import Evaluation, Plan
 from harness.records import ScoreRecord
 from harness.store import Store
@@ -51,10 +52,10 @@ class Scoring:
             except EnvironmentFault:
                 raise
             except HarnessError as error:
-                self.failed[evaluation.label] = error.line
-            except Exception as error:
+                self.failed[evaluation.label] = one_line(error.line)
+            except (Exception, SystemExit) as error:
                 log = self.store.log_traceback(keys.key("eval", self.plan.eval_parts(artefact.sha256, evaluation)))
-                self.failed[evaluation.label] = f"{type(error).__name__}: {error} (traceback: logs/{log.name})"
+                self.failed[evaluation.label] = f"{describe(error, 1900)} (traceback: logs/{log.name})"
         return found
 
     def _side(
@@ -78,8 +79,10 @@ class Scoring:
                     dense=made.dense if "dense" in needs else None,
                     seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
                 )
+                evaluator = evaluation.build()
                 try:
-                    scores = evaluation.build().evaluate(model, ctx)
+                    with plugin_code(f"evaluator {evaluation.label}"):
+                        scores = evaluator.evaluate(model, ctx)
                 except EnvironmentFault as fault:  # of its data, not of the store
                     raise HarnessError(fault.cause, fault.remedy) from fault
             stored = {name: score_words(score, self.store) for name, score in scores.items()}

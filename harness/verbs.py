@@ -13,6 +13,7 @@ from harness.api import Context, Workload
 from harness.cell import Cell, Reporter
 from harness.checkpoints import read_config
 from harness.errors import EnvironmentFault, UsageError
+from harness.isolation import plugin_code
 from harness.latency import timing
 from harness.latency.worker import openers
 from harness.planning import Request
@@ -79,7 +80,9 @@ def evaluate(
                 limit=limit,
                 folder=folder,
             )
-            for name, score in evaluation.build().evaluate(model, ctx).items():
+            with plugin_code(f"evaluator {evaluation.label}"):
+                scores = evaluation.build().evaluate(model, ctx)
+            for name, score in scores.items():
                 found[evaluation.score_name(name)] = ScoreRecord(**score_words(score, store))
     return found
 

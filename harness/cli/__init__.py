@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from typing import Any
 
 import click
 
-from harness.errors import HarnessError
+from harness import process, supervisor
+from harness.errors import HarnessError, describe, one_line, without_secrets
 from harness.interrupts import interrupts
 
 # name -> module and the line `harness --help` shows for it
@@ -78,45 +83,101 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def main() -> None:
-    debug = "--debug" in sys.argv
-    # --debug is welcome after the command too
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    """Run the command in a supervised process and exit with its code, however it ends."""
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]  # --debug is welcome after the command too
+    while True:
+        ending = supervisor.supervise(lambda: run_command(arguments))
+        if ending.code is not None:
+            sys.exit(ending.code)
+        if "interrupted" in ending.last:
+            sys.exit(fail(*INTERRUPTED))
+        plugin = ending.last.get("importing")
+        if not plugin or plugin in supervisor.fatal_imports:
+            break
+        supervisor.fatal_imports[plugin] = f"{ending.reason} when it was imported"  # again, without this plug-in
+    if "cell" in ending.last:
+        from harness.cli.run import row_of
+
+        row = supervisor.supervise(lambda: guarded(lambda: row_of(ending)))
+        sys.exit(1 if row.code is None else row.code)
+    stage = ending.last.get("stage") or " ".join(["harness", *arguments[:1]])
+    remedy = "if a plug-in ended it, HARNESS_PLUGINS=NAME,… leaves the others out"
+    sys.exit(fail(f"{stage}: {ending.reason}", remedy, 1))
+
+
+def run_command(arguments: list[str]) -> int:
+    """The exit code of a command, with any failure told as one line of cause and one of remedy."""
     interrupts.heed()
-    try:
-        with interrupts.told_apart():
+    as_json = "--json" in arguments
+
+    def command() -> int:
+        with process.stdout_kept() if as_json else nullcontext(), interrupts.told_apart():
             code = cli.main(args=arguments, prog_name="harness", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+
+    return guarded(command)
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """What the command answers, or the exit code of its failure."""
+    debug = "--debug" in sys.argv
+    try:
+        return command()
+    except SystemExit as done:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # click found that nobody reads
+            return 0
+        return done.code if isinstance(done.code, int) else int(bool(done.code))
     except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        return done.exit_code
     except click.UsageError as error:
         context = f"harness {error.ctx.info_name} --help" if error.ctx and error.ctx.parent else "harness --help"
-        fail(error.format_message(), f"see {context}", 2)
+        return fail(error.format_message(), f"see {context}", 2)
     except (KeyboardInterrupt, click.Abort):
-        fail("interrupted", "the same command continues where this one stopped", 130)
+        return fail(*INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        return 0
     except HarnessError as error:
         if debug:
-            raise
-        fail(error.cause, error.remedy, error.exit_code)
-    except Exception as error:
-        if debug:
-            raise
-        fail(f"{type(error).__name__}: {error}".splitlines()[0], f"a bug of harness; traceback: {log()}", 1)
+            traceback.print_exc()
+        return fail(error.cause, error.remedy, error.exit_code)
+    except OSError as error:
+        if error.errno in DISK:
+            return fail(f"the output cannot be written: {error.strerror}", "make room where it goes", 3)
+        return bug(error, debug)
+    except BaseException as error:
+        return bug(error, debug)
 
 
-def fail(cause: str, remedy: str, code: int) -> None:
-    click.echo(f"error: {cause.rstrip('.')}", err=True)
-    if remedy:
-        click.echo(f"  try: {remedy}", err=True)
-    sys.exit(code)
+INTERRUPTED = ("interrupted", "the same command continues where this one stopped", 130)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+def fail(cause: str, remedy: str, code: int) -> int:
+    """Print cause and remedy, and return the exit code."""
+    with suppress(OSError):
+        click.echo(f"error: {one_line(cause).rstrip('.')}", err=True)
+        if remedy:
+            click.echo(f"  try: {one_line(remedy)}", err=True)
+    return code
+
+
+def bug(error: BaseException, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    return fail(describe(error), f"a bug of harness; traceback: {log()}", 1)
 
 
 def log() -> str:
+    """A file with the traceback, which a report of a bug needs."""
     import tempfile
-    import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="harness-", suffix=".txt", delete=False) as file:
-        file.write(traceback.format_exc())
+    text = without_secrets(traceback.format_exc())
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="harness-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(text)
+    except OSError as error:
+        return f"not written ({error.strerror}); --debug shows it"
     return file.name

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 
 import click
+
+from harness.cli.answer import print_json
 
 
 @click.command("check")
@@ -39,7 +40,7 @@ def command(name: str, kind: str | None, settings: tuple[str, ...], as_json: boo
     start = time.monotonic()
     reports = check(name, kind or "", dict(pair(text) for text in settings), told)
     if as_json:
-        click.echo(json.dumps([report.words() for report in reports], indent=2))
+        print_json([report.words() for report in reports])
     else:
         for report in reports:
             click.echo(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from harness import plugins
+from harness.cli.answer import print_json
 from harness.errors import HarnessError
 
 
@@ -28,7 +28,7 @@ def command(device: str | None, as_json: bool) -> None:
     process.prepare("bf16")  # so that the CPU is asked what it does with it
     rows = walk(device) if device else [*devices(), *texts(), *weights(), *surroundings()]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
     else:
         width = max(len(row["name"]) for row in rows)
         for row in rows:

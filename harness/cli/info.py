@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from harness import plugins
+from harness.cli.answer import print_json
 from harness.conformance import kit
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import EnvironmentFault, UsageError, one_line
 
 BOUNDS = ("least", "above", "most")
 
@@ -28,8 +28,11 @@ def command(name: str, as_json: bool) -> None:
     """
     known = plugins.registry()
     if members := plugins.groups().get(name):
-        told = f"{name} (group of evaluators) --eval {name}: {', '.join(members)}"
-        click.echo(json.dumps(members) if as_json else told)
+        line = f"{name} (group of evaluators) --eval {name}: {', '.join(members)}"
+        if as_json:
+            print_json(members)
+        else:
+            click.echo(one_line(line, most=20_000))
         return
     found = [(kind, specs[name]) for kind, specs in known.specs.items() if name in specs]
     if not found:
@@ -43,7 +46,7 @@ def command(name: str, as_json: bool) -> None:
             raise plugins.unknown("name", name, every, made_here(name)) from None
     described = [describe(kind, spec) for kind, spec in found]
     if as_json:
-        click.echo(json.dumps(described[0] if len(described) == 1 else described, indent=2, default=str))
+        print_json(described[0] if len(described) == 1 else described)
         return
     for words in described:
         show(words)
@@ -109,8 +112,8 @@ def shapes(config: Any) -> dict[str, Any]:
 def show(words: dict[str, Any]) -> None:
     name, kind = words.pop("name"), words.pop("kind")
     flags = {"evaluator": f"--eval {name}:name=value", "recovery": f"--recovery {name}:name=value"}
-    click.secho(f"{name} ", bold=True, nl=False)
-    click.echo(f"({kind}) {words.pop('summary')}")
+    click.secho(f"{one_line(name)} ", bold=True, nl=False)
+    click.echo(one_line(f"({kind}) {words.pop('summary')}"))
     parameters = words.pop("parameters", {})
     config = words.pop("config", {})
     differs = words.pop("differs", ())
@@ -123,17 +126,18 @@ def show(words: dict[str, Any]) -> None:
             value = ", ".join(map(str, value))
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v:,}" if type(v) is int else f"{k}: {v}" for k, v in value.items())
-        click.echo(f"  {name.replace('_', ' '):18} {f'{value:,}' if type(value) is int else value}")
+        shown = f"{value:,}" if type(value) is int else one_line(str(value))
+        click.echo(f"  {one_line(name.replace('_', ' ')):18} {shown}")
     for name, value in config.items():
-        click.echo(click.style(f"  config.{name:27} {value}", dim=True))
+        click.echo(click.style(f"  config.{one_line(name):27} {one_line(str(value))}", dim=True))
     if differs:
         click.echo("  differs from its paper (more in its card)")
     for line in differs:
-        click.echo(f"    {line}")
+        click.echo(f"    {one_line(line)}")
     if parameters:
         click.echo(f"  parameters ({flags.get(kind, '--set name=value')})")
     for name, param in parameters.items():
         same = param["paper"] == param["quick"]
         values = f"{param['quick']}" if same else f"quick {param['quick']}, paper {param['paper']}"
         choices = f" [{', '.join(map(str, param['choices']))}]" if param["choices"] else ""
-        click.echo(f"    {name:16} {values}{choices}: {param['help']}")
+        click.echo(f"    {one_line(name):16} {one_line(values + choices + ': ' + param['help'])}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from harness import plugins
+from harness.cli.answer import print_json
+from harness.errors import one_line
 
 KINDS = ("pruners", "devices", "evaluators", "models", "recoveries")
 SINGULAR = {"recoveries": "recovery"}
@@ -30,8 +30,9 @@ def command(kind: str | None, as_json: bool, markdown: bool) -> None:
     wanted = SINGULAR.get(kind, kind[:-1]) if kind else None
     rows = plugins.rows(wanted)
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
+    rows = [{name: one_line(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows]
     width = max(len(row["name"]) for row in rows)
     origin = max(len(f"{row['origin']} {row['version']}") for row in rows)
     for group in [*([wanted] if wanted else plugins.KINDS), "plugin"]:
@@ -44,7 +45,7 @@ def command(kind: str | None, as_json: bool, markdown: bool) -> None:
             line = row["summary"] if row["ok"] else click.style(row["reason"], fg="red")
             click.echo(f"  {row['name']:{width}}  {click.style(f'{where:{origin}}', dim=True)}  {line}")
         if group == "evaluator":
-            click.secho(f"  groups: {', '.join(plugins.groups())}", dim=True)
+            click.secho(f"  groups: {one_line(', '.join(plugins.groups()), most=20_000)}", dim=True)
 
 
 def plural(kind: str) -> str:

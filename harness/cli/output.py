@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
@@ -12,19 +11,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness import accounting
+from harness import accounting, process
 from harness.cell import Reporter
+from harness.cli.answer import print_json
 from harness.interrupts import interrupts
 from harness.plan import Plan
 
 
-def print_json(words: Any) -> None:
-    print(json.dumps(words, indent=2, sort_keys=True))
-
-
 def console(**options: Any) -> Console:
     """Tables keep their width in a pipe, where rich would assume 80 columns."""
-    made = Console(highlight=False, **options)
+    made = Console(highlight=False, **({} if "stderr" in options else {"file": process.answers()}), **options)
     if not made.is_terminal:
         made.width = 110
     return made
@@ -128,7 +124,7 @@ def estimate(plan: Plan) -> float:
 def print_plan(plan: Plan, as_json: bool) -> None:
     words = plan_words(plan) if plan.obstacle is None else None
     if as_json:
-        print_json(words)
+        print_json(words, sort_keys=True)
         return
     spec = plan.spec
     settings = ", ".join(f"{k}={v}" for k, v in spec.parameters.items())

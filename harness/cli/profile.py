@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from harness.cli.answer import print_json
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 
 
@@ -34,7 +35,7 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
     from harness import process
 
     process.prepare_for(asked["device"], asked["dtype"])
-    from harness.cli.output import Terminal, console, print_json
+    from harness.cli.output import Terminal, console
     from harness.latency import shelf
     from harness.store import Store
 
@@ -67,7 +68,7 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
     if target is not None:
         shelf.export(table, target)
     if as_json:
-        print_json(table.words())
+        print_json(table.words(), sort_keys=True)
     else:
         print_table(table, path, console())
 

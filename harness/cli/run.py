@@ -5,11 +5,17 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.cli.answer import print_json
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.supervisor import Ending
 
 
 @click.command("run")
@@ -30,6 +36,7 @@ from harness.errors import UsageError
 @click.option("--sustain", type=float, default=0.0, metavar="SECONDS", help="Work that long too.")
 @click.option("--grid", help="CO2e: grams per kWh, or a country (DEU).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--timeout", type=float, metavar="MINUTES", help="End a run that takes longer; its row says so.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; load nothing.")
 @click.option("--trace", is_flag=True, help="Profile both models afterwards.")
 @click.option("--events", is_flag=True, help="Tell every event on stderr.")
@@ -39,6 +46,7 @@ def command(
     trace: bool,
     events: bool,
     as_json: bool,
+    timeout: float | None,
     settings: tuple[str, ...],
     evaluators: str,
     **asked: Any,
@@ -49,36 +57,45 @@ def command(
     harness run --pruner magnitude --ratio 0.2 --limit 20
     harness run --pruner magnitude --model llama3.2-1b --dry-run
     """
-    from harness import process
-
-    process.prepare_for(asked["device"], asked["dtype"])
-    from harness import planning
-    from harness.cli import output
+    from harness import process, supervisor
 
     asked["settings"] = dict(pair(text) for text in settings)
     asked["evaluators"] = [name.strip() for name in evaluators.split(",") if name.strip()]
-    made = planning.make(planning.Request(**asked), fetch=not dry_run)
+    command_line = shlex.join(["harness", *(word for word in sys.argv[1:] if word != "--json")])
+    if timeout is not None and timeout <= 0:
+        raise UsageError(f"a timeout of {timeout:g} minutes leaves no time", "give more than 0")
+    process.prepare_for(asked["device"], asked["dtype"])
+    from harness import planning
+    from harness.cli import output
+    from harness.store import Store
+
+    request = planning.Request(**asked)
+    store = Store()
+    if not dry_run:
+        parts = {"request": asdict(request), "root": str(store.root), "command": command_line, "json": as_json}
+        supervisor.report(cell=parts)
+        if timeout is not None:
+            supervisor.report(timeout_s=60 * timeout)
+    plan = planning.make(request, fetch=not dry_run)
     if dry_run:
-        if made.obstacle is not None:
-            raise made.obstacle
-        output.print_plan(made, as_json)
+        if plan.obstacle is not None:
+            raise plan.obstacle
+        output.print_plan(plan, as_json)
         return
     if events:
         output.tell_events()
     from harness.cell import Cell
     from harness.cli.record import print_record
-    from harness.store import Store
 
     reporter = output.Terminal(quiet=as_json)
-    command_line = shlex.join(["harness", *(word for word in sys.argv[1:] if word != "--json")])
-    cell = Cell(made, Store(), reporter, command_line)
+    cell = Cell(plan, store, reporter, command_line)
     try:
         with process.stdout_kept() if as_json else nullcontext():
             record = cell.run()
     finally:
         reporter.close()
     if as_json:
-        output.print_json(record.words())
+        print_json(record.words(), sort_keys=True)
     else:
         print_record(record, cell.store.root, cell.cached)
     if trace:
@@ -87,6 +104,27 @@ def command(
         show(cell, record, as_json)
     if record.status != "ok":
         click.get_current_context().exit(1)
+
+
+def row_of(ending: Ending) -> int:
+    """Write and print the row of a run whose process ended before it could do so itself."""
+    from harness import process
+    from harness.cli.record import print_record
+    from harness.engines import steps
+    from harness.store import Store
+
+    cell = ending.last["cell"]
+    stage = ending.last.get("stage")
+    reason = f"{stage}: {ending.reason}" if stage else ending.reason
+    store = Store(Path(cell["root"]))
+    with process.stdout_kept():
+        row = steps.fail(cell["request"], cell["root"], ending.status, reason, cell["command"])
+        record = store.record(row["id"])
+    if cell["json"]:
+        print_json(record.words(), sort_keys=True)
+    else:
+        print_record(record, store.root, cached=False)
+    return int(record.status != "ok")
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections import Counter
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from harness.cli.answer import print_json
 
 if TYPE_CHECKING:
     from harness.sweep import Item
@@ -49,7 +50,7 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
         here = [item for item in found if item.plan is not None and on_this_machine(item.plan.card)[0]]
         sweep.Sweep(name, here, store, sweep.Nobody()).look()
         if as_json:
-            click.echo(json.dumps([words(item) for item in found], indent=2))
+            print_json([words(item) for item in found])
         else:
             told(suite.stem, read.about, found, store)
         return
@@ -66,7 +67,7 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
         made.close()
         store.sweep(mine=True)
     if as_json:
-        click.echo(json.dumps([words(item) for item in found], indent=2))
+        print_json([words(item) for item in found])
     else:
         click.echo(f"{summary(counts)}; harness leaderboard shows them, harness status --why what differs")
     if any(status not in SETTLED for status in counts):

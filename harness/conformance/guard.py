@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.host import cache_dir
+from harness.isolation import restore_torch, torch_settings
 
 # event -> which of its arguments is the path, and which the folder that a relative one counts from
 WRITES = {
@@ -97,7 +98,7 @@ def watched(work: Path) -> Iterator[Seen]:
             seen.remains = [str(path) for place in (home, here) for path in place.rglob("*") if path.is_file()]
             seen.wrote += seen.remains
             seen.left = disturbed(settings, torch_settings())
-            restore(settings)
+            restore_torch(settings)
 
 
 @contextmanager
@@ -138,25 +139,6 @@ def _heard(seen: Seen) -> Iterator[None]:
 
 
 # --- what a visitor leaves as it found it ---
-
-
-def torch_settings() -> dict[str, Any]:
-    if (torch := sys.modules.get("torch")) is None:
-        return {}
-    return {
-        "torch's default dtype": torch.get_default_dtype(),
-        "torch's number of threads": torch.get_num_threads(),
-        "torch's grad mode": torch.is_grad_enabled(),
-    }
-
-
-def restore(settings: dict[str, Any]) -> None:
-    if settings:
-        import torch
-
-        torch.set_default_dtype(settings["torch's default dtype"])
-        torch.set_num_threads(settings["torch's number of threads"])
-        torch.set_grad_enabled(settings["torch's grad mode"])
 
 
 def standing(model: Any) -> dict[str, Any]:

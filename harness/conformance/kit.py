@@ -15,6 +15,7 @@ from typing import Any
 from harness import plugins
 from harness.errors import HarnessError, UsageError
 from harness.host import note, notes
+from harness.isolation import plugin_code
 
 KIT = "2"  # raise when a check is added or means something else
 KINDS = ("pruner", "device", "evaluator")
@@ -79,7 +80,8 @@ def judged(bench: Any, name: str, function: Callable[[], None]) -> Result:
     """One check, with what its plug-in declares to fail, and why."""
     excused, trace = bench.spec.exceptions.get(name), ""
     try:
-        function()
+        with plugin_code(bench.spec.name):
+            function()
         outcome, detail = "passed", ""
     except NotApplicable as reason:
         outcome, detail = "skipped", str(reason)

@@ -126,5 +126,6 @@ def again(asked: dict[str, Any], work: Path) -> None:
 
 
 if __name__ == "__main__":
+    forks.bound()
     process.prepare()
     forks.serve(LIBRARIES, answer)

@@ -16,6 +16,7 @@ from typing import Any
 from harness import process
 from harness.engines import steps
 from harness.errors import HarnessError
+from harness.forks import ending
 
 
 class Died(HarnessError):
@@ -67,12 +68,8 @@ class Local:
         self.child = 0
         if late.is_set():
             raise Died(f"took longer than {timeout_s:g} s", "timeout")
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = ", as a machine does that is out of memory" if name == "SIGKILL" else ""
-            raise Died(f"its process was ended by {name}{hint}", "failed")
-        if code:
-            raise Died(f"its process ended with {code}; see {self.log}", "failed")
+        if code or not out.exists():  # a method may also end the process as if all were well
+            raise Died(f"{ending(code)}; see {self.log}", "failed")
         return json.loads(out.read_text(encoding="utf-8"))
 
     def _heard(self) -> int:

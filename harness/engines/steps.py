@@ -27,12 +27,12 @@ def steps_of(request: Request) -> tuple[str, ...]:
     return STEPS if request.ratio is not None else STEPS[1:]
 
 
-def cell(words: Words, root: str, command: str = "") -> Cell:
+def cell(words: Words, root: str, command: str = "", inspect: bool = True) -> Cell:
     lists = {name: tuple(words[name]) for name in ("workloads", "evaluators")}
     probed = DeviceInfo(**words["probed"]) if words["probed"] else None
     request = Request(**{**words, **lists, "probed": probed})
     process.prepare_for(request.device, request.dtype)
-    return Cell(planning.make(request), Store(Path(root)), Reporter(), command)
+    return Cell(planning.make(request, inspect=inspect), Store(Path(root)), Reporter(), command)
 
 
 def look(asked: Sequence[Words], root: str) -> list[Words]:
@@ -102,7 +102,7 @@ def alike(words: Words, ratio: float, root: str, measure: bool = True) -> Words 
 
 def fail(words: Words, root: str, status: str, reason: str, command: str = "") -> Words:
     """The row of a cell whose process did not come back."""
-    one = cell(words, root, command)
+    one = cell(words, root, command, inspect=False)
     record = one.fail(status, reason)
     return {"id": one.id, "status": record.status, "reason": record.reason}
 

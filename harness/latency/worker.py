@@ -25,6 +25,7 @@ from typing import Any
 
 from harness.api import Samples, TimingPlan, Workload
 from harness.errors import HarnessError
+from harness.forks import bound, check_fork_is_safe
 from harness.host import OUR_PIDS
 from harness.latency.timing import Opener, TimingProtocol, here
 
@@ -182,6 +183,11 @@ def visit(first: dict[str, Any]) -> bool:
     return False
 
 
+def fork_safely() -> int:
+    check_fork_is_safe()
+    return os.fork()
+
+
 def imported() -> None:
     """What a visit would import, once for all of them; a pass of a tiny model finds what is imported late."""
     import torch
@@ -203,6 +209,7 @@ def main() -> None:
     global ANSWERS
     from harness import process
 
+    bound()
     process.prepare(sys.argv[1])
     ANSWERS = os.dup(1)  # libraries may print; the pipe is ours
     os.dup2(2, 1)
@@ -213,7 +220,7 @@ def main() -> None:
             tell(request["number"], **({"answer": {}} | gone))
         elif not hasattr(os, "fork"):
             visit(request)
-        elif (child := os.fork()) == 0:
+        elif (child := fork_safely()) == 0:
             os._exit(0 if visit(request) else TOLD)
         else:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,0 +1,14 @@
+"""A command's answer as JSON, on stdout alone: whatever else prints under --json goes to stderr."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from harness import process
+
+
+def print_json(value: Any, *, sort_keys: bool = False) -> None:
+    click.echo(json.dumps(value, indent=2, sort_keys=sort_keys, default=str), file=process.answers())
