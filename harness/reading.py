@@ -6,6 +6,7 @@ asked to raise, with the file's name and the cause in one line.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -21,22 +22,21 @@ DOCUMENT = 64 * 2**20  # bytes of a JSON document, and of a side file unpacked
 SETTINGS = 256 * 2**10  # bytes of a YAML file
 NODES = 100_000  # of a YAML file with its aliases written out
 DEPTH = 100
+MEMORY = 256 * 2**20  # bytes that the values of a JSON document may take, estimated before it is parsed
 LARGEST = 2**128  # of an integer
 _HUGE = re.compile(rb"[eE]\+?0*\d{3}|\d{39}")  # only such a number can be infinite or too large
 
 
 class Unreadable(ValueError):
-    """A file that cannot be used, and why."""
+    """A file that cannot be used, and why. `damaged` is false where it may be good and only cannot be read now."""
 
-    def __init__(self, path: Path, why: str) -> None:
+    def __init__(self, path: Path, why: str, damaged: bool = True) -> None:
         super().__init__(f"{path} {why}")
-        self.path, self.why = path, why
+        self.path, self.why, self.damaged = path, why, damaged
 
 
 @contextmanager
-def parsing(
-    path: Path, what: str, remedy: str = "", error: type[HarnessError] = EnvironmentFault
-) -> Iterator[None]:
+def parsing(path: Path, what: str, remedy: str = "", error: type[HarnessError] = EnvironmentFault) -> Iterator[None]:
     """Whatever a parser raises over this file, as one line of cause and one of remedy.
 
     Panics of Rust libraries are BaseExceptions, so those are caught too.
@@ -62,13 +62,14 @@ def content(path: Path, limit: int = DOCUMENT) -> bytes:
             raise
         raise Unreadable(path, "is a link to nothing") from None
     except (OSError, ValueError) as error:
-        raise Unreadable(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        why = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise Unreadable(path, why, damaged=getattr(error, "errno", 0) == errno.ELOOP) from None
     try:
         _must_be_regular(path, os.fstat(descriptor).st_mode)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             found = file.read(limit + 1)
     except OSError as error:
-        raise Unreadable(path, f"cannot be read: {error.strerror or error}") from None
+        raise Unreadable(path, f"cannot be read: {error.strerror or error}", damaged=False) from None
     finally:
         os.close(descriptor)
     if len(found) > limit:
@@ -103,6 +104,9 @@ def json_value(path: Path, text: bytes) -> Any:
     """The value of a JSON text that came from this file."""
     from pydantic_core import from_json
 
+    containers = text.count(b"{") + text.count(b"[")
+    if 150 * containers + 32 * text.count(b",") + 30 * text.count(b'"') > MEMORY:
+        raise Unreadable(path, "holds too many values")
     try:
         value = from_json(text, allow_inf_nan=False)  # has a limit of depth of its own
     except ValueError as error:

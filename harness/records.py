@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from datetime import datetime
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from harness.errors import HarnessError
 from harness.keys import canonical
+from harness.words import Workload
 
 SCHEMA = 1
 OUTSIDE_DIGEST = ("trust", "history", "digest", "seal")
@@ -19,10 +22,36 @@ Trust = Literal["self-reported", "reproduced", "verified"]
 TRUST: tuple[Trust, ...] = get_args(Trust)  # from the least
 
 SETTLED: tuple[Status, ...] = ("ok", "over_budget", "unsupported")  # answers; a sweep asks again for the rest
+# Bounds far beyond anything that is measured, within which arithmetic on records cannot fail.
+LARGEST = 1e305  # perplexities of broken models reach 1e304
+MOST_NS = 1e20  # three thousand years
+
+
+def _workload(text: str) -> str:
+    try:
+        Workload.parse(text)
+    except HarnessError as error:
+        raise ValueError(error.cause) from None
+    return text
+
+
+def _moment(text: str) -> str:
+    if datetime.fromisoformat(text).utcoffset() is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=2**63)]
+Ns = Annotated[float, Field(ge=0, le=MOST_NS)]
+Speedup = Annotated[float, Field(ge=1e-12, le=1e12)]
+Moment = Annotated[str, AfterValidator(_moment)]
+WorkloadName = Annotated[str, AfterValidator(_workload)]
+SideFile = Annotated[str, Field(pattern=r"^([0-9a-f]{64}\.json\.gz)?$")]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Keys(Part):
@@ -34,7 +63,7 @@ class Keys(Part):
 
 class BudgetSpec(Part):
     kind: Literal["ratio", "latency"]
-    value: float
+    value: Number
     unit: str = Field("", description="for latency: x (of dense) or ms")
 
 
@@ -50,7 +79,7 @@ class RunSpec(Part):
     budget: BudgetSpec
     device: str
     runtime: str
-    workloads: list[str]
+    workloads: list[WorkloadName] = Field(min_length=1)
     recovery: str
     calibration: str
     evaluators: list[str]
@@ -60,15 +89,15 @@ class RunSpec(Part):
 
 
 class Artefact(Part):
-    path: str = Field(description="the model folder, relative to the runs folder")
+    path: str = Field(description="the model folder, relative to the runs folder", pattern="^artefacts/[0-9a-f]{24}$")
     sha256: str = Field(description="over every file that makes the model")
-    params: int
-    params_dense: int
-    params_nonzero: int
+    params: Count
+    params_dense: Count
+    params_nonzero: Count
     ratio_blocks: float = Field(description="share of the prunable parameters removed or zeroed")
     ratio_total: float = Field(description="share of all parameters removed or zeroed")
-    bytes: int = Field(description="size of the safetensors on disk")
-    shape: dict[str, int] = Field(description="units kept per site, for sites that lost some")
+    bytes: Count = Field(description="size of the safetensors on disk")
+    shape: dict[str, Count] = Field(description="units kept per site, for sites that lost some")
     weights_updated: bool
     told: dict[str, Any] = Field(
         {},
@@ -87,12 +116,12 @@ class BudgetResult(Part):
 
 
 class Timing(Part):
-    median_ns: float
-    p90_ns: float
-    p90_bound_ns: float | None = Field(None, description="what p90 does not exceed, 99 %; null: too few samples to say")
-    p99_bound_ns: float | None = Field(None, description="what p99 does not exceed, 99 %; null below 459 samples")
-    ci95_ns: tuple[float, float] | None
-    n: int
+    median_ns: Ns
+    p90_ns: Ns
+    p90_bound_ns: Ns | None = Field(None, description="what p90 does not exceed, 99 %; null: too few samples to say")
+    p99_bound_ns: Ns | None = Field(None, description="what p99 does not exceed, 99 %; null below 459 samples")
+    ci95_ns: tuple[Number, Number] | None
+    n: Count
 
 
 class Clock(Part):
@@ -100,8 +129,8 @@ class Clock(Part):
 
     dense: Timing
     pruned: Timing
-    speedup: float
-    speedup_ci95: tuple[float, float] | None
+    speedup: Speedup
+    speedup_ci95: tuple[Speedup, Speedup] | None
     noise_floor: float | None = Field(None, description="how far dense/dense strays from 1, 95 %")
 
     def taken(self, unit: str) -> tuple[float, tuple[float, float] | None]:
@@ -117,11 +146,11 @@ class Sustained(Part):
     """One model at work for long, beside its first seconds; the ranked clock's medians."""
 
     seconds: float
-    first_ns: float
-    last_ns: float
+    first_ns: Ns
+    last_ns: Ns
     temperatures_c: dict[str, tuple[float, float]] = Field({}, description="by sensor, before the first and at the end")
     throttle: list[str] = Field([], description="what held its clocks down meanwhile")
-    samples: str
+    samples: SideFile
 
 
 class Latency(Clock):
@@ -131,7 +160,7 @@ class Latency(Clock):
     warmup: int
     processes: int = Field(description="1: both models stay open in one; more: one per visit")
     provenance: Literal["device", "emulator", "simulated"]
-    samples: str = Field("", description="name of the side file with the raw samples")
+    samples: SideFile = Field("", description="name of the side file with the raw samples")
     told: dict[str, dict[str, Any]] = Field(
         {}, description="of dense and pruned, what the device tells of its own form of them", exclude_if=operator.not_
     )
@@ -141,8 +170,8 @@ class Latency(Clock):
 
 
 class Memory(Part):
-    average: int
-    peak: int
+    average: Count
+    peak: Count
 
 
 class MemoryPair(Part):
@@ -153,8 +182,8 @@ class MemoryPair(Part):
 
 
 class Pair(Part):
-    dense: float | None = None
-    pruned: float | None = None
+    dense: Number | None = None
+    pruned: Number | None = None
     reason: str = Field("", description="why it could not be read")
 
 
@@ -175,24 +204,33 @@ class Co2(Pair):
 
 
 class ScoreRecord(Part):
-    value: float
-    stderr: float | None
-    n: int
-    dense: float | None = None
-    dense_stderr: float | None = None
+    value: Number
+    stderr: Number | None
+    n: Count
+    dense: Number | None = None
+    dense_stderr: Number | None = None
     higher_is_better: bool
     scale: str = Field("", description="how documents make the value: mean, or exp-mean", exclude_if=operator.not_)
-    change: float | None = Field(
+    change: Number | None = Field(
         None,
         description="against dense on the same documents: a difference of means, a ratio of perplexities",
         exclude_if=absent,
     )
     change_ci95: tuple[float, float] | None = Field(None, description="by document", exclude_if=absent)
-    dense_samples: str = Field("", description="the dense model's side file", exclude_if=operator.not_)
+    dense_samples: SideFile = Field("", description="the dense model's side file", exclude_if=operator.not_)
     details: dict[str, Any] = Field({}, description="tokens, windows, BOS, and the identity of the data")
     notes: list[str] = Field([], description="what to know beside the figure", exclude_if=operator.not_)
     texts: list[dict[str, str]] = Field([], description="what both wrote to a prompt", exclude_if=operator.not_)
-    samples: str = Field("", description="name of the side file with the scores per document")
+    samples: SideFile = Field("", description="name of the side file with the scores per document")
+
+    @model_validator(mode="after")
+    def _in_range(self) -> ScoreRecord:
+        values = [self.value, *([] if self.dense is None else [self.dense])]
+        if self.scale == "exp-mean" and min(values) <= 0:
+            raise ValueError("an exponential is above 0")
+        if self.higher_is_better and max(map(abs, values)) > 1e100:
+            raise ValueError("no accuracy is as large as that")
+        return self
 
 
 class Cost(Part):
@@ -237,18 +275,18 @@ class Change(Part):
 
 class Record(Part):
     schema_: int = Field(SCHEMA, alias="schema")
-    id: str
+    id: str = Field(pattern="^[0-9a-f]{24}$")
     status: Status
     reason: str = ""
-    started: str
-    finished: str
+    started: Moment
+    finished: Moment
     keys: Keys
     spec: RunSpec
     artefact: Artefact | None = None
     budget: BudgetResult | None = None
-    latency: dict[str, Latency] = {}
+    latency: dict[WorkloadName, Latency] = {}
     memory: MemoryPair = MemoryPair()
-    flops: dict[str, Pair] = Field({}, description="per workload, multiply-adds times two")
+    flops: dict[WorkloadName, Pair] = Field({}, description="per workload, multiply-adds times two")
     energy: Energy = UNREAD
     co2: Co2 | None = Field(
         None,
@@ -285,8 +323,11 @@ class Record(Part):
 
 def intact(words: dict[str, Any]) -> bool:
     """Whether nothing was changed since it was sealed; what older records were called later has no seal."""
-    known = words.get("seal") or (seal(words) if words.get("trust") == TRUST[0] else "")
-    return words.get("digest") == digest(words) and known == seal(words)
+    try:
+        known = words.get("seal") or (seal(words) if words.get("trust") == TRUST[0] else "")
+        return words["digest"] == digest(words) and known == seal(words)
+    except (KeyError, ValueError, RecursionError):  # no digest, or what has no canonical text
+        return False
 
 
 def seal(words: dict[str, Any]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
+import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -20,11 +21,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from harness.errors import HarnessError
-from harness.files import Files, alive, guarded
+from harness.errors import HarnessError, one_line, without_secrets
+from harness.files import Files, guarded, storable
 from harness.keys import KEY_VERSION, canonical
+from harness.locks import Owner, held
+from harness.reading import DOCUMENT, Unreadable, content, json_value
 
 HEARTBEAT_S = 5.0
+RECORD = 4 * 2**20  # bytes of a record
+SIDE_FILE = re.compile(r"[0-9a-f]{64}\.json\.gz")
+PIECE = 2**18  # bytes that are unpacked at a time
 # Of every side file: no name, no time, packed tightly. Python's own differs from one version to the next.
 HEADER = bytes.fromhex("1f8b0800000000000203")
 USUAL = "5059bd02c759d42e0f2474b44198a3d7f69d2e07ff542544089920514a9d81bc"  # what zlib makes of a certain text
@@ -38,23 +44,32 @@ class Store(Files):
 
     def side_file(self, words: Any) -> str:
         """Compressed JSON named by its hash: raw samples, scores per document."""
-        text = canonical(json.loads(canonical(words))).encode()  # a number as a name is text, and sorts as such
-        name = f"{hashlib.sha256(text).hexdigest()}.json.gz"
-        path = self.path("samples", name)
+        with storable(self.path("samples")):
+            text = canonical(json.loads(canonical(words))).encode()  # a number as a name is text, and sorts as such
+            path = self.path("samples", f"{hashlib.sha256(text).hexdigest()}.json.gz")
+            if len(text) > DOCUMENT:
+                raise Unreadable(path, f"is larger than {DOCUMENT:,} bytes")
+            json_value(path, text)
         if not path.exists():
             self.write_bytes(path, packed(text))
-        return name
+        return path.name
 
     def lacks(self, *names: str) -> bool:
         """Whether any of these side files is missing or damaged."""
         return any(self.read_side_file(name) is None for name in names if name)
 
     def read_side_file(self, name: str) -> Any:
+        """The words of a side file, or None if there is none or it is damaged; damage is named and set aside."""
+        if not SIDE_FILE.fullmatch(name):
+            self.notice(f"{name} is not the name of a side file; not used")
+            return None
         path = self.path("samples", name)
         try:
-            return side_words(path)
-        except HarnessError:
-            self.set_aside(path, "does not match its name")
+            return _side_words(path)
+        except FileNotFoundError:
+            return None
+        except Unreadable as fault:
+            self.refuse(path, fault.why, fault.damaged)
             return None
 
     # --- stages ---
@@ -68,7 +83,7 @@ class Store(Files):
         if not isinstance(words, dict) or words.get("digest") != _seal(kind, key, words.get("value")):
             self.set_aside(path, "was edited since it was written")
             return None
-        return words["value"]
+        return words.get("value")
 
     def save_stage(self, kind: str, key: str, components: Any, value: Any) -> None:
         words = {"key_version": KEY_VERSION, "components": components, "value": value}
@@ -77,10 +92,10 @@ class Store(Files):
     def components(self, kind: str) -> dict[str, Any]:
         """What each stored key of a kind was made of."""
         found = {}
-        for path in sorted(self.path("stages", kind).glob("*.json")):
+        for path in self.files("stages", kind):
             words = self.read(path)
-            if isinstance(words, dict):
-                found[path.stem] = words.get("components") or {}
+            if isinstance(words, dict) and isinstance(words.get("components"), dict):
+                found[path.stem] = words["components"]
         return found
 
     # --- records ---
@@ -91,7 +106,7 @@ class Store(Files):
     def record(self, cell: str) -> Any:
         """A cell's record, or None: absent, truncated, edited or of another schema."""
         path = self.record_path(cell)
-        words = self.read(path)
+        words = self.read(path, RECORD)
         return None if words is None else self._valid(path, words)
 
     def _valid(self, path: Path, words: Any) -> Any:
@@ -110,13 +125,11 @@ class Store(Files):
         return record
 
     def records(self) -> list[Any]:
-        paths = sorted(self.path("records").glob("*.json"))
-        found = [(path, self.read(path)) for path in paths]
-        valid = [self._valid(path, words) for path, words in found if words is not None]
-        return [record for record in valid if record is not None]
+        records = (self.record(path.stem) for path in self.files("records"))
+        return [record for record in records if record is not None]
 
     def save_record(self, record: Any) -> None:
-        self.write(self.record_path(record.id), record.words())
+        self.write(self.record_path(record.id), record.words(), RECORD)
 
     # --- leases and logs ---
 
@@ -126,13 +139,10 @@ class Store(Files):
         path = self.path("leases", f"{cell}.json")
         with guarded(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(path.with_suffix(".lock")))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            told("another process is running this cell; waiting for it")
-            lock.acquire()
-        words = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time(), "stage": ""}
+            lock = FileLock(str(path.with_suffix(".lock")))
+            _acquire(lock, lambda: told("another process is running this cell; waiting for it"))
+            owner = str(Owner.here(path.parent))
+        words = {"pid": os.getpid(), "host": socket.gethostname(), "owner": owner, "started": time.time(), "stage": ""}
         stop = threading.Event()
 
         def beat(stage: str | None = None) -> None:
@@ -153,36 +163,62 @@ class Store(Files):
         finally:
             stop.set()
             thread.join()
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             lock.release()
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Two cells that need the same artefact make it once."""
         path = self.path("leases", f"{name}.lock")
+        lock = FileLock(str(path))
         with guarded(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(path)):
+            _acquire(lock)
+        try:
             yield
+        finally:
+            lock.release()
 
     def leases(self) -> dict[str, dict[str, Any]]:
-        """Cells at work, with `alive` false where the heartbeat stopped."""
+        """Cells at work, with `alive` false where the process is dead."""
         found = {}
-        for path in sorted(self.path("leases").glob("*.json")):
+        for path in self.files("leases"):
             words = self.read(path)
-            try:
-                words["alive"] = time.time() - words["heartbeat"] < 3 * HEARTBEAT_S
-                if words["alive"] and words["host"] == socket.gethostname():
-                    words["alive"] = alive(words["pid"])
-                found[path.stem] = words
-            except (TypeError, KeyError):
-                self.notices.append(f"{path} is not a lease; ignored")
+            if words is None:
+                continue
+            if not _is_lease(words):
+                self.notice(f"{path} is not a lease; ignored")
+                continue
+            owner, lock = Owner.parse(words.get("owner")), path.with_suffix(".lock")
+            state = held(lock) or None if owner is None else owner.alive(lock)
+            if state is None:  # nothing proves it: of another host, or of an older harness
+                state = abs(time.time() - words["heartbeat"]) < 3 * HEARTBEAT_S
+            found[path.stem] = words | {"alive": state}
         return found
 
     def log_traceback(self, cell: str) -> Path:
         path = self.path("logs", f"{cell}-{int(time.time())}.txt")
-        self.write_bytes(path, traceback.format_exc().encode())
+        self.write_bytes(path, without_secrets(traceback.format_exc()).encode())
         return path
+
+
+def _acquire(lock: FileLock, on_wait: Callable[[], None] = lambda: None) -> None:
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_wait()
+            lock.acquire()
+    except NotImplementedError:  # the file system has no locks
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from None
+
+
+def _is_lease(words: Any) -> bool:
+    if not isinstance(words, dict) or not isinstance(words.get("pid"), int):
+        return False
+    texts = all(isinstance(words.get(name), str) for name in ("host", "stage"))
+    return texts and isinstance(words.get("heartbeat"), int | float)
 
 
 def packed(text: bytes) -> bytes:
@@ -216,9 +252,12 @@ def _trailer(text: bytes) -> bytes:
 def misfit(path: Path) -> str:
     """What in a side file is not as it would be written; empty if nothing. Damage is raised. Its text has the hash that
     is its name."""
-    content = path.read_bytes()
-    text = _unpacked(path, content)
-    return "" if _fits(content, text, _usual_zlib()) else "is not packed as samples are"
+    try:
+        packed = content(path)
+        text = _text_of(path, packed)
+    except (Unreadable, FileNotFoundError) as fault:
+        raise _damaged(path, fault) from None
+    return "" if _fits(packed, text, _usual_zlib()) else "is not packed as samples are"
 
 
 @lru_cache(maxsize=64)  # many records share the dense model's samples
@@ -234,40 +273,55 @@ def _well_packed(body: bytes, text: bytes, usual_zlib: bool) -> bool:
     if body == _plain(text):
         return True
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    return stream.decompress(body) == text and stream.eof and not stream.unused_data
+    return stream.decompress(body, len(text) + 1) == text and stream.eof and not stream.unused_data
 
 
 def side_words(path: Path) -> Any:
     """What a file holds that is named by its hash; None where there is no such file."""
-    from pydantic_core import from_json
-
     try:
-        content = path.read_bytes()
+        return _side_words(path)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise _damaged(path, error) from error
-    return from_json(_unpacked(path, content))
+    except Unreadable as fault:
+        raise _damaged(path, fault) from None
 
 
-def _unpacked(path: Path, content: bytes) -> bytes:
+def _side_words(path: Path) -> Any:
+    return json_value(path, _text_of(path, content(path)))
+
+
+def _text_of(path: Path, packed: bytes) -> bytes:
+    """The text of a side file; its hash must be its name."""
+    unpack = _unpacked if len(packed) < PIECE else _unpacked.__wrapped__  # what is large is not kept in memory
     try:
-        text, name = _opened(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from error
-    if f"{name}.json.gz" != path.name:
-        raise HarnessError(f"{path} does not match its name", "harness validate names all that does not")
-    return text
+        return unpack(packed, path.name)
+    except (ValueError, zlib.error) as error:
+        raise Unreadable(path, str(error) if isinstance(error, ValueError) else f"is damaged: {error}") from None
 
 
 @lru_cache(maxsize=8)  # what was checked is read next
-def _opened(content: bytes) -> tuple[bytes, str]:
-    text = gzip.decompress(content)
-    return text, hashlib.sha256(text).hexdigest()
+def _unpacked(packed: bytes, name: str) -> bytes:
+    """The text of one gzip stream that has this name, unpacked in pieces: a small file may hold gigabytes."""
+    stream, digest, text = zlib.decompressobj(16 + zlib.MAX_WBITS), hashlib.sha256(), bytearray()
+    for at in range(0, len(packed), PIECE):
+        left = packed[at : at + PIECE]
+        while piece := stream.decompress(left, PIECE):
+            left = stream.unconsumed_tail
+            digest.update(piece)
+            text += piece
+            if len(text) > DOCUMENT:
+                raise ValueError(f"unpacks to more than {DOCUMENT:,} bytes")
+        if stream.unused_data or (stream.eof and at + PIECE < len(packed)):
+            raise ValueError("is damaged: something follows its end")
+    if not stream.eof:
+        raise ValueError("is damaged: it ends too early")
+    if f"{digest.hexdigest()}.json.gz" != name:
+        raise ValueError("does not match its name")
+    return bytes(text)
 
 
-def _damaged(path: Path, error: Exception) -> HarnessError:
-    return HarnessError(f"{path} is damaged: {error}", "harness validate names all that is")
+def _damaged(path: Path, fault: Exception) -> HarnessError:
+    return HarnessError(one_line(str(fault)), "harness validate names all that is")
 
 
 def _seal(kind: str, key: str, value: Any) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.errors import UsageError
+from harness.cli.answer import print_json
+from harness.errors import UsageError, one_line
 from harness.store import Store
 
 MANY = 1000  # cells
@@ -41,28 +42,29 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
         known = {one: {path: canonical(value) for path, value in flat(words).items()} for one, words in parts.items()}
         for row in rows:
             row["nearest"], row["differs"] = nearest(row["id"], parts, known)
-    for notice in store.notices:
-        click.echo(f"note: {notice}", err=True)
     ahead = sweeps(store, rows) if cell is None else []
+    for notice in store.notices:
+        click.echo(f"note: {one_line(notice)}", err=True)
     if as_json:
-        click.echo(json.dumps({"cells": rows, "sweeps": ahead}, indent=2))
+        print_json({"cells": rows, "sweeps": ahead})
         return
     if not rows:
-        click.echo(f"no cells in {store.root}; harness run --pruner magnitude makes one")
+        click.echo(f"no cells in {one_line(str(store.root))}; harness run --pruner magnitude makes one")
     for row in rows:
-        state = click.style(f"{row['status']:11}", bold=True)
-        click.echo(f"{row['id'][:12]}  {state}  {row['what']}  {row['detail']}")
+        state = click.style(f"{one_line(row['status']):11}", bold=True)
+        click.echo(f"{one_line(row['id'])[:12]}  {state}  {one_line(row['what'])}  {one_line(row['detail'])}")
         if why and row["nearest"]:
             for path, ours, theirs in row["differs"]:
-                click.echo(f"              {path}: {ours!r}, in {row['nearest'][:12]}: {theirs!r}")
+                line = f"{path}: {ours!r}, in {row['nearest'][:12]}: {theirs!r}"
+                click.echo(f"              {one_line(line)}")
         elif why:
             click.echo("              the only cell here")
     for sweep in ahead:
         states = ", ".join(f"{count} {state}" for state, count in sorted(sweep["states"].items()))
-        click.echo(f"sweep {sweep['sweep']}: {sweep['cells']} cells: {states}")
+        click.echo(one_line(f"sweep {sweep['sweep']}: {sweep['cells']} cells: {states}"))
         for state, reasons in sweep["reasons"].items():
             for reason in reasons:
-                click.echo(f"    {state}: {reason}")
+                click.echo(f"    {one_line(f'{state}: {reason}')}")
 
 
 def cells(store: Store) -> list[dict[str, Any]]:
@@ -70,7 +72,7 @@ def cells(store: Store) -> list[dict[str, Any]]:
     from harness.index import rows
 
     found, leases = rows(store, row), store.leases()
-    begun = {path.stem for path in store.path("stages", "cell").glob("*.json")}
+    begun = {path.stem for path in store.files("stages", "cell")}
     for cell in begun - set(found) | (begun & set(leases)):
         lease = leases.get(cell)
         if lease is not None and lease["alive"]:
@@ -79,7 +81,7 @@ def cells(store: Store) -> list[dict[str, Any]]:
             state = {"status": "interrupted", "detail": "the same command continues it"}
         else:
             continue
-        found[cell] = {"id": cell, "what": said(store.stage("cell", cell) or {}), **state}
+        found[cell] = {"id": cell, "what": said(store.stage("cell", cell)), **state}
     return [found[cell] for cell in sorted(found)]
 
 
@@ -96,25 +98,42 @@ def sweeps(store: Store, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """How far each sweep is: its cells by what became of them, and the reasons that stand in no row."""
     now = {row["id"]: row["status"] for row in rows}
     found = []
-    for path in sorted(store.path("sweeps").glob("*.json")):
-        words = store.read(path) or {"cells": []}
-        states = Counter(now.get(cell["id"]) or cell["status"] for cell in words["cells"])
+    for path in store.files("sweeps"):
+        cells = sweep_cells(store, path)
+        states = Counter(now.get(cell["id"]) or cell["status"] for cell in cells)
         reasons: dict[str, set[str]] = {}
-        for cell in words["cells"]:
+        for cell in cells:
             if cell["reason"] and now.get(cell["id"], "interrupted") == "interrupted":
                 reasons.setdefault(cell["status"], set()).add(cell["reason"])
         told = {state: sorted(reasons[state]) for state in sorted(reasons)}
-        found.append({"sweep": path.stem, "cells": len(words["cells"]), "states": dict(states), "reasons": told})
+        found.append({"sweep": path.stem, "cells": len(cells), "states": dict(states), "reasons": told})
     return found
 
 
-def said(spec: dict[str, Any]) -> str:
-    if not spec:
+def sweep_cells(store: Store, path: Path) -> list[dict[str, str]]:
+    """The cells of a sweep's file; none where it is not the file of a sweep."""
+    words = store.read(path)
+    cells = words.get("cells") if isinstance(words, dict) else None
+    if isinstance(cells, list) and all(map(is_sweep_cell, cells)):
+        return cells
+    if words is not None:
+        store.notice(f"{path} is not the file of a sweep; ignored")
+    return []
+
+
+def is_sweep_cell(cell: Any) -> bool:
+    return isinstance(cell, dict) and all(isinstance(cell.get(name), str) for name in ("id", "status", "reason"))
+
+
+def said(spec: Any) -> str:
+    """A request in one line; `(unreadable)` where the text is of another shape."""
+    try:
+        budget = spec["budget"]
+        text = f"{spec['pruner']} {spec['model']} {budget['kind']} {budget['value']:g}{budget['unit']}"
+        healed = f", {spec['recovery']}" if spec["recovery"] != "none" else ""
+        return f"{text} on {spec['device']}{healed}" + (f", seed {spec['seed']}" if spec["seed"] else "")
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "(unreadable)"
-    budget = spec["budget"]
-    what = f"{spec['pruner']} {spec['model']} {budget['kind']} {budget['value']:g}{budget['unit']} on {spec['device']}"
-    healed = f", {spec['recovery']}" if spec["recovery"] != "none" else ""
-    return what + healed + (f", seed {spec['seed']}" if spec["seed"] else "")
 
 
 def nearest(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from harness.errors import UsageError
+from harness.cli.answer import print_json
+from harness.errors import UsageError, one_line
 from harness.spread import uncollected
 from harness.store import Store
 
@@ -30,10 +30,11 @@ def command(folder: Path | None, as_json: bool) -> None:
 
     if folder is not None and not (folder / "results").is_dir():
         raise UsageError(f"no folder {folder / 'results'}", "give the folder of the leaderboards; publish makes one")
-    root = folder or Store().root
-    paths = sorted((root / "results").rglob("*.json") if folder else (root / "records").glob("*.json"))
+    store = Store() if folder is None else None
+    root = store.root if store is not None else folder
+    assert root is not None
     found, verdicts = [], []
-    for path in paths:
+    for path in entries.paths(root) if store is None else store.files("records"):
         try:
             found.append(entries.Entry(path, path.parent / "samples" if folder else root / "samples"))
         except entries.BadRecord as error:
@@ -49,14 +50,14 @@ def command(folder: Path | None, as_json: bool) -> None:
             {"record": str(v.path.relative_to(root)), "faults": v.faults, "reservations": v.reservations}
             for v in verdicts
         ]
-        click.echo(json.dumps(words, indent=2))
+        print_json(words)
     else:
         for verdict in verdicts:
-            name = verdict.path.relative_to(root)
+            name = one_line(str(verdict.path.relative_to(root)))
             for fault in verdict.faults:
-                click.echo(f"{click.style('wrong', bold=True)}  {name}: {fault}")
+                click.echo(f"{click.style('wrong', bold=True)}  {name}: {one_line(fault)}")
             for reservation in verdict.reservations:
-                click.echo(f"{'wrong' if folder else 'not to be published'}  {name}: {reservation}")
+                click.echo(f"{'wrong' if folder else 'not to be published'}  {name}: {one_line(reservation)}")
         click.echo(f"{records} records, {wrong} wrong" if records else f"no records in {root}")
     if wrong:
         click.get_current_context().exit(1)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
-from harness.errors import HarnessError
+from harness.errors import EnvironmentFault, HarnessError, one_line
+from harness.reading import Unreadable, json_file
 from harness.records import Record, ScoreRecord, intact
-from harness.store import Store, side_words
+from harness.store import RECORD, Store, side_words
 
 T = TypeVar("T")
+MOST = 1e60  # of one document's score; squares and fourth powers of it are still numbers
 
 
 class BadRecord(HarnessError):
-    """A file that is no record, or was edited."""
+    """A file that is no record, or was edited. `damaged` is false where the file itself may be good."""
 
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(f"{path} {why}", "harness validate names all such files")
-        self.path, self.why = path, why
+    def __init__(self, path: Path, why: str, damaged: bool = True) -> None:
+        super().__init__(one_line(f"{path} {why}"), "harness validate names all such files")
+        self.path, self.why, self.damaged = path, one_line(why), damaged
 
     def __reduce__(self) -> Any:
-        return BadRecord, (self.path, self.why)
+        return BadRecord, (self.path, self.why, self.damaged)
+
+
+OnBad = Callable[[BadRecord], None]
 
 
 class Entry:
@@ -34,26 +39,42 @@ class Entry:
     def __init__(self, path: Path, side: Path) -> None:
         self.path, self.side = path, side
         try:
-            self.words = from_json(path.read_bytes(), allow_inf_nan=False)
-        except ValueError:
-            raise BadRecord(path, "is truncated or not JSON") from None
+            self.words = json_file(path, RECORD)
+        except Unreadable as fault:
+            raise BadRecord(path, fault.why, fault.damaged) from None
+        except FileNotFoundError:
+            raise BadRecord(path, "was removed meanwhile", damaged=False) from None
         if not _outlined(self.words):
             raise BadRecord(path, "is not a record")
 
     @cached_property
     def record(self) -> Record:
         try:
-            found = Record.model_validate(self.words)
+            record = Record.model_validate(self.words)
         except ValidationError as error:
             raise BadRecord(self.path, f"is not a record ({error.error_count()} fields are wrong)") from None
-        if not intact(self.words) or found.id != self.path.stem:
+        if not intact(self.words) or record.id != self.path.stem:
             raise BadRecord(self.path, "was edited since it was written")
-        return found
+        return record
 
     def documents(self, score: ScoreRecord) -> Mapping[str, float]:
         """The score of each document; nothing where the samples were not published."""
-        words = side_words(self.side / score.samples) if score.samples else None
-        return words["documents"] if words else {}
+        try:
+            return documents_in(self.side / score.samples) or {} if score.samples else {}
+        except HarnessError as error:
+            raise BadRecord(self.path, f"cannot be ranked: {error.cause}", damaged=False) from None
+
+
+def documents_in(path: Path) -> Mapping[str, float] | None:
+    """The score of each document in a side file; None where there is no such file."""
+    words = side_words(path)
+    if words is None:
+        return None
+    documents = words.get("documents") if isinstance(words, dict) else None
+    numbers = documents.values() if isinstance(documents, dict) else (None,)
+    if not all(isinstance(number, int | float) and abs(number) <= MOST for number in numbers):
+        raise HarnessError(f"{path} does not hold scores of documents", "harness validate names all that is wrong")
+    return documents
 
 
 def _outlined(words: Any) -> bool:
@@ -72,27 +93,65 @@ def _outlined(words: Any) -> bool:
     return plain and all(isinstance(number, int | float) for number in numbers)
 
 
-def read(folder: Path) -> list[Entry]:
-    """All records below `results/`, with their samples in a folder beside them."""
-    return [Entry(path, path.parent / "samples") for path in sorted((folder / "results").rglob("*.json"))]
+def read(folder: Path, on_bad: OnBad | None = None) -> list[Entry]:
+    """All records below `results/`, with their samples in a folder beside them.
+
+    What is no record is given to `on_bad` and left out, or raised where there is none.
+    """
+    published = []
+    for path in paths(folder):
+        try:
+            published.append(Entry(path, path.parent / "samples"))
+        except BadRecord as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
+    return published
+
+
+def paths(folder: Path) -> list[Path]:
+    """Every JSON file below `results/`, and what else has such a name."""
+
+    def refuse(error: OSError) -> None:
+        raise EnvironmentFault(f"cannot read {error.filename}: {error.strerror}", "make it a folder that can be read")
+
+    walk = os.walk(folder / "results", onerror=refuse)
+    return sorted(Path(place, name) for place, inside, files in walk for name in inside + files if _is_json(name))
+
+
+def _is_json(name: str) -> bool:
+    return name.endswith(".json")
 
 
 def of_runs(store: Store) -> list[Entry]:
     """All records of a runs folder; what is damaged is set aside with a notice."""
-    found = []
-    for path in sorted(store.path("records").glob("*.json")):
+    entries = []
+    for path in store.files("records"):
         try:
-            found.append(Entry(path, store.path("samples")))
+            entries.append(Entry(path, store.path("samples")))
         except BadRecord as error:
-            store.set_aside(path, error.why)
-    return found
+            store.refuse(path, error.why, error.damaged)
+    return entries
 
 
 def despite_edits(store: Store, entries: list[Entry], work: Callable[[list[Entry]], T]) -> T:
     """The work on all records of a runs folder but those that turn out edited, which are set aside with a notice."""
+    return without_bad(entries, work, lambda error: store.refuse(error.path, error.why, error.damaged))
+
+
+def without_bad(entries: list[Entry], work: Callable[[list[Entry]], T], on_bad: OnBad) -> T:
+    """The work on all entries but those that turn out to be no records, which are given to `on_bad` and left out."""
     while True:
         try:
             return work(entries)
         except BadRecord as error:
-            store.set_aside(error.path, error.why)
-            entries = [entry for entry in entries if entry.path != error.path]
+            on_bad(error)
+            entries = [entry for entry in entries if entry.path != error.path and _is_sound(entry, on_bad)]
+
+
+def _is_sound(entry: Entry, on_bad: OnBad) -> bool:
+    try:
+        return bool(entry.record)
+    except BadRecord as error:
+        on_bad(error)
+        return False

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from harness.leaderboard.rows import Board, Column, Row
 from harness.leaderboard.standing import MEAN, compared, mean_accuracy, tasks
 from harness.leaderboard.svg import Bounds, Point, scatter
-from harness.stats import figure
+from harness.records import LARGEST
+from harness.stats import MOST, figure
 
 FAR = 12  # times the best perplexity: what is beyond stands above the edge
 
@@ -51,7 +52,8 @@ def _point(row: Row, columns: Sequence[Column], hollow: bool) -> Point:
     healed = "" if row.recovery == "none" else f" + {row.recovery}"
     if score.scale == "exp-mean":
         y, error = row.value(columns[0]) or math.nan, (score.stderr or 0.0) / score.value
-        y95 = (y * math.exp(-1.96 * error), y * math.exp(1.96 * error))
+        factor = math.exp(min(1.96 * abs(error), MOST))
+        y95 = (max(y / factor, 1 / LARGEST), min(y * factor, LARGEST))
     else:
         y, error = mean_accuracy(row, columns) or (math.nan, 0.0)
         y95 = (y - 1.96 * error, y + 1.96 * error)

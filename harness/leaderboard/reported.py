@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from harness.errors import HarnessError
 from harness.leaderboard.rows import Row
+from harness.reading import json_file, parsing
+from harness.records import Number
 
 
 class Reported(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     pruner: str
     model: str
     setting: str = Field(description="what was removed, from which data, what followed")
-    scores: dict[str, float]
+    scores: dict[str, Number]
     taken: dict[str, str] = Field({}, description="how, in the words of our columns; only such figures are compared")
     source: str
-    ratio: float | None = Field(None, description="our ratio for the same setting; null where there is none")
+    ratio: Number | None = Field(None, description="our ratio for the same setting; null where there is none")
     parameters: dict[str, Any] = Field({}, description="those of ours that make it the same setting")
     recovery: str = "none"
 
@@ -53,9 +56,7 @@ class Reported(BaseModel):
 
 def read(folder: Path) -> list[Reported]:
     path = folder / "reported.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
-    try:
-        return TypeAdapter(list[Reported]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise HarnessError(f"{path}: {error.errors()[0]['msg']}", "see harness/leaderboard/reported.py") from error
+    with parsing(path, "a list of reported figures", "see harness/leaderboard/reported.py", HarnessError):
+        return TypeAdapter(list[Reported]).validate_python(json_file(path))

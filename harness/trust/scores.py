@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import stats
+from harness.errors import HarnessError
 from harness.keys import canonical
-from harness.leaderboard.entries import Entry
+from harness.leaderboard.entries import Entry, documents_in
 from harness.records import ScoreRecord
-from harness.store import side_words
+from harness.store import SIDE_FILE, side_words
 from harness.trust.recount import apart
 
 Dense = Mapping[str, Sequence[Path]]  # what was asked of dense models, and the side files with their answers
@@ -25,7 +26,7 @@ def dense_samples(entries: Sequence[Entry]) -> Dense:
         for entry in entries:
             with suppress(AttributeError, KeyError, TypeError):  # of a damaged record, which its verdict tells
                 for name, score in entry.words["scores"].items():
-                    if score.get("dense_samples"):
+                    if SIDE_FILE.fullmatch(score.get("dense_samples") or ""):
                         found.setdefault(_question(entry, name), {})[entry.side / score["dense_samples"]] = None
     return {question: list(files) for question, files in found.items()}
 
@@ -47,8 +48,13 @@ def _question(entry: Entry, name: str) -> str:
     return canonical([str(entry.side), *model, words["environment"]["device"], name, *how])
 
 
-def _lent(entry: Entry, name: str, dense: Dense) -> list[Path]:
-    return [path for path in dense.get(_question(entry, name), ()) if path.is_file()]
+def _lent(entry: Entry, name: str, dense: Dense) -> list[Mapping[str, float]]:
+    """The scores of the dense model's documents that records beside this one name, as far as they can be read."""
+    lent = []
+    for path in dense.get(_question(entry, name), ()):
+        with suppress(HarnessError):  # told of the record that names it
+            lent.append(documents_in(path))
+    return [documents for documents in lent if documents]
 
 
 def unfollowed(entry: Entry, dense: Dense) -> Iterator[str]:
@@ -60,11 +66,11 @@ def unfollowed(entry: Entry, dense: Dense) -> Iterator[str]:
 
 def followed(entry: Entry, dense: Dense) -> Iterator[str]:
     for name, score in entry.record.scores.items():
-        words = side_words(entry.side / score.samples) if score.samples else None
-        if words is None:
+        path = entry.side / score.samples
+        ours = documents_in(path) if score.samples else None
+        if ours is None:
             continue  # told as missing
-        ours = words["documents"]
-        if not ours or words.get("scale", score.scale) != score.scale:
+        if not ours or side_words(path).get("scale", score.scale) != score.scale:
             yield f"{name}: its samples are not those of such a score"
             continue
         value, stderr = stats.told(list(ours.values()), score.scale)
@@ -78,13 +84,13 @@ def _against(entry: Entry, name: str, ours: Mapping[str, float], dense: Dense) -
     score = entry.record.scores[name]
     known = {figure: getattr(score, figure) for figure in AGAINST}
     if score.dense_samples:
-        words = side_words(entry.side / score.dense_samples)
-        if words is not None:  # else told as missing
-            yield from apart(known, _figures(ours, words["documents"], score.scale))
+        theirs = documents_in(entry.side / score.dense_samples)
+        if theirs is not None:  # else told as missing
+            yield from apart(known, _figures(ours, theirs, score.scale))
     elif score.dense is None:
         yield from apart(known, dict.fromkeys(AGAINST), by="a record without a dense score")
-    elif files := _lent(entry, name, dense):
-        tries = (_figures(ours, side_words(file)["documents"], score.scale) for file in files)
+    elif lent := _lent(entry, name, dense):
+        tries = (_figures(ours, theirs, score.scale) for theirs in lent)
         yield from min((list(apart(known, found, by="the samples beside it")) for found in tries), key=len)
     else:
         yield from _alone(score)
