@@ -23,6 +23,7 @@ from typing import Any
 from harness.forks import bound, check_fork_is_safe, ending
 
 IMPORT_S = 20.0  # what the import of a plug-in's registration module may take
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP) if hasattr(os, "fork") else ()
 EXIT_S = 10.0  # what a process may take to end after it has answered or was interrupted
 
 
@@ -151,7 +152,8 @@ class _Watch:
         self.code: int | None = None
 
     def wait(self) -> Ending:
-        before = {number: signal.signal(number, self._forward) for number in (signal.SIGINT, signal.SIGTSTP)}
+        heeded = [number for number in FORWARDED if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup, &
+        before = {number: signal.signal(number, self._forward) for number in heeded}
         try:
             while self.code is None:
                 self._listen()
@@ -219,7 +221,7 @@ class _Watch:
             self.code = os.waitstatus_to_exitcode(status)
 
     def _forward(self, number: int, _: Any) -> None:
-        """Ctrl-C and Ctrl-Z reach the process that leads a group of its own; a second Ctrl-C kills it."""
+        """Ctrl-C, Ctrl-Z and the like reach the process that leads a group of its own; a second one kills it."""
         if number == signal.SIGTSTP:
             self._kill(signal.SIGSTOP)
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -228,7 +230,7 @@ class _Watch:
         again = "interrupted" in self.last
         self.last["interrupted"] = True
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.child, signal.SIGKILL if again else signal.SIGINT)
+            os.kill(self.child, signal.SIGKILL if again else number)
         self._limit("exit", EXIT_S, "it did not end")
 
     def _kill(self, number: int) -> None:

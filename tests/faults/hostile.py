@@ -60,7 +60,7 @@ DEEDS = {
     "stdout-replaced": "import io; sys.stdout = io.StringIO()",
     "all-files-closed": "os.closerange(3, 1000); os._exit(0)",
     "hang": "time.sleep(600)",
-    "hang-deaf": "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+    "hang-deaf": "[signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]; time.sleep(600)",
     "print": "print('garbage'); os.write(1, b'more garbage'); os.system('echo even more')",
     "thread-left": "threading.Thread(target=time.sleep, args=(600,)).start()",
     "atexit": "import atexit; atexit.register(print, 'late garbage')",

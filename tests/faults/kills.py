@@ -26,7 +26,20 @@ budgets: [0.2, 0.4]
 evaluators: [footprint]
 limit: 1
 """
-RUN = ("run", "--pruner", "magnitude", "--model", "tiny", "--device", "null", "--ratio", "0.2", "--limit", "1", "--json")
+RUN = (
+    "run",
+    "--pruner",
+    "magnitude",
+    "--model",
+    "tiny",
+    "--device",
+    "null",
+    "--ratio",
+    "0.2",
+    "--limit",
+    "1",
+    "--json",
+)
 KILLS_PER_FOLDER = 5
 # Of a record: what is another one at every run.
 TIMES = ("started", "finished", "history", "digest", "seal", "cost", "memory", "environment")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -194,3 +198,44 @@ def test_nothing_is_left_running(hostile, tmp_path):
             except OSError:
                 continue
     assert not left
+
+
+def test_a_process_that_started_cuda_does_not_fork_for_work(monkeypatch):
+    import torch
+
+    from harness.forks import check_fork_is_safe
+
+    check_fork_is_safe()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="must not fork"):
+        check_fork_is_safe()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_to_the_supervisor_ends_both_processes(tmp_path, number):
+    code = (
+        "import os, sys, time; from harness.supervisor import supervise\n"
+        "ending = supervise(lambda: (print(os.getpid(), flush=True), time.sleep(60)) and 0)\n"
+        "print(ending.code, 'interrupted' in ending.last)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0].split()[-1] == "True"
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_the_supervised_process_dies_with_its_supervisor():
+    code = (
+        "import os, time; from harness.supervisor import supervise\n"
+        "supervise(lambda: (print(os.getpid(), flush=True), time.sleep(60)) and 0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not os.path.exists(f"/proc/{child}")
