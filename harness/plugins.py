@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Registry:
         for origin, reason in self.broken.items():
             if origin.plugin.replace("_", "-") == name:
                 return f"its plug-in is installed but broken: {reason}"
-        for room in ("plugins", "devices"):
+        for room in ("plugins", "devices") if re.fullmatch(r"[\w-]{1,100}", name) else ():
             folder = Path(__file__).parent.parent / room / name.replace("-", "_")
             if (folder / "pyproject.toml").exists():
                 if name.replace("-", "_") in {point.name for point in entry_points(group="harness")}:
@@ -148,7 +149,7 @@ def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> 
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
     remedy = elsewhere or (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}" if known else "")
-    error = Unknown(f"no {kind} {name!r}", remedy)
+    error = Unknown(one_line(f"no {kind} {name[:100]!r}"), remedy)
     error.kind = kind
     return error
 

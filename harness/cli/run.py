@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.option("--pruner", required=True, help="Method; see `harness list pruners`.")
-@click.option("--model", default="smollm2-135m", show_default=True, help="Alias, hub id, folder or GGUF file.")
+@click.option("--model", default="smollm2-135m", show_default=True, help="Alias, hub id, folder or GGUF.")
 @click.option("--ratio", help="Share of the prunable parameters to remove, e.g. 0.3.")
 @click.option("--latency", help="Latency to reach: 0.7x of dense, or 25ms.")
 @click.option("--device", default="cpu", show_default=True, help="Where latency is measured.")

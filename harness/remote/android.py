@@ -45,8 +45,11 @@ def words(found: Mapping[str, Any]) -> str:
 def usable(transport: Transport, program: str, where: str) -> str:
     """The program's content; it is there, may be run, and finds its libraries beside it."""
     content = transport.run(["sha256sum", program])
-    if content.code:
-        raise EnvironmentFault(f"{where}: {content.said}", "push it there with its libraries beside it")
+    if content.code or not content.out.strip():
+        raise EnvironmentFault(
+            f"{where}: {content.said or f'sha256sum {program} printed nothing'}",
+            "push it there with its libraries beside it",
+        )
     tried = transport.run(beside(program.rpartition("/")[0], [program, "--help"]))
     if tried.code in (126, 127) or tried.code > 128 or "CANNOT LINK" in tried.out + tried.err:
         raise EnvironmentFault(

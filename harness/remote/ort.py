@@ -43,7 +43,7 @@ class OnnxRuntime(Remote):
 
     def identity(self) -> Mapping[str, Any]:
         known = {name: self.found.get(name, "") for name in ("model", "machine", "cores")}
-        return {**known, "threads": self.target.threads, "onnxruntime": self.found["packages"]["onnxruntime"]}
+        return {**known, "threads": self.target.threads, "onnxruntime": self.found["packages"].get("onnxruntime", "")}
 
     def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
         if opened(handle).process is None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from harness.errors import EnvironmentFault, HarnessError
+from harness.errors import EnvironmentFault, HarnessError, one_line
+from harness.reading import Unreadable, json_value
 from harness.remote import agent
 from harness.remote.folder import Folder
 from harness.remote.runners.words import killed
@@ -17,7 +19,34 @@ from harness.remote.shells import NOTHING_CAME
 from harness.remote.transport import Lost, Talk
 
 FILE = Path(agent.__file__)
+AGAIN = "the same command again continues"
 NO_PROGRAM = 127  # of a shell: it knows no such command
+
+
+def _times(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int and one > 0 for one in value)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+
+
+def _facts(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+# What each reply must hold.
+FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "probe": {"missing": _texts, "packages": _texts, "python": lambda value: isinstance(value, str)},
+    "open": {"fallback": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value)},
+    "time": {
+        "wall_ns": lambda value: _times(value) and bool(value),
+        "cpu_ns": lambda value: value is None or _times(value),
+        "before": _facts,
+        "after": _facts,
+        "memory": lambda value: value is None or _facts(value),
+    },
+}
 
 
 class Agent:
@@ -52,14 +81,25 @@ class Process:
         else:
             done = self._talk.ended()
             raise self._silent(self.where, done.code, done.said)
-        answer = json.loads(line.removeprefix(agent.ANSWER))
-        if answer.pop("nonce") != nonce:
-            raise HarnessError(
-                f"{self.where} answered something else than it was asked", "the same command again continues"
-            )
-        if "error" in answer:
-            raise HarnessError(f"{self.where}: {answer['error']}: {answer['said']}")
-        return answer
+        reply = self._parsed(line.removeprefix(agent.ANSWER))
+        if reply.pop("nonce", "") != nonce:
+            raise HarnessError(f"{self.where} answered something else than it was asked", AGAIN)
+        if "error" in reply:
+            raise HarnessError(one_line(f"{self.where}: {reply['error']}: {reply.get('said', '')}"))
+        for name, usable in FIELDS.get(do, {}).items():
+            if not usable(reply.get(name)):
+                raise HarnessError(f"{self.where}: the agent's reply to {do!r} has no usable {name}", AGAIN)
+        return reply
+
+    def _parsed(self, text: str) -> dict[str, Any]:
+        """The reply as a dict; what is none may be noise of a dying connection."""
+        try:
+            reply = json_value(Path(self.where), text.encode(errors="backslashreplace"))
+        except Unreadable as fault:
+            raise HarnessError(f"{self.where}: the agent's reply {fault.why}", AGAIN) from None
+        if not isinstance(reply, dict):
+            raise HarnessError(f"{self.where}: the agent's reply is not an object", AGAIN)
+        return reply
 
     def close(self) -> None:
         self._talk.close()
@@ -70,5 +110,5 @@ class Process:
         if code == NOTHING_CAME:
             return Lost(where, said)
         if code > 128:
-            return HarnessError(f"{where}: the agent: {killed(code)}", "the same command again continues")
+            return HarnessError(f"{where}: the agent: {killed(code)}", AGAIN)
         return HarnessError(f"{where}: the agent ended with {code}: {said}")

@@ -6,9 +6,11 @@ import csv
 import io
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from harness.api import TimingPlan
+from harness.errors import describe
 from harness.remote.runners.words import NUMBER, BadOutput, fault, ns, number
 
 FAULTS = (r"[Ff]ail", r"[Ee]rror", r"[Ee]xception", r"not supported")
@@ -46,11 +48,12 @@ def told(text: str, code: int) -> dict[str, Any]:
 def samples(text: str) -> list[int]:
     """Of the result file: a line per pass, with the model, seconds, the peak of memory, CPU and the run's number."""
     found = []
-    for row in csv.reader(io.StringIO(text)):
-        try:
-            found.append(ns(row[1], "s"))
-        except (IndexError, BadOutput):
-            continue  # a heading, where a version writes one
+    try:
+        for row in csv.reader(io.StringIO(text)):
+            with suppress(IndexError, BadOutput):  # a heading, where a version writes one
+                found.append(ns(row[1], "s"))
+    except csv.Error as error:
+        raise BadOutput(f"onnxruntime_perf_test wrote times that are no table: {describe(error, 200)}") from None
     if not found:
         raise BadOutput("onnxruntime_perf_test wrote no times", "run it by hand and look")
     return found

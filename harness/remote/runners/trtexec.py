@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from harness.api import TimingPlan
-from harness.remote.runners.words import NUMBER, BadOutput, fault, ns
+from harness.reading import json_value
+from harness.remote.runners.words import NUMBER, BadOutput, fault, nanoseconds, ns
 
 BINARY = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
 FAULTS = (r"\[E\]", r"&&&& FAILED", r"[Ee]rror:")
@@ -46,10 +47,10 @@ def time(binary: str, engine: str, plan: TimingPlan, times: str, known: str) -> 
 def samples(text: str) -> tuple[list[int], list[int]]:
     """From the file of raw times: nanoseconds on the GPU, and from a pass's start to its end."""
     try:
-        rows = json.loads(text)
-        compute = [max(1, round(row["computeMs"] * 1e6)) for row in rows]
-        whole = [max(1, round(row["latencyMs"] * 1e6)) for row in rows]
-    except (ValueError, KeyError, TypeError):
+        rows = json_value(Path("trtexec's times"), text.encode(errors="backslashreplace"))
+        compute = [nanoseconds(row["computeMs"] * 1e6) for row in rows]
+        whole = [nanoseconds(row["latencyMs"] * 1e6) for row in rows]
+    except (ValueError, KeyError, TypeError, BadOutput):
         raise BadOutput("trtexec's file of times is not one", "run it by hand and look") from None
     if not compute:
         raise BadOutput("trtexec timed no pass", "give it longer")

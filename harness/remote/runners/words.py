@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from collections.abc import Iterable
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, one_line
 
 NUMBER = r"[-+]?(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d+)?"
+LONGEST_NS = 2.0**63
 UNITS = {"s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3, "ns": 1.0}
 
 
@@ -29,13 +31,23 @@ def number(words: str) -> float:
         thousands = "," if mantissa.rindex(".") > mantissa.rindex(",") else "."
         mantissa = mantissa.replace(thousands, "")
     try:
-        return float(mantissa.replace(",", ".") + mark + exponent)
+        value = float(mantissa.replace(",", ".") + mark + exponent)
     except ValueError:
-        raise BadOutput(f"it printed {words!r}, which is no number that can be read one way only") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise BadOutput(one_line(f"it printed {words!r}, which is no number that can be read one way only", 300))
+    return value
 
 
 def ns(value: str, unit: str) -> int:
-    return max(1, round(number(value) * UNITS[unit]))
+    return nanoseconds(number(value) * UNITS[unit], value)
+
+
+def nanoseconds(value: float, text: str = "") -> int:
+    """A whole number of nanoseconds; a time of a thousand years is no measurement."""
+    if not 0 <= value < LONGEST_NS:
+        raise BadOutput(one_line(f"it printed a time that cannot be: {text or value}", 300))
+    return max(1, round(value))
 
 
 def fault(text: str, signs: Iterable[str], code: int = 0) -> str:
