@@ -33,5 +33,9 @@ class Boolq(Benchmark):
     name = "boolq"
 
 
+class BoolqPassages(Benchmark):
+    name = "boolq_passages"
+
+
 class Mmlu(Benchmark):
     name = "mmlu"

@@ -74,6 +74,7 @@ class Benchmark:
                 yield asked
 
     def _details(self, first: Any, split: str) -> dict[str, Any]:
+        count, taken = self.found[0].counts.get(split, (0, 0))
         return {
             "task_version": first.VERSION,
             "lm_eval": version("lm-eval"),
@@ -81,6 +82,7 @@ class Benchmark:
             "split": split,
             "data": _named(self.name, self.found),
             "documents_from": "the first of the split" + (", each subject in turn" if len(self.parts) > 1 else ""),
+            **({"rows": {"in the split": count, "that may be asked": taken}} if taken < count else {}),
         }
 
 

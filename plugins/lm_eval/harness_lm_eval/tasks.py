@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import EnvironmentFault, UsageError
-from harness_lm_eval import rows
+from harness_lm_eval import boolq, rows
 
 DEFINITIONS = Path(str(find_spec("lm_eval").origin)).parent / "tasks"
+BOOLQ = "super_glue/boolq/default.yaml"
 SUBJECTS = sorted(file.stem.removeprefix("mmlu_") for file in DEFINITIONS.glob("mmlu/default/mmlu_*.yaml"))
 
 
@@ -24,6 +25,7 @@ class Part:
     name: str
     file: str
     source: rows.Source
+    note: str = ""  # where its prompts are not those of lm-eval's task
 
     @cached_property
     def definition(self) -> dict[str, Any]:
@@ -72,7 +74,10 @@ class Part:
     def notes(self, asked: str) -> list[str]:
         """What to know of figures of a split that is not the one others publish."""
         first = self.definition.get("test_split") or asked
-        return [f"asked on {asked}; the rows of {first}, which lm-eval asks, are not at hand"] if first != asked else []
+        notes = [self.note] if self.note else []
+        if first != asked:
+            notes.append(f"asked on {asked}; the rows of {first}, which lm-eval asks, are not at hand")
+        return notes
 
 
 def _examples(definition: Mapping[str, Any]) -> str | None:
@@ -80,12 +85,8 @@ def _examples(definition: Mapping[str, Any]) -> str | None:
     return given or definition.get("training_split") or definition.get("validation_split")
 
 
-def _boolq(row: dict[str, Any]) -> dict[str, Any]:
-    return row if "label" in row or "answer" not in row else {**row, "label": int(row["answer"])}
-
-
-def _one(name: str, file: str, packed: str, hub: str, config: str | None = None, adapt: Any = dict) -> list[Part]:
-    return [Part(name, file, rows.Source(name, packed, hub, config, adapt))]
+def _one(name: str, file: str, packed: str, hub: str, config: str | None = None) -> list[Part]:
+    return [Part(name, file, rows.Source(name, packed, hub, config))]
 
 
 TASKS: dict[str, list[Part]] = {
@@ -99,7 +100,8 @@ TASKS: dict[str, list[Part]] = {
     "winogrande": _one(
         "winogrande", "winogrande/default.yaml", "winogrande/winogrande_xl", "allenai/winogrande", "winogrande_xl"
     ),
-    "boolq": _one("boolq", "super_glue/boolq/default.yaml", "boolq/none", "aps/super_glue", "boolq", _boolq),
+    "boolq": [Part("boolq", BOOLQ, boolq.WITH_TITLES)],
+    "boolq_passages": [Part("boolq_passages", BOOLQ, boolq.PASSAGES, boolq.NOTE)],
     "mmlu": [
         Part(
             subject,

