@@ -113,12 +113,15 @@ class Files:
     def read(self, path: Path, limit: int = DOCUMENT) -> Any:
         """The JSON of a file, or None if there is none or it is damaged; damage is named and set aside."""
         try:
-            return json_file(path, limit)
+            words = json_file(path, limit)
         except FileNotFoundError:
             return None
         except Unreadable as fault:
             self.refuse(path, fault.why, fault.damaged)
             return None
+        if words is None:
+            self.set_aside(path, "holds nothing")
+        return words
 
     def refuse(self, path: Path, why: str, damaged: bool) -> None:
         """Name a file that cannot be used, and set it aside where it is damaged; it may be good otherwise."""

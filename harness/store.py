@@ -61,7 +61,7 @@ class Store(Files):
     def read_side_file(self, name: str) -> Any:
         """The words of a side file, or None if there is none or it is damaged; damage is named and set aside."""
         if not SIDE_FILE.fullmatch(name):
-            self.notice(f"{name} is not the name of a side file; not used")
+            self.notice(f"{one_line(name, 100)} is not the name of a side file; not used")
             return None
         path = self.path("samples", name)
         try:
