@@ -24,7 +24,9 @@ NODES = 100_000  # of a YAML file with its aliases written out
 DEPTH = 100
 MEMORY = 256 * 2**20  # bytes that the values of a JSON document may take, estimated before it is parsed
 LARGEST = 2**128  # of an integer
-_HUGE = re.compile(rb"[eE]\+?0*\d{3}|\d{39}")  # only such a number can be infinite or too large
+# Only a number of 39 digits, or with an exponent of three, can be infinite or too large. All digits are zeros here.
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_EXPONENTS = [re.compile(rb"%b\+?000+(?:[\s,\]}]|\Z)" % letter) for letter in (b"e", b"E")]
 
 
 class Unreadable(ValueError):
@@ -65,9 +67,10 @@ def content(path: Path, limit: int = DOCUMENT) -> bytes:
         why = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise Unreadable(path, why, damaged=getattr(error, "errno", 0) == errno.ELOOP) from None
     try:
-        _must_be_regular(path, os.fstat(descriptor).st_mode)
+        state = os.fstat(descriptor)
+        _must_be_regular(path, state.st_mode)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            found = file.read(limit + 1)
+            found = file.read(min(limit, state.st_size or limit) + 1)
     except OSError as error:
         raise Unreadable(path, f"cannot be read: {error.strerror or error}", damaged=False) from None
     finally:
@@ -104,17 +107,24 @@ def json_value(path: Path, text: bytes) -> Any:
     """The value of a JSON text that came from this file."""
     from pydantic_core import from_json
 
-    containers = text.count(b"{") + text.count(b"[")
-    if 150 * containers + 32 * text.count(b",") + 30 * text.count(b'"') > MEMORY:
+    if 150 * len(text) > MEMORY and _memory(text) > MEMORY:
         raise Unreadable(path, "holds too many values")
     try:
         value = from_json(text, allow_inf_nan=False)  # has a limit of depth of its own
     except ValueError as error:
         why = "is nested too deeply" if "recursion" in str(error) else "is truncated or not JSON"
         raise Unreadable(path, why) from None
-    if _HUGE.search(text) and (odd := odd_number(value)):
+    zeros = text.translate(_ZEROS)
+    huge = b"0" * 39 in zeros or any(exponent.search(zeros) for exponent in _EXPONENTS)
+    if huge and (odd := odd_number(value)):
         raise Unreadable(path, f"holds {odd}")
     return value
+
+
+def _memory(text: bytes) -> int:
+    """About how many bytes the values of a JSON text take, and rather more."""
+    containers = text.count(b"{") + text.count(b"[")
+    return 150 * containers + 32 * text.count(b",") + 30 * text.count(b'"')
 
 
 def odd_number(value: Any) -> str:

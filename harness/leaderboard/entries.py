@@ -60,14 +60,14 @@ class Entry:
     def documents(self, score: ScoreRecord) -> Mapping[str, float]:
         """The score of each document; nothing where the samples were not published."""
         try:
-            return documents_in(self.side / score.samples) or {} if score.samples else {}
+            path = self.side / score.samples
+            return documents_of(path, side_words(path)) or {} if score.samples else {}
         except HarnessError as error:
             raise BadRecord(self.path, f"cannot be ranked: {error.cause}", damaged=False) from None
 
 
-def documents_in(path: Path) -> Mapping[str, float] | None:
-    """The score of each document in a side file; None where there is no such file."""
-    words = side_words(path)
+def documents_of(path: Path, words: Any) -> Mapping[str, float] | None:
+    """The score of each document in a side file's words; None where there is no such file."""
     if words is None:
         return None
     documents = words.get("documents") if isinstance(words, dict) else None

@@ -10,7 +10,7 @@ from typing import Any
 from harness import stats
 from harness.errors import HarnessError
 from harness.keys import canonical
-from harness.leaderboard.entries import Entry, documents_in
+from harness.leaderboard.entries import Entry, documents_of
 from harness.records import ScoreRecord
 from harness.store import SIDE_FILE, side_words
 from harness.trust.recount import apart
@@ -53,7 +53,7 @@ def _lent(entry: Entry, name: str, dense: Dense) -> list[Mapping[str, float]]:
     lent = []
     for path in dense.get(_question(entry, name), ()):
         with suppress(HarnessError):  # told of the record that names it
-            lent.append(documents_in(path))
+            lent.append(documents_of(path, side_words(path)))
     return [documents for documents in lent if documents]
 
 
@@ -66,11 +66,11 @@ def unfollowed(entry: Entry, dense: Dense) -> Iterator[str]:
 
 def followed(entry: Entry, dense: Dense) -> Iterator[str]:
     for name, score in entry.record.scores.items():
-        path = entry.side / score.samples
-        ours = documents_in(path) if score.samples else None
+        words = side_words(entry.side / score.samples) if score.samples else None
+        ours = documents_of(entry.side / score.samples, words)
         if ours is None:
             continue  # told as missing
-        if not ours or side_words(path).get("scale", score.scale) != score.scale:
+        if not ours or (words or {}).get("scale", score.scale) != score.scale:
             yield f"{name}: its samples are not those of such a score"
             continue
         value, stderr = stats.told(list(ours.values()), score.scale)
@@ -84,7 +84,8 @@ def _against(entry: Entry, name: str, ours: Mapping[str, float], dense: Dense) -
     score = entry.record.scores[name]
     known = {figure: getattr(score, figure) for figure in AGAINST}
     if score.dense_samples:
-        theirs = documents_in(entry.side / score.dense_samples)
+        path = entry.side / score.dense_samples
+        theirs = documents_of(path, side_words(path))
         if theirs is not None:  # else told as missing
             yield from apart(known, _figures(ours, theirs, score.scale))
     elif score.dense is None:

@@ -612,6 +612,38 @@ def test_a_folder_that_may_not_be_written_is_said_with_a_remedy(tmp_path):
     assert list((tmp_path / "closed").iterdir()) == []
 
 
+CACHES = {  # by the variables that name a folder
+    "the-cache": {"HARNESS_CACHE": "{}/closed/cache"},
+    "the-home": {"HARNESS_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "{}/closed"},
+    "no-home": {"HARNESS_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "{}/closed/nowhere"},
+    "a-file-as-cache": {"HARNESS_CACHE": "{}/mine.txt"},
+}
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_a_cache_that_cannot_be_written_is_said_with_a_remedy(tmp_path, monkeypatch, kind):
+    from harness.host import note, notes
+    from harness.models.loading import once
+
+    (tmp_path / "closed").mkdir(mode=0o555)
+    (tmp_path / "mine.txt").write_text("mine")
+    for name, value in CACHES[kind].items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+
+    def work():
+        note("hashes.json", {"a": 1})  # what is only remembered is measured again
+        with pytest.raises(EnvironmentFault) as caught:
+            once("model", lambda folder: None)
+        return [caught.value.cause, caught.value.remedy, notes("hashes.json")]
+
+    cause, remedy, known = forked(work)
+    assert str(tmp_path) in cause
+    assert "HARNESS_CACHE" in remedy
+    assert known == {}
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
 # --- a process is told apart ---
 
 TEXTS = ["", "x", "1.2.3.4.5", f"{BOOT}.1.1.{10**11}.1", "é" * 12, None, 7, [1]]
