@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from harness import keys, records, seeds, stats
+from harness import data, keys, records, seeds, stats
 from harness.api import Score
 from harness.artefacts import Artefacts
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
@@ -47,8 +47,11 @@ class Scoring:
                 with interrupts.told_apart():
                     dense = self._side("dense", self.plan.model_key(), made, artefact, evaluation)
                     pruned = self._side("pruned", artefact.sha256, made, artefact, evaluation)
+                    note = data.asked_about(self.plan.spec.calibration, evaluation.spec.name)
                     for name, words in pruned.items():
-                        found[evaluation.score_name(name)] = compared(words, dense.get(name), self.store)
+                        score = compared(words, dense.get(name), self.store)
+                        score.notes = [*score.notes, note] if note else score.notes
+                        found[evaluation.score_name(name)] = score
             except EnvironmentFault:
                 raise
             except HarnessError as error:

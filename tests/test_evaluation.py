@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -10,6 +11,7 @@ import pytest
 from harness import data, options, planning, stats
 from harness.api import EvaluatorSpec, Score
 from harness.cell import Cell, Reporter
+from harness.cli.output import print_plan
 from harness.cli.record import print_record
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.plugins import registry
@@ -203,6 +205,25 @@ def test_a_change_is_paired_by_document(one_process, tmp_path):
     assert score.change == pytest.approx(score.value / score.dense)
     assert score.change_ci95[0] < score.change < score.change_ci95[1]
     assert len(side) == score.n == 2
+
+
+def test_a_benchmark_that_asks_about_the_calibration_text_is_marked(asked, tmp_path, monkeypatch, capsys):
+    """At the start of the run and beside each score; not where nothing was learned from a text."""
+    passages = dataclasses.replace(data.SOURCES["passages"], benchmarks=("writes",))
+    monkeypatch.setitem(data.SOURCES, "passages", passages)
+    note = "calibrated on passages that this benchmark asks about"
+    learned = run(tmp_path, "writes", "fine", recovery="least-squares:samples=4:length=16")
+    assert learned.status == "ok", learned.reason
+    assert learned.scores["writes"].notes == ["two rows lost their start", note]
+    assert learned.scores["writes.norm"].notes[-1] == note
+    assert not learned.scores["fine"].notes
+    assert note not in run(tmp_path, "writes").scores["writes"].notes
+    for recovery, times in (("least-squares", 1), ("none", 0)):
+        request = planning.Request(
+            pruner="magnitude", model="tiny", ratio=0.3, device="null", evaluators=("writes",), recovery=recovery
+        )
+        print_plan(planning.make(request), False)
+        assert " ".join(capsys.readouterr().out.split()).count(f"writes: {note}") == times
 
 
 def test_a_paired_interval_forgets_what_both_share():
