@@ -47,11 +47,12 @@ def runs(tmp_path_factory):
         for pruner, recovery in itertools.product(range(PRUNERS), range(RECOVERIES)):
             words = json.loads(json.dumps(base))
             words["spec"] |= {"model": f"model-{model}", "device": f"device-{device}"}
-            words["spec"] |= {"pruner": f"method-{pruner}", "recovery": ("none", "lora")[recovery]}
+            words["spec"] |= {"pruner": f"method-{pruner}", "recovery": ("none", "lora")[recovery], "limit": DOCUMENTS}
+            words["artefact"]["weights_updated"] = bool(recovery)
             words["id"] = hashlib.sha256(f"{model} {device} {pruner} {recovery}".encode()).hexdigest()[:24]
             for name, score in words["scores"].items():
                 score |= scored(folder, name, [ours + chance.gauss(0.1 * pruner, 0.2) for ours in hard], score["scale"])
-                score |= {"dense": None, "dense_stderr": None}
+                score |= {"dense": None, "dense_stderr": None, "details": {}}
                 for name in ("change", "change_ci95", "dense_samples"):
                     score.pop(name, None)
             words["digest"] = digest(words)

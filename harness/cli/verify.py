@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shlex
 import sys
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.errors import UsageError
+from harness.cli.answer import print_json
+from harness.errors import UsageError, one_line
 from harness.store import Store
 
 if TYPE_CHECKING:
@@ -55,7 +55,12 @@ def command(
             "verified needs a clean checkout to say which code agreed", "commit, or give --trust reproduced"
         )
     store = Store()
-    known = entries.read(folder) if folder is not None else entries.of_runs(store)
+    if folder is None:
+        known = entries.of_runs(store)
+    else:
+        known = entries.read(folder, on_bad=lambda error: store.notice(error.cause))
+    for notice in store.notices:
+        click.echo(f"note: {one_line(notice)}", err=True)
     if cells:
         known = [entry for entry in known if entry.path.stem.startswith(cells)]
         count = len(known) or 1
@@ -67,11 +72,12 @@ def command(
         words = judged(entry, trust, line)
         rows.append(words)
         if not as_json:
-            click.echo(f"{click.style(words['verdict'], bold=True)}  {words['id'][:12]}  {entry.record.spec.pruner}")
+            pruner = one_line(entry.words["spec"]["pruner"])
+            click.echo(f"{click.style(words['verdict'], bold=True)}  {one_line(words['id'][:12])}  {pruner}")
             for text in [*words["differences"], *words["notes"]]:
-                click.echo(f"    {text}")
+                click.echo(f"    {one_line(text)}")
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
     verdicts = {words["verdict"] for words in rows}
     if verdicts & {"differs", "cannot be made"}:
         click.get_current_context().exit(1 if "differs" in verdicts else 3)
@@ -79,16 +85,14 @@ def command(
 
 def judged(entry: Entry, trust: Any, line: str) -> dict[str, Any]:
     """One row made again, and its file with what was learned."""
-    from harness.files import put, text_of
+    from harness.leaderboard.entries import BadRecord
     from harness.trust import verify
 
     with tempfile.TemporaryDirectory(prefix="harness-verify-") as scratch:
         try:
-            found = verify.again(entry, Path(scratch), lambda words: click.echo(words, err=True))
-        except verify.CannotBeMade as error:
-            known = {"differences": [], "notes": [error.line]}
-            return {"id": entry.record.id, "verdict": "cannot be made", **known}
-    record = verify.learned(found, trust, line)
-    put(entry.path, text_of(record.words()))
+            found = verify.again(entry, Path(scratch), lambda text: click.echo(one_line(text), err=True))
+            record = verify.note(found, trust, line)
+        except (verify.CannotBeMade, BadRecord) as error:
+            return {"id": entry.path.stem, "verdict": "cannot be made", "differences": [], "notes": [error.line]}
     verdict = "differs" if found.differences else record.trust
     return {"id": record.id, "verdict": verdict, "differences": found.differences, "notes": found.notes}

@@ -1,94 +1,295 @@
-"""From a runs folder to the published results: only what others may rely on, with the samples behind it."""
+"""From a runs folder to the published results: only what others may rely on, with the samples behind it.
+
+What will change is planned first, as files to write and files to remove. It is then done in an order that a kill at any
+moment survives: samples and components, then records, and last what no record needs any more. Nothing is removed but
+records that newer ones replace, samples that no record names, and components of cells without a record.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
-from harness.errors import UsageError
-from harness.files import put
+from harness.errors import EnvironmentFault, HarnessError, UsageError, describe
+from harness.files import guarded, put
 from harness.keys import canonical
-from harness.leaderboard.entries import Entry, of_runs
+from harness.leaderboard.entries import BadRecord, Entry
+from harness.paths import below, plain_name
+from harness.reading import Unreadable, content
 from harness.records import TRUST
-from harness.store import Store
+from harness.store import SIDE_FILE, Store, misfit
+from harness.trust import identity
 from harness.trust.validate import judged, named_samples
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+# What may be removed, by the folder that it lies in: samples, components, and what a kill left of a file in writing.
+_ROOMS = {
+    "samples": SIDE_FILE,
+    identity.FOLDER: re.compile(rf"[0-9a-f]{{24}}{re.escape(identity.SUFFIX)}"),
+    "": re.compile(r"[0-9a-f]{24}\.json"),
+}
+OTHER_FOLDER = "publish under another NAME, or to another folder: --to DIR"
 
 
 @dataclass
 class Published:
-    """What went where, and what did not and why."""
+    """What went where, and what did not and why. Files are named relative to the folder."""
 
     folder: Path
     taken: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     older: dict[str, str] = field(default_factory=dict)  # than another record of the same question, which is named
     refused: dict[str, list[str]] = field(default_factory=dict)
+    written: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)  # published before, left as they are, and why
 
 
-def publish(store: Store, target: Path, name: str, cells: Sequence[str] = ()) -> Published:
-    """Copy sound records and their samples below `results/NAME`; of one question on one machine the newest stands."""
-    entries = _chosen(of_runs(store), cells)
-    done = Published(target / "results" / name)
-    side = done.folder / "samples"
-    there = {_asked(entry): entry for entry in (Entry(path, side) for path in sorted(done.folder.glob("*.json")))}
-    sound: dict[str, Entry] = {}
-    for entry, verdict in zip(entries, judged(entries, store.root), strict=True):
-        if why := [*verdict.faults, *verdict.reservations]:
-            done.refused[entry.path.stem] = why
-            continue
-        known = sound.setdefault(_asked(entry), entry)
-        if known is not entry:
-            older, newest = sorted((known, entry), key=_age)
-            sound[_asked(entry)], done.older[older.path.stem] = newest, newest.path.stem
-    for asked, entry in sound.items():
-        before = there.get(asked)
-        if before is not None and _age(before) > _age(entry):
-            done.older[entry.path.stem] = before.path.stem
-            continue
-        _take(entry, done.folder, before)
-        done.taken.append(entry.path.stem)
-        if before is not None and before.path.name != entry.path.name:
-            before.path.unlink()
-            done.replaced.append(before.path.stem)
-    _tidy(done.folder)
+@dataclass
+class Changes:
+    """Files to write, each from its content or from another file, and files to remove afterwards."""
+
+    evidence: dict[Path, bytes | Path] = field(default_factory=dict)
+    records: dict[Path, bytes | Path] = field(default_factory=dict)
+    removals: list[Path] = field(default_factory=list)
+
+    def carry_out(self) -> None:
+        for path, source in (*self.evidence.items(), *self.records.items()):
+            put(path, _read(source) if isinstance(source, Path) else source)
+        for path in self.removals:
+            with guarded(path.parent, ""):
+                path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return content(path)
+    except (Unreadable, FileNotFoundError) as error:
+        raise HarnessError(f"{path} cannot be copied: {describe(error)}", "publish again") from None
+
+
+def publish(store: Store, target: Path, name: str, cells: Sequence[str] = (), check: bool = False) -> Published:
+    """Copy sound records and their samples below `results/NAME`; of one question on one machine the newest stands.
+
+    With `check` nothing is changed, and the answer says what would be.
+    """
+    folder = _place(store, target, name)
+    done = Published(folder)
+    sound = _sound(store, cells, done)
+    if not sound:
+        return done
+    try:
+        if check:
+            _changes(sound, done)
+            return done
+        with guarded(folder, ""):
+            folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder):
+            _changes(sound, done).carry_out()
+    except EnvironmentFault as fault:
+        remedy = "make room there, or give a folder that can be written: --to DIR; the same command then goes on"
+        raise EnvironmentFault(fault.cause, remedy) from fault
     return done
 
 
-def _take(entry: Entry, folder: Path, before: Entry | None) -> None:
-    for sample in named_samples(entry.words):
-        if not (to := folder / "samples" / sample).exists():
-            put(to, (entry.side / sample).read_bytes())
-    same = before is not None and before.words["digest"] == entry.words["digest"]
-    if not same or _trust(entry) > _trust(before):  # what was learned of a row since it was published stays with it
-        put(folder / entry.path.name, entry.path.read_bytes())
+def _place(store: Store, target: Path, name: str) -> Path:
+    """The folder of published records, where nothing else can be hit by what is written and removed there."""
+    folder = below(target / "results", plain_name(name, "a folder of published records"), error=UsageError)
+    for path in (folder, folder / "samples", folder / identity.FOLDER):
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link", OTHER_FOLDER)
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is not a folder", OTHER_FOLDER)
+    for path in (folder, folder.parent):
+        is_store = (path / "stages").is_dir() and (path / "samples").is_dir()
+        if is_store or path.resolve() == store.root:
+            raise UsageError(f"{path} is a runs folder, whose samples are not published ones", OTHER_FOLDER)
+    return folder
 
 
-def _age(entry: Entry) -> tuple[str, str]:
-    return entry.words["finished"], entry.words["id"]
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Only one process changes a folder of records at a time; others wait. No file is left behind."""
+    if fcntl is None:  # a folder cannot be locked there
+        yield
+        return
+    with guarded(folder, ""):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _trust(entry: Entry | None) -> int:
-    return TRUST.index(entry.record.trust) if entry else -1
+# --- which records ---
 
 
-def _chosen(entries: list[Entry], cells: Sequence[str]) -> list[Entry]:
+def _sound(store: Store, cells: Sequence[str], done: Published) -> dict[str, Entry]:
+    """The newest record of each question, of those that others may rely on."""
+    sound: dict[str, Entry] = {}
+    entries = _selection(store, cells, done)
+    for entry, verdict in zip(entries, judged(entries, store.root), strict=True):
+        reasons = [*verdict.faults, *verdict.reservations]
+        if not reasons and not verdict.components:
+            reasons = [f"the components of its cell are not in {store.root}: {identity.AGAIN}"]
+        if reasons:
+            done.refused[entry.path.stem] = reasons
+            continue
+        rival = sound.setdefault(_question(entry), entry)
+        if rival is not entry:
+            older, newest = sorted((rival, entry), key=_age)
+            sound[_question(entry)] = newest
+            done.older[older.path.stem] = newest.path.stem
+    return sound
+
+
+def _selection(store: Store, cells: Sequence[str], done: Published) -> list[Entry]:
+    """The records of a runs folder, or those whose ids begin so. What is no record is refused, with its reason."""
+    paths = store.files("records")
     for cell in cells:
-        if not any(entry.path.stem.startswith(cell) for entry in entries):
+        if not any(path.stem.startswith(cell) for path in paths):
             raise UsageError(f"no cell {cell!r}", "harness status lists them")
-    return [entry for entry in entries if not cells or any(entry.path.stem.startswith(cell) for cell in cells)]
+    entries = []
+    for path in paths:
+        if not cells or path.stem.startswith(tuple(cells)):
+            try:
+                entries.append(Entry(path, store.path("samples")))
+            except BadRecord as error:
+                done.refused[path.stem] = [error.why]
+    return entries
 
 
-def _asked(entry: Entry) -> str:
-    """The question: what was asked for, and of which machine."""
+def _question(entry: Entry) -> str:
+    """What was asked for, and of which machine."""
     return canonical([entry.words["spec"], entry.words["environment"]["device"]])
 
 
-def _tidy(folder: Path) -> None:
-    """No samples that no record names."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    named = {sample for words in records for sample in named_samples(words)}
-    for path in (folder / "samples").glob("*"):
-        if path.name not in named:
-            path.unlink()
+def _age(entry: Entry) -> tuple[datetime, str]:
+    return datetime.fromisoformat(entry.words["finished"]), entry.words["id"]
+
+
+def _trust(entry: Entry) -> int:
+    return TRUST.index(entry.record.trust)
+
+
+# --- what changes ---
+
+
+def _changes(sound: dict[str, Entry], done: Published) -> Changes:
+    folder, changes = done.folder, Changes()
+    published = _records_in(folder, done)
+    answers: dict[str, list[Entry]] = {}
+    for earlier in published.values():
+        answers.setdefault(_question(earlier), []).append(earlier)
+    for question, entry in sound.items():
+        cell, before = entry.path.stem, answers.get(question, [])
+        newer = max(before, key=_age, default=entry)
+        if _age(newer) > _age(entry):
+            done.older[cell] = newer.path.stem
+            continue
+        if entry.path.name in done.damaged:
+            why = f"{folder / entry.path.name} {done.damaged[entry.path.name]}: move it away and publish again"
+            done.refused[cell] = [why]
+            continue
+        try:
+            changes.evidence |= dict(_evidence(entry, folder))
+        except HarnessError as error:
+            done.refused[cell] = [error.line]
+            continue
+        done.taken.append(cell)
+        if _says_more(entry, published.get(cell)):
+            changes.records[folder / entry.path.name] = entry.path
+        published[cell] = entry
+        for earlier in before:
+            if earlier.path.stem != cell:
+                done.replaced.append(earlier.path.stem)
+                changes.removals.append(earlier.path)
+                del published[earlier.path.stem]
+    if done.taken and not done.damaged:  # which samples a damaged record needs, nobody can say
+        changes.removals += _unneeded(folder, published)
+    done.written = [str(path.relative_to(folder)) for path in (*changes.evidence, *changes.records)]
+    done.removed = [str(path.relative_to(folder)) for path in changes.removals]
+    return changes
+
+
+def _says_more(entry: Entry, published: Entry | None) -> bool:
+    """Whether a record is not there yet. What was learned of it since it was published stays with it."""
+    if published is None or published.words["digest"] != entry.words["digest"]:
+        return True
+    return _trust(entry) > _trust(published)
+
+
+def _records_in(folder: Path, done: Published) -> dict[str, Entry]:
+    """The records that lie in the folder already, by cell; what is none is named and left alone."""
+    entries = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            if path.is_symlink():
+                raise BadRecord(path, "is a link")
+            entry = Entry(path, folder / "samples")
+            entries[entry.record.id] = entry
+        except BadRecord as error:
+            done.damaged[path.name] = error.why
+    return entries
+
+
+def _evidence(entry: Entry, folder: Path) -> Iterator[tuple[Path, bytes | Path]]:
+    """The samples behind a record and the components of its cell, as far as they are not there already."""
+    for name in dict.fromkeys(named_samples(entry.words)):
+        if not SIDE_FILE.fullmatch(name):
+            raise HarnessError(f"it names its samples {name!r}, which is not the name of a side file")
+        path = folder / "samples" / name
+        if not _is_sample(path):
+            yield path, below(entry.side, name)
+    cell = identity.read(entry.side, entry.record.id)
+    assert cell is not None, "records without components were refused"
+    path = identity.published_path(folder / "samples", entry.record.id)
+    if _bytes(path) != cell.text():
+        yield path, cell.text()
+
+
+def _is_sample(path: Path) -> bool:
+    """Whether a sample lies there that is what its name says; what is damaged is written again."""
+    if _bytes(path) is None:
+        return False
+    try:
+        return not misfit(path)
+    except HarnessError:
+        return False
+
+
+def _bytes(path: Path) -> bytes | None:
+    """What a file holds, if there is one. A folder, a link or a device in its place stands in the way."""
+    if path.is_symlink():
+        raise HarnessError(f"{path} is a link and stands in the way", "move it away and publish again")
+    try:
+        return content(path)
+    except FileNotFoundError:
+        return None
+    except Unreadable as error:
+        raise HarnessError(f"{error} and stands in the way", "move it away and publish again") from None
+
+
+def _unneeded(folder: Path, published: dict[str, Entry]) -> Iterator[Path]:
+    """Samples that no record names, components of cells without a record, and what a kill left of a file in writing."""
+    side = folder / "samples"
+    needed = {identity.published_path(side, cell) for cell in published}
+    needed |= {side / name for entry in published.values() for name in named_samples(entry.words)}
+    for room, form in _ROOMS.items():
+        unfinished = re.compile(rf"\.{form.pattern}\.\d+")
+        paths = sorted((folder / room).iterdir()) if (folder / room).is_dir() else []
+        for path in paths:
+            is_ours = unfinished.fullmatch(path.name) or (room and form.fullmatch(path.name))
+            if is_ours and path not in needed and path.is_file() and not path.is_symlink():
+                yield path

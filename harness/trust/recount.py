@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -11,9 +12,11 @@ from harness import accounting, grid, plugins
 from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Workload
 from harness.errors import HarnessError
-from harness.records import Record
+from harness.records import Record, ScoreRecord
 
 CLOSE = 1e-9
+HEADER = 256  # bytes of a safetensors header per tensor, at most: its name, type, shape and place
+PERPLEXITY = "harness.builtin.perplexity:"
 FEW = 0.01  # of the dense model's parameters may be zero without a mask
 
 
@@ -49,11 +52,16 @@ def _anatomy(model: str) -> Anatomy | None:
 
 def budget(record: Record) -> Iterator[str]:
     budget, artefact, spec = record.budget, record.artefact, record.spec
-    if budget is None or artefact is None:
+    if budget is None:
         return
     limit = spec.budget.value
     if not close(budget.asked, limit):
         yield f"the budget says that {budget.asked:g} was asked, the cell {limit:g}"
+    if artefact is None:  # nothing was fast enough: the fastest try stands for it
+        fastest = min((probe["measured"] for probe in budget.probes), default=budget.achieved)
+        by_probes = {"achieved": fastest, "unused": limit - fastest}
+        yield from apart({name: getattr(budget, name) for name in by_probes}, by_probes, "budget", "its probes")
+        return
     if spec.budget.kind == "ratio":
         taken, bounds, over = artefact.ratio_blocks, None, False
         unused = taken - limit
@@ -70,6 +78,11 @@ def budget(record: Record) -> Iterator[str]:
         yield f"the budget's interval is {budget.achieved_ci95}, the measurement's {bounds}"
     if over and record.status == "ok":
         yield f"ok at {taken:.6g}, over its limit of {limit:g}"
+    if budget.probes and budget.probes[-1].get("final"):
+        last = budget.probes[-1]
+        figures: dict[str, float | None] = {"achieved": budget.achieved, "predicted": budget.predicted}
+        by_probe = {"achieved": last.get("measured"), "predicted": last.get("estimated")}
+        yield from apart(figures, by_probe, "budget", "its last probe")
 
 
 def model(record: Record) -> Iterator[str]:
@@ -99,6 +112,59 @@ def model(record: Record) -> Iterator[str]:
                 yield f"{side} FLOPs of {workload} are {getattr(pair, side)} in the record, {found} by the shape"
 
 
+def files(record: Record) -> Iterator[str]:
+    """What can be known of the model's files without them: how large they are, where they lie, whether weights changed.
+
+    A safetensors file is its parameters and a header with a line of text for each tensor.
+    """
+    artefact, anatomy = record.artefact, _anatomy(record.spec.model)
+    if artefact is None:
+        return
+    if record.status == "ok" and artefact.path != f"artefacts/{record.keys.artefact}":
+        yield f"the model lies in {artefact.path}, its key is {record.keys.artefact}"
+    if anatomy is not None:
+        header = artefact.bytes - accounting.stored_bytes(artefact.params, record.spec.dtype)
+        if not 0 < header <= HEADER * (len(anatomy.tensors) + 1):
+            yield f"bytes is {artefact.bytes:,} in the record, which is not the size of {artefact.params:,} parameters"
+    pruner = plugins.registry().specs["pruner"].get(record.spec.pruner)
+    if record.spec.recovery != "none" and not artefact.weights_updated:
+        yield f"weights_updated is false in the record, though {record.spec.recovery} followed the cut"
+    if record.spec.recovery == "none" and artefact.weights_updated and pruner and not pruner.updates_weights:
+        yield f"weights_updated is true in the record, but {pruner.name} changes no weights and nothing followed it"
+
+
+def documents(record: Record) -> Iterator[str]:
+    """How many documents were asked, by the limit; and the windows of a text, by their number and size."""
+    limit = record.spec.limit
+    for name, score in record.scores.items():
+        if limit is not None and score.n > limit:
+            yield f"{name}: {score.n} documents in the record, but the limit was {limit}"
+        evaluator = plugins.registry().specs["evaluator"].get(name.partition(":")[0])
+        if evaluator is not None and evaluator.target.startswith(PERPLEXITY) and score.details:
+            yield from (f"{name}: {where}" for where in _windows(score, limit))
+
+
+def _windows(score: ScoreRecord, limit: int | None) -> Iterator[str]:
+    """Windows follow each other without a gap. The first token of each is only predicted where a BOS precedes it."""
+    details = score.details
+    window, tokens = details["window"], details["tokens"]
+    whole = tokens // window
+    by_size = {
+        "windows": whole if limit is None else min(whole, limit),
+        "stride": window,
+        "tokens_scored": score.n * (window - (details["bos"] is None)),
+    }
+    yield from apart({name: details[name] for name in by_size}, by_size, by="its windows")
+    if details["windows"] != score.n:
+        yield f"windows is {details['windows']} in the record, {score.n} were scored"
+
+
+def conformance(record: Record) -> Iterator[str]:
+    score = record.conformance
+    if score is not None and not 0 <= score.passed <= score.of:
+        yield f"{score.passed} of {score.of} checks passed"
+
+
 def provenance(record: Record) -> Iterator[str]:
     """A device may turn out to be an emulator or to be played, and then its fingerprint says so; never the reverse."""
     known = plugins.registry().specs["device"].get(record.spec.device)
@@ -111,6 +177,8 @@ def provenance(record: Record) -> Iterator[str]:
 def co2(record: Record) -> Iterator[str]:
     told = record.co2
     if told is not None:
+        with suppress(ValueError):  # a country's name, whose figure another version of the table may have changed
+            yield from apart(told.grams_per_kwh, float(told.grid), "co2.grams_per_kwh", "its grid")
         asked = grid.Grid(told.grid, told.grams_per_kwh, told.source)
         found = grid.co2(asked, record.energy, record.spec.workloads[0])
         for side in ("dense", "pruned"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 from harness import plugins
 from harness.api import Samples
 from harness.checkpoints import folder_sha256
-from harness.errors import HarnessError
+from harness.errors import HarnessError, describe, one_line
 from harness.files import is_text_of
 from harness.latency import gates, sustained, timing
 from harness.leaderboard.entries import BadRecord, Entry
@@ -20,7 +20,7 @@ from harness.planning import QUICK_LIMIT
 from harness.records import SCHEMA, UNREAD, Energy, Gate, Latency, MemoryPair, Record
 from harness.spread import spread
 from harness.store import misfit, side_words
-from harness.trust import recount, scores
+from harness.trust import history, identity, recount, scores
 from harness.trust.recount import apart
 
 
@@ -31,6 +31,7 @@ class Verdict:
     path: Path
     faults: tuple[str, ...]
     reservations: tuple[str, ...]
+    components: bool = True  # whether its cell's components are there to say what it is
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _verdict(entry: Entry, around: Around) -> Verdict:
     try:
         record = entry.record
     except BadRecord as error:
-        return Verdict(entry.path, (error.why,), ())
+        return Verdict(entry.path, _lines([error.why]), ())
     faults: list[str] = []
     for check in CHECKS:
         try:
@@ -59,9 +60,15 @@ def _verdict(entry: Entry, around: Around) -> Verdict:
         except HarnessError as error:  # of a side file
             faults.append(error.cause)
         except Exception as error:  # whatever damaged words do to arithmetic
-            faults.append(f"{check.__name__.strip('_')}: {type(error).__name__}: {error}")
+            faults.append(f"{check.__name__.strip('_')}: {describe(error)}")
     doubts = (*reservations(record), *scores.unfollowed(entry, around.dense))
-    return Verdict(entry.path, tuple(dict.fromkeys(faults)), doubts)
+    has_components = identity.exists(entry.side, record.id)
+    return Verdict(entry.path, _lines(faults), _lines(doubts), has_components)
+
+
+def _lines(texts: Iterable[str]) -> tuple[str, ...]:
+    """Each once, and fit for a terminal: names and figures of a record may hold anything."""
+    return tuple(dict.fromkeys(map(one_line, texts)))
 
 
 def reservations(record: Record) -> Iterator[str]:
@@ -84,8 +91,8 @@ def reservations(record: Record) -> Iterator[str]:
 
 
 def _schema(entry: Entry, _: Around) -> Iterator[str]:
-    if entry.record.schema_ > SCHEMA:
-        yield f"schema {entry.record.schema_} is newer than this harness knows ({SCHEMA})"
+    if not 1 <= entry.record.schema_ <= SCHEMA:
+        yield f"schema {entry.record.schema_} is not one that this harness knows (1 to {SCHEMA})"
 
 
 def _written(entry: Entry, _: Around) -> Iterator[str]:
@@ -97,8 +104,8 @@ def _status(entry: Entry, _: Around) -> Iterator[str]:
     record = entry.record
     if record.status == "ok" and (record.artefact is None or not record.latency):
         yield "ok, but without a model or a latency"
-    if record.status != "ok" and not record.reason:
-        yield f"{record.status} without a reason"
+    if (record.status == "ok") == bool(record.reason):
+        yield "ok, but with a reason" if record.reason else f"{record.status} without a reason"
     for latency in record.latency.values():
         broken = gates.failed(record.gates, latency.clock)
         if broken and record.status == "ok":
@@ -106,8 +113,16 @@ def _status(entry: Entry, _: Around) -> Iterator[str]:
 
 
 def _recount(entry: Entry, _: Around) -> Iterator[str]:
-    for count in (recount.budget, recount.model, recount.provenance, recount.co2):
+    for count in RECOUNTS:
         yield from count(entry.record)
+
+
+def _identity(entry: Entry, _: Around) -> Iterator[str]:
+    """What it says it is, and how it came by its trust."""
+    yield from history.faults(entry.record)
+    cell = identity.read(entry.side, entry.record.id)
+    if cell is not None:
+        yield from identity.faults(entry.record, cell)
 
 
 def _latencies(entry: Entry, _: Around) -> Iterator[str]:
@@ -126,6 +141,8 @@ def _latencies(entry: Entry, _: Around) -> Iterator[str]:
             yield from (f"{workload}, {name}: {where}" for where in apart(known, found))
         if latency.rounds != len(rounds.dense):
             yield f"{workload}: {latency.rounds} rounds told, {len(rounds.dense)} measured"
+        if latency.processes not in (1, len(rounds.visits())):
+            yield f"{workload}: processes is {latency.processes} in the record, with {len(rounds.visits())} visits"
         if workload == record.spec.workloads[0]:
             yield from _read(record, rounds, latency.clock)
         for side, visits in (("dense", rounds.dense), ("pruned", rounds.pruned)):
@@ -140,6 +157,9 @@ def _latencies(entry: Entry, _: Around) -> Iterator[str]:
 
 def _sustained(entry: Entry, latency: Latency) -> Iterator[str]:
     known = latency.sustained
+    asked = entry.record.spec.sustain
+    if entry.record.status == "ok" and (bool(asked) != (known is not None) or (known and known.seconds < asked)):
+        yield f"spec.sustain asks for {asked:g} s of work, the record has {known.seconds if known else 0:g} s"
     words = side_words(entry.side / known.samples) if known is not None else None
     if known is not None and words is not None:
         visits = [Samples(**visit) for visit in words["visits"]]
@@ -195,10 +215,21 @@ def _samples(entry: Entry, _: Around) -> Iterator[str]:
             yield error.cause
 
 
+RECOUNTS: tuple[Callable[[Record], Iterator[str]], ...] = (
+    recount.budget,
+    recount.model,
+    recount.files,
+    recount.documents,
+    recount.conformance,
+    recount.provenance,
+    recount.co2,
+)
+
 CHECKS: tuple[Callable[[Entry, Around], Iterator[str]], ...] = (
     _schema,
     _written,
     _status,
+    _identity,
     _recount,
     _samples,
     _latencies,
@@ -208,13 +239,19 @@ CHECKS: tuple[Callable[[Entry, Around], Iterator[str]], ...] = (
 
 
 def orphans(entries: Sequence[Entry]) -> list[Path]:
-    """Samples that no record names, as far as records can be read."""
+    """Samples that no record names, as far as records can be read, and components of cells without a record."""
     named: set[str] = set()
     for entry in entries:
         with suppress(AttributeError, KeyError, TypeError):  # of a damaged record, which its verdict tells
             named.update(named_samples(entry.words))
-    sides = {entry.side for entry in entries}
-    return sorted(path for side in sides if side.is_dir() for path in side.iterdir() if path.name not in named)
+    known = {identity.published_path(entry.side, entry.path.stem) for entry in entries}
+    found: list[Path] = []
+    for side in {entry.side for entry in entries}:
+        if side.is_dir():
+            found += [path for path in side.iterdir() if path.name not in named]
+        if (cells := identity.published_path(side, "").parent).is_dir():
+            found += [path for path in cells.iterdir() if path not in known]
+    return sorted(found)
 
 
 def named_samples(words: dict[str, Any]) -> Iterator[str]:

@@ -15,10 +15,13 @@ from pathlib import Path
 from harness import stats
 from harness.cell import now
 from harness.errors import EnvironmentFault, UsageError
+from harness.files import put, text_of
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.rows import ranked
 from harness.records import TRUST, Change, Latency, Record, Trust
 from harness.reproduce import reproduce
+from harness.trust import history
+from harness.trust.publish import exclusive
 
 SURE = 0.01  # chance of calling an honest score different
 NEAR = 1e-3  # of a score: what other libraries' rounding may do
@@ -107,16 +110,27 @@ def notes(told: Record, made: Record) -> Iterator[str]:
         yield f"other versions of {', '.join(other)}"
 
 
+def note(found: Again, trust: Trust, command: str) -> Record:
+    """Write what was learned of a row into its file, unless another process changed that file meanwhile."""
+    entry = found.entry
+    with exclusive(entry.path.parent):
+        if Entry(entry.path, entry.side).words != entry.words:
+            raise CannotBeMade(f"{entry.path} was changed while its row was made again", "verify it once more")
+        record = learned(found, trust, command)
+        put(entry.path, text_of(record.words()))
+    return record
+
+
 def learned(found: Again, trust: Trust, command: str) -> Record:
     """The record with what was learned of it, which its digest does not cover. What nobody can confirm is no more
     than what its author says."""
     git, record = found.made.environment.git, found.entry.record
     commit = f" at {git.commit[:12]}{' and uncommitted changes' if git.dirty else ''}" if git else ""
     if found.differences:
-        trust, what = TRUST[0], f"made again{commit}: {'; '.join(found.differences)}"
+        trust, what = TRUST[0], history.disagreement(commit, found.differences)
     else:
         trust = max(trust, record.trust, key=TRUST.index)
-        what = f"{trust}: made again{commit}, in agreement"
+        what = history.agreement(trust, commit)
     change = Change(when=now(), what=what, command=command)
     return record.model_copy(update={"trust": trust, "history": [*record.history, change]}).sealed()
 
