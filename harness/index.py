@@ -44,7 +44,7 @@ def _known(words: Any) -> dict[str, Any]:
     """What an index holds; nothing where it is of another version or shape."""
     if not isinstance(words, dict) or words.get("version") != VERSION or not isinstance(words.get("rows"), dict):
         return {}
-    return {cell: kept for cell, kept in words["rows"].items() if _is_kept(kept)}
+    return {cell: kept for cell, kept in words["rows"].items() if _is_kept(kept) and kept["row"]["id"] == cell}
 
 
 def _is_kept(kept: Any) -> bool:

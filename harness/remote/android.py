@@ -25,7 +25,7 @@ EMULATED = ("goldfish", "ranchu")
 NNAPI_DEPRECATED = 35  # Android 15
 SKELS = "/vendor/dsp/cdsp;/vendor/lib/rfsa/adsp;/system/lib/rfsa/adsp"
 ZONES = 'for zone in /sys/class/thermal/thermal_zone*; do echo "$(cat $zone/type) $(cat $zone/temp)"; done 2>/dev/null'
-SENSOR = re.compile(r"Temperature\{mValue=([\d.]+), mType=-?\d+, mName=([^,]+),")
+SENSOR = re.compile(r"Temperature\{mValue=([0-9]{1,6}(?:\.[0-9]{1,30})?), mType=-?\d+, mName=([^,]+),")
 STATUS = re.compile(r"Thermal Status: (\d+)")
 CALM = ("", "0")  # what a thermal service says when nothing is held down
 

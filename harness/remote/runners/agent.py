@@ -87,7 +87,7 @@ class Process:
         if "error" in reply:
             raise HarnessError(one_line(f"{self.where}: {reply['error']}: {reply.get('said', '')}"))
         for name, usable in FIELDS.get(do, {}).items():
-            if not usable(reply.get(name)):
+            if name not in reply or not usable(reply[name]):
                 raise HarnessError(f"{self.where}: the agent's reply to {do!r} has no usable {name}", AGAIN)
         return reply
 
