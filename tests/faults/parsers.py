@@ -1,0 +1,498 @@
+"""Calls of all parsers of what came from outside. `catalogue` holds the inputs that each begins with."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.store import Store
+
+from . import bases, mutations
+from .bases import SOUND, Files
+
+Parse = Callable[[Path, Path], object]  # folder and input -> whether it was used; HarnessError where it was refused
+RAW = {
+    ".json": mutations.RAW_JSON,
+    ".jsonl": mutations.RAW_JSON,
+    ".yaml": [*mutations.RAW_JSON, *mutations.RAW_YAML],
+}
+
+
+@dataclass(frozen=True)
+class Parser:
+    """`files` are the well-formed inputs, of which each is tried alone. `beside` lies in the folder with all of them.
+
+    `pack` makes the files of a value, for those that carry a digest of their own words or are named by it.
+    """
+
+    name: str
+    share: int  # of 1,000 inputs
+    parse: Parse
+    files: Files
+    beside: Files = field(default_factory=dict)
+    pack: Callable[[str, Any], Files] | None = None
+    values: Mapping[str, bytes] = field(default_factory=dict)  # JSON of what is mutated as a value
+    is_file: bool = True  # of a user's, which a message names; else an argument or what a program printed
+
+    def input(self, seed: int) -> Files:
+        """The files of one input, the parser's own first; the same for the same seed."""
+        random = Random(f"{self.name}-{seed}")
+        file = random.choice(sorted(self.files))
+        content, raw = self.files[file], RAW.get(Path(file).suffix, ())
+        if self.pack is not None:
+            return self.pack(file, mutations.of_value(random, self.values[file], kinds=0.8))
+        if file in self.values and random.random() < 0.7:
+            return {file: mutations.text_of(random, mutations.of_value(random, self.values[file], raw), raw)}
+        if file.endswith(".jsonl") and random.random() < 0.7:
+            lines = content.splitlines(True)
+            at = random.randrange(len(lines))
+            lines[at] = mutations.text_of(random, mutations.of_value(random, lines[at], raw), raw) + b"\n"
+            return {file: b"".join(lines)}
+        return {file: mutations.of_bytes(random, content, list(self.files.values()))}
+
+    def examples(self) -> Iterator[Files]:
+        """Each input that this begins with."""
+        for file, content in self.files.items():
+            yield self.pack(file, json.loads(self.values[file])) if self.pack is not None else {file: content}
+
+
+def require(holds: object, what: str) -> None:
+    if not holds:
+        raise AssertionError(what)
+
+
+def command(name: str, *arguments: str) -> str:
+    """What `harness NAME ARGUMENTS` prints; the store is HARNESS_RUNS, the folder of the input."""
+    import importlib
+
+    from click.testing import CliRunner
+
+    verb = importlib.import_module(f"harness.cli.{name}").command
+    result = CliRunner().invoke(verb, list(arguments), catch_exceptions=False, standalone_mode=False)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+# --- the store ---
+
+
+def record(folder: Path, path: Path) -> object:
+    return Store(folder).record(path.stem) is not None
+
+
+def records(folder: Path, path: Path) -> object:
+    cells = {one.id for one in Store(folder).records()}
+    require(SOUND in cells, "the sound record is not answered")
+    return path.stem in cells
+
+
+def entry(folder: Path, path: Path) -> object:
+    from harness.leaderboard.entries import Entry
+
+    one = Entry(path, folder / "samples")
+    return all(one.documents(score) is not None for score in one.record.scores.values())
+
+
+def stage(folder: Path, path: Path) -> object:
+    store = Store(folder)
+    value = store.stage("cell", path.stem)
+    store.components("cell")
+    return value is not None
+
+
+def status(folder: Path, path: Path) -> object:
+    out = command("status")
+    require(SOUND[:12] in out, "the sound record has no row")
+    return path.is_file() and command("status", "--json")
+
+
+def status_why(folder: Path, path: Path) -> object:
+    require(SOUND[:12] in command("status", "--why"), "the sound record has no row")
+    return path.is_file()
+
+
+def side_file(folder: Path, path: Path) -> object:
+    from harness.store import misfit, side_words
+
+    used = Store(folder).read_side_file(path.name) is not None
+    if path.is_file():
+        misfit(path)
+        side_words(path)
+    return used
+
+
+# --- records that were sealed again ---
+
+
+def page(folder: Path, path: Path) -> object:
+    out = command("leaderboard")
+    require("magnitude" in out, "the sound record is on no page")
+    return path.is_file()
+
+
+def html(folder: Path, path: Path) -> object:
+    command("leaderboard", "--html", str(folder / "page.html"))
+    require("magnitude" in (folder / "page.html").read_text(encoding="utf-8"), "the sound record is on no page")
+    return path.is_file()
+
+
+def tree(folder: Path, path: Path) -> object:
+    command("leaderboard", str(folder))
+    command("leaderboard", str(folder), "--check")
+    return True
+
+
+def validate(folder: Path, path: Path) -> object:
+    verdicts = json.loads(command("validate", "--json"))
+    require(len(verdicts) == 2, "a record has no verdict")
+    return not any(verdict["faults"] for verdict in verdicts)
+
+
+def compare(folder: Path, path: Path) -> object:
+    command("compare", SOUND, str(path))
+    json.loads(command("compare", SOUND, str(path), "--json"))
+    return True
+
+
+def publish(folder: Path, path: Path) -> object:
+    command("publish", "set", "--to", str(folder / "boards"))
+    return path.is_file()
+
+
+def side_values(folder: Path, path: Path) -> object:
+    """A side file under its right name, behind a record that names it."""
+    page(folder, path)
+    return validate(folder, path)
+
+
+# --- what a user writes ---
+
+
+def suite(folder: Path, path: Path) -> object:
+    from harness.suite import cells, read
+
+    return cells(read(path))
+
+
+def device_file(folder: Path, path: Path) -> object:
+    from harness.remote.target import read
+
+    target = read(path.stem, "{transport: ssh, host: board.local}")
+    return target if target.transport == "ssh" else target.connect()
+
+
+def settings(folder: Path, path: Path) -> object:
+    """`--set` values, and those of a suite, which may have any type."""
+    from harness import options, plugins
+
+    methods = json.loads(path.read_bytes())
+    for name, given in methods.items() if isinstance(methods, dict) else ():
+        spec = plugins.registry().get("pruner", name)
+        if isinstance(given, dict):
+            options.settings(f"pruner {name}", spec.parameters, "quick", given)
+    return True
+
+
+def names(folder: Path, path: Path) -> object:
+    """Evaluators and a recovery, as a command line gives them."""
+    from harness import options
+
+    evaluators, recovery = [*_argument(path).split("\n"), ""][:2]
+    options.recovering(recovery, "quick", "c4")
+    return options.evaluations(evaluators.split(","), "quick")
+
+
+def _argument(path: Path) -> str:
+    return path.read_bytes().decode(errors="surrogateescape")
+
+
+def workload(folder: Path, path: Path) -> object:
+    from harness.api import Workload
+
+    return str(Workload.parse(_argument(path)))
+
+
+def budget(folder: Path, path: Path) -> object:
+    from harness.api import Budget
+
+    kind, _, text = _argument(path).partition(" ")
+    return str(Budget.latency(text) if kind == "latency" else Budget.ratio(text))
+
+
+def grid(folder: Path, path: Path) -> object:
+    from harness.grid import parse
+
+    return parse(_argument(path))
+
+
+def text_rows(folder: Path, path: Path) -> object:
+    from harness import data
+
+    text = data.read("ptb" if path.suffix == ".txt" else "c4")
+    return text.join.join(text.documents) is not None
+
+
+def task_rows(folder: Path, path: Path) -> object:
+    from harness_lm_eval.rows import Source, find
+
+    return find(Source("piqa", "none", "none"), fetch=False).read({"validation": 2})
+
+
+def reported(folder: Path, path: Path) -> object:
+    from harness.leaderboard import page, reported
+
+    rows = reported.read(folder)
+    return page.reported_page(rows) if rows else True
+
+
+# --- cost tables and saved models ---
+
+
+def table(folder: Path, path: Path) -> object:
+    from rich.console import Console
+
+    from harness.cli.profile import print_table
+    from harness.latency import shelf
+
+    cost_table = shelf.read(path)
+    print_table(cost_table, path, Console(file=io.StringIO()))
+    return shelf.Shelf(Store(folder)).put(cost_table, again=True)
+
+
+def shelved_table(folder: Path, path: Path) -> object:
+    from harness import plugins
+    from harness.anatomy import anatomy_of
+    from harness.api import Workload
+    from harness.latency.shelf import Shelf
+    from harness.latency.table import CostModel
+
+    pristine = json.loads(bases.table())
+    anatomy = anatomy_of(plugins.registry().get("model", "tiny").config)
+    place = (pristine["device"], pristine["runtime"], pristine["dtype"], Workload.parse(pristine["workload"]))
+    cost_table = Shelf(Store(folder)).find(anatomy, *place)
+    if cost_table is None:
+        return False
+    cost = CostModel(cost_table, anatomy)
+    return cost.floor <= cost.dense and (cost_table.predictor is None or cost.time({"hidden": 48}))
+
+
+def config(folder: Path, path: Path) -> object:
+    from harness.anatomy import anatomy_of
+    from harness.anatomy.llama import config_of, sliding_window
+    from harness.checkpoints import read_config
+
+    anatomy = anatomy_of(read_config(folder))
+    config_of(anatomy, anatomy.full())
+    config_of(anatomy, {site: (units + 1) // 2 for site, units in anatomy.full().items()})
+    return [sliding_window(anatomy.config, site.layer or 0) for site in anatomy.blocks()]
+
+
+def plan(folder: Path, path: Path) -> object:
+    """`harness run --model FOLDER --dry-run`."""
+    from harness import planning
+
+    request = planning.Request(
+        pruner="magnitude", model=str(folder), ratio=0.3, device="null", evaluators=("footprint",), calibration="c4"
+    )
+    cell = planning.make(request, fetch=False)
+    return cell.work_flops() if cell.obstacle is None else cell.cell
+
+
+def load(folder: Path, path: Path) -> object:
+    from harness.checkpoints import folders
+
+    return folders.read(folder)
+
+
+def cut(folder: Path, path: Path) -> object:
+    from harness.checkpoints import folders
+
+    return folders.read_cut(folder).shape is not None
+
+
+def weights(folder: Path, path: Path) -> object:
+    from harness.checkpoints import folders
+
+    return folders.weights(folder)
+
+
+def tokenizer(folder: Path, path: Path) -> object:
+    from harness.checkpoints import folders
+
+    return folders.tokenizer(folder)
+
+
+def state(folder: Path, path: Path) -> object:
+    from harness.checkpoints import states
+
+    return states.read(folder) is not None
+
+
+def gguf_header(folder: Path, path: Path) -> object:
+    """The look at a file's header that comes before any library opens it."""
+    from harness import reading
+    from harness.anatomy import check_config
+    from harness.models.gguf_header import Header
+
+    with reading.parsing(path, "a readable GGUF file"):
+        header = Header(path)
+    check_config(header.config(), str(path))
+    return header.family
+
+
+def gguf(folder: Path, path: Path) -> object:
+    from harness.models import cards
+
+    return cards.card(str(path))
+
+
+def notes(folder: Path, path: Path) -> object:
+    """Notes of earlier runs in the cache; what cannot be read there is worked out again."""
+    from harness import host
+    from harness.api import ModelCard
+    from harness.models import loading
+
+    require(isinstance(host.notes("amx.json"), dict), "the notes are not plain pairs")
+    return loading.from_folder(ModelCard(name="m", summary="", config={}, source=str(folder), loader=""))
+
+
+# --- other machines ---
+
+
+class Talk:
+    """An agent that answers with prepared lines."""
+
+    where = "board"
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self.lines, self.nonce = list(lines), ""
+
+    def say(self, line: str) -> None:
+        self.nonce = json.loads(line)["nonce"]
+
+    def hear(self, timeout_s: float) -> str | None:
+        return self.lines.pop(0).replace("NONCE", self.nonce) if self.lines else None
+
+    def ended(self) -> Any:
+        from harness.remote.transport import Done
+
+        return Done(1, "", "")
+
+    def close(self) -> None: ...
+
+
+def agent(folder: Path, path: Path) -> object:
+    """A reply, and what a device makes of it."""
+    from harness.api import TimingPlan
+    from harness.remote import agent as program
+    from harness.remote import ort
+    from harness.remote.device import Handle
+    from harness.remote.runners.agent import Process
+    from harness.remote.target import Target
+
+    reply = path.read_bytes().decode(errors="replace")
+    lines = (program.ANSWER + reply.replace("\n", " ") if path.suffix == ".json" else reply).splitlines(True)
+
+    class Board(ort.OnnxRuntime):
+        name = "orin-cpu"
+        target = Target(transport="local")
+        where = "board"
+
+        class Agent:
+            def ask(self, do: str, timeout_s: float = 120, **request: Any) -> Any:
+                return Process(Talk(lines), "python3").ask(do, timeout_s, **request)
+
+        agent = Agent()
+
+        def looks(self) -> Any:
+            yield from self.more_looks()
+            yield "machine", self._machine
+            yield "temperature", self._temperature
+
+    board = Board()
+    if path.stem == "probe":
+        return board.probe().usable
+    if path.stem == "open":
+        ort.lowered(board.agent.ask("open"), "board")
+        return True
+    return board.measure(Handle("m", "m.onnx", process=Process(Talk(lines), "python3")), TimingPlan(1, 3, 0.0))
+
+
+class Line:
+    """A transport whose every command prints the input."""
+
+    where = "board"
+
+    def __init__(self, text: str) -> None:
+        from harness.remote.shells import Posix
+
+        self.text, self.shell = text, Posix()
+
+    def run(self, words: Sequence[str], timeout_s: float = 60) -> Any:
+        from harness.remote.shells import ended
+        from harness.remote.transport import Done
+
+        ended(self.text)
+        return Done(0, self.text, "")
+
+
+def shell(folder: Path, path: Path) -> object:
+    """What commands of other machines print: properties, temperatures, free space, hashes."""
+    from harness.remote import android
+    from harness.remote.folder import Folder
+
+    line = Line(_printed(path))
+    android.words(android.look(line))
+    android.usable(line, "/data/program", "phone")
+    there = Folder(line, "/data")
+    there._made = "/data/harness-x"
+    return there.free() is not None or there.hashes(["a"])
+
+
+def _printed(path: Path) -> str:
+    return path.read_bytes().decode(errors="replace")
+
+
+def trtexec(folder: Path, path: Path) -> object:
+    from harness.remote.runners import trtexec as program
+
+    text = _printed(path)
+    return program.samples(text) if path.suffix == ".json" else program.told(text, 0)
+
+
+def perf_test(folder: Path, path: Path) -> object:
+    from harness.remote.runners import perf_test as program
+
+    text = _printed(path)
+    return program.samples(text) if path.suffix == ".csv" else program.told(text, 0)
+
+
+def benchmark_model(folder: Path, path: Path) -> object:
+    from harness.remote.runners import benchmark_model as program
+
+    text = _printed(path)
+    program.fallback(text)
+    return program.told(text, 0)
+
+
+def net_run(folder: Path, path: Path) -> object:
+    from harness.remote.runners import net_run as program
+
+    text = _printed(path)
+    with suppress(HarnessError):
+        program.done(text, 0)
+    return program.told(text)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Where the parsers look for files of a user's."""
+    names = ("HARNESS_RUNS", "HARNESS_CACHE", "HARNESS_DATA", "HARNESS_DEVICES")
+    return {**dict.fromkeys(names, str(folder)), "HF_HUB_OFFLINE": "1", "COLUMNS": "110"}
