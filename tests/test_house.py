@@ -34,6 +34,7 @@ RANKS = [
         "reading",
         "paths",
         "locks",
+        "markup",
         "scratch",
         "seeds",
         "records",

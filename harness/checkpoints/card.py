@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from harness import stats
 from harness.api import ModelCard
+from harness.markup import Code, Link, markdown, yaml_text
 from harness.records import Record
 
 
@@ -18,8 +21,8 @@ def in_one_line(text: str) -> str:
 
 def side_by_side(texts: Sequence[Mapping[str, str]]) -> list[str]:
     """A table of texts, each one cell whatever it holds."""
-    rows = [[in_one_line(text).replace("|", "\\|") for text in row.values()] for row in texts]
-    columns = list(texts[0])
+    rows = [[markdown(in_one_line(text)) for text in row.values()] for row in texts]
+    columns = [markdown(name) for name in texts[0]]
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
@@ -29,33 +32,32 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
     settings = "".join(f" --set {name}={value}" for name, value in spec.parameters.items())
     lines = [
         "---",
-        f"base_model: {source.source}",
-        *([f"license: {source.licence}"] if source.licence else []),
+        f"base_model: {yaml_text(source.source)}",
+        *([f"license: {yaml_text(source.licence)}"] if source.licence else []),
         "tags: [pruned]",
         "---",
         "",
-        f"# {spec.model}, pruned by {spec.pruner}",
+        f"# {markdown(f'{spec.model}, pruned by {spec.pruner}')}",
         "",
-        f"Made by harness from {source.source} (revision {spec.revision}). {artefact.ratio_blocks:.2%} of the prunable",
+        f"Made by harness from {markdown(source.source)} (revision {markdown(spec.revision)}). "
+        f"{artefact.ratio_blocks:.2%} of the prunable",
         f"parameters are gone: {artefact.params:,} of {artefact.params_dense:,} remain.",
         "",
         "| | dense | pruned |",
         "|---|---:|---:|",
     ]
     for workload, timing in record.latency.items():
-        lines.append(
-            f"| {workload}, {timing.clock} time on {spec.device}, ms | {timing.dense.median_ns / 1e6:.2f} "
-            f"| {timing.pruned.median_ns / 1e6:.2f} |"
-        )
+        label = markdown(f"{workload}, {timing.clock} time on {spec.device}, ms")
+        lines.append(f"| {label} | {timing.dense.median_ns / 1e6:.2f} | {timing.pruned.median_ns / 1e6:.2f} |")
     for name, score in record.scores.items():
         if not name.startswith("footprint"):
             cells = (stats.spread(score.dense, score.dense_stderr), stats.spread(score.value, score.stderr))
-            lines.append(f"| {name} (n={score.n}) | {' | '.join(cells)} |")
+            lines.append(f"| {markdown(name)} (n={score.n}) | {' | '.join(cells)} |")
     for name, score in record.scores.items():
         if score.texts:
-            lines += ["", f"What both wrote ({name}):", "", *side_by_side(score.texts)]
+            lines += ["", f"What both wrote ({markdown(name)}):", "", *side_by_side(score.texts)]
     lines.append("")
-    lines += [f"![{Path(name).stem}](notes/{name})" for name in pictures]
+    lines += [markdown(Link(Path(name).stem, f"notes/{quote(os.fsencode(name))}", picture=True)) for name in pictures]
     if uneven:
         lines += [
             "Its layers differ, so transformers needs the modelling file in this folder:",
@@ -65,6 +67,7 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
     else:
         lines += ["`AutoModelForCausalLM.from_pretrained(folder)` opens it as it is."]
     lines.append("")
-    lines += [f"Made with `--pruner {spec.pruner}{settings} --seed {spec.seed}`; `cut.json` says what was kept,"]
+    asked = Code(f"--pruner {spec.pruner}{settings} --seed {spec.seed}")
+    lines += [f"Made with {markdown(asked)}; `cut.json` says what was kept,"]
     lines += ["`record.json` holds the evidence.", ""]
     return "\n".join(lines)

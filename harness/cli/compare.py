@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.cli.answer import print_json
+from harness.errors import one_line
 from harness.store import Store
 
 if TYPE_CHECKING:
@@ -40,12 +41,12 @@ def command(first: str, second: str, remeasure: bool, as_json: bool) -> None:
             timings = compare.remeasured(one.record, other.record, store.root)
         words["remeasured"] = {workload: timing.model_dump(mode="json") for workload, timing in timings.items()}
     if as_json:
-        click.echo(json.dumps(words, indent=2, sort_keys=True))
+        print_json(words, sort_keys=True)
         return
     _print(words, one.record, other.record)
     if remeasure:
         for workload, timing in timings.items():
-            click.echo(_together(workload, timing))
+            click.echo(one_line(_together(workload, timing)))
 
 
 def _print(words: dict[str, Any], one: Record, other: Record) -> None:
@@ -54,8 +55,9 @@ def _print(words: dict[str, Any], one: Record, other: Record) -> None:
     for name, record in (("A", one), ("B", other)):
         spec = record.spec
         budget = f"{spec.budget.kind} {spec.budget.value:g}{spec.budget.unit}"
-        told = f"{spec.pruner} {spec.model} {budget} on {spec.device}, recovery {spec.recovery}, seed {spec.seed}"
-        click.echo(f"{name}  {record.id[:12]}  {told}  {'' if record.status == 'ok' else record.status}".rstrip())
+        cell = f"{spec.pruner} {spec.model} {budget} on {spec.device}, recovery {spec.recovery}, seed {spec.seed}"
+        status = "" if record.status == "ok" else f"  {record.status}"
+        click.echo(f"{name}  {one_line(record.id[:12])}  {one_line(cell)}{status}")
     click.echo()
     rows = []
     for name, score in words["scores"].items():
@@ -65,13 +67,14 @@ def _print(words: dict[str, Any], one: Record, other: Record) -> None:
         latency = {**timing, "what": "ratio", "change": timing.get("ratio")}
         name = f"speed-up, {workload}, {timing['clock']}"
         rows.append((name, f"{timing['first']:.3f}x", f"{timing['second']:.3f}x", _change(latency), "", timing["note"]))
+    lines = [tuple(map(one_line, row)) for row in rows]
     head = ("", "A", "B", "B against A [95 %]", "", "")
-    click.echo(tabulate(rows, headers=head, tablefmt="plain", disable_numparse=True))
+    click.echo(tabulate(lines, headers=head, tablefmt="plain", disable_numparse=True))
     click.echo("\nScores by document, Holm-corrected at 5 %. A latency below 1x says that B takes less time than A.")
     if not words["same_machine"]:
         click.echo("The machines differ: only speed-ups over their own dense models compare.")
     for at, name in enumerate("AB"):
-        if kinds := {timing["provenance"][at] for timing in words["latency"].values()} - {"device"}:
+        if kinds := {str(timing["provenance"][at]) for timing in words["latency"].values()} - {"device"}:
             click.echo(f"The latency of {name} is {_unmeasured(*kinds)}.")
 
 
@@ -92,4 +95,4 @@ def _together(workload: str, timing: Latency) -> str:
 
 
 def _unmeasured(*kinds: str) -> str:
-    return f"{', '.join(sorted(kinds))}, not measured on a device"
+    return f"{one_line(', '.join(sorted(kinds)))}, not measured on a device"

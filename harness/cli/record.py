@@ -5,67 +5,85 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich import box
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness import stats
 from harness.accounting import tokens
 from harness.api import Workload
 from harness.checkpoints.card import in_one_line
 from harness.cli.output import console
+from harness.errors import one_line
 from harness.records import Latency, Record, ScoreRecord, Sustained
 from harness.reproduce import reproduce
 from harness.words import figures
 
+LONG = 20_000  # characters of a line
+
 
 def print_record(record: Record, root: Path, cached: bool) -> None:
+    """On stdout; nothing in the record's text is taken for markup or reaches the terminal as a code."""
     out, spec = console(), record.spec
     out.print()
     if record.status != "ok":
-        out.print(f"[bold red]{record.status}[/]: {escape(record.reason)}", soft_wrap=True)
+        _print_line(out, record.status, f": {record.reason}", "bold red")
     if record.status not in ("ok", "unstable") and not record.unscored:
         return
     artefact, budget = record.artefact, record.budget
     assert artefact is not None
     assert budget is not None
     title = f"{spec.pruner} on {spec.model}, {spec.preset}" + (" (from the store)" if cached else "")
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=_text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("", "dense", "pruned", "change"):
         table.add_column(name, justify="left" if not name else "right")
-    for name, dense, pruned, change in record_rows(record):
-        table.add_row(escape(name), dense, pruned, change)
+    for row in record_rows(record):
+        table.add_row(*map(_text, row))
     out.print(table)
     for label, why in record.unscored.items():
         if why not in record.reason:
-            out.print(f"[yellow]not scored[/] {escape(label)}: {escape(why)}", soft_wrap=True)
+            _print_line(out, "not scored", f" {label}: {why}", "yellow")
     for name, score in record.scores.items():
         if score.texts:
             out.print(_side_by_side(name, score))
-    noted = ((name.split(".")[0], words) for name, score in record.scores.items() for words in score.notes)
-    for name, words in dict.fromkeys(noted):
-        out.print(f"[yellow]note[/] {escape(name)}: {escape(words)}", soft_wrap=True)
+    noted = ((name.split(".")[0], note) for name, score in record.scores.items() for note in score.notes)
+    for name, note in dict.fromkeys(noted):
+        _print_line(out, "note", f" {name}: {note}", "yellow")
     for workload, timing in record.latency.items():
-        out.print(f"{workload}: {how_measured(timing)}", soft_wrap=True)
+        _print_line(out, f"{workload}: {how_measured(timing)}")
         if timing.sustained:
-            out.print(f"{workload}: {how_lasting(timing.sustained)}", soft_wrap=True)
+            _print_line(out, f"{workload}: {how_lasting(timing.sustained)}")
     for gate in record.gates:
         if not gate.ok:
-            out.print(
-                f"[yellow]gate {gate.name} failed[/], guards {gate.guards} time: {escape(gate.detail)}", soft_wrap=True
-            )
-    out.print(f"[dim]{escape(energy_told(record))}[/]", soft_wrap=True)
-    out.print(f"budget: {budget_result(record)}", soft_wrap=True)
-    out.print(f"model:  {root / artefact.path}", soft_wrap=True)
-    out.print(f"record: {root / 'records' / (record.id + '.json')}", soft_wrap=True)
-    out.print(f"again:  {escape(reproduce(record))}", soft_wrap=True)
+            _print_line(out, f"gate {gate.name} failed", f", guards {gate.guards} time: {gate.detail}", "yellow")
+    _print_line(out, energy_told(record), style="dim")
+    _print_line(out, f"budget: {budget_result(record)}")
+    for label, value in (
+        ("model:", str(root / artefact.path)),
+        ("record:", str(root / "records" / f"{record.id}.json")),
+        ("again:", reproduce(record)),
+    ):
+        out.print(Text(f"{label:7} {one_line(value, LONG)}"), soft_wrap=True)
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(one_line(text), style=style)
+
+
+def _print_line(out: Console, start: str, text: str = "", style: str = "") -> None:
+    """One line, whose start has a style of its own."""
+    line = Text(one_line(f"{start}{text}", LONG))
+    line.stylize(style, 0, len(one_line(start)))
+    out.print(line, soft_wrap=True)
 
 
 def _side_by_side(name: str, score: ScoreRecord) -> Table:
-    table = Table(title=f"texts behind {name}", box=box.SIMPLE_HEAD, title_justify="left", show_lines=True)
+    title = _text(f"texts behind {name}", "italic")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", show_lines=True)
     for column in score.texts[0]:
-        table.add_column(column, overflow="fold", ratio=1)
+        table.add_column(_text(column), overflow="fold", ratio=1)
     for texts in score.texts:
-        table.add_row(*(escape(in_one_line(text)) for text in texts.values()))
+        table.add_row(*(Text(in_one_line(text)) for text in texts.values()))
     return table
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from harness import stats
@@ -14,11 +12,32 @@ from harness.leaderboard.entries import Entry
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Column, Group, Place, Row, settings
 from harness.leaderboard.standing import MEAN, answers, better, mean_accuracy, tasks
+from harness.markup import Cell, Code, Figures, Link, Strong, link, markdown, markdown_line
 from harness.records import Artefact, Latency, Record
 from harness.stats import figure
 from harness.words import figures
 
-Table = list[dict[str, str]]
+Table = list[dict[str, Cell]]
+OWN = (  # columns that no score and no figure of a device may replace
+    "method",
+    "settings",
+    "preset",
+    "recovery",
+    "calibration",
+    "speed-up",
+    "ms",
+    "removed",
+    "parameters",
+    "parameters, non-zero",
+    "FLOPs",
+    "memory, peak",
+    "mJ per token",
+    "sustained",
+    MEAN.name,
+    "to the paper",
+    "trust",
+    "record",
+)
 LEGEND = (
     "± is a standard error over documents, brackets hold 95 %. Rows of one table that share a letter cannot be told "
     "apart on the same documents (paired, Holm-corrected, 5 %). Several seeds are one row, with the range of their "
@@ -26,34 +45,28 @@ LEGEND = (
 )
 
 
-def file_of(place: Place) -> str:
-    """Where a page lies below the leaderboards."""
-    plain = [re.sub(r"[^\w.-]+", "-", word) for word in (place.model, f"{place.device}-{place.workload}")]
-    return f"{plain[0]}/{plain[1]}.md"
-
-
 def page(
     boards: Sequence[Board], reported: Sequence[Reported], home: Path | None, plots: Sequence[Sequence[str]] = ()
 ) -> str:
     """All boards of one model, device and workload, each with its plots; links are relative to `home`, if any."""
     place = boards[0].place
-    parts = [f"# {place.model} on {place.device}, {place.workload}"]
+    parts = [f"# {markdown(f'{place.model} on {place.device}, {place.workload}')}"]
     special = differing([board.place for board in boards])
     for at, board in enumerate(boards):
-        parts += [f"![{name}]({name})" for name in (plots[at] if plots else ())]
-        parts.append(setting(board))
-        if words := taken_words(board):
-            parts.append("\n".join(f"- {line}" for line in words))
+        parts += [markdown(Link(name, name, picture=True)) for name in (plots[at] if plots else ())]
+        parts.append(markdown_line(setting(board)))
+        if lines := taken_words(board):
+            parts.append(listed(lines))
         for group in board.groups:
-            parts += [f"## {', '.join([_capital(group.title), *special[at]])}"]
+            parts += [f"## {markdown(', '.join([_capital(group.title), *special[at]]))}"]
             if len(main := tasks(group)) > 1:
-                parts.append(f"Mean accuracy: over {', '.join(column.name for column in main)}.")
+                parts.append(markdown_line(f"Mean accuracy: over {', '.join(column.name for column in main)}."))
             if group.rows:
-                parts.append(markdown(table(board, group, reported, home)))
+                parts.append(tabled(table(board, group, reported, home)))
             if group.failures:
-                parts.append("\n".join(failed(entry, home) for entry in group.failures))
-    if found := [one for one in reported if one.model == place.model]:
-        parts += ["## Reported, not re-run", markdown([one.row() for one in found])]
+                parts.append(listed([failed(entry, home) for entry in group.failures]))
+    if same := [one for one in reported if one.model == place.model]:
+        parts += ["## Reported, not re-run", tabled([reported_row(one) for one in same])]
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
@@ -61,8 +74,13 @@ def reported_page(known: Sequence[Reported]) -> str:
     """All that others reported, by model."""
     parts = ["# Reported, not re-run", "From `reported.json`: what papers and repositories say, in their own settings."]
     for model in sorted({one.model for one in known}):
-        parts += [f"## {model}", markdown([one.row() for one in known if one.model == model])]
+        rows = [reported_row(one) for one in known if one.model == model]
+        parts += [f"## {markdown(model)}", tabled(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def reported_row(one: Reported) -> dict[str, Cell]:
+    return {**one.row(), "method": Code(one.pruner)}
 
 
 def _capital(words: str) -> str:
@@ -93,7 +111,7 @@ def machine(place: Place) -> str:
     """As it calls itself, and how many of its cores work."""
     told = json.loads(place.machine)
     threads = [f"{told['threads']} thread{'s' * (told['threads'] != 1)}"] if "threads" in told else []
-    return ", ".join([told.get("model") or place.device, *threads])
+    return ", ".join([str(told.get("model") or place.device), *threads])
 
 
 def calibrations(board: Board) -> list[str]:
@@ -112,14 +130,17 @@ def taken_words(board: Board) -> list[str]:
 
 
 def labels(columns: Sequence[Column]) -> dict[Column, str]:
-    """Names alone where they are enough."""
+    """Names alone where they are enough, and are no other column's."""
     names = [column.name for column in columns]
     again: dict[str, int] = defaultdict(int)
-    found = {}
+    label_of: dict[Column, str] = {}
     for column in columns:
-        again[column.name] += 1
-        found[column] = column.name if names.count(column.name) == 1 else f"{column.name} ({again[column.name]})"
-    return found
+        label = column.name
+        while label in OWN or label in label_of.values() or (label == column.name and names.count(label) > 1):
+            again[column.name] += 1
+            label = f"{column.name} ({again[column.name]})"
+        label_of[column] = label
+    return label_of
 
 
 def table(board: Board, group: Group, reported: Sequence[Reported], home: Path | None) -> Table:
@@ -132,8 +153,8 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
         made = [record.artefact for record in records if record.artefact]
         flops = [record.flops[row.workload].pruned for record in records if row.workload in record.flops]
         memory = [record.memory.pruned.peak for record in records if record.memory.pruned]
-        line = {
-            "method": f"`{spec.pruner}`",
+        line: dict[str, Cell] = {
+            "method": Code(spec.pruner),
             "settings": row.settings,
             "preset": spec.preset,
             "recovery": "" if spec.recovery == "none" else spec.recovery,
@@ -146,28 +167,31 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
             "FLOPs": _range([count / 1e9 for count in flops if count is not None], "{:,.1f} G"),
             "memory, peak": _range([count / 1e6 for count in memory], "{:,.0f} MB"),
             "mJ per token": figure(row.energy) if row.energy is not None else "",
-            **on_device(row.timings[0]),
         }
+        line |= on_device(row.timings[0], {*OWN, *known.values(), best})
         for column in sorted(known, key=lambda column: not answers(row, column)):
             line[known[column]] = value(row, column)
         if main:
-            found = mean_accuracy(row, main)
-            line[MEAN.name] = f"{stats.spread(*found)} {row.letters.get(MEAN, '')}".strip() if found else ""
+            mean = mean_accuracy(row, main)
+            line[MEAN.name] = Figures(f"{stats.spread(*mean)} {row.letters.get(MEAN, '')}".strip() if mean else "")
         line[best] = "" if row is group.rows[0] else to_best(row, group)
         line["to the paper"] = ", ".join(gap for one in reported if (gap := one.gap(row)))
-        line |= {"trust": row.trust, "record": " ".join(link(entry, home) for entry in row.entries)}
+        links = [piece for entry in row.entries for piece in (" ", record_link(entry, home))]
+        line |= {"trust": row.trust, "record": tuple(links[1:])}
         lines.append(line)
     names = dict.fromkeys(name for line in sorted(lines, key=len, reverse=True) for name in line)
     used = [name for name in names if any(line.get(name) for line in lines)]
     return [{name: line.get(name, "") for name in used} for line in lines]
 
 
-def on_device(timing: Latency) -> dict[str, str]:
+def on_device(timing: Latency, others: Collection[str]) -> dict[str, Cell]:
     """What the device tells of its form of the pruned model, and of work that lasts."""
-    found = figures(timing.told.get("pruned", {}))
+    details: dict[str, Cell] = {}
+    for name, value in figures(timing.told.get("pruned", {})).items():
+        details[f"{name} (device)" if name in others else name] = value
     if lasting := timing.sustained:
-        found["sustained"] = f"{figure(lasting.last_ns / 1e6)} ms after {lasting.seconds:.0f} s"
-    return found
+        details["sustained"] = f"{figure(lasting.last_ns / 1e6)} ms after {lasting.seconds:.0f} s"
+    return details
 
 
 def nonzero(artefact: Artefact) -> int | None:
@@ -175,78 +199,85 @@ def nonzero(artefact: Artefact) -> int | None:
     return artefact.params_nonzero if artefact.params_nonzero < 0.99 * artefact.params else None
 
 
-def value(row: Row, column: Column) -> str:
+def value(row: Row, column: Column) -> Figures:
     values, middle = row.values(column), row.value(column)
     if middle is None:
-        return ""
+        return Figures()
     score = row.scores[column]
     if len(values) > 1:
         text = f"{figure(middle)} ({figure(min(values))} to {figure(max(values))})"
     else:
         text = stats.spread(score.value, score.stderr)
-    return f"{text} {row.letters.get(column, '')}".strip()
+    return Figures(f"{text} {row.letters.get(column, '')}".strip())
 
 
-def _range(values: Sequence[float], words: str) -> str:
+def _range(values: Sequence[float], words: str) -> Figures:
     """Of one seed its figure, of several what lies between them."""
     if not values:
-        return ""
+        return Figures()
     low, high = words.format(min(values)), words.format(max(values))
-    return low if low == high else f"{low} to {high}"
+    return Figures(low if low == high else f"{low} to {high}")
 
 
-def to_best(row: Row, group: Group) -> str:
+def to_best(row: Row, group: Group) -> Figures:
     """How far from the first row, by the figure that the rows are sorted by."""
     columns = group.sorted_by
     found = better(row, group.rows[0], columns) if columns and set(columns) <= row.scores.keys() else None
     if found is None:
-        return ""
+        return Figures()
     scale = row.scores[columns[0]].scale
     ratio = scale == "exp-mean"
     shown = (lambda x: figure(stats.scaled(x, scale), 3)) if ratio else (lambda x: f"{x:+.3g}")
     bounds = f" [{shown(found.ci95[0])}, {shown(found.ci95[1])}]" if found.ci95 else ""
-    return f"{shown(found.value)}{'x' if ratio else ''}{bounds}"
+    return Figures(f"{shown(found.value)}{'x' if ratio else ''}{bounds}")
 
 
-def speedup(row: Row) -> str:
+def speedup(row: Row) -> Figures:
     timings = row.timings
     if len(timings) > 1:
         values = [timing.speedup for timing in timings]
-        return f"{row.speedup:.2f}x ({min(values):.2f} to {max(values):.2f})"
+        return Figures(f"{row.speedup:.2f}x ({min(values):.2f} to {max(values):.2f})")
     bounds = timings[0].speedup_ci95
-    return f"{row.speedup:.2f}x" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "")
+    return Figures(f"{row.speedup:.2f}x" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else ""))
 
 
-def _ms(timings: Sequence[Latency]) -> str:
+def _ms(timings: Sequence[Latency]) -> Figures:
     values = [timing.pruned.median_ns / 1e6 for timing in timings]
     if len(values) > 1:
-        return f"{figure(min(values))} to {figure(max(values))}"
+        return Figures(f"{figure(min(values))} to {figure(max(values))}")
     bounds = timings[0].pruned.ci95_ns
-    return figure(values[0]) + (f" [{figure(bounds[0] / 1e6)}, {figure(bounds[1] / 1e6)}]" if bounds else "")
+    interval = f" [{figure(bounds[0] / 1e6)}, {figure(bounds[1] / 1e6)}]" if bounds else ""
+    return Figures(f"{figure(values[0])}{interval}")
 
 
-def failed(entry: Entry, home: Path | None) -> str:
+def failed(entry: Entry, home: Path | None) -> Cell:
     record = entry.record
-    return f"- {asked(record)}: **{record.status}**: {record.reason} ({link(entry, home)})"
+    method, settings = asked(record)
+    return method, f"{settings}: ", Strong(record.status), ": ", record.reason, " (", record_link(entry, home), ")"
 
 
-def asked(record: Record) -> str:
-    """What tells a row without figures from its neighbours."""
+def asked(record: Record) -> tuple[Code, str]:
+    """What tells a row without figures from its neighbours: the method, and the rest with a space before each word."""
     spec = record.spec
-    words = [f"`{spec.pruner}`", *(f"{name}={value}" for name, value in settings(record).items())]
+    words = [f"{name}={value}" for name, value in settings(record).items()]
     words += [f"+ {spec.recovery}"] if spec.recovery != "none" else []
     words += [f"preset {spec.preset}"] if spec.preset != "quick" else []
-    return " ".join([*words, *([f"seed {spec.seed}"] if spec.seed else [])])
+    words += [f"seed {spec.seed}"] if spec.seed else []
+    return Code(spec.pruner), "".join(f" {word}" for word in words)
 
 
-def link(entry: Entry, home: Path | None) -> str:
+def record_link(entry: Entry, home: Path | None) -> str | Link:
     short = entry.record.id[:8]
-    return short if home is None else f"[{short}]({Path(os.path.relpath(entry.path, home)).as_posix()})"
+    return short if home is None else link(short, entry.path, home)
 
 
-def markdown(table: Table) -> str:
+def listed(lines: Sequence[Cell]) -> str:
+    return "\n".join(f"- {markdown_line(line)}" for line in lines)
+
+
+def tabled(table: Table) -> str:
     """As GitHub reads it. Not by tabulate, whose widths follow what else is installed: committed pages are compared."""
-    cells = [[name, *(row[name].replace("|", "\\|") for row in table)] for name in table[0]]
+    cells = [[markdown(name), *(markdown(row[name]) for row in table)] for name in table[0]]
     widths = [max(map(len, column)) for column in cells]
     padded = [[cell.ljust(width) for cell in column] for column, width in zip(cells, widths, strict=True)]
     head, *lines = (f"| {' | '.join(line)} |" for line in zip(*padded, strict=True))
@@ -255,12 +286,12 @@ def markdown(table: Table) -> str:
 
 def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: Path, more: str = "") -> str:
     """What pages there are, and what has none."""
-    lines = []
+    lines: Table = []
     for file, boards in pages.items():
         place, rows = boards[0].place, [row for board in boards for row in board.rows]
         lines.append(
             {
-                "page": f"[{place.model}]({file})",
+                "page": Link(place.model, file),
                 "device": place.device,
                 "workload": place.workload,
                 "methods": str(len({row.spec.pruner for row in rows})),
@@ -270,21 +301,22 @@ def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: 
             }
         )
     parts = ["# Leaderboards", "Made by `harness leaderboard leaderboards` from the records below `results/`."]
-    parts += [markdown(lines)] if lines else ["No records yet."]
-    parts += [f"What papers say of these methods, not re-run: [reported]({more})."] if more else []
+    parts += [tabled(lines)] if lines else ["No record in a table."]
+    if more:
+        parts.append(markdown(("What papers say of these methods, not re-run: ", Link("reported", more), ".")))
     if outside:
         parts.append(outside_words(outside, home))
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
 def outside_words(entries: Sequence[Entry], home: Path | None) -> str:
-    return "In no table:\n\n" + "\n".join(sorted(_outside(entry, home) for entry in entries)) + "\n"
+    return "In no table:\n\n" + "\n".join(sorted(listed([_outside(entry, home)]) for entry in entries)) + "\n"
 
 
-def _outside(entry: Entry, home: Path | None) -> str:
+def _outside(entry: Entry, home: Path | None) -> Cell:
     record = entry.record
     if record.status != "ok":
         return failed(entry, home)
-    kinds = sorted({record.environment.device.get("provenance", t.provenance) for t in record.latency.values()})
-    who = f"- `{record.spec.pruner}` on {record.spec.model}"
-    return f"{who}: {', '.join(kinds)}, not measured on a device ({link(entry, home)})"
+    kinds = sorted({str(record.environment.device.get("provenance", t.provenance)) for t in record.latency.values()})
+    why = f" on {record.spec.model}: {', '.join(kinds)}, not measured on a device ("
+    return Code(record.spec.pruner), why, record_link(entry, home), ")"

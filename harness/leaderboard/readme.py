@@ -11,9 +11,10 @@ from pathlib import Path
 
 from harness import plugins
 from harness.leaderboard.entries import read
-from harness.leaderboard.page import markdown, table
+from harness.leaderboard.page import Table, table, tabled
 from harness.leaderboard.rows import Group, Row, boards
 from harness.leaderboard.standing import stand
+from harness.markup import Code
 
 LIST, ROWS, END = (
     "<!-- made by `harness list --markdown` -->",
@@ -27,13 +28,13 @@ KINDS = ("pruner", "device", "evaluator", "recovery", "model")
 def listed() -> str:
     """Every registered name by kind, with where it comes from."""
     known = plugins.registry()
-    rows = []
+    rows: Table = []
     for kind in KINDS:
         for name, spec in sorted(known.specs[kind].items()):
             origin = known.origins[kind, name]
-            home = "built in" if origin.plugin == "builtin" else f"`{origin.distribution}`"
-            rows.append({"kind": kind, "name": f"`{name}`", "what it is": spec.summary, "from": home})
-    return markdown(rows)
+            home = "built in" if origin.plugin == "builtin" else Code(origin.distribution)
+            rows.append({"kind": kind, "name": Code(name), "what it is": spec.summary, "from": home})
+    return tabled(rows)
 
 
 def compared(folder: Path) -> str:
@@ -52,7 +53,7 @@ def compared(folder: Path) -> str:
     stand(group, board.columns, by=first)
     lines = table(board, group, [], None)
     shown = [name for name in SHOWN if any(line.get(name) for line in lines)]
-    return markdown([{name: line.get(name, "") for name in shown} for line in lines])
+    return tabled([{name: line.get(name, "") for name in shown} for line in lines])
 
 
 def usual(rows: Sequence[Row], everywhere: Sequence[Row]) -> list[Row]:

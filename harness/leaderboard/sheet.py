@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from string import Template
 
-from harness.leaderboard import pareto
+from harness.leaderboard import pareto, svg
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.page import LEGEND, Table, failed, setting, table, taken_words
+from harness.leaderboard.page import LEGEND, Table, failed, reported_row, setting, table, taken_words
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Group
-from harness.leaderboard.site import FEW, paged, ranked
+from harness.leaderboard.site import FEW, MARK, paged, ranked
+from harness.markup import Cell, html
 from harness.spread import spread
 
 TEMPLATE = Path(__file__).with_name("sheet.html")
@@ -23,62 +25,69 @@ def sheet(records: Sequence[Entry], home: Path, known: Sequence[Reported] = ()) 
     """`home` is the folder that the page will lie in, which links start from."""
     pages, outside = paged(records)
 
-    def made_of(found: Sequence[Board]) -> str:
-        return "\n".join(_board(board, known, home) for board in ranked(found))
+    def sections(own: Sequence[Board]) -> str:
+        return "\n".join(_board(board, known, home) for board in ranked(own))
 
-    made = spread(made_of, list(pages.values()), least=FEW)
-    places = [board.place for found in pages.values() for board in found]
+    parts = spread(sections, list(pages.values()), least=FEW)
+    places = [board.place for own in pages.values() for board in own]
     if outside:
         lost = _group(Group("in no table", [], list(outside)), [], home)
-        made.append(f"<section>{lost}</section>")
+        parts.append(f"<section>{lost}</section>")
     if known:
-        lines = _table([one.row() for one in known])
-        made.append(f'<section><h2>Reported, not re-run</h2><div class="group" data-budget="">{lines}</div></section>')
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        legend=escape(LEGEND),
+        lines = _table([reported_row(one) for one in known])
+        parts.append(f'<section><h2>Reported, not re-run</h2><div class="group" data-budget="">{lines}</div></section>')
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return Template(template).substitute(
+        mark=MARK,
+        policy=_policy(template),
+        legend=html(LEGEND),
         models=_options({place.model for place in places}),
         devices=_options({place.device for place in places}),
-        boards="\n".join(made),
+        boards="\n".join(parts),
     )
 
 
+def _policy(template: str) -> str:
+    """The page's Content-Security-Policy: its own script and styles by their hashes, and nothing else."""
+    (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
+    allowed = " ".join(map(_hash, [*styles, svg.STYLE]))
+    return f"default-src 'none'; script-src {_hash(script)}; style-src {allowed}; base-uri 'none'; form-action 'none'"
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
 def _options(names: set[str]) -> str:
-    return "".join(f"<option>{escape(name)}</option>" for name in sorted(names))
+    return "".join(f"<option>{html(name)}</option>" for name in sorted(names))
 
 
 def _board(board: Board, known: Sequence[Reported], home: Path) -> str:
     place = board.place
     plots = "\n".join(pareto.pictures(board).values())
-    notes = "<br>".join(escape(line) for line in [setting(board), *taken_words(board)])
+    notes = "<br>".join(html(line) for line in [setting(board), *taken_words(board)])
     groups = "\n".join(_group(group, table(board, group, known, home), home) for group in board.groups)
-    head = f'<section data-model="{escape(place.model)}" data-device="{escape(place.device)}">'
-    title = escape(f"{place.model} on {place.device}, {place.workload}")
+    head = f'<section data-model="{html(place.model)}" data-device="{html(place.device)}">'
+    title = html(f"{place.model} on {place.device}, {place.workload}")
     return f'{head}\n<h2>{title}</h2>\n<p class="note">{notes}</p>\n{plots}\n{groups}\n</section>'
 
 
 def _group(group: Group, lines: Table, home: Path) -> str:
-    parts = [f'<div class="group" data-budget="{escape(group.title)}"><h3>{escape(group.title)}</h3>']
+    parts = [f'<div class="group" data-budget="{html(group.title)}"><h3>{html(group.title)}</h3>']
     if lines:
         parts.append(_table(lines))
     if group.failures:
-        failures = (
-            f"<li class=failed>{_plain(failed(entry, home).removeprefix('- '))}</li>" for entry in group.failures
-        )
+        failures = (f"<li class=failed>{html(failed(entry, home))}</li>" for entry in group.failures)
         parts.append(f"<ul>{''.join(failures)}</ul>")
     return "\n".join([*parts, "</div>"])
 
 
 def _table(lines: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in lines[0])
+    head = "".join(f'<th scope="col">{html(name)}</th>' for name in lines[0])
     body = "\n".join(f"<tr>{''.join(_cell(*pair) for pair in line.items())}</tr>" for line in lines)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(name: str, text: str) -> str:
-    return f"<td{' class=settings' if name == 'settings' else ''}>{_plain(text)}</td>"
-
-
-def _plain(text: str) -> str:
-    """What little Markdown our tables hold, as HTML."""
-    words = escape(text.replace("`", "").replace("**", ""))
-    return re.sub(r"\[(\w+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', words)
+def _cell(name: str, cell: Cell) -> str:
+    return f"<td{' class=settings' if name == 'settings' else ''}>{html(cell)}</td>"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape, quoteattr
 
+from harness.markup import html, plain_line
 from harness.stats import figure
+
+STYLE = "text{font:11px system-ui,sans-serif}"
+LABEL = 200  # characters
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 64, 160, 30, 44
 BAND, ARROW = 15, "↑"  # a row above the plot
@@ -104,10 +107,12 @@ def scatter(points: Sequence[Point], title: str, x: str, y: str, *, log: bool, e
     width = max(WIDTH, WIDTH - RIGHT + 36 + max(_wide(name) for name, *_ in legend))
     height = over + max(HEIGHT, TOP + 18 * (len(legend) + 1) + 8)
     size = f'width="{width:.0f}" height="{height}"'
-    style = "<style>text{font:11px system-ui,sans-serif;fill:#333}</style>"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {-over} {width:.0f} {height}" {size} role="img"'
+    view = f'viewBox="0 {-over} {width:.0f} {height}" {size}'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {view} fill="#333" role="img"'
     back = f'<rect y="{-over}" {size} fill="#fff"/>'
-    return "\n".join([f"{head} aria-label={quoteattr(title)}>", style, back, *parts, "</svg>"]) + "\n"
+    return (
+        "\n".join([f'{head} aria-label="{_label(title)}">', f"<style>{STYLE}</style>", back, *parts, "</svg>"]) + "\n"
+    )
 
 
 def _legend(looks: Sequence[tuple[str, str, str]], beyond: bool) -> Iterator[str]:
@@ -132,7 +137,7 @@ def _staggered(points: Sequence[Point], across: Axis) -> Iterator[tuple[Point, i
 
 def _wide(words: str) -> float:
     """About how many pixels: rather too many."""
-    return 6.5 * len(words)
+    return 6.5 * min(len(words), LABEL)
 
 
 def _far_words(point: Point) -> str:
@@ -158,7 +163,7 @@ def _frame(across: Axis, up: Axis, x: str, y: str) -> Iterator[str]:
     yield _text((LEFT + right) / 2, HEIGHT - 8, x, "middle")
     middle = (TOP + bottom) / 2
     turned = f'text-anchor="middle" transform="rotate(-90 14 {middle:.1f})"'
-    yield f'<text x="14" y="{middle:.1f}" {turned}>{escape(y)}</text>'
+    yield f'<text x="14" y="{middle:.1f}" {turned}>{_label(y)}</text>'
 
 
 def _lines(points: Sequence[Point], across: Axis, up: Axis, looks: dict[str, tuple[str, str]]) -> Iterator[str]:
@@ -181,7 +186,7 @@ def _point(point: Point, across: Axis, up: Axis, edge: float, colour: str, shape
 
 def _marker(shape: str, x: float, y: float, colour: str, hollow: bool, told: str) -> str:
     look = f'fill="{"#fff" if hollow else colour}" stroke="{colour}"'
-    inside = f"><title>{escape(told)}</title></" if told else ""
+    inside = f"><title>{html(told)}</title></" if told else ""
     if shape == "circle":
         head, tag = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {look}', "circle"
     else:
@@ -191,5 +196,9 @@ def _marker(shape: str, x: float, y: float, colour: str, hollow: bool, told: str
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start", colour: str = "") -> str:
-    fill = f' fill="{colour}" style="fill:{colour}"' if colour else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{escape(words)}</text>'
+    fill = f' fill="{colour}"' if colour else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{_label(words)}</text>'
+
+
+def _label(text: str) -> str:
+    return html(plain_line(text, LABEL))
