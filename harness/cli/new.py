@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
 import shlex
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import EnvironmentFault, UsageError, one_line
+from harness.paths import plain_name
 
 PROJECT = """\
 [project]
@@ -117,6 +123,39 @@ def taken(name: str, module: str) -> str:
         return ""
 
 
+def make(folder: Path, files: Mapping[str, str]) -> None:
+    """The folder with all its files, or nothing: it is filled under another name and then renamed."""
+    if not str(folder).isprintable():
+        raise UsageError(one_line(f"{folder} holds characters that cannot be printed"), "give --into another folder")
+    if os.path.lexists(folder):
+        raise UsageError(f"{folder} is there already", "give another name, or --into another folder")
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    missing = [path for path in (scratch, *scratch.parents) if not os.path.lexists(path)]
+    base = missing[-1].parent
+    if not base.is_dir():
+        raise UsageError(f"{base} is not a folder", "give --into a folder")
+    try:
+        scratch.mkdir(parents=True)
+        for path, text in files.items():
+            (scratch / path).parent.mkdir(exist_ok=True)
+            (scratch / path).write_text(text, encoding="utf-8")
+        scratch.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for parent in missing[1:]:
+            _remove_empty(parent)
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "make room, then the same command again" if full else "give --into a folder that can be written"
+            raise EnvironmentFault(f"cannot write {folder}: {error.strerror}", remedy) from error
+        raise
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 @click.command("new")
 @click.argument("kind", type=click.Choice(list(SOURCES)))
 @click.argument("name")
@@ -134,6 +173,7 @@ def command(kind: str, name: str, into: Path) -> None:
         raise UsageError(
             f"{name[:60]!r} is not a name", f"give up to {LONGEST} lower case letters, digits and hyphens: my-pruner"
         )
+    plain_name(name, "a plug-in")
     from harness.plugins import registry
 
     if name in registry().specs[kind]:
@@ -145,17 +185,7 @@ def command(kind: str, name: str, into: Path) -> None:
     folder = into / module
     files = {"pyproject.toml": PROJECT, f"harness_{module}.py": SOURCES[kind], "README.md": README}
     files[f"tests/test_{module}.py"] = TEST
-    try:
-        folder.mkdir(parents=True)
-        for path, text in files.items():
-            (folder / path).parent.mkdir(exist_ok=True)
-            (folder / path).write_text(text.format(**words), encoding="utf-8")
-    except FileExistsError:
-        raise UsageError(f"{folder} is there already", "give another name, or --into another folder") from None
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write {folder}: {error.strerror}", "give --into a folder that can be written"
-        ) from None
+    make(folder, {path: text.format(**words) for path, text in files.items()})
     for path in files:
         click.echo(f"made {folder / path}")
     click.echo("now:")
