@@ -73,11 +73,14 @@ def content(runs: Path) -> dict[str, Any]:
     """What each record says, less what differs from run to run."""
     from harness.store import Store
 
-    store = Store(runs)
-    return {
-        record.id: {name: value for name, value in record.words().items() if name not in TIMES}
-        for record in store.records()
-    }
+    answer = {}
+    for record in Store(runs).records():
+        words = {name: value for name, value in record.words().items() if name not in TIMES}
+        for latency in words["latency"].values():
+            latency.pop("began", None)
+            latency.pop("ended", None)
+        answer[record.id] = words
+    return answer
 
 
 def leftovers(runs: Path) -> list[str]:
