@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,7 +165,7 @@ def put(path: Path, content: bytes) -> None:
     """A file outside a store, whole or not at all."""
     with guarded(path.parent, ""):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path.with_name(f".{path.name}.{os.getpid()}"), path, content)
+        _replace(path.with_name(f".{path.name}.{secrets.token_hex(4)}"), path, content)
 
 
 def _replace(temporary: Path, path: Path, content: bytes) -> None:
