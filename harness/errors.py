@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,18 @@ def without_secrets(text: str) -> str:
 def secrets() -> dict[str, str]:
     """What must appear in no file and no message: values of variables that are named like secrets, the hub's token."""
     known = {name: value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8}
-    home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
-    try:
-        token = Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").read_text(encoding="utf-8").strip()
-    except (OSError, ValueError, RuntimeError):
-        token = ""
+    token = _hub_token(os.environ.get("HF_TOKEN_PATH", ""), os.environ.get("HF_HOME", ""))
     return known | ({"the hub's token": token} if len(token) >= 8 else {})
+
+
+@lru_cache(maxsize=4)
+def _hub_token(path: str, home: str) -> str:
+    """The token that `hf auth login` stored."""
+    try:
+        file = Path(path) if path else Path(home or Path("~/.cache/huggingface").expanduser()) / "token"
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError, RuntimeError):
+        return ""
 
 
 def describe(error: BaseException, most: int = REASON) -> str:

@@ -7,6 +7,7 @@ and the same mounted device. Process ids answer it within one PID namespace. Wha
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import socket
@@ -72,6 +73,11 @@ class Owner:
             return self.device == os.stat(folder).st_dev
         except OSError:
             return False
+
+
+def pid_space() -> str:
+    """Where a process id means one process: this kernel since it was started, and this namespace."""
+    return hashlib.sha256(f"{_boot()}.{_namespace()}".encode()).hexdigest()[:12]
 
 
 def hold(path: Path) -> int | None:

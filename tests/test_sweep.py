@@ -351,7 +351,7 @@ def test_a_process_that_does_not_come_back_is_a_row(tmp_path, runs):
         with pytest.raises(Died, match=r"longer than 0\.01 s") as late:
             engine.do("step", 0.01, words=item.words, until="make", root=str(runs))
         assert late.value.status == "timeout"
-        with pytest.raises(Died, match="ended with 1"):
+        with pytest.raises(Died, match="ended with exit code 1"):
             engine.do("step", words={}, until="make", root=str(runs))
         assert "KeyError" in (tmp_path / "log.txt").read_text()
         told = engine.do("fail", words=item.words, root=str(runs), status="timeout", reason="make: took longer")

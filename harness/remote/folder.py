@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from harness import locks
 from harness.errors import EnvironmentFault
 from harness.files import alive
 from harness.remote.transport import Refused, Transport, Unreachable
@@ -115,5 +116,5 @@ class Folder:
 
 
 def _here() -> str:
-    """This machine, as a part of a file's name: two may be called alike."""
-    return re.sub(r"[^\w.-]", "-", f"{socket.gethostname()}-{uuid.getnode():x}")
+    """This machine and container, as a part of a file's name: two may be called alike."""
+    return re.sub(r"[^\w.-]", "-", f"{socket.gethostname()}-{uuid.getnode():x}-{locks.pid_space()}")
