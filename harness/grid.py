@@ -5,21 +5,21 @@ Only that table is read; codecarbon itself is not started, and guesses no place 
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from harness import reading
 from harness.accounting import tokens
 from harness.api import Workload
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import UsageError, one_line
 from harness.records import Co2, Energy
 
 TABLE = "codecarbon/data/private_infra/global_energy_mix.json"
 STATE_IT = "state grams of CO2e per kWh: --grid 350"
+MOST = 10_000  # grams per kWh; coal has about 1,000
 JOULES = 3.6e6  # in a kilowatt-hour
 
 
@@ -37,15 +37,16 @@ def parse(asked: str | float) -> Grid:
         grams = float(text)
     except ValueError:
         return _country(text.upper())
-    if not (math.isfinite(grams) and grams >= 0):
-        raise UsageError(f"grid {text!r} is no carbon intensity", STATE_IT)
+    if not 0 <= grams <= MOST:  # NaN is not, either
+        raise UsageError(f"grid {one_line(text, 60)!r} is no carbon intensity from 0 to {MOST:,} g/kWh", STATE_IT)
     return Grid(text, grams, "stated by the user")
 
 
 def _country(code: str) -> Grid:
     if not (len(code) == 3 and code.isalpha()):
         raise UsageError(
-            f"grid {code!r} is neither grams per kWh nor a country's three-letter code", "give --grid 350 or --grid DEU"
+            f"grid {one_line(code, 60)!r} is neither grams per kWh nor a country's three-letter code",
+            "give --grid 350 or --grid DEU",
         )
     version, table = _table()
     if code not in table:
@@ -53,7 +54,7 @@ def _country(code: str) -> Grid:
             f"codecarbon {version} knows no country {code}", f"give its ISO 3166 code (DEU), or {STATE_IT}"
         )
     row = table[code]
-    if not isinstance(row.get("carbon_intensity"), int | float):
+    if not isinstance(row, dict) or not isinstance(row.get("carbon_intensity"), int | float):
         raise UsageError(f"codecarbon {version} has no carbon intensity for {code}", STATE_IT)
     where = " ".join(str(row[name]) for name in ("country_name", "year") if name in row)
     return Grid(code, float(row["carbon_intensity"]), f"codecarbon {version}" + (f", {where}" if where else ""))
@@ -67,10 +68,9 @@ def _table() -> tuple[str, Mapping[str, Mapping[str, Any]]]:
         raise UsageError(
             "codes of countries are looked up in the package codecarbon, which is missing", remedy
         ) from None
-    try:
-        return found.version, json.loads(Path(str(found.locate_file(TABLE))).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise EnvironmentFault(f"codecarbon {found.version} has no table where it used to be", STATE_IT) from None
+    path = Path(str(found.locate_file(TABLE)))
+    with reading.parsing(path, f"the table of codecarbon {found.version}", STATE_IT):
+        return found.version, dict(reading.json_file(path))
 
 
 def co2(grid: Grid, energy: Energy, workload: str) -> Co2:

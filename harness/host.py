@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_dir
+
+from harness import reading
+from harness.errors import EnvironmentFault
 
 OUR_PIDS = "HARNESS_OUR_PIDS"  # processes of this run, which a device must not take for others
 
@@ -44,27 +48,33 @@ def threads_asked() -> int:
 
 
 def cache_dir() -> Path:
-    return Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("harness"))
+    """The folder of what can be made again. Without a home folder, somebody must name one."""
+    folder = Path(os.environ.get("HARNESS_CACHE") or user_cache_dir("harness"))
+    if not folder.is_absolute() and not os.environ.get("HARNESS_CACHE"):
+        raise EnvironmentFault("this user has no home folder for a cache", "set HARNESS_CACHE to a folder")
+    return folder
 
 
 def notes(name: str) -> dict[str, Any]:
-    """What was found out before and noted in the cache; nothing, where that cannot be read."""
+    """What was noted in the cache before; nothing, where that cannot be read or is no object."""
     try:
-        return json.loads((cache_dir() / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = reading.json_file(cache_dir() / name)
+    except (OSError, ValueError, EnvironmentFault):
         return {}
+    return known if isinstance(known, dict) else {}
 
 
 def note(name: str, more: dict[str, Any]) -> None:
     """Note something for the next time; where that cannot be written, it will be found out again."""
-    path = cache_dir() / name
-    scratch = path.with_suffix(f".{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError, ValueError, EnvironmentFault):
+        path = cache_dir() / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(notes(name) | more), encoding="utf-8")
-        scratch.replace(path)
-    except OSError:
-        pass
+        scratch = path.with_name(f".{name}.{os.getpid()}")
+        try:
+            scratch.write_text(json.dumps(notes(name) | more), encoding="utf-8")
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def free_memory() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import data, plugins
 from harness.api import Evaluator, EvaluatorSpec, Param, PrunerSpec, Recovery, RecoverySpec
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import EnvironmentFault, UsageError, one_line
 from harness.records import RunSpec
 
 
@@ -23,7 +23,7 @@ class Evaluation:
     data: Mapping[str, Any]
 
     def build(self) -> Evaluator:
-        return plugins.registry().load("evaluator", self.spec.name)(**self.parameters)
+        return plugins.registry().build("evaluator", self.spec.name, self.parameters)
 
     def score_name(self, name: str) -> str:
         """An evaluator's main score stands under its own label, the others behind a dot."""
@@ -40,10 +40,11 @@ class Recovering:
     data: Mapping[str, Any] | None
 
     def build(self) -> Recovery:
-        return plugins.registry().load("recovery", self.spec.name)(**self.parameters)
+        return plugins.registry().build("recovery", self.spec.name, self.parameters)
 
 
-SORTS = {bool: "true or false", int: "a whole number", float: "a number"}
+SORTS = {bool: "true or false", int: "a whole number", float: "a number", str: "a line of text"}
+LARGEST = 2.0**63  # of a number
 
 
 def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,14 +65,12 @@ def unusual(pruner: PrunerSpec, spec: RunSpec) -> dict[str, Any]:
     return {name: value for name, value in spec.parameters.items() if name not in usual or usual[name] != value}
 
 
-def _typed(what: str, text: Any, param: Param) -> Any:
+def _typed(what: str, given: Any, param: Param) -> Any:
     kind = type(param.quick)
+    text = _shown(given)
     try:
-        if kind is bool:
-            value: Any = {"true": True, "false": False, "1": True, "0": False}[str(text).lower()]
-        else:
-            value = text if isinstance(text, kind) else kind(text)
-    except (ValueError, KeyError):
+        value = _converted(given, kind)
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise UsageError(
             f"{what}={text} is not {SORTS.get(kind, kind.__name__)}", f"for example {param.quick}"
         ) from None
@@ -79,6 +78,34 @@ def _typed(what: str, text: Any, param: Param) -> Any:
         raise UsageError(f"{what}={text} is not known", f"known: {', '.join(map(str, param.choices))}")
     if bounds := _broken(value, param):
         raise UsageError(f"{what}={text} is out of range", f"give {bounds}, for example {param.quick}")
+    return value
+
+
+def _shown(given: Any) -> str:
+    if isinstance(given, int) and abs(given) >= LARGEST:
+        return "an integer of many digits"
+    if isinstance(given, str | int | float):
+        return one_line(str(given), 100)
+    return "null" if given is None else f"a {type(given).__name__}"
+
+
+def _converted(given: Any, kind: type) -> Any:
+    """Text, a number or a switch as a parameter's type; what would lose something on the way is refused."""
+    if kind not in SORTS:
+        return given if isinstance(given, kind) else kind(given)
+    if not isinstance(given, str | int | float):
+        raise ValueError("only plain values are settings")
+    if kind is bool:
+        return {"true": True, "false": False, "1": True, "0": False}[str(given).lower()]
+    if isinstance(given, bool) and kind is not str:
+        raise ValueError("a switch is no number")
+    value = kind(given)
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError("only plain text is a setting")
+    if isinstance(value, int | float) and not abs(value) < LARGEST:  # NaN is not, either
+        raise ValueError("only finite numbers of a moderate size are settings")
+    if kind is int and isinstance(given, float) and value != given:
+        raise ValueError("a part of one is lost")
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from harness.anatomy import Anatomy
 from harness.anatomy.llama import FAMILIES, config_of, embedding_scale, norm_scale, rename, survivors
 from harness.api import Cut
 from harness.checkpoints.modeling import fill
-from harness.errors import BadCut
+from harness.errors import BadCut, describe, one_line
+from harness.paths import plain_name
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,13 @@ def check(anatomy: Anatomy, cut: Cut) -> CheckedCut:
     """The cut in canonical form: sorted indices, only sites that lose something."""
     if not isinstance(cut, Cut):
         raise BadCut(f"the pruner returned {type(cut).__name__}, not a Cut")
-    keep = {}
-    for name, units in cut.keep.items():
-        chosen = [int(u) for u in units]
-        if name not in anatomy.sites:
-            raise BadCut(f"the cut names site {name!r}, which this model has not")
-        most = anatomy.sites[name].units
-        if wrong := [u for u in chosen if not 0 <= u < most]:
-            raise BadCut(f"the cut keeps unit {wrong[0]} of {name}, which has units 0 to {most - 1}")
-        if len(set(chosen)) != len(chosen):
-            raise BadCut(f"the cut keeps a unit of {name} twice")
-        if len(chosen) < most:
-            keep[name] = sorted(chosen)
+    keep = _kept_units(anatomy, cut)
     for what, tensors in (("mask", cut.masks), ("rewrite", cut.rewrites)):
         for name, tensor in tensors.items():
             if name not in anatomy.tensors:
-                raise BadCut(f"the cut has a {what} for {name!r}, which this model has not")
+                raise BadCut(f"the cut has a {what} for {_shown(name)}, which this model has not")
+            if not isinstance(tensor, Tensor):
+                raise BadCut(f"the {what} of {name} is {type(tensor).__name__}, not a tensor")
             if tuple(tensor.shape) != anatomy.tensors[name]:
                 raise BadCut(f"the {what} of {name} is {tuple(tensor.shape)}, the tensor {anatomy.tensors[name]}")
     if not survivors(anatomy, {name: len(units) for name, units in keep.items()}):
@@ -62,15 +54,44 @@ def check(anatomy: Anatomy, cut: Cut) -> CheckedCut:
         raise BadCut("the cut leaves no residual stream")
     masks = {name: mask.bool() for name, mask in cut.masks.items()}
     for name, text in cut.files.items():
-        if not name or Path(name).name != name or name.startswith("."):
-            raise BadCut(f"the cut's file {name!r} is not a plain name")
-        if not isinstance(text, str):
-            raise BadCut(f"the cut's file {name!r} is {type(text).__name__}, not text")
+        plain_name(str(name), "a file of the cut", BadCut)
+        if not _is_text(text):
+            raise BadCut(f"the cut's file {name!r} is {type(text).__name__}, not text that can be written")
+    if not _is_text(cut.why):
+        raise BadCut(f"the cut's reason is {type(cut.why).__name__}, not text that can be written")
     try:
         json.dumps(cut.told, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise BadCut(f"what the cut tells is not JSON: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadCut(f"what the cut tells is not JSON: {describe(error, most=300)}") from None
     return CheckedCut(keep, masks, dict(cut.rewrites), cut.why, dict(cut.told), dict(cut.files))
+
+
+def _kept_units(anatomy: Anatomy, cut: Cut) -> dict[str, list[int]]:
+    keep = {}
+    for name, units in cut.keep.items():
+        if name not in anatomy.sites:
+            raise BadCut(f"the cut names site {_shown(name)}, which this model has not")
+        most = anatomy.sites[name].units
+        try:
+            chosen = [int(u) for u in islice(units, most + 1)]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadCut(f"the cut keeps no list of whole numbers of {name}: {describe(error, most=300)}") from None
+        if wrong := [u for u in chosen if not 0 <= u < most]:
+            raise BadCut(f"the cut keeps unit {wrong[0]} of {name}, which has units 0 to {most - 1}")
+        if len(set(chosen)) != len(chosen):
+            raise BadCut(f"the cut keeps a unit of {name} twice")
+        if len(chosen) < most:
+            keep[name] = sorted(chosen)
+    return keep
+
+
+def _is_text(value: Any) -> bool:
+    """Text that UTF-8 can hold, which lone surrogates are not."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
+
+
+def _shown(name: Any) -> str:
+    return one_line(repr(name), 100)
 
 
 def dense_state(model: Any) -> dict[str, Tensor]:

@@ -307,7 +307,7 @@ def test_profile_fills_shows_exports_and_imports(runs, tmp_path):
         (["--workload", "sing:1x2"], "workload"),
         (["--model", "tinny"], "model"),
         (["--device", "cup"], "device"),
-        (["--import", "/nowhere/table.json"], "cannot read"),
+        (["--import", "/nowhere/table.json"], "there is no file"),
     ],
 )
 def test_profile_says_what_is_wrong_before_it_measures(runs, words, cause):

@@ -135,7 +135,7 @@ def dense(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_corrupt_safetensors(folder, runs):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    refused(dense(folder), 3, "model.safetensors is damaged", "fetch or save it again")
+    refused(dense(folder), 3, "model.safetensors is not an intact file of weights", "fetch or save it again")
 
 
 def test_weights_of_another_model(folder, runs):
@@ -228,7 +228,7 @@ def test_a_disk_that_fills_up_midway(tmp_path, folder):
 
 def test_unreadable_config(folder, runs):
     (folder / "config.json").write_text('{"model_type": ')
-    refused(dense(folder), 3, "config.json is not readable JSON", "restore")
+    refused(dense(folder), 3, "config.json is truncated or not JSON", "restore")
 
 
 def gguf(path: Path, architecture: str) -> Path:

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.api import Shape
-from harness.errors import BadCut, EnvironmentFault, Unsupported
-
-REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+from harness.errors import BadCut, Unsupported, one_line
 
 
 @dataclass(frozen=True)
@@ -122,22 +120,27 @@ class Anatomy:
         return unit * units + fixed if units else 0
 
 
-def anatomy_of(config: Mapping[str, Any]) -> Anatomy:
+def anatomy_of(config: Mapping[str, Any], where: str = "the model's config") -> Anatomy:
     """The anatomy behind a config.json, or `Unsupported` with what is supported."""
-    from harness.anatomy.llama import FAMILIES, decoder
+    from harness.anatomy.llama import FAMILIES, decoder, family_of
 
-    model_type = str(config.get("model_type", "")).removeprefix("pruned_")
-    if model_type not in FAMILIES:
+    family = family_of(config)
+    if family is None:
+        name = str(config.get("model_type", "")).removeprefix("pruned_") or "(none)"
         raise Unsupported(
-            f"model family {model_type or '(none)'!r} has no anatomy yet", f"supported: {', '.join(sorted(FAMILIES))}"
+            f"model family {one_line(repr(name), 60)} has no anatomy yet", f"supported: {', '.join(sorted(FAMILIES))}"
         )
-    for name in REQUIRED:
-        # a model without layers is what every other one costs more than
-        least = 0 if name == "num_hidden_layers" else 1
-        if type(config.get(name)) is not int or config[name] < least:
-            raise EnvironmentFault(
-                f"the model's config has no usable {name}: {config.get(name)!r}", "repair config.json"
-            )
+    check_config(config, where)
     if config.get("quantization_config"):
         raise Unsupported("the weights are quantised", "give the unquantised model")
-    return decoder(FAMILIES[model_type], config)
+    return decoder(family, config)
+
+
+def check_config(config: Mapping[str, Any], where: str = "the model's config") -> None:
+    """Refuse wrong types and sizes in the config of a supported family; other families have no anatomy to build."""
+    from harness.anatomy.config_fields import check
+    from harness.anatomy.llama import family_of
+
+    if family := family_of(config):
+        uneven = str(config["model_type"]).startswith("pruned_")
+        check({**family.defaults, **config}, where, family.heads_divide_hidden and not uneven)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.anatomy import Anatomy, Member, Site
+from harness.anatomy.config_fields import LAYER_KEYS, SUBLAYERS
 from harness.api import Shape
 
 
@@ -63,8 +64,12 @@ FAMILIES = {
         ),
     )
 }
-LAYER_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-SUBLAYERS = ("attention", "mlp")
+
+
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """The family of a config's `model_type`, if it is a supported one."""
+    name = config.get("model_type")
+    return FAMILIES.get(name.removeprefix("pruned_")) if isinstance(name, str) else None
 
 
 def facts(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+from harness import reading
+from harness.anatomy import check_config
 from harness.errors import EnvironmentFault
 
+CONFIG = 4 * 2**20  # bytes of a config.json
 NOT_CONTENT = {"record.json", "README.md"}  # written after the fact; they say something about the artefact
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The hash of a regular file: of a device or a pipe, reading would not end."""
+    with reading.parsing(path, "a file that can be read", "restore the file, or take it away"):
+        reading.must_be_regular(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_sha256(folder: Path) -> str:
     """One hash of all files that make the model."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in NOT_CONTENT)
     lines = [f"{path.name} {file_sha256(path)}" for path in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def folder_bytes(folder: Path) -> int:
@@ -29,13 +34,13 @@ def folder_bytes(folder: Path) -> int:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        words = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(words, dict):
-            raise EnvironmentFault(f"{path} is not a config", "give a folder of a saved model")
-        return words
-    except FileNotFoundError:
-        raise EnvironmentFault(f"{folder} has no config.json", "give a folder of a saved model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EnvironmentFault(f"{path} is not readable JSON: {error}", "restore the file or save again") from None
+    """The values of a folder's config.json, checked before anything is built of them."""
+    path, remedy = folder / "config.json", "give a folder of a saved model"
+    if not path.exists():
+        raise EnvironmentFault(f"{folder} has no config.json", remedy)
+    with reading.parsing(path, "a config", "restore the file or save again"):
+        values = reading.json_file(path, CONFIG)
+    if not isinstance(values, dict):
+        raise EnvironmentFault(f"{path} is not a config", remedy)
+    check_config(values, str(path))
+    return values

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from harness.anatomy import anatomy_of
+from harness import reading
+from harness.anatomy import Anatomy, anatomy_of
+from harness.api import Cut
 from harness.checkpoints import modeling, read_config
-from harness.errors import EnvironmentFault, UsageError
-from harness.surgery import CheckedCut
+from harness.errors import BadCut, EnvironmentFault, UsageError
+from harness.paths import below, plain_name
+from harness.surgery import CheckedCut, check
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NOTES = "notes"  # what a method tells beside its cut
+CUT = 256 * 2**20  # bytes of a cut.json: it lists all units of sites that lose some
+TOKENIZER = 256 * 2**20  # bytes of a tokenizer.json
+BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+GENERATION = 2**20  # bytes of a generation_config.json
+AGAIN = "fetch or save it again"
 
 
 def write(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -52,7 +63,7 @@ def write_cut(cut: CheckedCut, origin: dict[str, Any], folder: Path) -> None:
     if cut.files:
         (folder / NOTES).mkdir(exist_ok=True)
         for name, text in cut.files.items():
-            (folder / NOTES / name).write_text(text, encoding="utf-8")
+            below(folder / NOTES, name).write_text(text, encoding="utf-8")
     tensors = {f"rewrite.{name}": value.contiguous() for name, value in cut.rewrites.items()}
     for name, mask in cut.masks.items():
         tensors[f"mask.{name}"] = torch.from_numpy(np.packbits(mask.cpu().numpy()))
@@ -60,66 +71,102 @@ def write_cut(cut: CheckedCut, origin: dict[str, Any], folder: Path) -> None:
         save_file(tensors, folder / "cut.safetensors")
 
 
-def read_cut(folder: Path) -> CheckedCut:
-    """The cut of a saved model, masks unpacked."""
-    words = json.loads((folder / "cut.json").read_text(encoding="utf-8"))
-    shapes = words["dense_tensors"]
+class SavedCut(BaseModel):
+    """What harness reads of a cut.json."""
+
+    model_config = ConfigDict(strict=True)
+
+    keep: dict[str, list[Annotated[int, Field(ge=0)]]]
+    masks: list[str]
+    rewrites: list[str]
+    why: str
+    told: dict[str, Any] = {}
+    dense_tensors: dict[str, list[Annotated[int, Field(ge=0)]]]
+
+
+def read_cut(folder: Path, anatomy: Anatomy | None = None) -> CheckedCut:
+    """The cut of a saved model, masks unpacked; with an anatomy, proven to be one of that model."""
+    path = folder / "cut.json"
+    with reading.parsing(path, "a cut", AGAIN):
+        saved = SavedCut.model_validate(reading.json_file(path, CUT))
     masks, rewrites = {}, {}
-    if words["masks"] or words["rewrites"]:
-        with safe_open(folder / "cut.safetensors", "pt") as file:
-            for name in words["masks"]:
-                bits = np.unpackbits(file.get_tensor(f"mask.{name}").numpy(), count=int(np.prod(shapes[name])))
-                masks[name] = torch.from_numpy(bits.astype(bool)).reshape(shapes[name])
-            rewrites = {name: file.get_tensor(f"rewrite.{name}") for name in words["rewrites"]}
-    files = {file.name: file.read_text(encoding="utf-8") for file in sorted((folder / NOTES).glob("*"))}
-    return CheckedCut(words["keep"], masks, rewrites, words["why"], words.get("told", {}), files)
+    path = folder / "cut.safetensors"
+    with reading.parsing(path, "the masks and rewrites that cut.json names", AGAIN):
+        if saved.masks or saved.rewrites:
+            reading.must_be_regular(path)
+            with safe_open(path, "pt") as file:
+                masks = {name: _unpacked(file, name, saved.dense_tensors[name]) for name in saved.masks}
+                rewrites = {name: file.get_tensor(f"rewrite.{name}") for name in saved.rewrites}
+    files = {}
+    for path in sorted((folder / NOTES).glob("*")):
+        with reading.parsing(path, "text that a method left", AGAIN):
+            files[path.name] = reading.content(path).decode()
+    cut = CheckedCut(saved.keep, masks, rewrites, saved.why, saved.told, files)
+    if anatomy is None:
+        return cut
+    try:
+        return check(anatomy, Cut(cut.keep, cut.masks, cut.rewrites, cut.why, cut.told, cut.files))
+    except BadCut as error:
+        raise EnvironmentFault(f"{folder} holds a cut of another model: {error.cause}", AGAIN) from None
+
+
+def _unpacked(file: Any, name: str, dims: list[int]) -> torch.Tensor:
+    """A mask of one bit an element. What it takes in memory is eight times its size in the file."""
+    packed = file.get_tensor(f"mask.{name}")
+    if packed.dtype != torch.uint8 or packed.numel() != (math.prod(dims) + 7) // 8:
+        raise ValueError(f"the mask of {name} has another size than the tensor")
+    bits = np.unpackbits(packed.numpy(), count=math.prod(dims))
+    return torch.from_numpy(bits.astype(bool)).reshape(dims)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights, as transformers would choose them; strays are not read."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError):
-            raise EnvironmentFault(f"{index} is not a readable index", "fetch it again") from None
-        if lost := [name for name in names if not (folder / name).is_file()]:
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if os.path.lexists(index):
+        with reading.parsing(index, "an index of weights", "fetch it again"):
+            names = sorted(set(reading.json_file(index)["weight_map"].values()))
+            paths = [folder / plain_name(name, f"a file of weights in {index}", EnvironmentFault) for name in names]
+        if lost := [path.name for path in paths if not path.exists()]:
             raise EnvironmentFault(f"{folder} lacks {lost[0]}, which its index names", "fetch the missing files")
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
-    if pickles:
-        raise EnvironmentFault(
-            f"{folder} holds its weights as pickles ({pickles[0]}), which harness does not open",
-            "convert them to safetensors first",
-        )
-    raise EnvironmentFault(f"{folder} holds no weights", "put model.safetensors beside its config.json")
+    elif os.path.lexists(single):
+        paths = [single]
+    else:
+        pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
+        if pickles:
+            raise EnvironmentFault(
+                f"{folder} holds its weights as pickles ({pickles[0]}), which harness does not open",
+                "convert them to safetensors first",
+            )
+        raise EnvironmentFault(f"{folder} holds no weights", "put model.safetensors beside its config.json")
+    for path in paths:
+        with reading.parsing(path, "a file of weights", AGAIN):
+            reading.must_be_regular(path)
+    return paths
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a folder; a damaged file is named."""
     found = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, "pt") as file:
-                found.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise EnvironmentFault(f"{path} is damaged: {error}", "fetch or save it again") from None
+        with reading.parsing(path, "an intact file of weights", AGAIN), safe_open(path, "pt") as file:
+            found.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return found
 
 
-def read(folder: Path, dtype: str | None = None, words: dict[str, Any] | None = None) -> Any:
-    """The model of a folder, even or uneven, from harness's own classes: no code of the folder is run."""
+def read(folder: Path, dtype: str | None = None, words: dict[str, Any] | None = None, check_values: bool = True) -> Any:
+    """The model of a folder, even or uneven, from harness's own classes: no code of the folder is run.
+
+    `check_values` refuses NaN and infinite weights, which takes a pass over all of them.
+    """
     words = words or read_config(folder)
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(TORCH_DTYPES)}")
-    anatomy = anatomy_of(words)
+    anatomy = anatomy_of(words, str(folder / "config.json"))
     state = {name: tensor for name, tensor in weights(folder).items() if name in anatomy.tensors}
     target = TORCH_DTYPES[dtype] if dtype else None
     for name, dims in anatomy.tensors.items():
         if name not in state:
-            raise EnvironmentFault(f"{folder} lacks the tensor {name}", "fetch or save it again")
+            raise EnvironmentFault(f"{folder} lacks the tensor {name}", AGAIN)
         if tuple(state[name].shape) != dims:
             raise EnvironmentFault(
                 f"{name} in {folder} is {tuple(state[name].shape)} where its config.json says {dims}",
@@ -127,20 +174,45 @@ def read(folder: Path, dtype: str | None = None, words: dict[str, Any] | None = 
             )
         if not state[name].is_floating_point() or state[name].element_size() < 2:
             raise EnvironmentFault(f"{name} in {folder} is quantised ({state[name].dtype})", "give unquantised weights")
+        if check_values and (odd := _odd_values(state[name])):
+            raise EnvironmentFault(
+                f"{name} in {folder} holds {odd}", "the weights are damaged: fetch or save them again"
+            )
         if target:
             state[name] = state[name].to(target)
-    model = modeling.fill({**anatomy.config, "model_type": words["model_type"]}, state)
-    if (folder / "generation_config.json").exists():
+    with reading.parsing(folder / "config.json", "a config that transformers can build a model of", "repair it"):
+        model = modeling.fill({**anatomy.config, "model_type": words["model_type"]}, state)
+    path = folder / "generation_config.json"
+    if os.path.lexists(path):
         from transformers import GenerationConfig
 
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        with reading.parsing(path, "a generation config that transformers reads", "repair or remove it"):
+            reading.json_file(path, GENERATION)
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
+
+
+def _odd_values(tensor: torch.Tensor) -> str:
+    """How many elements are not finite; empty if all are. One of them makes the sum so, which is quick to find."""
+    if torch.isfinite(tensor.sum(dtype=torch.float32)):
+        return ""
+    wrong = int((~torch.isfinite(tensor)).sum())
+    return f"{wrong:,} values that are NaN or infinite" if wrong else ""
 
 
 def tokenizer(folder: Path) -> Any:
     """The tokenizer saved with a model."""
     from transformers import PreTrainedTokenizerFast
 
-    if not (folder / "tokenizer.json").exists():
-        raise EnvironmentFault(f"{folder} has no tokenizer.json", "save the model's tokenizer with it")
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    path, remedy = folder / "tokenizer.json", "save the model's tokenizer with it"
+    if not os.path.lexists(path):
+        raise EnvironmentFault(f"{folder} has no tokenizer.json", remedy)
+    for beside in (folder / name for name in BESIDE_TOKENIZER):
+        if os.path.lexists(beside):
+            with reading.parsing(beside, "part of a tokenizer", remedy):
+                reading.json_file(beside)
+    with reading.parsing(path, "a tokenizer that transformers reads", remedy):
+        reading.must_be_regular(path)
+        if path.stat().st_size > TOKENIZER:
+            raise reading.Unreadable(path, f"is larger than {TOKENIZER:,} bytes")
+        return PreTrainedTokenizerFast.from_pretrained(folder)

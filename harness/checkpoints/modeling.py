@@ -17,6 +17,11 @@ from typing import Any
 from harness.anatomy.llama import FAMILIES
 from harness.errors import Unsupported
 
+NOT_PASSED_ON = {
+    *("model_type", "architectures", "auto_map", "transformers_version"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),  # can name code of the hub
+    *("experts_implementation", "_experts_implementation", "_experts_implementation_internal", "use_kernels"),
+}
 TEMPLATE = Path(__file__).with_name("modeling_pruned_llama.py")
 
 
@@ -59,10 +64,12 @@ def classes(model_type: str) -> tuple[Any, Any]:
 
 def config(words: Mapping[str, Any]) -> Any:
     """A config object from the words of a config.json."""
-    made, _ = classes(str(words["model_type"]))
-    skip = ("model_type", "architectures", "auto_map", "transformers_version")
+    config_class, _ = classes(str(words["model_type"]))
+    for name in words:
+        if name.startswith("__") or callable(getattr(config_class, name, None)):
+            raise ValueError(f"{name!r} is no field: transformers has a method of this name")
     # configs fill in their nested words in place
-    return made(**{key: copy.deepcopy(value) for key, value in words.items() if key not in skip})
+    return config_class(**{key: copy.deepcopy(value) for key, value in words.items() if key not in NOT_PASSED_ON})
 
 
 def words_of(model: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.errors import HarnessError
+from harness import reading
+from harness.errors import HarnessError, describe
 
 
 def write(state: Mapping[str, Any] | None, folder: Path) -> None:
@@ -26,17 +28,25 @@ def write(state: Mapping[str, Any] | None, folder: Path) -> None:
         else:
             values[name] = value
     try:
-        text = json.dumps({"none": state is None, "values": values}, sort_keys=True)
-    except TypeError as error:
-        raise HarnessError(f"prepare() returned something that cannot be stored: {error}", "use tensors") from error
+        text = json.dumps({"none": state is None, "values": values}, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        cause = f"prepare() returned something that cannot be stored: {describe(error, most=300)}"
+        raise HarnessError(cause, "use tensors and plain, finite values") from error
     (folder / "state.json").write_text(text, encoding="utf-8")
     if tensors:
         save_file(tensors, folder / "state.safetensors")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    words = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if words["none"]:
-        return None
+    path, remedy = folder / "state.json", f"remove {folder}, so that it is made again"
+    with reading.parsing(path, "a state that prepare() returned", remedy):
+        saved = reading.json_file(path)
+        if saved["none"]:
+            return None
+        values = dict(saved["values"])
     tensors = folder / "state.safetensors"
-    return {**words["values"], **(load_file(tensors) if tensors.exists() else {})}
+    if not os.path.lexists(tensors):
+        return values
+    with reading.parsing(tensors, "a file of tensors", remedy):
+        reading.must_be_regular(tensors)
+        return values | load_file(tensors)

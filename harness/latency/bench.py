@@ -35,11 +35,21 @@ class Visits:
         return {"references": self.references, "shapes": self.shapes, "seconds": self.seconds}
 
     @staticmethod
-    def read(words: dict[str, Any] | None) -> Visits:
-        if not words:
+    def read(words: Any) -> Visits:
+        """Those that `words` wrote; none, where a file holds anything else."""
+        try:
+            shapes = {str(n): [(float(ns), float(place)) for ns, place in rows] for n, rows in words["shapes"].items()}
+            found = Visits([float(ns) for ns in words["references"]], shapes, float(words["seconds"]))
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
             return Visits()
-        shapes = {n: [(v[0], v[1]) for v in rows] for n, rows in words["shapes"].items()}
-        return Visits(words["references"], shapes, words["seconds"])
+        return found if found._usable() else Visits()
+
+    def _usable(self) -> bool:
+        """Whether all times are times, and each shape's were taken between two references."""
+        rows = [row for rows in self.shapes.values() for row in rows]
+        times = [*self.references, *(ns for ns, _ in rows)]
+        last = len(self.references) - 1
+        return self.seconds >= 0 and all(ns > 0 for ns in times) and all(0 <= place <= last for _, place in rows)
 
     def count(self, name: str) -> int:
         return len(self.shapes.get(name, []))

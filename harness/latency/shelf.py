@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from harness import reading
 from harness.anatomy import Anatomy
 from harness.api import Device, DeviceInfo, DeviceSpec, Workload
-from harness.errors import EnvironmentFault, HarnessError, UsageError
-from harness.latency.table import CostTable, anatomy_mark, classes, table_key
+from harness.errors import EnvironmentFault, HarnessError, UsageError, one_line
+from harness.files import put
+from harness.latency.table import CostModel, CostTable, anatomy_mark, table_key
 from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.latency.profile import Profile, Target
+
+
+SIZE = 4 * 2**20  # bytes of a table; those of the paper preset have some hundred thousand
 
 
 def device_words(device: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
@@ -44,7 +49,8 @@ class Shelf:
     def find(
         self, anatomy: Anatomy, device: dict[str, Any], runtime: str, dtype: str, workload: Workload
     ) -> CostTable | None:
-        path = self.path(table_key(anatomy_mark(anatomy), device, runtime, dtype, str(workload)))
+        key = table_key(anatomy_mark(anatomy), device, runtime, dtype, str(workload))
+        path = self.path(key)
         words = self.store.read(path)
         if words is None:
             return None
@@ -53,8 +59,8 @@ class Shelf:
         except ValidationError:
             self.store.set_aside(path, "is not a cost table of this version")
             return None
-        if {name: sites[0].units for name, sites in classes(anatomy).items()} != table.tops():
-            self.store.set_aside(path, "does not cover this model's sub-layers")
+        if why := "is of another device, model or workload" if table.key != key else CostModel(table, anatomy).faults():
+            self.store.set_aside(path, why)
             return None
         return table
 
@@ -112,7 +118,9 @@ class Shelf:
         from harness.latency.bench import Visits
         from harness.latency.profile import Profile
 
-        visits = Visits.read(self.store.read(notes) or before)
+        visits = Visits.read(self.store.read(notes))
+        if not visits.references:
+            visits = Visits.read(before)
         try:
             table = work(Profile(target, device, visits, lambda now: self.store.write(notes, now.words()), told))
         except HarnessError:
@@ -126,38 +134,29 @@ class Shelf:
 
 
 def export(table: CostTable, path: Path) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(json.dumps(table.words(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise unwritable(path, error) from error
+    put(path, (json.dumps(table.words(), indent=1, sort_keys=True) + "\n").encode())
 
 
 def must_be_writable(path: Path) -> None:
     """Said before the minutes of a measurement, not after them."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", "give a file")
+    if os.path.lexists(path) and not path.is_file():
+        raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}", "give a file")
     probe = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def unwritable(path: Path, error: OSError) -> EnvironmentFault:
-    return EnvironmentFault(f"cannot write {path}: {error.strerror}", "give a file that can be written")
+        raise EnvironmentFault(f"cannot write {path}: {error.strerror}", "give a file that can be written") from error
 
 
 def read(path: Path) -> CostTable:
-    """A table someone exported."""
-    try:
-        table = CostTable.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise EnvironmentFault(f"cannot read {path}: {error.strerror}", "give a file that --export wrote") from error
-    except (ValueError, ValidationError) as error:
-        what = f": {error.errors()[0]['msg']}" if isinstance(error, ValidationError) else ""
-        raise UsageError(f"{path} is not a cost table{what}", "give a file that --export wrote") from error
-    return table
+    """A table that someone exported."""
+    remedy = "give a file that --export wrote"
+    with reading.parsing(path, "a cost table", remedy, UsageError):
+        try:
+            return CostTable.model_validate(reading.json_file(path, SIZE))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            cause = f"{path} is not a cost table: {where}: {first['msg'].removeprefix('Value error, ')}"
+            raise UsageError(one_line(cause), remedy) from None

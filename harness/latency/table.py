@@ -9,18 +9,23 @@ import hashlib
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from harness import keys
 from harness.anatomy import Anatomy, Site
+from harness.anatomy.config_fields import WHOLE
 from harness.anatomy.llama import sliding_window
 from harness.api import Budget, Shape
 from harness.errors import BadCut, Unsupported
 from harness.records import Part
 
 SCHEMA = 1
+POINTS = 2**16  # of a curve; the paper preset measures some thousands
+CLASSES = 10_000  # of sites; twice as many as a model has layers, and some features more
+LONGEST = 1e18  # nanoseconds, which is 30 years: sums of times stay finite
+TEXT = 5_000  # characters
 VERSION = "profile-3"
 BESIDE = ("validation", "probes", "seconds", "samples", "finished")  # of a table: how it came about, how good it is
 
@@ -28,8 +33,8 @@ BESIDE = ("validation", "probes", "seconds", "samples", "finished")  # of a tabl
 class Curve(Part):
     """What one site of a class costs at so many units, measured on physically sliced modules."""
 
-    units: list[int]
-    ns: list[float]
+    units: list[Annotated[int, Field(ge=0, le=WHOLE["intermediate_size"][1])]] = Field(max_length=POINTS)
+    ns: list[Annotated[float, Field(le=LONGEST)]] = Field(max_length=POINTS)
     noise: float = Field(0.0, description="relative, of one point")
 
     @model_validator(mode="after")
@@ -58,8 +63,8 @@ class Validation(Part):
 class Fit(Part):
     """Whole models fitted: non-negative weights of named features, see `predictor`."""
 
-    features: list[str]
-    weights: list[float]
+    features: list[str] = Field(max_length=CLASSES)
+    weights: list[Annotated[float, Field(le=LONGEST)]] = Field(max_length=CLASSES)
     shapes: int
     error: float = Field(description="mean relative error on shapes left out of the fit")
 
@@ -67,6 +72,8 @@ class Fit(Part):
     def _is_one(self) -> Fit:
         if len(self.features) != len(self.weights) or any(not math.isfinite(w) or w < 0 for w in self.weights):
             raise ValueError("a fit needs a finite weight of at least zero for each feature")
+        if not any(self.weights):
+            raise ValueError("a fit needs a weight above zero")
         return self
 
 
@@ -74,29 +81,39 @@ class CostTable(Part):
     schema_: int = Field(SCHEMA, alias="schema")
     model: str
     anatomy: str = Field(description="hash of the dense tensor shapes and sites")
-    params: int
+    params: int = Field(ge=0)
     device: dict[str, Any] = Field(description="name, fingerprint, clock, provenance")
     runtime: str
     dtype: str
     workload: str
     preset: Literal["quick", "paper"]
     version: str = VERSION
-    fixed_ns: float = Field(description="the model without any layer")
-    curves: dict[str, Curve] = Field(description="per class of sites")
+    fixed_ns: float = Field(le=LONGEST, description="the model without any layer")
+    curves: dict[str, Curve] = Field(max_length=CLASSES, description="per class of sites")
     fit: Fit | None = Field(None, description="scales the additive sum to whole models")
     predictor: Fit | None = Field(None, description="for shapes whose sites interact (a cut residual stream)")
     validation: Validation | None = None
     probes: int = Field(0, description="shapes measured")
     seconds: float = Field(0, description="CPU seconds of this process")
-    samples: str = Field("", description="name of the side file with every visit")
+    samples: str = Field(
+        "", pattern=r"^([0-9a-f]{64}\.json\.gz)?$", description="name of the side file with every visit"
+    )
     finished: str = ""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     @model_validator(mode="after")
     def _is_one(self) -> CostTable:
-        if missing := {"name", "fingerprint", "clock", "provenance"} - set(self.device):
-            raise ValueError(f"its device has no {min(missing)}")
+        if (self.schema_, self.version) != (SCHEMA, VERSION):
+            raise ValueError("it is of another version of harness")
+        for name, kind in (("name", str), ("fingerprint", dict), ("clock", str), ("provenance", str)):
+            if not isinstance(self.device.get(name), kind):
+                raise ValueError(f"its device has no {name}")
+        machine = [text for text in self.device["fingerprint"].values() if isinstance(text, str)]
+        texts = [self.model, self.runtime, self.dtype, self.workload, self.finished, *self.curves]
+        texts += [self.device["name"], self.device["clock"], self.device["provenance"], *machine]
+        if any(not text.isprintable() or len(text) > TEXT for text in texts) or not all(map(str.strip, self.curves)):
+            raise ValueError("it has names that cannot be printed")
         if not self.curves or not math.isfinite(self.fixed_ns) or self.fixed_ns < 0:
             raise ValueError("it has no curves, or no time for the model without layers")
         if self.fit and set(self.fit.features) != {"fixed", *self.curves}:
@@ -222,6 +239,16 @@ class CostModel:
         whole = {**full, "hidden": self.anatomy.sites["hidden"].units}
         learned = self.table.predictor
         return self.additive(whole) * predict(learned, self.anatomy, full) / predict(learned, self.anatomy, whole)
+
+    def faults(self) -> str:
+        """Why this table cannot predict this model; empty if it can."""
+        from harness.latency.predictor import sizes
+
+        if {name: sites[0].units for name, sites in self.classes.items()} != self.table.tops():
+            return "does not cover this model's sub-layers"
+        if self.table.predictor and not set(self.table.predictor.features) <= set(sizes(self.anatomy, {})):
+            return "has a predictor of other sub-layers"
+        return "" if self.dense > 0 else "predicts that the model takes no time"
 
     @cached_property
     def dense(self) -> float:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
+import stat
 from pathlib import Path
 
 from harness import plugins
 from harness.api import ModelCard
 from harness.checkpoints import read_config
-from harness.errors import EnvironmentFault, Unsupported, UsageError
+from harness.errors import EnvironmentFault, Unsupported, UsageError, one_line
 
 LOADING = "harness.models.loading:"
 
@@ -20,11 +21,20 @@ def card(name: str) -> ModelCard:
         return known[name]
     if name.startswith("timm/"):
         raise Unsupported("vision models have no anatomy yet", "give a decoder: harness list models")
-    path = Path(name).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        return _gguf(path)
-    if path.is_dir():
+    if not name.isprintable():
+        raise UsageError(f"the model {one_line(name, 200)!r} has a name that cannot be printed", "rename it")
+    path = Path(os.path.expanduser(name))
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except OSError as error:
+        cause = f"the model {one_line(name, 200)} cannot be read: {error.strerror}"
+        raise EnvironmentFault(cause, "give a folder with config.json and safetensors") from None
+    if stat.S_ISDIR(mode):
         return _folder(path)
+    if mode and path.suffix == ".gguf":
+        return _gguf(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
         return _hub(name)
     if "/" in name or name.endswith(".gguf"):
@@ -66,8 +76,5 @@ def _hub(name: str) -> ModelCard:
             f"check the name and the network; if it is gated, accept its licence at https://huggingface.co/{name} "
             "and set HF_TOKEN; or give --model FOLDER",
         )
-    try:
-        words = json.loads(config.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise UsageError(f"{name} has no readable config.json", "give a transformers model") from None
-    return ModelCard(name=name, summary="a model of the hub", config=words, source=name, licence="see its card")
+    values = read_config(config.parent)
+    return ModelCard(name=name, summary="a model of the hub", config=values, source=name, licence="see its card")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,10 @@ from harness.api import ModelCard
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault
 from harness.host import cache_dir, note, notes
+from harness.paths import plain_name
 from harness.plugins import resolve
+
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def locate(card: ModelCard) -> tuple[Path, str]:
@@ -25,7 +29,7 @@ def locate(card: ModelCard) -> tuple[Path, str]:
 
 def once(name: str, make: Callable[[Path], None]) -> Path:
     """A cached folder, built by `make` at most once, whole or not at all."""
-    folder = cache_dir() / "models" / name
+    folder = cache_dir() / "models" / plain_name(name, "a cached model", EnvironmentFault)
     if folder.exists():
         return folder
     try:
@@ -63,12 +67,12 @@ def _content(folder: Path) -> str:
             continue
         stat = path.stat()
         key = f"{path} {stat.st_size} {stat.st_mtime_ns}"
-        if key not in known:
+        if not SHA256.fullmatch(str(known.get(key))):
             known[key] = new[key] = file_sha256(path)
         lines.append(f"{path.name} {known[key]}")
     if new:
         note("hashes.json", new)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def from_hub(card: ModelCard) -> tuple[Path, str]:

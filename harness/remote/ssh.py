@@ -11,15 +11,17 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.errors import UsageError, one_line
 from harness.remote.shells import NOTHING_CAME, Posix, Shell, ended
 from harness.remote.transport import Done, Lost, Refused, Talk, Unreachable, call
+from harness.remote.values import plain_value
 
 LOST = 255  # what ssh ends with when the line and not the command is at fault
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
+OPTION = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 HOST = re.compile(r"[A-Za-z0-9_\[:][\w.:%\[\]-]*")
 WHY = {  # in the words of OpenSSH
     "Permission denied": ("does not let {user} in", "add the public key to its authorized_keys, or name another key"),
@@ -29,6 +31,21 @@ WHY = {  # in the words of OpenSSH
     "timed out": ("does not answer", "check that it is on and in this network"),
     "No route to host": ("is in no network that this machine reaches", "check that it is on and in this network"),
 }
+
+
+def check(host: str, user: str, key: str, options: Mapping[str, str]) -> None:
+    """Refuse what would be an option or several words to OpenSSH."""
+    for word, known, what in (
+        (host, HOST, "the name of a host"),
+        (user or "none", NAME, "the name of a user"),
+        *((name, OPTION, "a word of ssh_config") for name in options),
+    ):
+        if not known.fullmatch(word):
+            raise UsageError(f"{one_line(word, 100)!r} is not {what}", "check the device's file")
+    for word, what in ((key, "key"), *((value, f"option {name}") for name, value in options.items())):
+        plain_value(word, what)
+    if '"' in key:
+        raise UsageError(f"key {one_line(key, 100)} holds a quotation mark", "rename the file")
 
 
 class Ssh:
@@ -43,9 +60,7 @@ class Ssh:
         options: dict[str, str] | None = None,
         shell: Shell | None = None,
     ) -> None:
-        for word, known, what in ((host, HOST, "host"), (user or "none", NAME, "user")):
-            if not known.fullmatch(word):
-                raise UsageError(f"{word!r} is no name of a {what}", "check the device's file")
+        check(host, user, key, options or {})
         self.host, self.user, self.shell = host, user, shell or Posix()
         self.where = f"{user}@{host}" if user else host
         self._control = tempfile.mkdtemp(prefix="harness-ssh-")  # short, for a socket's path must be
@@ -59,7 +74,7 @@ class Ssh:
             "ControlPath": f"{self._control}/%C",
             **({"Port": str(port)} if port else {}),
             **({"User": user} if user else {}),
-            **({"IdentityFile": key, "IdentitiesOnly": "yes"} if key else {}),
+            **({"IdentityFile": f'"{key}"' if " " in key else key, "IdentitiesOnly": "yes"} if key else {}),
             **(options or {}),
         }
         self._options = [word for name, value in set_.items() for word in ("-o", f"{name}={value}")]
