@@ -62,7 +62,7 @@ def test_a_country_is_looked_up_and_named(table):
     with pytest.raises(UsageError, match="no carbon intensity for XKX"):
         grid.parse("XKX")
     table.write_text("{")
-    with pytest.raises(EnvironmentFault, match="global_energy_mix.json is truncated or not JSON"):
+    with pytest.raises(EnvironmentFault, match=r"global_energy_mix\.json is truncated or not JSON"):
         grid.parse("DEU")
 
 

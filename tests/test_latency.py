@@ -346,7 +346,7 @@ def test_tables_are_exported_and_imported(tmp_path, runs, staircase):
 def test_a_file_that_is_no_table_is_said_to_be_none(tmp_path, damage):
     file = tmp_path / "t.json"
     file.write_text(damage)
-    with pytest.raises(UsageError, match="is not a cost table|is truncated or not JSON"):
+    with pytest.raises(UsageError, match=r"is not a cost table|is truncated or not JSON"):
         shelf.read(file)
 
 
