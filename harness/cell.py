@@ -86,7 +86,7 @@ class Cell:
             if (found := self._finished()) is not None:  # whoever we waited for has done it
                 return found
             emit(Event(name="cell-started", cell=self.id))
-            self.store.save_stage("cell", self.id, self.plan.cell_parts(), self.plan.spec.model_dump(mode="json"))
+            self._save_components()
             record = self._live()
             if record is None:
                 return None
@@ -103,9 +103,14 @@ class Cell:
         before = self.store.record(self.id)
         if before is not None and before.status in SETTLED:
             return before
+        self._save_components()
         record = self._record(status, reason).sealed()
         self.store.save_record(record)
         return record
+
+    def _save_components(self) -> None:
+        """What the cell's id is the hash of, for whoever asks whether its record is of this cell."""
+        self.store.save_stage("cell", self.id, self.plan.cell_parts(), self.plan.spec.model_dump(mode="json"))
 
     def _identify(self, measure: bool = True) -> None:
         if self.plan.obstacle is None:

@@ -30,6 +30,8 @@ only_installed = pytest.mark.skipif(
     "orin-cpu" not in plugins.registry().specs["device"], reason="prune-harness-orin is not installed"
 )
 
+SIDE = f"{'0' * 64}.json.gz"  # the name of a file of samples
+
 
 @pytest.fixture
 def home(tmp_path):
@@ -257,13 +259,13 @@ def test_work_that_lasts_is_told_beside_its_first_seconds(monkeypatch):
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr("harness.latency.sustained.time.monotonic", lambda: next(clock))
     session, kept = Warming(), {}
-    found = sustained.measure(lambda: session, 20, "wall", lambda words: kept.update(words) or "side")
+    found = sustained.measure(lambda: session, 20, "wall", lambda words: kept.update(words) or SIDE)
     assert session.closed
     assert found.first_ns == 1e6
     assert found.last_ns == pytest.approx(1e6 * 1.1 ** (session.visits - 1), rel=0.1)
     assert found.temperatures_c == {"soc": (40.0, 40.0 + 5 * session.visits)}
     assert found.throttle == ["soc is hot"]
-    again = sustained.of([Samples(**visit) for visit in kept["visits"]], found.seconds, "wall", "side")
+    again = sustained.of([Samples(**visit) for visit in kept["visits"]], found.seconds, "wall", SIDE)
     assert again == found
 
 
@@ -274,7 +276,7 @@ def test_a_session_that_breaks_is_closed():
 
     session = Broken()
     with pytest.raises(HarnessError):
-        sustained.measure(lambda: session, 20, "wall", lambda words: "side")
+        sustained.measure(lambda: session, 20, "wall", lambda words: SIDE)
     assert session.closed
 
 

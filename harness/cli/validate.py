@@ -41,13 +41,19 @@ def command(folder: Path | None, as_json: bool) -> None:
             verdicts.append(validate.Verdict(path, (error.why,), ()))
     verdicts += validate.judged(found, root)
     records = len(verdicts)
+    without = sum(not verdict.components for verdict in verdicts)
     verdicts += [
         validate.Verdict(path, ("no record names it",), ()) for path in (validate.orphans(found) if folder else ())
     ]
     wrong = sum(bool(verdict.faults or (folder and verdict.reservations)) for verdict in verdicts)
     if as_json:
         words = [
-            {"record": str(v.path.relative_to(root)), "faults": v.faults, "reservations": v.reservations}
+            {
+                "record": str(v.path.relative_to(root)),
+                "faults": v.faults,
+                "reservations": v.reservations,
+                "components": v.components,
+            }
             for v in verdicts
         ]
         print_json(words)
@@ -58,6 +64,8 @@ def command(folder: Path | None, as_json: bool) -> None:
                 click.echo(f"{click.style('wrong', bold=True)}  {name}: {one_line(fault)}")
             for reservation in verdict.reservations:
                 click.echo(f"{'wrong' if folder else 'not to be published'}  {name}: {one_line(reservation)}")
-        click.echo(f"{records} records, {wrong} wrong" if records else f"no records in {root}")
+        unknown = f"; {without} without the components of their cells: what they say they are is not followed"
+        summary = f"{records} records, {wrong} wrong{unknown if without else ''}"
+        click.echo(summary if records else one_line(f"no records in {root}"))
     if wrong:
         click.get_current_context().exit(1)
