@@ -57,7 +57,7 @@ _SPECIAL = re.compile(
 # Entities where some renderers know no backslash; an @ in code is part of no address.
 _OTHERWISE = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "{": "&#123;", "}": "&#125;", "/": "&#47;", "@": "`@`"}
 _START = re.compile(r"[-+=:!?/#]|\d{1,9}(?=[.)](?:\s|$))")
-_YAML = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
+_YAML = re.compile(r"[A-Za-z/][\w./-]*(?: [\w./-]+)*", re.ASCII)
 _YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
 
 

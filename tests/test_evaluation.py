@@ -180,7 +180,7 @@ def test_a_reader_is_shown_notes_and_texts(asked, tmp_path, capsys):
     assert told.count("by nought") == 1
     card = (tmp_path / record.artefact.path / "README.md").read_text()
     assert "| prompt | dense | pruned |" in card
-    assert "| a\\|b | one ⏎ two | [red]three�[2J |" in card
+    assert r"| a\|b | one ⏎ two | \[red\]three�\[2J |" in card
 
 
 def test_what_is_missing_makes_another_cell(asked, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from harness.cli import cli
 from harness.cli.record import print_record
 from harness.errors import one_line
 from harness.leaderboard import entries, site
+from harness.leaderboard.page import listed, tabled
 from harness.leaderboard.sheet import sheet
-from harness.markup import plain_line
+from harness.markup import Code, Link, Strong, markdown, markdown_line, plain_line
 from harness.paths import plain_name
 from harness.records import Record
 
@@ -89,6 +91,53 @@ def test_text_of_records_stays_text(pages, harmless):
     for svg, usual in zip(svgs_in(files), svgs_in(usual_files), strict=True):
         assert clean(svg)
         assert outline_of_svg(svg) == outline_of_svg(usual)
+
+
+SIGNS = [
+    *"\\`*_{}[]()#+-.!|<>&~^$:/=@'\"%; \n\tab1é\u200b",
+    "<b>",
+    "](x)",
+    "![",
+    "```",
+    "~~~",
+    "**",
+    "__",
+    "&lt;",
+    "---",
+]
+SIGNS += [
+    "https://a.b",
+    "www.a.b",
+    "a@b.c",
+    "[x]: y",
+    "- ",
+    "1. ",
+    "# ",
+    "<!--",
+    "-->",
+    "\\\\",
+    "\\|",
+    "&#60;",
+    "\x1b[31m",
+]
+
+
+def every_place(one: str, other: str) -> str:
+    cell = (one, " ", Strong("failed"), ": ", other, " (", Link(one, "x.json"), ")")
+    rows = [{one: cell, f"{one} ": Code(other)}]
+    return "\n\n".join([f"# {markdown(one)}", listed([cell, other]), markdown_line(one), tabled(rows), "end"])
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_no_mixture_of_signs_is_markup(name):
+    """Random texts side by side in every place of a page."""
+    chance = random.Random(5)
+    expected = Outline(RENDERERS[name].render(every_place(HARMLESS, HARMLESS)))
+    for _ in range(400):
+        one, other = ("".join(chance.choices(SIGNS, k=chance.randint(1, 14))) + "x" for _ in range(2))
+        outline = Outline(RENDERERS[name].render(every_place(one, other)))
+        assert outline.tags == expected.tags, (one, other)
+        assert outline.targets == expected.targets, (one, other)
 
 
 def test_a_record_names_no_column_of_ours(tmp_path):
