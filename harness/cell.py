@@ -115,6 +115,7 @@ class Cell:
     def _identify(self, measure: bool = True) -> None:
         if self.plan.obstacle is None:
             self.reporter.stage("find the weights")
+            supervisor.report(stage="find the weights")
             planning.find_weights(self.plan)
             self.find_table(measure)
         self.id = self.plan.cell

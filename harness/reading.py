@@ -165,10 +165,19 @@ def yaml_file(path: Path, limit: int = SETTINGS) -> Any:
     except RecursionError:
         raise Unreadable(path, "is nested too deeply") from None
     except Exception as error:  # dates out of range and long digits are ValueErrors, odd merges TypeErrors
-        raise Unreadable(path, f"is not YAML: {describe(error, most=300)}") from None
+        raise Unreadable(path, _yaml_fault(error)) from None
     if why := _not_plain(value):
         raise Unreadable(path, f"holds {why}")
     return value
+
+
+def _yaml_fault(error: Exception) -> str:
+    text = describe(error, most=300)
+    if "maximum nesting depth" in text:
+        return "is nested too deeply"
+    if "integer string conversion" in text:
+        return "holds an integer that is too large"
+    return f"is not YAML: {text}".replace(' in "<unicode string>"', "")
 
 
 def _too_large(root: Any) -> str:

@@ -121,8 +121,8 @@ def read(path: Path) -> Suite:
     if not isinstance(values, dict):
         raise UsageError(f"{path} is not a suite", "it holds keys: pruners, models, budgets …; see benchmarks/suites/")
     if odd := next(_odd_texts({name: value for name, value in values.items() if name != "about"}), None):
-        cause = f"{path}: {one_line(odd, 60)!r} is longer than {TEXT} characters or cannot be printed"
-        raise UsageError(cause, "give plain names")
+        why = f"is longer than {TEXT} characters" if len(odd) > TEXT else "has a control character"
+        raise UsageError(f"{path}: {one_line(odd, 60)!r} {why}", "give plain names")
     try:
         suite = Suite.model_validate(values)
     except ValidationError as error:

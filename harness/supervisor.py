@@ -23,7 +23,9 @@ from typing import Any
 from harness.forks import bound, check_fork_is_safe, ending
 
 IMPORT_S = 20.0  # what the import of a plug-in's registration module may take
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP) if hasattr(os, "fork") else ()
+FORWARDED = (
+    (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP) if hasattr(os, "fork") else ()
+)
 EXIT_S = 10.0  # what a process may take to end after it has answered or was interrupted
 
 
@@ -44,7 +46,7 @@ class Ending:
     code: int | None
     reason: str = ""
     status: str = "failed"
-    last: dict[str, Any] = field(default_factory=dict)  # the last report of each kind
+    reports: dict[str, Any] = field(default_factory=dict)  # the latest of each kind
 
 
 def report(**what: Any) -> None:
@@ -145,15 +147,15 @@ class _Watch:
 
     def __init__(self, child: int, reader: int) -> None:
         self.child, self.reader = child, reader
-        self.last: dict[str, Any] = {}
+        self.reports: dict[str, Any] = {}
         self.rest = b""
         self.limits: dict[str, tuple[float, str, str]] = {}  # when it is killed, with which reason and status
         self.killed = ("", "failed")  # reason and status of the limit that was reached
         self.code: int | None = None
 
     def wait(self) -> Ending:
-        heeded = [number for number in FORWARDED if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup, &
-        before = {number: signal.signal(number, self._forward) for number in heeded}
+        handled = [number for number in FORWARDED if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup, &
+        before = {number: signal.signal(number, self._forward) for number in handled}
         try:
             while self.code is None:
                 self._listen()
@@ -163,10 +165,10 @@ class _Watch:
                 signal.signal(number, handler)
             self._kill(signal.SIGKILL)  # whatever the command left running
         self._drain()
-        if "done" in self.last:
-            return Ending(self.last["done"], last=self.last)
+        if "done" in self.reports:
+            return Ending(self.reports["done"], reports=self.reports)
         reason, status = self.killed
-        return Ending(None, reason or ending(self.code), status, self.last)
+        return Ending(None, reason or ending(self.code), status, self.reports)
 
     def _listen(self) -> None:
         """Hear reports until the process has ended."""
@@ -193,7 +195,7 @@ class _Watch:
             what = json.loads(line)
         except ValueError:  # the process was killed while it wrote
             return
-        self.last |= what
+        self.reports |= what
         if "done" in what:
             self._limit("exit", EXIT_S, "it did not end")
         if "importing" in what:
@@ -223,15 +225,23 @@ class _Watch:
     def _forward(self, number: int, _: Any) -> None:
         """Ctrl-C, Ctrl-Z and the like reach the process that leads a group of its own; a second one kills it."""
         if number == signal.SIGTSTP:
-            self._kill(signal.SIGSTOP)
-            os.kill(os.getpid(), signal.SIGSTOP)
-            self._kill(signal.SIGCONT)
+            self._pause()
             return
-        again = "interrupted" in self.last
-        self.last["interrupted"] = True
+        again = "interrupted" in self.reports
+        self.reports["interrupted"] = int(number)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.child, signal.SIGKILL if again else number)
         self._limit("exit", EXIT_S, "it did not end")
+
+    def _pause(self) -> None:
+        """Stop both processes until they are continued; the pause counts against no limit."""
+        began = time.monotonic()
+        self._kill(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._kill(signal.SIGCONT)
+        pause = time.monotonic() - began
+        for name, (moment, reason, status) in self.limits.items():
+            self.limits[name] = (moment + pause, reason, status)
 
     def _kill(self, number: int) -> None:
         """The process and what it started: it leads a group of its own."""

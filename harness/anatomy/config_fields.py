@@ -32,7 +32,7 @@ SWITCHES = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_wi
 OBJECTS = ("per_layer_config", "rope_scaling", "rope_parameters")
 MAY_BE_NULL = {
     *("num_key_value_heads", "head_dim", "sliding_window", "max_window_layers", "rope_theta", "layer_types"),
-    *("bos_token_id", "pad_token_id", "use_sliding_window", *OBJECTS),
+    *("bos_token_id", "pad_token_id", *SWITCHES, *OBJECTS),
 }
 LAYER_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 SUBLAYERS = ("attention", "mlp")

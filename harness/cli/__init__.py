@@ -87,20 +87,21 @@ def main() -> None:
     arguments = [word for word in sys.argv[1:] if word != "--debug"]  # --debug is welcome after the command too
     while True:
         ending = supervisor.supervise(lambda: run_command(arguments))
+        signal_number = ending.reports.get("interrupted")
         if ending.code is not None:
             sys.exit(ending.code)
-        if "interrupted" in ending.last:
-            sys.exit(fail(*INTERRUPTED))
-        plugin = ending.last.get("importing")
+        if signal_number is not None:
+            sys.exit(fail(*INTERRUPTED[:2], 128 + signal_number))
+        plugin = ending.reports.get("importing")
         if not plugin or plugin in supervisor.fatal_imports:
             break
-        supervisor.fatal_imports[plugin] = f"{ending.reason} when it was imported"  # again, without this plug-in
-    if "cell" in ending.last:
+        supervisor.fatal_imports[plugin] = f"while it was imported, {ending.reason}"  # again, without this plug-in
+    if "cell" in ending.reports:
         from harness.cli.run import row_of
 
         row = supervisor.supervise(lambda: guarded(lambda: row_of(ending)))
         sys.exit(1 if row.code is None else row.code)
-    stage = ending.last.get("stage") or " ".join(["harness", *arguments[:1]])
+    stage = ending.reports.get("stage") or " ".join(["harness", *arguments[:1]])
     remedy = "if a plug-in ended it, HARNESS_PLUGINS=NAME,… leaves the others out"
     sys.exit(fail(f"{stage}: {ending.reason}", remedy, 1))
 

@@ -57,6 +57,8 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
     def leave_out(error: BadRecord) -> None:
         bad.append(error)
         click.echo(f"error: {one_line(error.cause)}; left out", err=True)
+        if len(bad) == 1:
+            click.echo(f"  try: harness validate {one_line(str(folder))} names all that is wrong with it", err=True)
 
     records = entries.of_runs(store) if folder is None else entries.read(folder, leave_out)
 
@@ -80,7 +82,6 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
     for notice in store.notices:
         click.echo(f"note: {one_line(notice)}", err=True)
     if bad:
-        click.echo("  try: harness validate FOLDER names all that is wrong with them", err=True)
         click.get_current_context().exit(1)
 
 

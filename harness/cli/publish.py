@@ -50,8 +50,10 @@ def command(name: str, cells: tuple[str, ...], target: Path, check: bool, as_jso
         if check:
             click.echo(f"{len(done.written)} files would be written to {folder}, {len(done.removed)} removed")
         else:
-            click.echo(f"{len(done.taken)} records in {folder}, {len(done.replaced)} of them for an older one")
-            click.echo(f"now the pages: harness leaderboard {one_line(str(target))}")
+            replaced = f", {len(done.replaced)} of them replacing older ones" if done.replaced else ""
+            click.echo(f"{len(done.taken)} records published to {folder}{replaced}")
+            if done.taken or done.older:
+                click.echo(f"now the pages: harness leaderboard {one_line(str(target))}")
     differs = check and (done.written or done.removed)
     if differs or done.refused or done.damaged or not (done.taken or done.older):
         click.get_current_context().exit(1)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.answer import print_json
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
 
 if TYPE_CHECKING:
     from harness.supervisor import Ending
+
+LONGEST_MINUTES = 100_000
 
 
 @click.command("run")
@@ -62,8 +64,8 @@ def command(
     asked["settings"] = dict(pair(text) for text in settings)
     asked["evaluators"] = [name.strip() for name in evaluators.split(",") if name.strip()]
     command_line = shlex.join(["harness", *(word for word in sys.argv[1:] if word != "--json")])
-    if timeout is not None and timeout <= 0:
-        raise UsageError(f"a timeout of {timeout:g} minutes leaves no time", "give more than 0")
+    if timeout is not None and not 0 < timeout <= LONGEST_MINUTES:
+        raise UsageError(f"a timeout of {timeout:g} minutes cannot be kept", f"give up to {LONGEST_MINUTES:,} minutes")
     process.prepare_for(asked["device"], asked["dtype"])
     from harness import planning
     from harness.cli import output
@@ -73,7 +75,7 @@ def command(
     store = Store()
     if not dry_run:
         parts = {"request": asdict(request), "root": str(store.root), "command": command_line, "json": as_json}
-        supervisor.report(cell=parts)
+        supervisor.report(cell=parts, stage="plan the run")
         if timeout is not None:
             supervisor.report(timeout_s=60 * timeout)
     plan = planning.make(request, fetch=not dry_run)
@@ -98,6 +100,7 @@ def command(
         print_json(record.words(), sort_keys=True)
     else:
         print_record(record, cell.store.root, cell.cached)
+    supervisor.report(answered=record.id, stage="trace")
     if trace:
         from harness.cli.traces import show
 
@@ -113,9 +116,10 @@ def row_of(ending: Ending) -> int:
     from harness.engines import steps
     from harness.store import Store
 
-    cell = ending.last["cell"]
-    stage = ending.last.get("stage")
-    reason = f"{stage}: {ending.reason}" if stage else ending.reason
+    cell = ending.reports["cell"]
+    reason = f"{ending.reports['stage']}: {ending.reason}"
+    if answered := ending.reports.get("answered"):
+        raise HarnessError(f"{reason}; the record {answered[:12]} is whole", "the same command again prints it")
     store = Store(Path(cell["root"]))
     with process.stdout_kept():
         row = steps.fail(cell["request"], cell["root"], ending.status, reason, cell["command"])
@@ -124,7 +128,9 @@ def row_of(ending: Ending) -> int:
         print_json(record.words(), sort_keys=True)
     else:
         print_record(record, store.root, cached=False)
-    return int(record.status != "ok")
+    if record.status != ending.status:  # the cell was settled before the process ended
+        raise HarnessError(reason, "the record was there before and stays as it is")
+    return 1
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -100,6 +100,8 @@ def sweeps(store: Store, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for path in store.files("sweeps"):
         cells = sweep_cells(store, path)
+        if cells is None:
+            continue
         states = Counter(now.get(cell["id"]) or cell["status"] for cell in cells)
         reasons: dict[str, set[str]] = {}
         for cell in cells:
@@ -110,15 +112,15 @@ def sweeps(store: Store, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def sweep_cells(store: Store, path: Path) -> list[dict[str, str]]:
-    """The cells of a sweep's file; none where it is not the file of a sweep."""
+def sweep_cells(store: Store, path: Path) -> list[dict[str, str]] | None:
+    """The cells of a sweep's file; None where it is not the file of a sweep."""
     words = store.read(path)
     cells = words.get("cells") if isinstance(words, dict) else None
     if isinstance(cells, list) and all(map(is_sweep_cell, cells)):
         return cells
     if words is not None:
         store.notice(f"{path} is not the file of a sweep; ignored")
-    return []
+    return None
 
 
 def is_sweep_cell(cell: Any) -> bool:

@@ -64,7 +64,7 @@ def command(folder: Path | None, as_json: bool) -> None:
                 click.echo(f"{click.style('wrong', bold=True)}  {name}: {one_line(fault)}")
             for reservation in verdict.reservations:
                 click.echo(f"{'wrong' if folder else 'not to be published'}  {name}: {one_line(reservation)}")
-        unknown = f"; {without} without the components of their cells: what they say they are is not followed"
+        unknown = f"; {without} published without cells/, so their pruner, device and seed could not be checked"
         summary = f"{records} records, {wrong} wrong{unknown if without else ''}"
         click.echo(summary if records else one_line(f"no records in {root}"))
     if wrong:

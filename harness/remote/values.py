@@ -9,8 +9,10 @@ LONGEST = 4096  # characters, as of a path
 
 def plain_value(text: str, what: str) -> str:
     """The text, if it can be a word of a command line. Empty text stands for a value that is not given."""
-    if len(text) > LONGEST or not text.isprintable():
-        why = f"has more than {LONGEST:,} characters, line breaks or control characters"
+    if len(text) > LONGEST:
+        why = f"has more than {LONGEST:,} characters"
+    elif not text.isprintable():
+        why = "has a line break or a control character"
     elif text.startswith("-"):
         why = "begins with a dash, as options do"
     else:

@@ -263,7 +263,8 @@ def table(folder: Path, path: Path) -> object:
     from harness.latency import shelf
 
     cost_table = shelf.read(path)
-    print_table(cost_table, path, Console(file=io.StringIO()))
+    if cost_table.validation is not None:
+        print_table(cost_table, path, Console(file=io.StringIO()))
     return shelf.Shelf(Store(folder)).put(cost_table, again=True)
 
 

@@ -106,6 +106,7 @@ def test_a_hang_past_the_limit_is_a_timeout(hostile, runs, lost, deed):
     row = json.loads(done.stdout)
     assert (done.returncode, row["status"]) == (1, "timeout"), done.stderr
     assert "took longer than 6 s" in row["reason"]
+    assert row["reason"].startswith(("plan the run: ", "find the weights: ", "load: ", "prune to ratio 0.2: "))
     lost([row["id"]], Store(runs))
 
 
@@ -132,8 +133,8 @@ def test_a_check_of_a_method_that_ends_it_fails(hostile, deed):
 
 
 IMPORTS = {
-    "exit-0": "the process ended with exit code 0 before it answered when it was imported",
-    "sigkill": "the process was ended by SIGKILL (probably out of memory) when it was imported",
+    "exit-0": "while it was imported, the process ended with exit code 0 before it answered",
+    "sigkill": "while it was imported, the process was ended by SIGKILL (probably out of memory)",
     "base-exception": "it raised Own: an exception of its own",
     "keyboard-interrupt": "it raised KeyboardInterrupt",
     "stdout-replaced": "it changed the standard streams and did not set it back",
@@ -142,6 +143,33 @@ IMPORTS = {
     "signal-handler": "it changed signal handlers",
     "fork-returns": "it forked this process and returned from both",
 }
+
+
+TRACED = "import harness.tracing as t; import os, sys, time; t.trace = lambda *_: "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("deed", "code"), [("os._exit(0)", "exit code 0"), ("time.sleep(600)", "took longer")])
+def test_an_end_after_the_answer(tmp_path, runs, lost, deed, code):
+    """Tracing follows the record: what ends it leaves one answer on stdout, a reason, and an exit code other than 0."""
+    command(*PRUNE[:-1], "random", cwd=tmp_path)  # the record is there, so that all the time is the trace's
+    command_line = [*PRUNE[:-1], "random", "--json", "--trace", *(["--timeout", "1"] if "sleep" in deed else [])]
+    code_line = f"{TRACED}{deed}\nfrom harness.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code_line, *command_line], capture_output=True, text=True, cwd=tmp_path
+    )
+    row = json.loads(done.stdout)
+    assert (done.returncode, row["status"]) == (1, "ok"), done.stderr
+    assert f"{code}" in done.stderr
+    assert "is whole" in done.stderr
+    lost([row["id"]], Store(runs))
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "1e9"])
+def test_a_timeout_that_cannot_be_kept(runs, minutes):
+    done = command(*PRUNE[:-1], "random", "--timeout", minutes)
+    assert done.returncode == 2
+    assert "cannot be kept" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -222,7 +250,7 @@ def test_a_signal_to_the_supervisor_ends_both_processes(tmp_path, number):
     code = (
         "import os, sys, time; from harness.supervisor import supervise\n"
         "ending = supervise(lambda: (print(os.getpid(), flush=True), time.sleep(60)) and 0)\n"
-        "print(ending.code, 'interrupted' in ending.last)"
+        "print(ending.code, 'interrupted' in ending.reports)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
