@@ -168,7 +168,7 @@ class Artefacts:
         from harness.decide import Decision
 
         folder, _, words = self.kept("cut", self.plan.cut_parts(), lambda scratch: Decision(self).write(scratch))
-        return folders.read_cut(folder), words
+        return folders.read_cut(folder, self.plan.anatomy), words
 
     @cached_property
     def cost_model(self) -> Any:

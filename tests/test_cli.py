@@ -267,7 +267,7 @@ def test_code_in_a_model_folder_is_not_run(folder, runs, tmp_path):
 def test_output_that_cannot_be_written(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    refused(run(*MAGNITUDE, "--json", HARNESS_RUNS=str(blocked / "runs")), 3, "cannot write to", "HARNESS_RUNS=DIR")
+    refused(run(*MAGNITUDE, "--json", HARNESS_RUNS=str(blocked / "runs")), 3, "cannot use", "HARNESS_RUNS=DIR")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from harness.cli.answer import print_json
-from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.errors import EnvironmentFault, HarnessError, UsageError, one_line
 
 
 @click.command("profile")
@@ -118,18 +118,19 @@ def resolve(
 def print_table(table: Any, path: Path, out: Any) -> None:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     device, judged = table.device, table.validation
     machine = device["fingerprint"].get("model") or device["fingerprint"].get("name") or device["name"]
     title = f"{table.model} on {device['name']} ({machine}), {table.runtime}, {table.dtype}, {table.workload}"
-    rows = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    rows = Table(title=Text(one_line(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for name in ("one of", "units", "measured", "25 %", "50 %", "75 %", "whole, us"):
         rows.add_column(name, justify="left" if name == "one of" else "right")
     for name, curve in table.curves.items():
         units = curve.units[-1]
         shares = [_at(curve, round(share * units)) / 1e3 for share in (0.25, 0.5, 0.75, 1)]
         figures = [f"{share:,.1f}" for share in shares]
-        rows.add_row(name.split()[0], f"{units:,}", f"{len(curve.units) - 1} widths", *figures)
+        rows.add_row(Text(one_line(name.split()[0])), f"{units:,}", f"{len(curve.units) - 1} widths", *figures)
     rows.add_row("no layer", "", "", "", "", "", f"{table.fixed_ns / 1e3:,.1f}")
     out.print(rows)
     if judged is None:
@@ -145,7 +146,7 @@ def print_table(table: Any, path: Path, out: Any) -> None:
     if flat:
         out.print(f"[yellow]width alone changes little[/] in {', '.join(flat)}: a quarter of it costs nearly the whole")
     bias = ", ".join(f"{name} {value:+.1%}" for name, value in judged.bias.items())
-    out.print(f"bias:  {bias}", soft_wrap=True)
+    out.print(Text(one_line(f"bias:  {bias}")), soft_wrap=True)
     if device["provenance"] != "device":
         out.print(f"       {device['provenance']}, not a measurement")
     out.print(f"cost:  {table.probes} shapes, {table.seconds:.0f} CPU-seconds")

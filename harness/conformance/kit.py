@@ -171,7 +171,10 @@ NOTES = "conformance.json"
 
 def remembered(kind: str, name: str) -> dict[str, Any] | None:
     """The score of a plug-in as it is now, if it was checked."""
-    return notes(NOTES).get(_key(kind, name))
+    score = notes(NOTES).get(_key(kind, name))
+    if not isinstance(score, dict) or not isinstance(score.get("kit"), str):
+        return None
+    return score if all(isinstance(score.get(part), int) for part in ("passed", "of")) else None
 
 
 def remember(report: Report) -> None:
