@@ -191,7 +191,7 @@ def config_of(anatomy: Anatomy, shape: Shape) -> dict[str, Any]:
         return known | {"model_type": base, "layer_types": None}
     if known.get("layer_types"):
         known["layer_types"] = [known["layer_types"][old] for old in numbers]
-        if "max_window_layers" in known:
+        if known.get("max_window_layers") is not None:
             known["max_window_layers"] = min(known["max_window_layers"], len(layers))
     if all(layer == layers[0] for layer in layers) and "skip" not in layers[0]:
         plain = known | layers[0]
