@@ -184,6 +184,7 @@ SHAPES: dict[str | tuple[str, str], dict[str, Change]] = {
         "an epsilon that is a list": {"rms_norm_eps": []},
     },
     "config.json: qwen2": {
+        "a last window of nothing": {"max_window_layers": None},
         "too few kinds of layers": {"layer_types": ["full_attention"]},
         "kinds that are an object": {"layer_types": {"a": 1}},
         "kinds that are a number": {"layer_types": 5},
@@ -268,13 +269,24 @@ SHAPES: dict[str | tuple[str, str], dict[str, Change]] = {
         "no memory": {"memory": GONE},
         "no other clock": {"cpu_ns": GONE},
     },
-    "output of a shell": {"nothing": b"", "blanks": b" \n \n"},
+    "output of a shell": {
+        "nothing": b"",
+        "blanks": b" \n \n",
+        "a temperature with two points": b"Temperature{mValue=41.5.1, mType=0, mName=CPU0,\n",
+    },
     ("trtexec", "times.json"): {"an infinite time": {"0/computeMs": INFINITE}},
+    ("trtexec", "trtexec-10.3.txt"): {
+        "a version of 5,000 digits": b"&&&& RUNNING TensorRT.trtexec [TensorRT v" + DIGITS + b"]\n&&&& PASSED\n",
+        "a memory of 5,000 digits": b"[I] Total Weights Memory: " + DIGITS + b" bytes\n&&&& PASSED\n",
+    },
     ("perf_test", "times.csv"): {
         "a field of 200,000 letters": b"m," + b"1" * 200_000 + b"\n",
         "an infinite time": b"m.onnx,1e999,1\n",
     },
-    "benchmark_model": {"an infinite time": b"count=5 first=1e999 curr=1 min=1 max=1 avg=1e999 std=0\n"},
+    "benchmark_model": {
+        "an infinite time": b"count=5 first=1e999 curr=1 min=1 max=1 avg=1e999 std=0\n",
+        "a count of 5,000 digits": b"count=" + DIGITS + b" first=1 curr=1 min=1 max=1 avg=1 std=0\n",
+    },
     "qnn-net-run": {"an infinite time": b"Execute Stats (Average):\nNetRun: 1e999 us\n"},
 }
 
