@@ -8,7 +8,7 @@ from typing import Any
 from harness.remote.runners.words import NUMBER, BadOutput, fault, ns, number
 
 FAULTS = (r"ERROR", r"[Ff]ailed", r"[Ee]rror", r"[Aa]borted")
-COUNT = re.compile(r"\bcount=(\d+)\b(.*)")
+COUNT = re.compile(r"\bcount=(\d{1,18})\b(.*)")
 FIGURE = re.compile(rf"\b(first|curr|min|max|avg|std|p5|median|p95)=({NUMBER})")
 PEAK = re.compile(rf"Overall peak memory footprint \(MB\)[^:]*: ({NUMBER})")
 DELTA = re.compile(rf"Memory footprint delta[^:]*: init=({NUMBER}) overall=({NUMBER})")

@@ -13,10 +13,10 @@ from harness.remote.runners.words import NUMBER, BadOutput, fault, nanoseconds, 
 
 BINARY = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
 FAULTS = (r"\[E\]", r"&&&& FAILED", r"[Ee]rror:")
-RUNNING = re.compile(r"&&&& RUNNING TensorRT\.trtexec (?:\[TensorRT v(\d+)\])?")
+RUNNING = re.compile(r"&&&& RUNNING TensorRT\.trtexec (?:\[TensorRT v(\d{1,18})\])?")
 ROW = re.compile(r"\[I\] ([A-Z][\w -]*(?:Latency|Time)|Latency|Throughput|Enqueue Time): (.+)")
 FIGURE = re.compile(rf"([a-z]+(?:\(\d+(?:\.\d+)?%\))?) = ({NUMBER}) (ms|us|s)\b")
-MEMORY = re.compile(r"(?:Total|Max) (Device Persistent|Scratch|Activation|Weights) Memory: (\d+)")
+MEMORY = re.compile(r"(?:Total|Max) (Device Persistent|Scratch|Activation|Weights) Memory: (\d{1,18})\b")
 
 
 def build(binary: str, model: str, engine: str, dtype: str, known: str) -> list[str]:
