@@ -263,28 +263,33 @@ class Child:
             os._exit(70)
 
     def answer(self) -> list[dict[str, Any]]:
-        """What came of it: one row, or those of the ranges around the input that ended it."""
+        """One row; where inputs ended the process, one for each of them and for each range between them."""
+        rows, children = [], [self]
+        while children:
+            child = children.pop()
+            row = child._row()
+            rows.append(row)
+            if "cpu_s" not in row:
+                seed, end = row["start"], child.start + child.count
+                ranges = ((child.start, seed - child.start), (seed + 1, end - seed - 1))
+                children += [Child(self.parser, start, count) for start, count in ranges if count]
+        return rows
+
+    def _row(self) -> dict[str, Any]:
+        """The outcomes of the piece, or of the one input that ended it."""
         with os.fdopen(self.reader, "rb") as pipe:
             text = pipe.read()
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         shutil.rmtree(self.root, ignore_errors=True)
-        row = {"parser": self.parser.name, "start": self.start, "count": self.count}
         if text and not code:
-            return [row | json.loads(text)]
+            return {"start": self.start, **json.loads(text)}
         seed = struct.unpack("<q", self.progress[:8])[0]
         if code == -signal.SIGPROF:
-            cause = f"slow: no end after {STOP_S} s"
+            kind, cause = "slow", f"no end after {STOP_S} s"
         else:
-            cause = f"ended: the process by {signal.Signals(-code).name if code < 0 else f'exit {code}'}"
-        failure = {"count": 1, "seed": seed}
-        parts = [
-            row | {"start": seed, "count": 1, "counts": {cause.partition(":")[0]: 1}, "failures": {cause: failure}}
-        ]
-        before, after = seed - self.start, self.start + self.count - seed - 1
-        for start, count in ((self.start, before), (seed + 1, after)):
-            if count:
-                parts += Child(self.parser, start, count).answer()
-        return parts
+            kind, cause = "ended", f"the process by {signal.Signals(-code).name if code < 0 else f'exit {code}'}"
+        failures = {f"{kind}: {cause}": {"count": 1, "seed": seed}}
+        return {"start": seed, "counts": {kind: 1}, "failures": failures}
 
 
 def pieces(parsers: Sequence[Parser], start: int, count: int, whole: bool) -> Iterator[tuple[Parser, int, int]]:
