@@ -70,9 +70,14 @@ def without_secrets(text: str) -> str:
 
 def secrets() -> dict[str, str]:
     """What must appear in no file and no message: values of variables that are named like secrets, the hub's token."""
-    known = {name: value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8}
+    known = {name: os.environ[name] for name in os.environ if _is_secret(name) and len(os.environ[name]) >= 8}
     token = _hub_token(os.environ.get("HF_TOKEN_PATH", ""), os.environ.get("HF_HOME", ""))
     return known | ({"the hub's token": token} if len(token) >= 8 else {})
+
+
+@lru_cache(maxsize=1024)
+def _is_secret(name: str) -> bool:
+    return SECRET.search(name) is not None
 
 
 @lru_cache(maxsize=4)

@@ -67,17 +67,16 @@ def unusual(pruner: PrunerSpec, spec: RunSpec) -> dict[str, Any]:
 
 def _typed(what: str, given: Any, param: Param) -> Any:
     kind = type(param.quick)
-    text = _shown(given)
     try:
         value = _converted(given, kind)
     except (ValueError, KeyError, TypeError, OverflowError):
         raise UsageError(
-            f"{what}={text} is not {SORTS.get(kind, kind.__name__)}", f"for example {param.quick}"
+            f"{what}={_shown(given)} is not {SORTS.get(kind, kind.__name__)}", f"for example {param.quick}"
         ) from None
     if param.choices and value not in param.choices:
-        raise UsageError(f"{what}={text} is not known", f"known: {', '.join(map(str, param.choices))}")
+        raise UsageError(f"{what}={_shown(given)} is not known", f"known: {', '.join(map(str, param.choices))}")
     if bounds := _broken(value, param):
-        raise UsageError(f"{what}={text} is out of range", f"give {bounds}, for example {param.quick}")
+        raise UsageError(f"{what}={_shown(given)} is out of range", f"give {bounds}, for example {param.quick}")
     return value
 
 

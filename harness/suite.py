@@ -228,7 +228,7 @@ def _ask(suite: Suite, one: dict[str, Any]) -> Ask:
     known = plugins.registry().specs["pruner"].get(method["name"])
     budget = "" if known is not None and not known.budgets else str(one["budgets"])  # dense takes none
     workloads = one["workloads"] if isinstance(one["workloads"], list) else [one["workloads"]]
-    like = _share(budget) if budget.startswith(LIKE) else None
+    like = _share(suite, budget) if budget.startswith(LIKE) else None
     request = Request(
         pruner=method["name"],
         model=one["models"],
@@ -261,11 +261,11 @@ def _part(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"name": value}
 
 
-def _share(budget: str) -> float:
+def _share(suite: Suite, budget: str) -> float:
     try:
         share = float(budget.removeprefix(LIKE))
     except ValueError:
         share = -1
     if not 0 < share < 1:
-        raise UsageError(f"budget {budget} names no share", f"give {LIKE}0.3")
+        raise UsageError(one_line(f"{suite._file}: budget {budget} names no share"), f"give {LIKE}0.3")
     return share

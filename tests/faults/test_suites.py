@@ -84,6 +84,7 @@ SUITES = {
     ),
     "an escape in a key": (BASE + '"a\\e[2J": 1\n', "has a control character"),
     "a dtype that is not known": (BASE + "devices: [{name: cpu, dtype: evil}]\n", "devices.0.dtype"),
+    "a share of more than one": (BASE + "budgets: ['uniform:2']\n", "names no share"),
     "300,000 bytes": (BASE + "# " + "x" * 300_000, "is larger than"),
 }
 
