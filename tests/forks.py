@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,24 @@ def _answer(words: list[str], cwd: str, env: dict[str, str], folder: str) -> Non
     os._exit(code if isinstance(code, int) else int(bool(code)))
 
 
+def _read_passages() -> None:
+    """Read the text that most commands are about: what is kept of it reaches every fork."""
+    from harness import data
+    from harness.errors import EnvironmentFault
+    from harness.models import loading
+
+    tokenizer = loading.byte_tokenizer()
+    with suppress(EnvironmentFault):  # not on this machine
+        for role in (data.EVALUATE, data.CALIBRATE):
+            text = data.read("passages", role)
+            data.tokenize(tokenizer, text.documents, text.join)
+
+
 def _serve() -> None:
     sys.path[0] = ""  # as with `python -c`
     for name in LIBRARIES:
         importlib.import_module(name)
+    _read_passages()
     for line in sys.stdin:
         if not (child := os.fork()):
             try:

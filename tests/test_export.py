@@ -57,12 +57,16 @@ def eager(model, workload: Workload) -> tuple[dict[str, Any], torch.Tensor]:
         return feed, model(tokens[:, -1:], past_key_values=cache, use_cache=True).logits
 
 
+def slow(case: tuple[str, dict[str, Any], str, bool]) -> Any:
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 @pytest.fixture(
     scope="module",
     params=[
         ("llama", {}, "prefill:2x9", True),
-        ("llama", {}, "decode:1x7", False),
-        ("llama", UNEVEN, "prefill:1x9", False),
+        slow(("llama", {}, "decode:1x7", False)),
+        slow(("llama", UNEVEN, "prefill:1x9", False)),
         ("llama", UNEVEN, "decode:2x7", True),
         ("mistral", UNEVEN, "prefill:2x9", False),  # longer than its window
         ("mistral", {}, "decode:1x5", False),  # just within it

@@ -399,6 +399,7 @@ def survive(tmp_path: Path, moments: list[float], reference: Path) -> None:
     assert killed >= (len(moments) + 1) // 2, "too few runs were still alive when they were to be killed"
 
 
+@pytest.mark.slow  # with fresh processes; tests/faults/test_kills.py kills runs without them
 def test_a_killed_run_continues(tmp_path):
     survive(tmp_path, [6.0], tmp_path / "reference")
 
