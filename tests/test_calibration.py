@@ -47,9 +47,9 @@ def spoilt(tmp_path):
     """The tiny model with a layer whose outputs leave fp32's range."""
     folder = tmp_path / "spoilt"
     shutil.copytree(loading.locate(cards.card("tiny"))[0], folder)
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.2.mlp.down_proj.weight"].fill_(3e38)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"].fill_(3e38)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

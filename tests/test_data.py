@@ -17,9 +17,9 @@ from .conftest import SHARED
 CALIBRATING = [name for name, source in data.SOURCES.items() if data.CALIBRATE in source.files]
 
 
-def runs_of(texts, length):
+def runs_of(documents, length):
     """Every run of so many words."""
-    words = (text.casefold().split() for text in texts)
+    words = (text.casefold().split() for text in documents)
     return {tuple(row[at : at + length]) for row in words for at in range(len(row) - length + 1)}
 
 
@@ -53,7 +53,7 @@ def write_rows(folder, name, rows):
 
 
 @pytest.fixture
-def texts(tmp_path, monkeypatch):
+def sources(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     return tmp_path
 
@@ -63,9 +63,9 @@ def test_all_splits_are_tested():
 
 
 @pytest.mark.parametrize("name", CALIBRATING)
-def test_calibration_and_evaluation_never_meet(name, texts):
+def test_calibration_and_evaluation_never_meet(name, sources):
     rows = paragraphs(120)
-    write_rows(texts, name, rows)
+    write_rows(sources, name, rows)
     must_not_meet(name)
     both = [data.read(name, role).documents for role in (data.EVALUATE, data.CALIBRATE)]
     assert sorted([*both[0], *both[1]]) == sorted(rows)  # nothing is lost where nothing is alike
@@ -73,9 +73,9 @@ def test_calibration_and_evaluation_never_meet(name, texts):
 
 @pytest.mark.parametrize("role", [data.EVALUATE, data.CALIBRATE])
 @pytest.mark.parametrize("name", [name for name in CALIBRATING if data.SOURCES[name].split != "given"])
-def test_a_leak_is_noticed(name, role, texts, monkeypatch):
+def test_a_leak_is_noticed(name, role, sources, monkeypatch):
     """The test above fails where both roles are given the same rows."""
-    write_rows(texts, name, paragraphs(120))
+    write_rows(sources, name, paragraphs(120))
     whole = data.role_rows
     monkeypatch.setattr(data, "role_rows", lambda split, rows, _: whole(split, rows, role))
     with pytest.raises(AssertionError):
@@ -94,26 +94,26 @@ def test_a_leak_is_noticed(name, role, texts, monkeypatch):
     ],
     ids=["the same", "letters", "blanks", "longer", "begins later"],
 )
-def test_what_is_like_evaluation_text_does_not_calibrate(name, like, texts):
+def test_what_is_like_evaluation_text_does_not_calibrate(name, like, sources):
     rows = paragraphs(60)
-    write_rows(texts, name, [*map(like, rows[:20]), *rows[20:40], *rows[:20], *rows[40:]])
+    write_rows(sources, name, [*map(like, rows[:20]), *rows[20:40], *rows[:20], *rows[40:]])
     must_not_meet(name)
 
 
-def test_the_hash_split_does_not_depend_on_the_order_of_a_file(texts):
+def test_the_hash_split_does_not_depend_on_the_order_of_a_file(sources):
     rows = paragraphs(120)
     rows += [row.upper() for row in rows[:40]]
     parts = []
     for seed in range(3):
         random.Random(seed).shuffle(rows)
-        write_rows(texts, "passages", rows)
+        write_rows(sources, "passages", rows)
         parts.append([set(data.read("passages", role).documents) for role in (data.EVALUATE, data.CALIBRATE)])
     assert parts[0] == parts[1] == parts[2]
 
 
 @pytest.mark.parametrize("name", [name for name in CALIBRATING if data.SOURCES[name].split == "given"])
-def test_a_text_under_both_names_does_not_calibrate(name, texts):
-    write_rows(texts, name, paragraphs(10))
+def test_a_text_under_both_names_does_not_calibrate(name, sources):
+    write_rows(sources, name, paragraphs(10))
     first, second = (next(data._files(data.SOURCES[name].files[role])) for role in (data.EVALUATE, data.CALIBRATE))
     second.write_bytes(first.read_bytes())
     with pytest.raises(EnvironmentFault, match="is the same text") as fault:

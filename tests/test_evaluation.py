@@ -51,9 +51,9 @@ class Absent(Asked):
 
 class Writes(Asked):
     def evaluate(self, model, ctx):
-        texts = [{"prompt": "a|b", "dense": "one\ntwo", "pruned": "[red]three\x1b[2J"}]
+        shown = [{"prompt": "a|b", "dense": "one\ntwo", "pruned": "[red]three\x1b[2J"}]
         return {
-            "": Score({"a": 1.0}, True, notes=["two rows lost their start"], texts=texts),
+            "": Score({"a": 1.0}, True, notes=["two rows lost their start"], texts=shown),
             "norm": Score({"a": 0.5}, True, notes=["two rows lost their start"]),
         }
 

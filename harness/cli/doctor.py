@@ -26,7 +26,7 @@ def command(device: str | None, as_json: bool) -> None:
     from harness import process
 
     process.prepare("bf16")  # so that the CPU is asked what it does with it
-    rows = walk(device) if device else [*devices(), *texts(), *weights(), *surroundings()]
+    rows = walk(device) if device else [*devices(), *text_sources(), *weights(), *surroundings()]
     if as_json:
         print_json(rows)
     else:
@@ -66,7 +66,7 @@ def devices(names: list[str] | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def texts() -> list[dict[str, Any]]:
+def text_sources() -> list[dict[str, Any]]:
     from harness import data
 
     found = []

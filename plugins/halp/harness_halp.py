@@ -97,7 +97,7 @@ class Halp:
         for step in range(1, self.steps + 1):
             limit = cost.dense ** (1 - step / self.steps) * target ** (step / self.steps)
             with gated(model, ctx.anatomy, alive):
-                worth = importance(model, ctx, [next(text) for _ in range(self.batches)])
+                worth = unit_importance(model, ctx, [next(text) for _ in range(self.batches)])
             if self.balance:
                 worth = balanced(worth, sites, alive, times)
             groups = [ranked_groups(worth[s.name], alive[s.name], size[s.name]) for s in sites]
@@ -136,7 +136,7 @@ def group_size(times: Sequence[float], least: int) -> int:
     return min(units, max(step, min(least, max(1, units // 4))))
 
 
-def importance(model: Any, ctx: Context, batches: Sequence[Any]) -> dict[str, Any]:
+def unit_importance(model: Any, ctx: Context, batches: Sequence[Any]) -> dict[str, Any]:
     """Per unit the mean over batches of |sum of weight times gradient| over all its weights."""
     from harness import scores, walk
 

@@ -87,9 +87,9 @@ class Wanda:
             pruned = {}
             for name, squares in walk.by_linear(layer.index, layer.squares()).items():
                 weight = model.get_parameter(name).detach()
-                scores, columns = weight.float().abs() * squares.sqrt(), weight.shape[1]
+                worth, columns = weight.float().abs() * squares.sqrt(), weight.shape[1]
                 group = (fewest, of) if fewest else (int(columns * budget.value), columns)
-                pattern, masks[name] = kept(scores, *group, goals[name])
+                pattern, masks[name] = kept(worth, *group, goals[name])
                 pruned[name] = weight * pattern
             with replaced(model, pruned):  # the next layer learns from what the source makes of this one
                 layer.outputs = layer.run()
@@ -146,17 +146,17 @@ def zeros(anatomy: Any, ratio: float, of: int) -> dict[str, int]:
     return spread(sizes, goal)
 
 
-def kept(scores: Any, fewest: int, of: int, goal: int) -> tuple[Any, Any]:
+def kept(worth: Any, fewest: int, of: int, goal: int) -> tuple[Any, Any]:
     """What stays of a matrix without the `fewest` lowest of every `of` in a row; and without `goal` in all.
 
     Those beyond are as many in every row; what does not divide comes from the rows whose next one scores least.
     """
     import torch
 
-    rows, columns = scores.shape
-    order = scores.reshape(-1, of).argsort(dim=1, stable=True)
+    rows, columns = worth.shape
+    order = worth.reshape(-1, of).argsort(dim=1, stable=True)
     pattern = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :fewest], False).view(rows, columns)
-    left = scores.masked_fill(~pattern, torch.inf)
+    left = worth.masked_fill(~pattern, torch.inf)
     following = order[:, fewest:] if of == columns else left.argsort(dim=1, stable=True)
     each, rest = divmod(goal - rows * columns // of * fewest, rows)
     stays = pattern.scatter(1, following[:, :each], False)

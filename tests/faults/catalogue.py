@@ -177,7 +177,7 @@ def _sealed() -> list[Parser]:
         )
 
     return [
-        parser("page", parsers.page),
+        parser("page", parsers.printed_page),
         parser("HTML", parsers.html),
         parser("tree", parsers.tree, "results/set", boards),
         parser("validate", parsers.validate),
@@ -255,8 +255,8 @@ def _models() -> list[Parser]:
         _parser("config.json: load", parsers.load, configs, {"model.safetensors": model["model.safetensors"]}),
         _parser("generation_config.json", parsers.load, _only(model, "generation_config.json"), model),
         _parser("cut.json", parsers.cut, cut, cut),
-        _parser("weights index", parsers.weights, {"model.safetensors.index.json": to_json(index)}, shard),
-        _parser("model.safetensors", parsers.weights, _only(model, "model.safetensors")),
+        _parser("weights index", parsers.weight_files, {"model.safetensors.index.json": to_json(index)}, shard),
+        _parser("model.safetensors", parsers.weight_files, _only(model, "model.safetensors")),
         _parser("tokenizer", parsers.tokenizer, tokens, tokens),
         _parser("state.json", parsers.state, bases.state(), bases.state()),
         _parser("GGUF", parsers.gguf, {"model.gguf": bases.gguf(whole=True)}),

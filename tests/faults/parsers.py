@@ -132,7 +132,7 @@ def side_file(folder: Path, path: Path) -> object:
 # --- records that were sealed again ---
 
 
-def page(folder: Path, path: Path) -> object:
+def printed_page(folder: Path, path: Path) -> object:
     out = command("leaderboard")
     require("magnitude" in out, "the sound record is on no page")
     return path.is_file()
@@ -169,7 +169,7 @@ def publish(folder: Path, path: Path) -> object:
 
 def side_values(folder: Path, path: Path) -> object:
     """A side file under its right name, behind a record that names it."""
-    page(folder, path)
+    printed_page(folder, path)
     return validate(folder, path)
 
 
@@ -319,7 +319,7 @@ def cut(folder: Path, path: Path) -> object:
     return folders.read_cut(folder).shape is not None
 
 
-def weights(folder: Path, path: Path) -> object:
+def weight_files(folder: Path, path: Path) -> object:
     from harness.checkpoints import folders
 
     return folders.weights(folder)

@@ -49,7 +49,7 @@ class TestNnapi(Conformance):
     name = "nnapi"
 
     @pytest.fixture(autouse=True)
-    def played(self, phone, converted):
+    def at_hand(self, phone, converted):
         phone()
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from harness_halp import Halp, augmented, balanced, group_size, importance, marginal, ranked_groups, solve
+from harness_halp import Halp, augmented, balanced, group_size, marginal, ranked_groups, solve, unit_importance
 
 from harness import Budget, Unsupported
 from harness.conformance import Conformance
@@ -137,7 +137,7 @@ def test_the_step_of_the_device_is_the_group():
 def test_importance_is_the_sum_of_weight_times_gradient_by_batch(name):
     model, anatomy = tiny(name)
     batches = list(tokens(4, 12).split(2))
-    found = importance(model, context(anatomy), batches)
+    found = unit_importance(model, context(anatomy), batches)
     model = model.double()
     want = {}
     for batch in batches:
@@ -227,7 +227,7 @@ def test_the_budget_tightens_exponentially_and_the_dead_stay_dead(monkeypatch):
     limits, plain = [], harness_halp.solve
     monkeypatch.setattr(harness_halp, "solve", lambda *a: limits.append((a[3], sum(map(len, a[1])))) or plain(*a))
     seen, opened = [], gating.gated
-    kept = lambda alive: {(name, int(unit)) for name, gates in alive.items() for unit in gates.nonzero()}  # noqa: E731
+    kept = lambda alive: {(name, int(unit)) for name, values in alive.items() for unit in values.nonzero()}  # noqa: E731
     monkeypatch.setattr(gating, "gated", lambda m, a, alive: seen.append(kept(alive)) or opened(m, a, alive))
     _, _, table = asked(Halp("augmented", 4, 1, 1, 12, 8), steps_of_eight, 0.4)
     dense = table.dense
