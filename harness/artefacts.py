@@ -13,12 +13,12 @@ from harness import accounting, keys, records
 from harness.checkpoints import folder_bytes, folder_sha256, fresh
 from harness.errors import EnvironmentFault
 from harness.files import guarded
-from harness.isolation import plugin_code
 from harness.models.loading import free_space
 from harness.plan import Plan
 from harness.plugins import registry
 from harness.records import Artefact
 from harness.store import Store
+from harness.system.isolation import plugin_code
 
 
 class Artefacts:
@@ -33,8 +33,8 @@ class Artefacts:
 
     @cached_property
     def dense(self) -> Any:
-        from harness import process
         from harness.checkpoints import folders
+        from harness.system import process
 
         process.hush()
         with nullcontext() if self.opened else self.stage("load"):

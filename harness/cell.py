@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from harness import accounting, budgets, grid, keys, planning, process, records, seeds, supervisor
+from harness import accounting, budgets, grid, keys, planning, records
 from harness.api import Context
 from harness.artefacts import Artefacts
 from harness.checkpoints import folder_sha256
@@ -19,13 +19,14 @@ from harness.conformance import kit
 from harness.environment import environment
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError, describe, one_line, without_secrets
 from harness.events import Event
-from harness.interrupts import interrupts
 from harness.options import unusual
 from harness.plan import Plan
 from harness.plugins import emit
 from harness.records import SETTLED, Record
 from harness.scoring import Scoring
 from harness.store import Store
+from harness.system import process, seeds, supervisor
+from harness.system.interrupts import interrupts
 from harness.timed import lasting, memory, sides, timed
 
 # What may run apart, each in a process or on a node of its own: the model is made, timed where its device is, scored.

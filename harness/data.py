@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from harness import reading
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, UsageError, one_line
+from harness.system import reading
 
 if TYPE_CHECKING:
     import torch

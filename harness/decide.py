@@ -15,8 +15,8 @@ from harness.allocate import uniform
 from harness.anatomy.llama import FAMILIES
 from harness.api import Budget, Context, Cut, Shape
 from harness.files import guarded
-from harness.isolation import plugin_code
 from harness.plugins import registry
+from harness.system.isolation import plugin_code
 
 if TYPE_CHECKING:
     from harness.artefacts import Artefacts

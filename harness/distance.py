@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import process
 from harness.anatomy import Anatomy
 from harness.errors import HarnessError, Unsupported
 from harness.gating import gated
+from harness.system import process
 from harness.training import first_bad_layer
 
 ROWS = 4  # windows that go through together where nothing asks for gradients

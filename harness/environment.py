@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.host import cores, cpu_model, total_memory
 from harness.records import Environment, Git
+from harness.system.host import cores, cpu_model, total_memory
 
 PACKAGES = ("prune-harness", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "lm-eval")
 

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 
 from harness import scratch
 from harness.errors import EnvironmentFault, HarnessError, one_line
-from harness.locks import alive as alive
-from harness.reading import DOCUMENT, Unreadable, json_file, json_value
+from harness.system.locks import alive as alive
+from harness.system.reading import DOCUMENT, Unreadable, json_file, json_value
 
 ELSEWHERE = ": HARNESS_RUNS=DIR"
 _NUMBERS = itertools.count()

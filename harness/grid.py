@@ -11,11 +11,11 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from harness import reading
 from harness.accounting import tokens
 from harness.api import Workload
 from harness.errors import UsageError, one_line
 from harness.records import Co2, Energy
+from harness.system import reading
 
 TABLE = "codecarbon/data/private_infra/global_energy_mix.json"
 STATE_IT = "state grams of CO2e per kWh: --grid 350"

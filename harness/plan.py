@@ -13,10 +13,10 @@ from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Shape, Workload
 from harness.errors import HarnessError, describe
 from harness.grid import Grid
-from harness.isolation import plugin_code
 from harness.latency import bed, timing
 from harness.options import Evaluation, Recovering
 from harness.records import RunSpec
+from harness.system.isolation import plugin_code
 
 CUT_VERSION = 2  # raise when surgery or accounting changes what a cut means
 

@@ -21,10 +21,11 @@ from typing import Any
 
 import pluggy
 
-from harness import hookspecs, process, supervisor
+from harness import hookspecs
 from harness.api import API_VERSION, DeviceSpec, EvaluatorSpec, ModelCard, Param, PrunerSpec, RecoverySpec
 from harness.errors import HarnessError, UsageError, describe, one_line
-from harness.isolation import plugin_code
+from harness.system import process, supervisor
+from harness.system.isolation import plugin_code
 
 MOST = 10_000  # specs of one kind by one plug-in
 KINDS = {

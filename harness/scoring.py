@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from harness import data, keys, records, seeds, stats
+from harness import data, keys, records, stats
 from harness.api import Score
 from harness.artefacts import Artefacts
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
-from harness.interrupts import interrupts
-from harness.isolation import plugin_code
 from harness.plan import Evaluation, Plan
 from harness.records import ScoreRecord
 from harness.store import Store
+from harness.system import seeds
+from harness.system.interrupts import interrupts
+from harness.system.isolation import plugin_code
 
 Found = dict[str, dict[str, Any]]
 

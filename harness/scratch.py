@@ -13,7 +13,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from harness.locks import Owner, hold
+from harness.system.locks import Owner, hold
 
 LOCK = "lock"
 ATTEMPTS = 10  # another process may take a folder for abandoned just before it is locked

@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 from harness.errors import HarnessError, one_line, without_secrets
 from harness.files import Files, guarded, storable
 from harness.keys import KEY_VERSION, canonical
-from harness.locks import Owner, held
-from harness.reading import DOCUMENT, Unreadable, content, json_value
+from harness.system.locks import Owner, held
+from harness.system.reading import DOCUMENT, Unreadable, content, json_value
 
 HEARTBEAT_S = 5.0
 RECORD = 4 * 2**20  # bytes of a record

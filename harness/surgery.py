@@ -16,7 +16,7 @@ from harness.anatomy.llama import FAMILIES, config_of, embedding_scale, norm_sca
 from harness.api import Cut
 from harness.checkpoints.modeling import fill
 from harness.errors import BadCut, describe, one_line
-from harness.paths import plain_name
+from harness.system.paths import plain_name
 
 
 @dataclass(frozen=True)

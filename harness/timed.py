@@ -14,12 +14,12 @@ from harness import keys, records
 from harness.api import Workload
 from harness.artefacts import Artefacts
 from harness.checkpoints import fresh
-from harness.host import total_memory
 from harness.latency import gates, sustained, timing
 from harness.latency.worker import openers
 from harness.plan import Plan
 from harness.records import Artefact, Gate, Latency, MemoryPair, Part, Sustained
 from harness.store import Store
+from harness.system.host import total_memory
 
 LOOKS = 2  # a measurement that a gate forbids to trust is repeated once
 

@@ -18,11 +18,11 @@ from typing import Any
 from harness.anatomy.llama import survivors
 from harness.cell import Cell, Reporter
 from harness.files import guarded
-from harness.host import threads_asked
 from harness.latency.workloads import runner, threads
 from harness.plan import Plan
 from harness.records import Record
 from harness.recovery.least_squares import PARTS
+from harness.system.host import threads_asked
 
 WARM, PASSES = 2, 5
 PASS = "pass"  # the span around each pass

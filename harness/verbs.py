@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import options, planning, process, seeds
+from harness import options, planning
 from harness.anatomy import anatomy_of
 from harness.api import Context, Workload
 from harness.cell import Cell, Reporter
 from harness.checkpoints import read_config
 from harness.errors import EnvironmentFault, UsageError
-from harness.isolation import plugin_code
 from harness.latency import timing
 from harness.latency.worker import openers
 from harness.planning import Request
@@ -21,6 +20,8 @@ from harness.plugins import registry
 from harness.records import Latency, Record, ScoreRecord
 from harness.scoring import score_words
 from harness.store import Store
+from harness.system import process, seeds
+from harness.system.isolation import plugin_code
 
 
 def run(

@@ -402,7 +402,7 @@ def test_an_interruption_that_a_library_swallows_is_heeded_at_the_next_stage(run
 
 def test_what_fails_after_an_interruption_was_interrupted():
     """A thread that was only starting when Ctrl-C came cannot be joined, says the one who tidies up."""
-    from harness.interrupts import Interrupts
+    from harness.system.interrupts import Interrupts
 
     with pytest.raises(RuntimeError), Interrupts().told_apart():
         raise RuntimeError("its own")

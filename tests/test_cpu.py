@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import harness
-from harness import process
 from harness.api import TimingPlan, Workload
 from harness.builtin.cpu import Cpu
 from harness.errors import EnvironmentFault, HarnessError
@@ -19,6 +18,7 @@ from harness.latency import timing, worker
 from harness.models.cards import card
 from harness.models.loading import locate
 from harness.plugins import registry
+from harness.system import process
 
 from .families import tiny
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.host import cpu_model, cpu_named
+from harness.system.host import cpu_model, cpu_named
 
 EPYC = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n"
 

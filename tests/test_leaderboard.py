@@ -287,5 +287,5 @@ def test_a_published_record_that_was_edited_is_named_and_left_out(folder):
 def test_many_pages_are_made_by_many_processes(made, monkeypatch):
     here = sheet(entries.of_runs(Store(made)), made)
     monkeypatch.setattr("harness.leaderboard.sheet.FEW", 0)
-    monkeypatch.setattr("harness.spread.cores", lambda: 2)
+    monkeypatch.setattr("harness.system.parallel.cores", lambda: 2)
     assert sheet(entries.of_runs(Store(made)), made) == here

@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness import host
 from harness.api import TimingPlan, Workload
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, HarnessError, UsageError
@@ -28,6 +27,7 @@ from harness.remote.runners.agent import Agent
 from harness.remote.shells import ended
 from harness.remote.ssh import Ssh
 from harness.remote.transport import Done, Lost, Refused, TooLong, Unreachable
+from harness.system import host
 
 from .adbd import Phone
 from .sshd import Server

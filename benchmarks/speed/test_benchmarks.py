@@ -45,8 +45,9 @@ def rows():
 
 @cache
 def opened() -> tuple[Any, Any]:
-    from harness import planning, process
+    from harness import planning
     from harness.checkpoints import folders
+    from harness.system import process
 
     process.prepare("fp32")
     plan = planning.make(planning.Request("dense", model=MODEL, device="null", evaluators=("footprint",)))

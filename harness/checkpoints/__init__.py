@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from harness import reading
 from harness.anatomy import check_config
 from harness.errors import EnvironmentFault
+from harness.system import reading
 
 CONFIG = 4 * 2**20  # bytes of a config.json
 NOT_CONTENT = {"record.json", "README.md"}  # written after the fact; they say something about the artefact

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from harness import reading
 from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Cut
 from harness.checkpoints import modeling, read_config
 from harness.errors import BadCut, EnvironmentFault, UsageError
-from harness.paths import below, plain_name
 from harness.surgery import CheckedCut, check
+from harness.system import reading
+from harness.system.paths import below, plain_name
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NOTES = "notes"  # what a method tells beside its cut

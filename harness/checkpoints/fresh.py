@@ -17,9 +17,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from harness import process
 from harness.api import Workload
 from harness.errors import EnvironmentFault, HarnessError
+from harness.system import process
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 5e-3}  # of the largest logit
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import reading
 from harness.errors import HarnessError, describe
+from harness.system import reading
 
 
 def write(state: Mapping[str, Any] | None, folder: Path) -> None:

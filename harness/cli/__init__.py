@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from harness import process, supervisor
 from harness.errors import HarnessError, describe, one_line, without_secrets
-from harness.interrupts import interrupts
+from harness.system import process, supervisor
+from harness.system.interrupts import interrupts
 
 # name -> module and the line `harness --help` shows for it
 COMMANDS = {

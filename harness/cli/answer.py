@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness import process
+from harness.system import process
 
 
 def print_json(value: Any, *, sort_keys: bool = False) -> None:

@@ -22,7 +22,7 @@ def command(name: str, kind: str | None, settings: tuple[str, ...], as_json: boo
     harness check magnitude
     harness check magnitude --set granularity=2:4
     """
-    from harness import process
+    from harness.system import process
 
     process.prepare()
     from harness.cli.run import pair

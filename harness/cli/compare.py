@@ -34,7 +34,7 @@ def command(first: str, second: str, remeasure: bool, as_json: bool) -> None:
     one, other = compare.found(first, store), compare.found(second, store)
     words = compare.compared(one, other)
     if remeasure:
-        from harness import process
+        from harness.system import process
 
         process.prepare_for(other.record.spec.device, other.record.spec.dtype)
         with process.stdout_kept():

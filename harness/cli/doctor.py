@@ -23,7 +23,7 @@ def command(device: str | None, as_json: bool) -> None:
     harness doctor
     harness doctor cpu
     """
-    from harness import process
+    from harness.system import process
 
     process.prepare("bf16")  # so that the CPU is asked what it does with it
     rows = walk(device) if device else [*devices(), *text_sources(), *weights(), *surroundings()]
@@ -89,9 +89,9 @@ def weights() -> list[dict[str, Any]]:
 
 def surroundings() -> list[dict[str, Any]]:
     from harness.errors import EnvironmentFault
-    from harness.host import cache_dir
     from harness.models.loading import free_space
     from harness.store import Store
+    from harness.system.host import cache_dir
 
     store = Store()
     try:

@@ -10,8 +10,8 @@ import click
 
 from harness.cli.answer import print_json
 from harness.errors import UsageError, one_line
-from harness.spread import uncollected
 from harness.store import Store
+from harness.system.parallel import uncollected
 
 if TYPE_CHECKING:
     from harness.leaderboard.entries import BadRecord, Entry

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from harness.errors import EnvironmentFault, UsageError, one_line
-from harness.paths import plain_name
+from harness.system.paths import plain_name
 
 PROJECT = """\
 [project]

@@ -11,11 +11,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness import accounting, data, process
+from harness import accounting, data
 from harness.cell import Reporter
 from harness.cli.answer import print_json
-from harness.interrupts import interrupts
 from harness.plan import Plan
+from harness.system import process
+from harness.system.interrupts import interrupts
 
 
 def console(**options: Any) -> Console:

@@ -32,7 +32,7 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
     harness profile --model smollm2-135m --workload prefill:1x128
     harness profile --model llama3.2-1b --weights random --device cuda --export llama.json
     """
-    from harness import process
+    from harness.system import process
 
     process.prepare_for(asked["device"], asked["dtype"])
     from harness.cli.output import Terminal, console

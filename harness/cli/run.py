@@ -15,7 +15,7 @@ from harness.cli.answer import print_json
 from harness.errors import HarnessError, UsageError
 
 if TYPE_CHECKING:
-    from harness.supervisor import Ending
+    from harness.system.supervisor import Ending
 
 LONGEST_MINUTES = 100_000
 
@@ -59,7 +59,7 @@ def command(
     harness run --pruner magnitude --ratio 0.2 --limit 20
     harness run --pruner magnitude --model llama3.2-1b --dry-run
     """
-    from harness import process, supervisor
+    from harness.system import process, supervisor
 
     asked["settings"] = dict(pair(text) for text in settings)
     asked["evaluators"] = [name.strip() for name in evaluators.split(",") if name.strip()]
@@ -111,10 +111,10 @@ def command(
 
 def row_of(ending: Ending) -> int:
     """Write and print the row of a run whose process ended before it could do so itself."""
-    from harness import process
     from harness.cli.record import print_record
     from harness.engines import steps
     from harness.store import Store
+    from harness.system import process
 
     cell = ending.reports["cell"]
     reason = f"{ending.reports['stage']}: {ending.reason}"

@@ -33,8 +33,8 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
     harness sweep benchmarks/suites/smoke.yaml
     harness status
     """
-    from harness import process
     from harness import suite as suites
+    from harness.system import process
 
     process.prepare()
     from harness import sweep

@@ -8,11 +8,12 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from harness import process, tracing
+from harness import tracing
 from harness.cell import Cell
 from harness.cli.output import Terminal, console
 from harness.records import Record
 from harness.recovery.least_squares import PARTS
+from harness.system import process
 
 MOST = 15
 

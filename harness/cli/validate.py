@@ -8,8 +8,8 @@ import click
 
 from harness.cli.answer import print_json
 from harness.errors import UsageError, one_line
-from harness.spread import uncollected
 from harness.store import Store
+from harness.system.parallel import uncollected
 
 
 @click.command("validate")

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import data, seeds
+from harness import data
 from harness.api import Context, EvaluatorSpec, Score, Workload
 from harness.conformance import models
 from harness.conformance.guard import Seen, disturbed, standing, watched
@@ -20,6 +20,7 @@ from harness.conformance.specs import check_spec, heavy
 from harness.errors import EnvironmentFault
 from harness.options import settings as resolve
 from harness.plugins import registry
+from harness.system import seeds
 
 LIMIT = 3
 SCALES = ("mean", "exp-mean")

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.host import cache_dir
-from harness.isolation import restore_torch, torch_settings
+from harness.system.host import cache_dir
+from harness.system.isolation import restore_torch, torch_settings
 
 # event -> which of its arguments is the path, and which the folder that a relative one counts from
 WRITES = {

@@ -14,8 +14,8 @@ from typing import Any
 
 from harness import plugins
 from harness.errors import HarnessError, UsageError
-from harness.host import note, notes
-from harness.isolation import plugin_code
+from harness.system.host import note, notes
+from harness.system.isolation import plugin_code
 
 KIT = "2"  # raise when a check is added or means something else
 KINDS = ("pruner", "device", "evaluator")

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import seeds
 from harness.anatomy import Anatomy, Site, anatomy_of
 from harness.anatomy.llama import FAMILIES
 from harness.api import Context
+from harness.system import seeds
 
 BASE = {
     "vocab_size": 258,

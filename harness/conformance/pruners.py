@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import accounting, seeds
+from harness import accounting
 from harness.api import Budget, Context, Cut, PrunerSpec, Workload
 from harness.conformance import models
 from harness.conformance.guard import Seen, watched
@@ -19,6 +19,7 @@ from harness.conformance.second import Second, second
 from harness.errors import HarnessError, OverBudget, Unsupported
 from harness.options import settings as resolve
 from harness.plugins import registry
+from harness.system import seeds
 
 RATIOS = (0.1, 0.25, 0.5)
 WORKLOAD = Workload("prefill", 1, 512)  # long enough that launches are not most of it

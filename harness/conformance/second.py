@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness import forks, process
 from harness.errors import HarnessError
+from harness.system import fork_server, process
 
 LIBRARIES = ("harness.conformance.pruners", "harness.checkpoints.fresh", "transformers.models.llama.modeling_llama")
 LOG = "second.log"
@@ -44,7 +44,7 @@ class Second:
     def ask(self, work: Path, **asked: Any) -> None:
         self.leave(self.work)
         if not self.ready:
-            self.ready = self._heard() == forks.READY
+            self.ready = self._heard() == fork_server.READY
         job = {"work": str(work), "log": str(work / LOG), "env": dict(os.environ), "cwd": os.getcwd(), **asked}
         print(json.dumps(job), file=self.server.stdin, flush=True)
         self.child, self.work = int(self._heard()), work
@@ -126,6 +126,6 @@ def again(asked: dict[str, Any], work: Path) -> None:
 
 
 if __name__ == "__main__":
-    forks.bound()
+    fork_server.bound()
     process.prepare()
-    forks.serve(LIBRARIES, answer)
+    fork_server.serve(LIBRARIES, answer)

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import process
 from harness.engines import steps
 from harness.errors import HarnessError
-from harness.forks import ending
+from harness.system import process
+from harness.system.fork_server import ending
 
 
 class Died(HarnessError):

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import planning, process
+from harness import planning
 from harness.api import DeviceInfo
 from harness.cell import STEPS, Cell, Reporter
 from harness.errors import HarnessError, UsageError
 from harness.planning import Request
 from harness.plugins import registry
 from harness.store import Store
+from harness.system import process
 
 Words = dict[str, Any]
 

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from harness.forks import bound, serve
+from harness.system.fork_server import bound, serve
 
 LIBRARIES = (
     "harness.engines.steps",

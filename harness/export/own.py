@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness.errors import EnvironmentFault
-from harness.host import cache_dir
+from harness.system.host import cache_dir
 
 READY = "ready"
 

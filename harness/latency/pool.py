@@ -14,7 +14,7 @@ from harness.anatomy import Anatomy, anatomy_of
 from harness.anatomy.llama import config_of
 from harness.api import Shape
 from harness.errors import EnvironmentFault
-from harness.host import free_memory
+from harness.system.host import free_memory
 
 BLOCK = 1 << 20  # random numbers drawn; the rest repeats them
 

@@ -25,9 +25,9 @@ from typing import Any
 
 from harness.api import Samples, TimingPlan, Workload
 from harness.errors import HarnessError
-from harness.forks import bound, check_fork_is_safe
-from harness.host import OUR_PIDS
 from harness.latency.timing import Opener, TimingProtocol, here
+from harness.system.fork_server import bound, check_fork_is_safe
+from harness.system.host import OUR_PIDS
 
 
 class Host:
@@ -207,7 +207,7 @@ def imported() -> None:
 
 def main() -> None:
     global ANSWERS
-    from harness import process
+    from harness.system import process
 
     bound()
     process.prepare(sys.argv[1])

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from harness.errors import EnvironmentFault, HarnessError, one_line
-from harness.reading import Unreadable, json_file
 from harness.records import Record, ScoreRecord, intact
 from harness.store import RECORD, Store, side_words
+from harness.system.reading import Unreadable, json_file
 
 T = TypeVar("T")
 MOST = 1e60  # of one document's score; squares and fourth powers of it are still numbers

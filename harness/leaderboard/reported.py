@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from harness.errors import HarnessError
 from harness.leaderboard.rows import Row
-from harness.reading import json_file, parsing
 from harness.records import Number
+from harness.system.reading import json_file, parsing
 
 
 class Reported(BaseModel):

@@ -16,7 +16,7 @@ from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Group
 from harness.leaderboard.site import FEW, MARK, paged, ranked
 from harness.markup import Cell, html
-from harness.spread import spread
+from harness.system.parallel import spread
 
 TEMPLATE = Path(__file__).with_name("sheet.html")
 

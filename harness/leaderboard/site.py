@@ -16,9 +16,9 @@ from harness.leaderboard.entries import Entry
 from harness.leaderboard.page import LEGEND, index, outside_words, page, reported_page
 from harness.leaderboard.rows import Board, Place, boards
 from harness.leaderboard.standing import stand
-from harness.paths import below, plain_name
-from harness.reading import Unreadable, content
-from harness.spread import spread
+from harness.system.parallel import spread
+from harness.system.paths import below, plain_name
+from harness.system.reading import Unreadable, content
 
 NOT_PAGES = ("results", "latency")
 INDEX, REPORTED = "README.md", "reported.md"

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import reading
 from harness.anatomy import check_config
 from harness.anatomy.llama import FAMILIES
 from harness.errors import EnvironmentFault, one_line
 from harness.models.gguf_header import Header
 from harness.models.loading import once
+from harness.system import reading
 
 ARCHITECTURES = {"llama", "mistral", "qwen2", "qwen3", "gemma"}  # as GGUF spells them
 AGAIN = "fetch it again, or give safetensors"
@@ -44,9 +44,9 @@ def _convert(path: Path, folder: Path, config: Mapping[str, Any] | None) -> None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from harness import process
     from harness.checkpoints import folders, modeling
     from harness.surgery import dense_state
+    from harness.system import process
 
     process.hush()
     with reading.parsing(path, "a GGUF file that transformers reads", AGAIN):

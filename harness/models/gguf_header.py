@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from harness import reading
+from harness.system import reading
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ENTRIES = 2**16  # of metadata, and of tensors: the largest files have some thousands

@@ -15,9 +15,9 @@ from filelock import FileLock
 from harness.api import ModelCard
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault
-from harness.host import cache_dir, note, notes
-from harness.paths import plain_name
 from harness.plugins import resolve
+from harness.system.host import cache_dir, note, notes
+from harness.system.paths import plain_name
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -132,8 +132,8 @@ def tiny(card: ModelCard) -> tuple[Path, str]:
     def make(folder: Path) -> None:
         import torch
 
-        from harness import process
         from harness.checkpoints import folders, modeling
+        from harness.system import process
 
         process.hush()
         with torch.random.fork_rng(devices=[]):

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness import locks
 from harness.errors import EnvironmentFault
 from harness.files import alive
 from harness.remote.transport import Refused, Transport, Unreachable
+from harness.system import locks
 
 OURS = re.compile(r"harness-([\w.-]+)-(\d+)-[0-9a-f]{8}")
 ABSOLUTE = re.compile(r"/|[A-Za-z]:/")

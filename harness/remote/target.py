@@ -17,10 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from harness import reading
 from harness.api import Workload
 from harness.errors import EnvironmentFault, UsageError, one_line
-from harness.paths import plain_name
 from harness.remote import ssh
 from harness.remote.adb import SERIAL, Adb
 from harness.remote.folder import ABSOLUTE
@@ -28,6 +26,8 @@ from harness.remote.local import Local
 from harness.remote.shells import Python, Shell
 from harness.remote.transport import Transport
 from harness.remote.values import plain_value
+from harness.system import reading
+from harness.system.paths import plain_name
 
 NEEDS = {"ssh": "host", "adb": "serial", "local": None}
 ONLY = {  # words that mean nothing to another transport

@@ -18,8 +18,8 @@ from harness.errors import HarnessError
 from harness.keys import canonical, explain, key
 from harness.latency import timing
 from harness.options import unusual
-from harness.reading import Unreadable, content, json_value
 from harness.records import Record
+from harness.system.reading import Unreadable, content, json_value
 
 FOLDER, SUFFIX = "cells", ".jsonl"  # a suffix of its own: each .json below results/ is a record
 LIMIT = 2**20  # bytes of one cell's components

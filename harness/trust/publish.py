@@ -19,10 +19,10 @@ from harness.errors import EnvironmentFault, HarnessError, UsageError, describe
 from harness.files import guarded, put
 from harness.keys import canonical
 from harness.leaderboard.entries import BadRecord, Entry
-from harness.paths import below, plain_name
-from harness.reading import Unreadable, content
 from harness.records import TRUST
 from harness.store import SIDE_FILE, Store, misfit
+from harness.system.paths import below, plain_name
+from harness.system.reading import Unreadable, content
 from harness.trust import identity
 from harness.trust.validate import judged, named_samples
 

@@ -18,8 +18,8 @@ from harness.latency import gates, sustained, timing
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.planning import QUICK_LIMIT
 from harness.records import SCHEMA, UNREAD, Energy, Gate, Latency, MemoryPair, Record
-from harness.spread import spread
 from harness.store import misfit, side_words
+from harness.system.parallel import spread
 from harness.trust import history, identity, recount, scores
 from harness.trust.recount import apart
 

@@ -339,9 +339,9 @@ def state(folder: Path, path: Path) -> object:
 
 def gguf_header(folder: Path, path: Path) -> object:
     """The look at a file's header that comes before any library opens it."""
-    from harness import reading
     from harness.anatomy import check_config
     from harness.models.gguf_header import Header
+    from harness.system import reading
 
     with reading.parsing(path, "a readable GGUF file"):
         header = Header(path)
@@ -357,9 +357,9 @@ def gguf(folder: Path, path: Path) -> object:
 
 def notes(folder: Path, path: Path) -> object:
     """Notes of earlier runs in the cache; what cannot be read there is worked out again."""
-    from harness import host
     from harness.api import ModelCard
     from harness.models import loading
+    from harness.system import host
 
     require(isinstance(host.notes("amx.json"), dict), "the notes are not plain pairs")
     return loading.from_folder(ModelCard(name="m", summary="", config={}, source=str(folder), loader=""))

@@ -237,7 +237,7 @@ def test_nothing_is_left_running(hostile, tmp_path):
 def test_a_process_that_started_cuda_does_not_fork_for_work(monkeypatch):
     import torch
 
-    from harness.forks import check_fork_is_safe
+    from harness.system.fork_server import check_fork_is_safe
 
     check_fork_is_safe()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -248,7 +248,7 @@ def test_a_process_that_started_cuda_does_not_fork_for_work(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_to_the_supervisor_ends_both_processes(tmp_path, number):
     code = (
-        "import os, sys, time; from harness.supervisor import supervise\n"
+        "import os, sys, time; from harness.system.supervisor import supervise\n"
         "ending = supervise(lambda: (print(os.getpid(), flush=True), time.sleep(60)) and 0)\n"
         "print(ending.code, 'interrupted' in ending.reports)"
     )
@@ -262,7 +262,7 @@ def test_a_signal_to_the_supervisor_ends_both_processes(tmp_path, number):
 
 def test_the_supervised_process_dies_with_its_supervisor():
     code = (
-        "import os, time; from harness.supervisor import supervise\n"
+        "import os, time; from harness.system.supervisor import supervise\n"
         "supervise(lambda: (print(os.getpid(), flush=True), time.sleep(60)) and 0)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

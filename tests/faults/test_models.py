@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import harness
-from harness import host, planning
+from harness import planning
 from harness.api import Cut, ModelCard
 from harness.checkpoints import folders, states
 from harness.errors import BadCut, EnvironmentFault, HarnessError, UsageError
 from harness.models import cards, loading
 from harness.surgery import CheckedCut, check
+from harness.system import host
 
 from .folders import DEEP, ODD_FILES, change, limited, odd_files, refused, tiny
 

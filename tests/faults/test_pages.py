@@ -22,8 +22,8 @@ from harness.leaderboard import entries, site
 from harness.leaderboard.page import listed, tabled
 from harness.leaderboard.sheet import sheet
 from harness.markup import Code, Link, Strong, markdown, markdown_line, plain_line
-from harness.paths import plain_name
 from harness.records import Record
+from harness.system.paths import plain_name
 
 from .. import browser
 from .texts import HARMLESS, HARMLESS_PATH, SCRIPT, TEXTS, Outline, hostile, outline_of_svg, published

@@ -484,7 +484,7 @@ UNWRITABLE = {
 def test_what_would_not_be_read_is_not_written(tmp_path, monkeypatch, kind):
     store, words = Store(runs_folder(tmp_path / "runs")), UNWRITABLE[kind]
     monkeypatch.setattr("harness.store.DOCUMENT", 10_000 if kind == "too-large" else 64 * 2**20, raising=False)
-    monkeypatch.setattr("harness.reading.MEMORY", 10**6, raising=False)
+    monkeypatch.setattr("harness.system.reading.MEMORY", 10**6, raising=False)
     if kind == "too-deep-for-python":
         words = []
         for _ in range(100_000):

@@ -67,7 +67,7 @@ JOINS = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_cannot_be_a_path_is_refused(name):
-    from harness.paths import plain_name
+    from harness.system.paths import plain_name
 
     with pytest.raises(UsageError) as caught:
         plain_name(NAMES[name], "a folder of records")
@@ -77,7 +77,7 @@ def test_a_name_that_cannot_be_a_path_is_refused(name):
 
 
 def test_ordinary_names_are_plain():
-    from harness.paths import plain_name
+    from harness.system.paths import plain_name
 
     for name in ("smollm2-135m", "2026.1", "a", "console", "Orin_NX", "v1.0-rc.2"):
         assert plain_name(name, "a folder") == name
@@ -85,7 +85,7 @@ def test_ordinary_names_are_plain():
 
 @pytest.mark.parametrize("kind", JOINS)
 def test_a_join_that_leaves_its_folder_is_refused(tmp_path, kind):
-    from harness.paths import below
+    from harness.system.paths import below
 
     root = tmp_path / "root"
     root.mkdir()
@@ -96,7 +96,7 @@ def test_a_join_that_leaves_its_folder_is_refused(tmp_path, kind):
 
 
 def test_a_join_may_pass_through_links_that_stay(tmp_path):
-    from harness.paths import below
+    from harness.system.paths import below
 
     root = tmp_path / "root"
     (root / "real").mkdir(parents=True)
@@ -190,7 +190,7 @@ def scratch_of(store, locked, **changes):
     """Scratch as another process would have left it; `locked` keeps its lock."""
     from dataclasses import replace
 
-    from harness.locks import Owner, hold
+    from harness.system.locks import Owner, hold
 
     shared = store.path("tmp")
     shared.mkdir(exist_ok=True)
@@ -229,7 +229,7 @@ OWNERS = {  # changes to this process, whether it holds its lock, the file syste
 def test_only_what_is_proven_dead_is_swept(store, monkeypatch, lost, kind):
     changes, locked, system, locks_work, swept = OWNERS[kind]
     folder = scratch_of(store, locked, **changes)
-    monkeypatch.setattr("harness.locks._file_system", lambda folder: system)
+    monkeypatch.setattr("harness.system.locks._file_system", lambda folder: system)
     if not locks_work:
         fail(monkeypatch, "fcntl.flock", errno.ENOLCK)
     store.sweep()
@@ -293,7 +293,7 @@ def test_a_store_that_was_wiped_meanwhile_is_made_again(store):
 
 
 def lease_of(store, **changes):
-    from harness.locks import Owner
+    from harness.system.locks import Owner
 
     folder = store.path("leases")
     folder.mkdir(exist_ok=True)
@@ -622,8 +622,8 @@ CACHES = {  # by the variables that name a folder
 
 @pytest.mark.parametrize("kind", CACHES)
 def test_a_cache_that_cannot_be_written_is_said_with_a_remedy(tmp_path, monkeypatch, kind):
-    from harness.host import note, notes
     from harness.models.loading import once
+    from harness.system.host import note, notes
 
     (tmp_path / "closed").mkdir(mode=0o555)
     (tmp_path / "mine.txt").write_text("mine")
@@ -651,13 +651,13 @@ TEXTS = ["", "x", "1.2.3.4.5", f"{BOOT}.1.1.{10**11}.1", "é" * 12, None, 7, [1]
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_what_names_no_owner_is_none(text):
-    from harness.locks import Owner
+    from harness.system.locks import Owner
 
     assert Owner.parse(text) is None
 
 
 def test_an_owner_is_read_back(tmp_path):
-    from harness.locks import Owner
+    from harness.system.locks import Owner
 
     owner = Owner.here(tmp_path)
     assert Owner.parse(str(owner)) == owner

@@ -9,7 +9,7 @@ import os
 import time
 from typing import Any
 
-from harness.host import OUR_PIDS
+from harness.system.host import OUR_PIDS
 
 # The bits are part of NVML's binary interface; their names moved from "throttle" to "event" reasons. Idle GPUs,
 # application clocks and display clocks are choices, not faults, and are not told.

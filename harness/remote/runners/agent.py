@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import EnvironmentFault, HarnessError, one_line
-from harness.reading import Unreadable, json_value
 from harness.remote import agent
 from harness.remote.folder import Folder
 from harness.remote.runners.words import killed
 from harness.remote.shells import NOTHING_CAME
 from harness.remote.transport import Lost, Talk
+from harness.system.reading import Unreadable, json_value
 
 FILE = Path(agent.__file__)
 AGAIN = "the same command again continues"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import TimingPlan
-from harness.reading import json_value
 from harness.remote.runners.words import NUMBER, BadOutput, fault, nanoseconds, ns
+from harness.system.reading import json_value
 
 BINARY = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
 FAULTS = (r"\[E\]", r"&&&& FAILED", r"[Ee]rror:")

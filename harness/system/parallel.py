@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from harness.host import cores
+from harness.system.host import cores
 
 A = TypeVar("A")
 B = TypeVar("B")

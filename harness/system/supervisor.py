@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.forks import bound, check_fork_is_safe, ending
+from harness.system.fork_server import bound, check_fork_is_safe, ending
 
 IMPORT_S = 20.0  # what the import of a plug-in's registration module may take
 FORWARDED = (

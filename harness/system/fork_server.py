@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.interrupts import interrupts
+from harness.system.interrupts import interrupts
 
 READY = "ready"
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG

@@ -13,8 +13,8 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
-from harness import reading
 from harness.errors import EnvironmentFault
+from harness.system import reading
 
 OUR_PIDS = "HARNESS_OUR_PIDS"  # processes of this run, which a device must not take for others
 

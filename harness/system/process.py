@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness.host import cpu_model, note, notes
+from harness.system.host import cpu_model, note, notes
 
 ISA = "ONEDNN_MAX_CPU_ISA"
 TAMED_ISA = "AVX512_CORE_BF16"

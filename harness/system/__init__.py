@@ -1,0 +1,1 @@
+"""Processes, files of others and this machine: what everything else stands on."""
