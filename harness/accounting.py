@@ -28,21 +28,17 @@ def flops(anatomy: Anatomy, shape: Shape, workload: Workload) -> int:
     if workload.kind not in ("prefill", "decode"):
         raise Unsupported(f"a decoder has no {workload.kind} workload", "give prefill:BxS or decode:BxC")
     shape = anatomy.complete(shape)
-    many = tokens(workload)
     left = anatomy.tensor_shapes(shape)
-    linear = sum(2 * many * math.prod(dims) for name, dims in left.items() if ".layers." in name and len(dims) == 2)
+    linear = sum(
+        2 * workload.items * math.prod(dims) for name, dims in left.items() if ".layers." in name and len(dims) == 2
+    )
     attention = sum(
-        2 * 2 * many * _seen(anatomy, int(name.split(".")[2]), workload) * dims[0]
+        2 * 2 * workload.items * _seen(anatomy, int(name.split(".")[2]), workload) * dims[0]
         for name, dims in left.items()
         if name.endswith("q_proj.weight")
     )
     hidden = shape.get("hidden", anatomy.config["hidden_size"])
     return linear + attention + 2 * workload.batch * hidden * int(anatomy.config["vocab_size"])
-
-
-def tokens(workload: Workload) -> int:
-    """What one pass takes in: all of a prompt's tokens, at decode one per sequence, and images one by one."""
-    return workload.batch * (workload.size if workload.kind == "prefill" else 1)
 
 
 def _seen(anatomy: Anatomy, layer: int, workload: Workload) -> int:

@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from harness.accounting import tokens
 from harness.api import Workload
 from harness.errors import UsageError, one_line
 from harness.records import Co2, Energy
@@ -75,7 +74,7 @@ def _table() -> tuple[str, Mapping[str, Mapping[str, Any]]]:
 
 def co2(grid: Grid, energy: Energy, workload: str) -> Co2:
     """Grams per 1000 tokens of what the energy was read of; without energy no figure, but its reason."""
-    per_pass = grid.grams_per_kwh / JOULES * 1000 / tokens(Workload.parse(workload))
+    per_pass = grid.grams_per_kwh / JOULES * 1000 / Workload.parse(workload).items
     return Co2(
         dense=None if energy.dense is None else energy.dense * per_pass,
         pruned=None if energy.pruned is None else energy.pruned * per_pass,

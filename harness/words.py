@@ -65,6 +65,11 @@ class Workload:
             )
         return Workload(found[1], int(found[2]), int(found[3]))
 
+    @property
+    def items(self) -> int:
+        """What one pass takes in: all tokens of the prompts, one token per sequence when decoding, or images."""
+        return self.batch * (self.size if self.kind == "prefill" else 1)
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.batch}x{self.size}"
 

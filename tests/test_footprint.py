@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import harness
-from harness import accounting, planning, plugins
+from harness import planning, plugins
 from harness.anatomy import anatomy_of
 from harness.api import Context, Samples, Workload
 from harness.builtin.footprint import Footprint
@@ -41,7 +41,7 @@ def test_flops_per_token_are_those_of_what_goes_in():
     found = figures(None)
     assert found[f"flops_per_token[{PREFILL}]"] == found[f"flops[{PREFILL}]"] / 32
     assert found[f"flops_per_token[{DECODE}]"] == found[f"flops[{DECODE}]"] / 3
-    assert accounting.tokens(Workload("image", 8, 224)) == 8
+    assert Workload("image", 8, 224).items == 8
 
 
 def test_what_was_not_read_has_no_figure():

@@ -21,7 +21,7 @@ class Footprint:
         for workload in ctx.workloads:
             counted = accounting.counted_flops(hollow, workload)
             figures[f"flops[{workload}]"] = counted
-            figures[f"flops_per_token[{workload}]"] = counted / accounting.tokens(workload)
+            figures[f"flops_per_token[{workload}]"] = counted / workload.items
         figures |= measured(ctx)
         return {name: Score({"model": float(value)}, higher_is_better=False) for name, value in figures.items()}
 
@@ -37,5 +37,5 @@ def measured(ctx: Context) -> dict[str, float]:
                 found[f"memory_{name}_share"] = memory[name] / memory["total"]
     if (joules := words.get("energy_j")) is not None:
         first = ctx.workloads[0]
-        found[f"energy_per_token[{first}]"] = joules / accounting.tokens(first)
+        found[f"energy_per_token[{first}]"] = joules / first.items
     return found

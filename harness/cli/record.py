@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import stats
-from harness.accounting import tokens
 from harness.api import Workload
 from harness.checkpoints.card import in_one_line
 from harness.cli.output import console
@@ -154,14 +153,14 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
     for workload, pair in record.flops.items():
         if pair.dense and pair.pruned is not None:
             rows.append(_scaled(f"FLOPs {workload}, G", pair.dense, pair.pruned, 1e9))
-            if (many := tokens(Workload.parse(workload))) > 1:
+            if (many := Workload.parse(workload).items) > 1:
                 rows.append(_scaled(f"FLOPs {workload} per token, M", pair.dense / many, pair.pruned / many, 1e6))
     if (memory := record.memory).dense and memory.pruned:
         for name in ("average", "peak"):
             rows.append(_scaled(f"memory {name}, MB", getattr(memory.dense, name), getattr(memory.pruned, name), 1e6))
     first = record.spec.workloads[0]
     if (energy := record.energy).dense and energy.pruned is not None:
-        many = tokens(Workload.parse(first))
+        many = Workload.parse(first).items
         rows.append(_scaled(f"energy {first} per token, mJ", energy.dense / many, energy.pruned / many, 1e-3))
     if (co2 := record.co2) and co2.dense and co2.pruned is not None:
         rows.append(_scaled(f"CO2e {first} per 1000 tokens, mg", co2.dense, co2.pruned, 1e-3))

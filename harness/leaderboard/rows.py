@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from harness.accounting import tokens
 from harness.api import Workload
 from harness.keys import canonical
 from harness.leaderboard.entries import Entry
@@ -91,7 +90,7 @@ class Row:
         """Millijoules of a token; energy is read under a record's first workload."""
         read = [e.record.energy.pruned for e in self.entries if self.workload == e.record.spec.workloads[0]]
         known = [joules for joules in read if joules is not None]
-        return 1e3 * statistics.fmean(known) / tokens(Workload.parse(self.workload)) if known else None
+        return 1e3 * statistics.fmean(known) / Workload.parse(self.workload).items if known else None
 
     @cached_property
     def scores(self) -> dict[Column, ScoreRecord]:
