@@ -9,22 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import accounting, keys, records
+from harness import accounting
 from harness.checkpoints import folder_bytes, folder_sha256, fresh
 from harness.errors import EnvironmentFault
-from harness.files import guarded
 from harness.models.loading import free_space
 from harness.plan import Plan
 from harness.plugins import registry
-from harness.records import Artefact
-from harness.store import Store
+from harness.records import keys, schema
+from harness.records.files import guarded
+from harness.records.schema import Artefact
+from harness.records.store import Store
 from harness.system.isolation import plugin_code
 
 
 class Artefacts:
     """The dense model, the cut and the pruned model of a plan, each made when first needed."""
 
-    def __init__(self, plan: Plan, store: Store, stage: Any, context: Callable[..., Any], cost: records.Cost) -> None:
+    def __init__(self, plan: Plan, store: Store, stage: Any, context: Callable[..., Any], cost: schema.Cost) -> None:
         self.plan, self.store, self.stage, self.context, self.cost = plan, store, stage, context, cost
         self.folder = Path()  # known once ensured
         self.opened = False
@@ -210,7 +211,7 @@ class Artefacts:
             "dense_tensors": {name: list(self.plan.anatomy.tensors[name]) for name in sorted(named)},
         }
 
-    def describe(self, record: records.Record) -> None:
+    def describe(self, record: schema.Record) -> None:
         """Put the record and a model card beside the weights."""
         from harness.checkpoints.card import card
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness import records
 from harness.artefacts import Artefacts
 from harness.decide import TRAINING_RUNS, may_train
 from harness.errors import OverBudget
 from harness.plan import Plan
-from harness.records import Artefact, BudgetResult, BudgetSpec, Cost, Latency
-from harness.store import Store
+from harness.records import schema
+from harness.records.schema import Artefact, BudgetResult, BudgetSpec, Cost, Latency
+from harness.records.store import Store
 from harness.timed import Timed, timed
 
 CORRECTIONS = 2  # a finished model that missed its latency is cut anew so often
@@ -85,7 +85,7 @@ def latency_result(
     )
 
 
-def out_of_reach(spec: BudgetSpec, error: OverBudget) -> records.BudgetResult | None:
+def out_of_reach(spec: BudgetSpec, error: OverBudget) -> schema.BudgetResult | None:
     """What was tried on the way to a latency that cannot be had: the fastest stands for what was achieved."""
     if spec.kind != "latency" or not error.probes:
         return None

@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from harness import accounting, budgets, grid, keys, planning, records
+from harness import accounting, budgets, planning
 from harness.api import Context
 from harness.artefacts import Artefacts
 from harness.checkpoints import folder_sha256
 from harness.conformance import kit
-from harness.environment import environment
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError, describe, one_line, without_secrets
 from harness.events import Event
 from harness.options import unusual
 from harness.plan import Plan
 from harness.plugins import emit
-from harness.records import SETTLED, Record
+from harness.records import carbon, keys, schema
+from harness.records.environment import environment
+from harness.records.schema import SETTLED, Record
+from harness.records.store import Store
 from harness.scoring import Scoring
-from harness.store import Store
 from harness.system import process, seeds, supervisor
 from harness.system.interrupts import interrupts
 from harness.timed import lasting, memory, sides, timed
@@ -47,13 +48,13 @@ class Cell:
 
     def __init__(self, plan: Plan, store: Store, reporter: Reporter, command: str = "") -> None:
         self.plan, self.store, self.reporter, self.command = plan, store, reporter, without_secrets(command)
-        self.cost = records.Cost()
+        self.cost = schema.Cost()
         self.started = now()
         self.cached = False
         self.until = ""
         self._told = 0
         self.id = ""
-        self.conformance: records.Conformance | None = None
+        self.conformance: schema.Conformance | None = None
         self.measured: dict[str, dict[str, Any]] = {}  # of each model, once it is known
         self.beat: Callable[[str], None] = lambda _: None  # until the cell is known and leased
         self.made = Artefacts(plan, store, self.stage, self.context, self.cost)
@@ -146,10 +147,10 @@ class Cell:
         """A finished record by the grid that is asked for now: derived from its energy, nothing is measured again."""
         if self.plan.grid is None:
             return record
-        co2 = grid.co2(self.plan.grid, record.energy, record.spec.workloads[0])
+        co2 = carbon.co2(self.plan.grid, record.energy, record.spec.workloads[0])
         if co2 == record.co2:
             return record
-        change = records.Change(when=now(), what=f"CO2e at {co2.grams_per_kwh:g} g/kWh", command=self.command)
+        change = schema.Change(when=now(), what=f"CO2e at {co2.grams_per_kwh:g} g/kWh", command=self.command)
         found = record.model_copy(update={"co2": co2, "history": [*record.history, change]}).sealed()
         with suppress(EnvironmentFault):  # a store that may only be read
             self.store.save_record(found)
@@ -218,11 +219,11 @@ class Cell:
         first = timings[self.plan.spec.workloads[0]]
         parts["latency"] = {workload: found.latency for workload, found in timings.items()}
         parts["gates"] = [gate for found in timings.values() for gate in found.gates]
-        energy = first.energy or records.UNREAD
+        energy = first.energy or schema.UNREAD
         parts["energy"] = energy
-        parts["memory"] = first.memory or records.MemoryPair(reason="the device does not tell it")
+        parts["memory"] = first.memory or schema.MemoryPair(reason="the device does not tell it")
         if self.plan.grid is not None:
-            parts["co2"] = grid.co2(self.plan.grid, energy, self.plan.spec.workloads[0])
+            parts["co2"] = carbon.co2(self.plan.grid, energy, self.plan.spec.workloads[0])
         if first.memory is None and self.plan.device.in_process:
             parts["memory"] = memory(self.plan, self.store, self.stage, artefact, f"memory-{self.id}")
         if self.until == STEPS[1]:
@@ -232,7 +233,7 @@ class Cell:
         parts["scores"] = scoring.run(made, artefact)
         parts["unscored"] = self.plan.missing | scoring.failed
         parts["flops"] = {
-            str(w): records.Pair(
+            str(w): schema.Pair(
                 dense=accounting.flops(self.plan.anatomy, {}, w),
                 pruned=accounting.flops(self.plan.anatomy, artefact.shape, w),
             )
@@ -279,7 +280,7 @@ class Cell:
             reason=one_line(reason),
             started=self.started,
             finished=now(),
-            keys=records.Keys(
+            keys=schema.Keys(
                 cut=keys.key("cut", self.plan.cut_parts()),
                 artefact=keys.key("artefact", self.plan.artefact_parts()),
                 measure={w: keys.key("measure", self.plan.measure_parts(content, w)) for w in parts.get("latency", {})},
@@ -294,7 +295,7 @@ class Cell:
             conformance=self.conformance,
             unusual=unusual(self.plan.pruner, self.plan.spec),
             environment=environment(self.plan.device.name, dict(self.plan.info.fingerprint)),
-            history=[records.Change(when=now(), what="created", command=self.command)],
+            history=[schema.Change(when=now(), what="created", command=self.command)],
             **parts,
         )
 

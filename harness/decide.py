@@ -10,18 +10,19 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness import accounting, data, keys
+from harness import accounting, data
 from harness.allocate import uniform
 from harness.anatomy.llama import FAMILIES
 from harness.api import Budget, Context, Cut, Shape
-from harness.files import guarded
 from harness.plugins import registry
+from harness.records import keys
+from harness.records.files import guarded
 from harness.system.isolation import plugin_code
 
 if TYPE_CHECKING:
     from harness.artefacts import Artefacts
     from harness.plan import Plan
-    from harness.records import Cost
+    from harness.records.schema import Cost
     from harness.surgery import CheckedCut
 
 TRAINING_RUNS = 2  # a method that trains is run for its first guess, and once more if that missed

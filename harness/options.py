@@ -10,7 +10,7 @@ from typing import Any
 from harness import data, plugins
 from harness.api import Evaluator, EvaluatorSpec, Param, PrunerSpec, Recovery, RecoverySpec
 from harness.errors import EnvironmentFault, UsageError, one_line
-from harness.records import RunSpec
+from harness.records.schema import RunSpec
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import accounting, keys, plugins
+from harness import accounting, plugins
 from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Shape, Workload
 from harness.errors import HarnessError, describe
-from harness.grid import Grid
 from harness.latency import bed, timing
 from harness.options import Evaluation, Recovering
-from harness.records import RunSpec
+from harness.records import keys
+from harness.records.carbon import Grid
+from harness.records.schema import RunSpec
 from harness.system.isolation import plugin_code
 
 CUT_VERSION = 2  # raise when surgery or accounting changes what a cut means

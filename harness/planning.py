@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import accounting, data, plugins
-from harness import grid as grids
 from harness.anatomy.llama import sliding_window
 from harness.api import Budget, DeviceInfo, DeviceSpec, PrunerSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
@@ -16,7 +15,8 @@ from harness.models.cards import card as find_card
 from harness.models.loading import locate
 from harness.options import evaluations, recovering, settings
 from harness.plan import Plan
-from harness.records import BudgetSpec, RunSpec
+from harness.records import carbon as grids
+from harness.records.schema import BudgetSpec, RunSpec
 
 DEFAULT_MODEL, DEFAULT_CALIBRATION = "smollm2-135m", "passages"
 DEFAULT_LATENCY, DEFAULT_RATIO = "0.8x", 0.2  # a ratio for methods whose cuts change no shape

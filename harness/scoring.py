@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from harness import data, keys, records, stats
+from harness import data, stats
 from harness.api import Score
 from harness.artefacts import Artefacts
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
 from harness.plan import Evaluation, Plan
-from harness.records import ScoreRecord
-from harness.store import Store
+from harness.records import keys, schema
+from harness.records.schema import ScoreRecord
+from harness.records.store import Store
 from harness.system import seeds
 from harness.system.interrupts import interrupts
 from harness.system.isolation import plugin_code
@@ -34,14 +35,14 @@ class Scoring:
         store: Store,
         stage: Callable[[str], Any],
         context: Callable[..., Any],
-        cost: records.Cost,
+        cost: schema.Cost,
         measured: Mapping[str, dict[str, Any]],
     ) -> None:
         self.plan, self.store, self.stage, self.context, self.cost = plan, store, stage, context, cost
         self.measured = measured
         self.failed: dict[str, str] = {}
 
-    def run(self, made: Artefacts, artefact: records.Artefact) -> dict[str, ScoreRecord]:
+    def run(self, made: Artefacts, artefact: schema.Artefact) -> dict[str, ScoreRecord]:
         found: dict[str, ScoreRecord] = {}
         for evaluation in self.plan.evaluations:
             try:
@@ -63,7 +64,7 @@ class Scoring:
         return found
 
     def _side(
-        self, side: str, content: Any, made: Artefacts, artefact: records.Artefact, evaluation: Evaluation
+        self, side: str, content: Any, made: Artefacts, artefact: schema.Artefact, evaluation: Evaluation
     ) -> Found:
         parts = self.plan.eval_parts(content, evaluation, self.measured[side])
         key = keys.key("eval", parts)

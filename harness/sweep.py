@@ -16,11 +16,11 @@ from harness.api import DeviceInfo
 from harness.engines import steps
 from harness.engines.steps import Words, request_words
 from harness.errors import EnvironmentFault, HarnessError, UsageError
-from harness.keys import canonical
 from harness.plan import Plan
 from harness.plugins import Unknown
-from harness.records import RunSpec
-from harness.store import Store
+from harness.records.keys import canonical
+from harness.records.schema import RunSpec
+from harness.records.store import Store
 from harness.suite import Ask
 
 Probe = Callable[[str, "str | None"], "DeviceInfo | None"]

@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import Field
 
-from harness import keys, records
 from harness.api import Workload
 from harness.artefacts import Artefacts
 from harness.checkpoints import fresh
 from harness.latency import gates, sustained, timing
 from harness.latency.worker import openers
 from harness.plan import Plan
-from harness.records import Artefact, Gate, Latency, MemoryPair, Part, Sustained
-from harness.store import Store
+from harness.records import keys, schema
+from harness.records.schema import Artefact, Gate, Latency, MemoryPair, Part, Sustained
+from harness.records.store import Store
 from harness.system.host import total_memory
 
 LOOKS = 2  # a measurement that a gate forbids to trust is repeated once
@@ -30,7 +30,7 @@ class Timed(Part):
     latency: Latency
     gates: list[Gate]
     memory: MemoryPair | None = Field(None, description="as the device itself reads it")
-    energy: records.Energy | None = None
+    energy: schema.Energy | None = None
 
     @property
     def unstable(self) -> str:
@@ -105,7 +105,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def sides(plan: Plan, memory: MemoryPair, told: bool, energy: records.Energy | None) -> dict[str, dict[str, Any]]:
+def sides(plan: Plan, memory: MemoryPair, told: bool, energy: schema.Energy | None) -> dict[str, dict[str, Any]]:
     """What was measured of each model, as evaluators see it. `told`: the device itself said what memory it took."""
     total = plan.info.fingerprint.get("memory_bytes") if told else total_memory()
     found = {}
@@ -138,6 +138,6 @@ def memory(plan: Plan, store: Store, stage: Callable[[str], Any], artefact: Arte
                 out = store.scratch(scratch) / "out"
                 stored = fresh.ask(folder, out, plan.spec.dtype, workload)["memory"]  # type: ignore[arg-type]
             store.save_stage("memory", key, parts, stored)
-        found[side] = records.Memory.model_validate(stored)
+        found[side] = schema.Memory.model_validate(stored)
     what = f"resident bytes above the imported libraries, {workload}, eager on this CPU"
     return MemoryPair(dense=found["dense"], pruned=found["pruned"], what=what)

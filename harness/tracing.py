@@ -17,10 +17,10 @@ from typing import Any
 
 from harness.anatomy.llama import survivors
 from harness.cell import Cell, Reporter
-from harness.files import guarded
 from harness.latency.workloads import runner, threads
 from harness.plan import Plan
-from harness.records import Record
+from harness.records.files import guarded
+from harness.records.schema import Record
 from harness.recovery.least_squares import PARTS
 from harness.system.host import threads_asked
 

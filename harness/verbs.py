@@ -17,9 +17,9 @@ from harness.latency import timing
 from harness.latency.worker import openers
 from harness.planning import Request
 from harness.plugins import registry
-from harness.records import Latency, Record, ScoreRecord
+from harness.records.schema import Latency, Record, ScoreRecord
+from harness.records.store import Store
 from harness.scoring import score_words
-from harness.store import Store
 from harness.system import process, seeds
 from harness.system.isolation import plugin_code
 

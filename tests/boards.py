@@ -12,9 +12,9 @@ import harness
 from harness import plugins
 from harness.api import Score
 from harness.builtin.null import Null
-from harness.records import Conformance, Git
+from harness.records.schema import Conformance, Git
+from harness.records.store import Store
 from harness.scoring import compared, score_words
-from harness.store import Store
 
 from .forks import in_one_process
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import harness
-from harness.files import text_of
-from harness.keys import key
 from harness.leaderboard.entries import Entry
-from harness.records import Conformance, Git, digest, seal
-from harness.store import Store
+from harness.records.files import text_of
+from harness.records.keys import key
+from harness.records.schema import Conformance, Git, digest, seal
+from harness.records.store import Store
 
 from .forks import in_one_process
 

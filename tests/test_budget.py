@@ -18,7 +18,7 @@ from harness.cell import Reporter
 from harness.cli import cli
 from harness.errors import HarnessError
 from harness.latency import match, timing
-from harness.store import Store
+from harness.records.store import Store
 
 QUICK = {"model": "tiny", "device": "staircase", "limit": 1, "evaluators": "footprint"}
 

@@ -320,7 +320,7 @@ def test_json_is_alone_on_stdout(runs):
 def test_the_printed_command_is_the_same_cell(runs, one_process):
     import shlex
 
-    from harness.reproduce import reproduce
+    from harness.records.command_line import reproduce
 
     first = harness.run("random", ratio=0.3, model="tiny", device="null", limit=1)
     words = shlex.split(reproduce(first))

@@ -17,9 +17,9 @@ from harness import TimingPlan, Workload, plugins
 from harness.api import Samples
 from harness.errors import HarnessError
 from harness.latency import sustained
-from harness.records import digest, seal
+from harness.records.schema import digest, seal
+from harness.records.store import Store
 from harness.remote.folder import OURS
-from harness.store import Store
 
 from .forks import command
 from .sshd import Server, free_port

@@ -15,7 +15,7 @@ from harness.cli.output import print_plan
 from harness.cli.record import print_record
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.plugins import registry
-from harness.store import Store
+from harness.records.store import Store
 
 
 class Asked:
@@ -295,7 +295,7 @@ def test_characters_are_not_taken_for_words(tmp_path, monkeypatch):
 
 def test_old_records_keep_their_digest():
     """Fields that came later are not in words that lack them."""
-    from harness.records import ScoreRecord
+    from harness.records.schema import ScoreRecord
 
     words = ScoreRecord(value=1.0, stderr=None, n=1, higher_is_better=True).model_dump(mode="json")
     assert not {"scale", "change", "change_ci95"} & set(words)

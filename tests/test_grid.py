@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 import harness
-from harness import grid
 from harness.builtin.null import Null
 from harness.cli.record import energy_told, record_rows, reproduce
 from harness.errors import EnvironmentFault, UsageError
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.site import printed
-from harness.records import Energy, Record, digest
-from harness.store import Store
+from harness.records import carbon
+from harness.records.schema import Energy, Record, digest
+from harness.records.store import Store
 
 GOLDEN = Path(__file__).parent / "golden" / "record-1.json"
 QUICK = {"model": "tiny", "device": "null", "limit": 2, "evaluators": "footprint"}
@@ -31,69 +31,69 @@ def table(tmp_path, monkeypatch):
         "DEU": {"country_name": "Germany", "year": 2023, "carbon_intensity": 380.95},
         "XKX": {"country_name": "Kosovo", "carbon_intensity": None},
     }
-    path = tmp_path / grid.TABLE
+    path = tmp_path / carbon.TABLE
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(rows))
     fake = SimpleNamespace(version="9.9", locate_file=lambda name: tmp_path / name)
-    monkeypatch.setattr(grid, "distribution", lambda name: fake)
+    monkeypatch.setattr(carbon, "distribution", lambda name: fake)
     return path
 
 
 def test_grams_are_taken_as_they_are_stated():
     for asked in ("350", " 350.0 ", 350):
-        found = grid.parse(asked)
+        found = carbon.parse(asked)
         assert (found.grams_per_kwh, found.source) == (350.0, "stated by the user")
-    assert grid.parse("0").grams_per_kwh == 0
+    assert carbon.parse("0").grams_per_kwh == 0
 
 
 @pytest.mark.parametrize("asked", ["-1", "nan", "inf", "DE", "Germany", "", "350g"])
 def test_what_is_no_grid_is_refused(asked):
     with pytest.raises(UsageError) as caught:
-        grid.parse(asked)
+        carbon.parse(asked)
     assert "--grid 350" in caught.value.remedy
 
 
 def test_a_country_is_looked_up_and_named(table):
-    found = grid.parse("deu")
-    assert found == grid.Grid("DEU", 380.95, "codecarbon 9.9, Germany 2023")
+    found = carbon.parse("deu")
+    assert found == carbon.Grid("DEU", 380.95, "codecarbon 9.9, Germany 2023")
     with pytest.raises(UsageError, match="no country DEX") as caught:
-        grid.parse("DEX")
+        carbon.parse("DEX")
     assert "--grid 350" in caught.value.remedy
     with pytest.raises(UsageError, match="no carbon intensity for XKX"):
-        grid.parse("XKX")
+        carbon.parse("XKX")
     table.write_text("{")
     with pytest.raises(EnvironmentFault, match=r"global_energy_mix\.json is truncated or not JSON"):
-        grid.parse("DEU")
+        carbon.parse("DEU")
 
 
 def test_without_codecarbon_the_extra_is_named(monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(grid, "distribution", missing)
+    monkeypatch.setattr(carbon, "distribution", missing)
     with pytest.raises(UsageError, match="codecarbon") as caught:
-        grid.parse("DEU")
+        carbon.parse("DEU")
     assert "prune-harness[co2]" in caught.value.remedy
-    assert grid.parse("381").grams_per_kwh == 381
+    assert carbon.parse("381").grams_per_kwh == 381
 
 
 def test_the_table_of_the_real_package():
     pytest.importorskip("codecarbon", reason="the extra co2 is not installed")
-    found = grid.parse("FRA")
+    found = carbon.parse("FRA")
     assert 10 < found.grams_per_kwh < 200
     assert "France" in found.source
 
 
 def test_arithmetic():
     energy = Energy(dense=3.6, pruned=1.8, what="joules per pass")
-    found = grid.co2(grid.parse("500"), energy, WORKLOAD)
+    found = carbon.co2(carbon.parse("500"), energy, WORKLOAD)
     assert found.dense == pytest.approx(1e-6 * 500 * 1000 / 128)  # 3.6 J are a millionth of a kWh, for 128 tokens
     assert found.pruned == pytest.approx(found.dense / 2)
-    assert grid.co2(grid.parse("500"), energy, "decode:4x128").dense == pytest.approx(1e-6 * 500 * 1000 / 4)
+    assert carbon.co2(carbon.parse("500"), energy, "decode:4x128").dense == pytest.approx(1e-6 * 500 * 1000 / 4)
 
 
 def test_without_energy_the_reason_stands():
-    found = grid.co2(grid.parse("500"), Energy(reason="closed"), WORKLOAD)
+    found = carbon.co2(carbon.parse("500"), Energy(reason="closed"), WORKLOAD)
     assert (found.dense, found.pruned, found.reason) == (None, None, "closed")
 
 

@@ -26,7 +26,7 @@ from harness.latency.pool import Pool
 from harness.latency.profile import Effort, Profile, Target, _inner, alone, copies, grid
 from harness.latency.smooth import hull
 from harness.latency.table import CostModel, CostTable, anatomy_mark, classes
-from harness.store import Store
+from harness.records.store import Store
 
 from .families import ALL, BASE, QUIRKS
 

@@ -22,8 +22,8 @@ from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import boards
 from harness.leaderboard.sheet import sheet
 from harness.leaderboard.standing import told_apart
-from harness.records import Sustained
-from harness.store import Store
+from harness.records.schema import Sustained
+from harness.records.store import Store
 
 from . import browser
 from .boards import filled, recovered

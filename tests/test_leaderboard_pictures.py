@@ -13,7 +13,7 @@ from harness.leaderboard.pareto import pictures
 from harness.leaderboard.rows import LEVEL, boards
 from harness.leaderboard.standing import better, stand, tasks
 from harness.leaderboard.svg import Point, scatter
-from harness.store import Store
+from harness.records.store import Store
 
 from .boards import WATTS, answered, filled, recovered
 

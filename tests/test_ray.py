@@ -21,7 +21,7 @@ from harness.cli import cli
 from harness.engines import nodes, ray
 from harness.engines.nodes import PATIENCE_S, Task
 from harness.errors import EnvironmentFault
-from harness.store import Store
+from harness.records.store import Store
 
 from .test_sweep import asks, command, same
 

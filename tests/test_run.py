@@ -18,7 +18,7 @@ import harness
 from harness.cell import Reporter
 from harness.errors import HarnessError
 from harness.latency import gates
-from harness.store import Store
+from harness.records.store import Store
 
 QUICK = {"model": "tiny", "device": "null", "limit": 2}
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import EnvironmentFault
-from harness.records import Record, digest, seal
-from harness.store import Store
+from harness.records.schema import Record, digest, seal
+from harness.records.store import Store
 
 from .conftest import ROOT
 
@@ -118,7 +118,7 @@ def test_side_files_are_checked_against_their_name(store):
 LEAVES_SCRATCH = """
 import os, signal, sys
 from pathlib import Path
-from harness.store import Store
+from harness.records.store import Store
 folder = Store(Path(sys.argv[1])).scratch("artefact-x")
 print(folder, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -161,7 +161,7 @@ def test_lease_shows_who_and_where(store):
 
 def test_a_second_process_waits_for_the_first(store):
     code = (
-        "import sys, time; from pathlib import Path; from harness.store import Store\n"
+        "import sys, time; from pathlib import Path; from harness.records.store import Store\n"
         f"s = Store(Path({str(store.root)!r}))\n"
         "with s.lease('cell'):\n    print('have', flush=True); time.sleep(1.5)\n"
     )
@@ -177,7 +177,7 @@ def test_a_second_process_waits_for_the_first(store):
 
 def test_a_killed_process_leaves_no_lock(store):
     code = (
-        "import os, signal; from pathlib import Path; from harness.store import Store\n"
+        "import os, signal; from pathlib import Path; from harness.records.store import Store\n"
         f"s = Store(Path({str(store.root)!r}))\n"
         "with s.lease('cell') as beat:\n    beat('prune'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -28,8 +28,8 @@ from harness.engines import steps
 from harness.engines.local import Died, Local
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.latency.bed import Measured
-from harness.records import SETTLED
-from harness.store import Store
+from harness.records.schema import SETTLED
+from harness.records.store import Store
 
 from .conftest import ROOT
 

@@ -19,11 +19,11 @@ from harness.api import Workload
 from harness.cell import Cell, Reporter
 from harness.cli.run import command
 from harness.errors import EnvironmentFault
-from harness.files import guarded
 from harness.latency.workloads import runner
 from harness.planning import Request, make
 from harness.plugins import registry
-from harness.store import Store
+from harness.records.files import guarded
+from harness.records.store import Store
 
 from .families import tiny
 

@@ -18,10 +18,10 @@ from click.testing import CliRunner
 from harness import stats
 from harness.cli import cli
 from harness.errors import HarnessError
-from harness.files import text_of
 from harness.leaderboard.entries import Entry, of_runs
-from harness.records import Record
-from harness.store import HEADER, Store, _usual_zlib, misfit
+from harness.records.files import text_of
+from harness.records.schema import Record
+from harness.records.store import HEADER, Store, _usual_zlib, misfit
 from harness.trust import recount, verify
 from harness.trust.compare import compared
 from harness.trust.history import agreement

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import keys, stats
+from harness import stats
 from harness.api import Budget, Workload
 from harness.errors import UsageError
+from harness.records import keys
 from harness.system import seeds
 
 JSON = st.recursive(

@@ -77,7 +77,7 @@ class Question:
         from harness import planning
         from harness.cell import Cell, Reporter
         from harness.decide import Decision
-        from harness.store import Store
+        from harness.records.store import Store
 
         plan = planning.make(planning.Request(name, model=MODEL, ratio=RATIO, device="null", evaluators=("footprint",)))
         planning.find_weights(plan)

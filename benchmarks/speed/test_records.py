@@ -22,9 +22,9 @@ import pytest
 from tabulate import tabulate
 
 from harness import stats
-from harness.keys import canonical
-from harness.records import digest, seal
-from harness.store import packed
+from harness.records.keys import canonical
+from harness.records.schema import digest, seal
+from harness.records.store import packed
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parent.parent / "leaderboards" / "results" / "dilap"

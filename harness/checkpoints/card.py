@@ -11,7 +11,7 @@ from urllib.parse import quote
 from harness import stats
 from harness.api import ModelCard
 from harness.markup import Code, Link, markdown, yaml_text
-from harness.records import Record
+from harness.records.schema import Record
 
 
 def in_one_line(text: str) -> str:

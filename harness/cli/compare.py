@@ -8,10 +8,10 @@ import click
 
 from harness.cli.answer import print_json
 from harness.errors import one_line
-from harness.store import Store
+from harness.records.store import Store
 
 if TYPE_CHECKING:
-    from harness.records import Latency, Record
+    from harness.records.schema import Latency, Record
 
 
 @click.command("compare")

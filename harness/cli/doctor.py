@@ -90,7 +90,7 @@ def weights() -> list[dict[str, Any]]:
 def surroundings() -> list[dict[str, Any]]:
     from harness.errors import EnvironmentFault
     from harness.models.loading import free_space
-    from harness.store import Store
+    from harness.records.store import Store
     from harness.system.host import cache_dir
 
     store = Store()

@@ -10,7 +10,7 @@ import click
 
 from harness.cli.answer import print_json
 from harness.errors import UsageError, one_line
-from harness.store import Store
+from harness.records.store import Store
 from harness.system.parallel import uncollected
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
     harness leaderboard > results.md
     harness leaderboard leaderboards --check
     """
-    from harness.files import put
     from harness.leaderboard import entries, reported, site
     from harness.leaderboard.sheet import sheet
+    from harness.records.files import put
 
     if check and folder is None:
         raise UsageError(

@@ -37,7 +37,7 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
     process.prepare_for(asked["device"], asked["dtype"])
     from harness.cli.output import Terminal, console
     from harness.latency import shelf
-    from harness.store import Store
+    from harness.records.store import Store
 
     if target is not None:
         shelf.must_be_writable(target)

@@ -11,7 +11,7 @@ import click
 
 from harness.cli.answer import print_json
 from harness.errors import one_line
-from harness.store import Store
+from harness.records.store import Store
 
 if TYPE_CHECKING:
     from harness.trust.publish import Published

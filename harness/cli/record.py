@@ -14,8 +14,8 @@ from harness.api import Workload
 from harness.checkpoints.card import in_one_line
 from harness.cli.output import console
 from harness.errors import one_line
-from harness.records import Latency, Record, ScoreRecord, Sustained
-from harness.reproduce import reproduce
+from harness.records.command_line import reproduce
+from harness.records.schema import Latency, Record, ScoreRecord, Sustained
 from harness.words import figures
 
 LONG = 20_000  # characters of a line

@@ -69,7 +69,7 @@ def command(
     process.prepare_for(asked["device"], asked["dtype"])
     from harness import planning
     from harness.cli import output
-    from harness.store import Store
+    from harness.records.store import Store
 
     request = planning.Request(**asked)
     store = Store()
@@ -113,7 +113,7 @@ def row_of(ending: Ending) -> int:
     """Write and print the row of a run whose process ended before it could do so itself."""
     from harness.cli.record import print_record
     from harness.engines import steps
-    from harness.store import Store
+    from harness.records.store import Store
     from harness.system import process
 
     cell = ending.reports["cell"]

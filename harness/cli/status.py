@@ -11,7 +11,7 @@ import click
 
 from harness.cli.answer import print_json
 from harness.errors import UsageError, one_line
-from harness.store import Store
+from harness.records.store import Store
 
 MANY = 1000  # cells
 
@@ -27,7 +27,7 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
     harness status
     harness status --why 2c6f
     """
-    from harness.keys import canonical, flat
+    from harness.records.keys import canonical, flat
 
     store = Store()
     rows = cells(store)
@@ -69,7 +69,7 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
 
 def cells(store: Store) -> list[dict[str, Any]]:
     """One row per cell: from its record, from its lease, or from the trace of a run that was cut off."""
-    from harness.index import rows
+    from harness.records.index import rows
 
     found, leases = rows(store, row), store.leases()
     begun = {path.stem for path in store.files("stages", "cell")}
@@ -142,7 +142,7 @@ def nearest(
     cell: str, parts: dict[str, Any], known: dict[str, dict[str, str]]
 ) -> tuple[str, list[tuple[str, Any, Any]]]:
     """The other cell with the fewest differing components."""
-    from harness.keys import explain
+    from harness.records.keys import explain
 
     if cell not in known or len(known) < 2:
         return "", []

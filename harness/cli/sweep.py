@@ -39,8 +39,8 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
     process.prepare()
     from harness import sweep
     from harness.models.loading import on_this_machine
-    from harness.records import SETTLED
-    from harness.store import Store
+    from harness.records.schema import SETTLED
+    from harness.records.store import Store
 
     read = suites.read(suite)
     asks = suites.cells(read)
@@ -89,7 +89,7 @@ def told(name: str, about: str, found: list[Item], store: Any) -> None:
     """The plan of it all, before any work."""
     from harness.cli.output import estimate as rough
     from harness.models.loading import on_this_machine
-    from harness.records import SETTLED
+    from harness.records.schema import SETTLED
     from harness.sweep import estimate
 
     click.echo(f"{name}: {about}" if about else name)
@@ -125,7 +125,7 @@ def words(item: Item) -> dict[str, Any]:
 
 
 def summary(counts: Counter[str]) -> str:
-    from harness.records import SETTLED
+    from harness.records.schema import SETTLED
 
     parts = [
         f"{counts[status]} {status}" for status in sorted(counts, key=lambda status: (status not in SETTLED, status))

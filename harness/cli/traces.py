@@ -11,7 +11,7 @@ from rich.table import Table
 from harness import tracing
 from harness.cell import Cell
 from harness.cli.output import Terminal, console
-from harness.records import Record
+from harness.records.schema import Record
 from harness.recovery.least_squares import PARTS
 from harness.system import process
 

@@ -8,7 +8,7 @@ import click
 
 from harness.cli.answer import print_json
 from harness.errors import UsageError, one_line
-from harness.store import Store
+from harness.records.store import Store
 from harness.system.parallel import uncollected
 
 

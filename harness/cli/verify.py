@@ -13,7 +13,7 @@ import click
 
 from harness.cli.answer import print_json
 from harness.errors import UsageError, one_line
-from harness.store import Store
+from harness.records.store import Store
 
 if TYPE_CHECKING:
     from harness.leaderboard.entries import Entry
@@ -45,8 +45,8 @@ def command(
     harness verify --sample 2
     harness verify leaderboards --cell b1ca
     """
-    from harness.environment import git
     from harness.leaderboard import entries
+    from harness.records.environment import git
     from harness.trust import verify
 
     state = git()

@@ -183,7 +183,7 @@ def remember(report: Report) -> None:
 
 def score(pruner: str, stage: Callable[[str], Any]) -> Any:
     """A method's score for its records; a version that was never checked is checked now, once."""
-    from harness.records import Conformance
+    from harness.records.schema import Conformance
 
     if remembered("pruner", pruner) is None and os.environ.get("HARNESS_CHECK") != "0":
         with stage("check the method"):

@@ -13,7 +13,7 @@ from harness.cell import STEPS, Cell, Reporter
 from harness.errors import HarnessError, UsageError
 from harness.planning import Request
 from harness.plugins import registry
-from harness.store import Store
+from harness.records.store import Store
 from harness.system import process
 
 Words = dict[str, Any]
@@ -76,8 +76,8 @@ def table(words: Words, root: str, measure: bool = True) -> Words | None:
 
 def alike(words: Words, ratio: float, root: str, measure: bool = True) -> Words | None:
     """What the evenly narrowed model takes of dense on the device, measured once: the budget of all methods."""
-    from harness import keys
     from harness.allocate import uniform
+    from harness.records import keys
 
     plan, store = cell(words, root).plan, Store(Path(root))
     parts = {**plan.measure_parts("", plan.spec.workloads[0]), "uniform": ratio}

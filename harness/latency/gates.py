@@ -19,7 +19,7 @@ from operator import itemgetter
 from typing import Any
 
 from harness.latency.timing import FLOOR_LIMIT
-from harness.records import Gate, Latency
+from harness.records.schema import Gate, Latency
 
 State = Mapping[str, Any]
 Window = tuple[State, State]

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from harness.anatomy import Anatomy
 from harness.api import Device, DeviceInfo, DeviceSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, UsageError, one_line
-from harness.files import put
 from harness.latency.table import CostModel, CostTable, anatomy_mark, table_key
-from harness.store import Store
+from harness.records.files import put
+from harness.records.store import Store
 from harness.system import reading
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.api import Samples, TimingPlan
 from harness.latency.timing import Opener
-from harness.records import Sustained
+from harness.records.schema import Sustained
 
 VISITS = 20  # looks at the temperature on the way
 SHORTEST_S = 1.0

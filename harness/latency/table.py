@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from harness import keys
 from harness.anatomy import Anatomy, Site
 from harness.anatomy.config_fields import WHOLE
 from harness.anatomy.llama import sliding_window
 from harness.api import Budget, Shape
 from harness.errors import BadCut, Unsupported
-from harness.records import Part
+from harness.records import keys
+from harness.records.schema import Part
 
 SCHEMA = 1
 POINTS = 2**16  # of a curve; the paper preset measures some thousands

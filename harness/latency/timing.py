@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from harness import stats
 from harness.api import Device, DeviceSpec, Samples, TimingPlan, Workload
 from harness.plugins import registry
-from harness.records import Clock, Energy, Latency, Memory, MemoryPair, Timing
+from harness.records.schema import Clock, Energy, Latency, Memory, MemoryPair, Timing
 
 VERSION = "interleaved-4"
 CLOCKS = ("device", "cpu", "wall")

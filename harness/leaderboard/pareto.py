@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from harness.leaderboard.rows import Board, Column, Row
 from harness.leaderboard.standing import MEAN, compared, mean_accuracy, tasks
 from harness.leaderboard.svg import Bounds, Point, scatter
-from harness.records import LARGEST
+from harness.records.schema import LARGEST
 from harness.stats import MOST, figure
 
 FAR = 12  # times the best perplexity: what is beyond stands above the edge

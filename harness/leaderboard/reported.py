@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from harness.errors import HarnessError
 from harness.leaderboard.rows import Row
-from harness.records import Number
+from harness.records.schema import Number
 from harness.system.reading import json_file, parsing
 
 

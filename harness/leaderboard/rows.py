@@ -11,11 +11,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from harness.api import Workload
-from harness.keys import canonical
 from harness.leaderboard.entries import Entry
 from harness.options import unusual
 from harness.plugins import registry
-from harness.records import TRUST, Latency, Record, RunSpec, ScoreRecord
+from harness.records.keys import canonical
+from harness.records.schema import TRUST, Latency, Record, RunSpec, ScoreRecord
 
 LEVEL = 0.05  # differences that chance shows more often than this are no differences
 VARIES = ("seed", "revision", "workloads", "sustain")  # in the rows of one method at one budget

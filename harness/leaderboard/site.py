@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from harness.errors import EnvironmentFault, UsageError, one_line
-from harness.files import put
 from harness.leaderboard import pareto, reported
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.page import LEGEND, index, outside_words, page, reported_page
 from harness.leaderboard.rows import Board, Place, boards
 from harness.leaderboard.standing import stand
+from harness.records.files import put
 from harness.system.parallel import spread
 from harness.system.paths import below, plain_name
 from harness.system.reading import Unreadable, content

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import EnvironmentFault
-from harness.files import alive
+from harness.records.files import alive
 from harness.remote.transport import Refused, Transport, Unreachable
 from harness.system import locks
 

@@ -10,8 +10,8 @@ from harness import stats
 from harness.errors import UsageError
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.rows import LEVEL, column_of, ranked
-from harness.records import Latency, Record, ScoreRecord
-from harness.store import Store
+from harness.records.schema import Latency, Record, ScoreRecord
+from harness.records.store import Store
 
 
 def found(word: str, store: Store) -> Entry:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from harness.errors import one_line
-from harness.records import TRUST, Change, Record, Trust
+from harness.records.schema import TRUST, Change, Record, Trust
 
 _AGREEMENT = re.compile(r"(\S+): made again(?: at [0-9a-f]{12}(?: and uncommitted changes)?)?, in agreement")
 _AGAIN = "made again"

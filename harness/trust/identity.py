@@ -15,10 +15,10 @@ from typing import Any
 from harness import plugins
 from harness.budgets import AIM_BELOW
 from harness.errors import HarnessError
-from harness.keys import canonical, explain, key
 from harness.latency import timing
 from harness.options import unusual
-from harness.records import Record
+from harness.records.keys import canonical, explain, key
+from harness.records.schema import Record
 from harness.system.reading import Unreadable, content, json_value
 
 FOLDER, SUFFIX = "cells", ".jsonl"  # a suffix of its own: each .json below results/ is a record

@@ -16,11 +16,11 @@ from datetime import datetime
 from pathlib import Path
 
 from harness.errors import EnvironmentFault, HarnessError, UsageError, describe
-from harness.files import guarded, put
-from harness.keys import canonical
 from harness.leaderboard.entries import BadRecord, Entry
-from harness.records import TRUST
-from harness.store import SIDE_FILE, Store, misfit
+from harness.records.files import guarded, put
+from harness.records.keys import canonical
+from harness.records.schema import TRUST
+from harness.records.store import SIDE_FILE, Store, misfit
 from harness.system.paths import below, plain_name
 from harness.system.reading import Unreadable, content
 from harness.trust import identity

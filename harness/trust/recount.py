@@ -8,11 +8,12 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from harness import accounting, grid, plugins
+from harness import accounting, plugins
 from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Workload
 from harness.errors import HarnessError
-from harness.records import Record, ScoreRecord
+from harness.records import carbon
+from harness.records.schema import Record, ScoreRecord
 
 CLOSE = 1e-9
 HEADER = 256  # bytes of a safetensors header per tensor, at most: its name, type, shape and place
@@ -179,7 +180,7 @@ def co2(record: Record) -> Iterator[str]:
     if told is not None:
         with suppress(ValueError):  # a country's name, whose figure another version of the table may have changed
             yield from apart(told.grams_per_kwh, float(told.grid), "co2.grams_per_kwh", "its grid")
-        asked = grid.Grid(told.grid, told.grams_per_kwh, told.source)
-        found = grid.co2(asked, record.energy, record.spec.workloads[0])
+        asked = carbon.Grid(told.grid, told.grams_per_kwh, told.source)
+        found = carbon.co2(asked, record.energy, record.spec.workloads[0])
         for side in ("dense", "pruned"):
             yield from apart(getattr(told, side), getattr(found, side), f"co2.{side}", "its energy")

@@ -9,10 +9,10 @@ from typing import Any
 
 from harness import stats
 from harness.errors import HarnessError
-from harness.keys import canonical
 from harness.leaderboard.entries import Entry, documents_of
-from harness.records import ScoreRecord
-from harness.store import SIDE_FILE, side_words
+from harness.records.keys import canonical
+from harness.records.schema import ScoreRecord
+from harness.records.store import SIDE_FILE, side_words
 from harness.trust.recount import apart
 
 Dense = Mapping[str, Sequence[Path]]  # what was asked of dense models, and the side files with their answers

@@ -13,12 +13,12 @@ from harness import plugins
 from harness.api import Samples
 from harness.checkpoints import folder_sha256
 from harness.errors import HarnessError, describe, one_line
-from harness.files import is_text_of
 from harness.latency import gates, sustained, timing
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.planning import QUICK_LIMIT
-from harness.records import SCHEMA, UNREAD, Energy, Gate, Latency, MemoryPair, Record
-from harness.store import misfit, side_words
+from harness.records.files import is_text_of
+from harness.records.schema import SCHEMA, UNREAD, Energy, Gate, Latency, MemoryPair, Record
+from harness.records.store import misfit, side_words
 from harness.system.parallel import spread
 from harness.trust import history, identity, recount, scores
 from harness.trust.recount import apart

@@ -15,11 +15,11 @@ from pathlib import Path
 from harness import stats
 from harness.cell import now
 from harness.errors import EnvironmentFault, UsageError
-from harness.files import put, text_of
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.rows import ranked
-from harness.records import TRUST, Change, Latency, Record, Trust
-from harness.reproduce import reproduce
+from harness.records.command_line import reproduce
+from harness.records.files import put, text_of
+from harness.records.schema import TRUST, Change, Latency, Record, Trust
 from harness.trust import history
 from harness.trust.publish import exclusive
 

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.keys import canonical
-from harness.records import digest, seal
+from harness.records.keys import canonical
+from harness.records.schema import digest, seal
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "leaderboards" / "results" / "baselines"
@@ -133,7 +133,7 @@ def side_name(text: bytes) -> str:
 
 def side_file(value: Any) -> tuple[str, bytes]:
     """A side file with its right name."""
-    from harness.store import packed
+    from harness.records.store import packed
 
     text = canonical(value).encode()
     return side_name(text), packed(text)

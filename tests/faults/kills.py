@@ -71,7 +71,7 @@ def descendants(pid: int) -> list[int]:
 
 def content(runs: Path) -> dict[str, Any]:
     """What each record says, less what differs from run to run."""
-    from harness.store import Store
+    from harness.records.store import Store
 
     answer = {}
     for record in Store(runs).records():

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.store import Store
+from harness.records.store import Store
 
 from . import bases, mutations
 from .bases import SOUND, Files
@@ -120,7 +120,7 @@ def status_why(folder: Path, path: Path) -> object:
 
 
 def side_file(folder: Path, path: Path) -> object:
-    from harness.store import misfit, side_words
+    from harness.records.store import misfit, side_words
 
     used = Store(folder).read_side_file(path.name) is not None
     if path.is_file():
@@ -228,7 +228,7 @@ def budget(folder: Path, path: Path) -> object:
 
 
 def grid(folder: Path, path: Path) -> object:
-    from harness.grid import parse
+    from harness.records.carbon import parse
 
     return parse(_argument(path))
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.errors import HarnessError
-from harness.files import text_of
-from harness.records import digest, seal
+from harness.records.files import text_of
+from harness.records.schema import digest, seal
 
 from ..conftest import ROOT
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from harness.store import Store
+from harness.records.store import Store
 
 from ..forks import command
 from .hostile import install

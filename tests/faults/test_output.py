@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from harness.store import Store
+from harness.records.store import Store
 
 from ..forks import command
 from .hostile import METHOD, install

@@ -22,7 +22,7 @@ from harness.leaderboard import entries, site
 from harness.leaderboard.page import listed, tabled
 from harness.leaderboard.sheet import sheet
 from harness.markup import Code, Link, Strong, markdown, markdown_line, plain_line
-from harness.records import Record
+from harness.records.schema import Record
 from harness.system.paths import plain_name
 
 from .. import browser

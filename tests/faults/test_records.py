@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from harness.errors import HarnessError
-from harness.records import Record
-from harness.store import Store
+from harness.records.schema import Record
+from harness.records.store import Store
 
 from .records import GOOD, OTHER, SOURCE, changed, contents, harness, published_folder, runs_folder
 
@@ -483,7 +483,7 @@ UNWRITABLE = {
 @pytest.mark.parametrize("kind", UNWRITABLE)
 def test_what_would_not_be_read_is_not_written(tmp_path, monkeypatch, kind):
     store, words = Store(runs_folder(tmp_path / "runs")), UNWRITABLE[kind]
-    monkeypatch.setattr("harness.store.DOCUMENT", 10_000 if kind == "too-large" else 64 * 2**20, raising=False)
+    monkeypatch.setattr("harness.records.store.DOCUMENT", 10_000 if kind == "too-large" else 64 * 2**20, raising=False)
     monkeypatch.setattr("harness.system.reading.MEMORY", 10**6, raising=False)
     if kind == "too-deep-for-python":
         words = []

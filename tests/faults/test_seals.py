@@ -15,12 +15,12 @@ from click.testing import CliRunner
 
 from harness.api import Samples
 from harness.cli import cli
-from harness.files import text_of
-from harness.keys import canonical
 from harness.latency import sustained
 from harness.leaderboard.entries import Entry
-from harness.records import RunSpec
-from harness.store import Store
+from harness.records.files import text_of
+from harness.records.keys import canonical
+from harness.records.schema import RunSpec
+from harness.records.store import Store
 from harness.trust.publish import publish
 from harness.trust.validate import judged
 from tests.seals import another_cell, later, records, reseal, tiny_runs, tree

@@ -16,8 +16,8 @@ from contextlib import suppress
 import pytest
 
 from harness.errors import EnvironmentFault, HarnessError, UsageError
-from harness.files import put
-from harness.store import Store
+from harness.records.files import put
+from harness.records.store import Store
 
 from ..conftest import ROOT
 from .privileges import forked
@@ -110,7 +110,7 @@ def test_a_join_may_pass_through_links_that_stay(tmp_path):
 PLAYER = """
 import os, sys, time
 from pathlib import Path
-from harness.store import Store
+from harness.records.store import Store
 
 root, turns, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
@@ -338,7 +338,7 @@ def test_a_lease_is_alive_whatever_the_clock_says(store, monkeypatch, jump):
 
 def test_a_lease_of_a_killed_process_is_dead_at_once(store):
     code = (
-        "import os, signal, sys; from pathlib import Path; from harness.store import Store\n"
+        "import os, signal, sys; from pathlib import Path; from harness.records.store import Store\n"
         "with Store(Path(sys.argv[1])).lease('cell') as beat:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(store.root)], cwd=ROOT)

@@ -15,7 +15,7 @@ from harness.latency.bench import Visits
 from harness.latency.predictor import sizes
 from harness.latency.table import CostModel, CostTable, Curve, Fit, anatomy_mark, classes
 from harness.models.cards import card
-from harness.store import Store
+from harness.records.store import Store
 
 from .folders import DEEP, ODD_FILES, limited, odd_files, refused
 

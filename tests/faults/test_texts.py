@@ -233,7 +233,7 @@ def arrow(rows):
 
 
 def test_one_bad_text_takes_no_other_along(folder, runs, lost):
-    from harness.store import Store
+    from harness.records.store import Store
 
     (folder / "c4.jsonl").write_text("junk\n")
     words = ("run", "--pruner", "magnitude", "--ratio", "0.2", "--model", "tiny", "--device", "null", "--limit", "1")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from harness.leaderboard import entries
 from harness.leaderboard.entries import Entry
-from harness.records import Record, digest, seal
+from harness.records.schema import Record, digest, seal
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "record-1d.json"
 HARMLESS = "some tèxt"

@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.api import Context, Score, Scores
 from harness.errors import HarnessError
-from harness.keys import canonical
 from harness.plugins import unknown
+from harness.records.keys import canonical
 from harness_lm_eval import rows
 from harness_lm_eval.tasks import SUBJECTS, TASKS, Part
 

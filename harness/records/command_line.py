@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from harness.records import Record
+from harness.records.schema import Record
 
 
 def reproduce(record: Record) -> str:

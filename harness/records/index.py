@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.store import Store
+from harness.records.store import Store
 
 Row = dict[str, Any]
 VERSION = 1

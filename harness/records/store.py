@@ -22,8 +22,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError, one_line, without_secrets
-from harness.files import Files, guarded, storable
-from harness.keys import KEY_VERSION, canonical
+from harness.records.files import Files, guarded, storable
+from harness.records.keys import KEY_VERSION, canonical
 from harness.system.locks import Owner, held
 from harness.system.reading import DOCUMENT, Unreadable, content, json_value
 
@@ -112,7 +112,7 @@ class Store(Files):
     def _valid(self, path: Path, words: Any) -> Any:
         from pydantic import ValidationError
 
-        from harness.records import Record, intact
+        from harness.records.schema import Record, intact
 
         try:
             record = Record.model_validate(words)

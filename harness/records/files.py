@@ -17,8 +17,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from harness import scratch
 from harness.errors import EnvironmentFault, HarnessError, one_line
+from harness.records import scratch
 from harness.system.locks import alive as alive
 from harness.system.reading import DOCUMENT, Unreadable, json_file, json_value
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import HarnessError
-from harness.keys import canonical
+from harness.records.keys import canonical
 from harness.words import Workload
 
 SCHEMA = 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.records import Environment, Git
+from harness.records.schema import Environment, Git
 from harness.system.host import cores, cpu_model, total_memory
 
 PACKAGES = ("prune-harness", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "lm-eval")
@@ -28,7 +28,7 @@ def packages() -> dict[str, str]:
 
 def git() -> Git | None:
     """The checkout this code runs from, if it runs from one."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
 

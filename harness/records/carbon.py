@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.api import Workload
 from harness.errors import UsageError, one_line
-from harness.records import Co2, Energy
+from harness.records.schema import Co2, Energy
 from harness.system import reading
 
 TABLE = "codecarbon/data/private_infra/global_energy_mix.json"

@@ -1,0 +1,1 @@
+"""What a run writes: records by content, their keys, their store and their circumstances."""
