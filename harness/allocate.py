@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.anatomy import Anatomy, Site
 from harness.errors import Unsupported
+from harness.models.anatomy.core import Anatomy, Site
 
 KINDS = ("attention", "mlp")
 

@@ -16,7 +16,7 @@ from harness.words import Workload as Workload
 if TYPE_CHECKING:
     import torch
 
-    from harness.anatomy import Anatomy
+    from harness.models.anatomy.core import Anatomy
 
 API_VERSION = 1
 """Raised when a name or an argument that plug-ins use goes away or changes its meaning; never for what is added. A
@@ -111,7 +111,7 @@ class ModelCard:
     config: Mapping[str, Any]
     source: str
     revision: str = ""
-    loader: str = "harness.models.loading:from_hub"
+    loader: str = "harness.models.loading.weights:from_hub"
     package: str = ""  # a distribution that carries the weights
     licence: str = ""
     gated: bool = False
@@ -220,7 +220,7 @@ class Context:
     measured  for evaluators that need it: "memory" (average, peak, total) or None, "energy_j" per pass or None
     trained   for methods that train: told how many tokens a step learned from, so that the record can say it
     work_dir  the only folder to write to. A pruner finds there what an earlier try for this budget left
-    cut       for recoveries: what was cut, in canonical form, as `harness.surgery.CheckedCut` has it
+    cut       for recoveries: what was cut, in canonical form, as `harness.models.surgery.CheckedCut` has it
     dense     for evaluators that need it: the dense model; the one they judge itself, where that is dense
     """
 

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import accounting
-from harness.checkpoints import folder_bytes, folder_sha256, fresh
 from harness.errors import EnvironmentFault
-from harness.models.loading import free_space
+from harness.models import counting
+from harness.models.loading.weights import free_space
+from harness.models.saved import reload_check
+from harness.models.saved.contents import folder_bytes, folder_sha256
 from harness.plan import Plan
 from harness.plugins import registry
 from harness.records import keys, schema
@@ -34,7 +35,7 @@ class Artefacts:
 
     @cached_property
     def dense(self) -> Any:
-        from harness.checkpoints import folders
+        from harness.models.saved import folders
         from harness.system import process
 
         process.hush()
@@ -50,13 +51,13 @@ class Artefacts:
 
     @cached_property
     def pruned(self) -> Any:
-        from harness.checkpoints import folders
+        from harness.models.saved import folders
 
         return folders.read(self.folder, self.plan.spec.dtype)
 
     @cached_property
     def tokenizer(self) -> Any:
-        from harness.checkpoints import folders
+        from harness.models.saved import folders
 
         return folders.tokenizer(self.plan.folder)  # type: ignore[arg-type]
 
@@ -100,8 +101,8 @@ class Artefacts:
         return artefact, words["budget"]
 
     def _make(self, scratch: Path) -> dict[str, Any]:
-        from harness import surgery
-        from harness.checkpoints import folders
+        from harness.models import surgery
+        from harness.models.saved import folders
 
         plan, anatomy = self.plan, self.plan.anatomy
         self._check_space()
@@ -115,12 +116,12 @@ class Artefacts:
                 folders.write(smaller, self.tokenizer, scratch)
                 folders.write_cut(cut, self.origin(cut), scratch)
             out = self.store.scratch("fresh") / "out"
-            memory = fresh.check(smaller, scratch, out, plan.spec.dtype, plan.workloads[0])
-        stored, nonzero = accounting.count(smaller)
-        blocks, total = accounting.ratios(anatomy, cut.shape, surgery.masked_elements(anatomy, cut))
+            memory = reload_check.check(smaller, scratch, out, plan.spec.dtype, plan.workloads[0])
+        stored, nonzero = counting.count(smaller)
+        blocks, total = counting.ratios(anatomy, cut.shape, surgery.masked_elements(anatomy, cut))
         predicted = plan.predicted
         if predicted is not None:
-            search = {"predicted": accounting.ratios(anatomy, predicted)[0]}
+            search = {"predicted": counting.ratios(anatomy, predicted)[0]}
         return {
             "artefact": {
                 "params": stored,
@@ -154,7 +155,7 @@ class Artefacts:
 
     def _check_space(self) -> None:
         """Said before the work, not after it."""
-        need = accounting.stored_bytes(self.plan.anatomy.params(), self.plan.spec.dtype)
+        need = counting.stored_bytes(self.plan.anatomy.params(), self.plan.spec.dtype)
         if (free := free_space(self.store.root)) < need:
             raise EnvironmentFault(
                 f"{self.store.root} has {free / 1e6:.1f} MB free, the model may need {need / 1e6:.1f} MB",
@@ -165,8 +166,8 @@ class Artefacts:
 
     def cut(self) -> tuple[Any, dict[str, Any]]:
         """What the method decided, asked once and kept for every recovery; and how a latency was reached."""
-        from harness.checkpoints import folders
         from harness.decide import Decision
+        from harness.models.saved import folders
 
         folder, _, words = self.kept("cut", self.plan.cut_parts(), lambda scratch: Decision(self).write(scratch))
         return folders.read_cut(folder, self.plan.anatomy), words
@@ -213,7 +214,7 @@ class Artefacts:
 
     def describe(self, record: schema.Record) -> None:
         """Put the record and a model card beside the weights."""
-        from harness.checkpoints.card import card
+        from harness.models.saved.model_card import card
 
         sealed = record.sealed()
         self.store.write(self.folder / "record.json", sealed.words())

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from harness import accounting, budgets, planning
+from harness import budgets, planning
 from harness.api import Context
 from harness.artefacts import Artefacts
-from harness.checkpoints import folder_sha256
 from harness.conformance import kit
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError, describe, one_line, without_secrets
 from harness.events import Event
+from harness.models import counting
+from harness.models.saved.contents import folder_sha256
 from harness.options import unusual
 from harness.plan import Plan
 from harness.plugins import emit
@@ -234,8 +235,8 @@ class Cell:
         parts["unscored"] = self.plan.missing | scoring.failed
         parts["flops"] = {
             str(w): schema.Pair(
-                dense=accounting.flops(self.plan.anatomy, {}, w),
-                pruned=accounting.flops(self.plan.anatomy, artefact.shape, w),
+                dense=counting.flops(self.plan.anatomy, {}, w),
+                pruned=counting.flops(self.plan.anatomy, artefact.shape, w),
             )
             for w in self.plan.workloads
         }

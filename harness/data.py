@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, UsageError, one_line
+from harness.models.saved.contents import file_sha256
 from harness.system import reading
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness import accounting, data
+from harness import data
 from harness.allocate import uniform
-from harness.anatomy.llama import FAMILIES
 from harness.api import Budget, Context, Cut, Shape
+from harness.models import counting
+from harness.models.architectures.decoder import FAMILIES
 from harness.plugins import registry
 from harness.records import keys
 from harness.records.files import guarded
@@ -21,9 +22,9 @@ from harness.system.isolation import plugin_code
 
 if TYPE_CHECKING:
     from harness.artefacts import Artefacts
+    from harness.models.surgery import CheckedCut
     from harness.plan import Plan
     from harness.records.schema import Cost
-    from harness.surgery import CheckedCut
 
 TRAINING_RUNS = 2  # a method that trains is run for its first guess, and once more if that missed
 LATENCY_RUNS = 4
@@ -40,7 +41,7 @@ class Decision:
 
     def write(self, scratch: Path) -> dict[str, Any]:
         """The cut's files; the words that go with them tell how a latency was reached."""
-        from harness.checkpoints import folders
+        from harness.models.saved import folders
 
         start = time.monotonic()
         words: dict[str, Any] = {}
@@ -55,7 +56,7 @@ class Decision:
 
     def ask(self, budget: Budget) -> CheckedCut:
         """Run the method, once per budget."""
-        from harness import surgery
+        from harness.models import surgery
 
         key = str(budget)
         if key not in self.asked:
@@ -73,7 +74,7 @@ class Decision:
         """Budget-free statistics, shared by every budget."""
         if not hasattr(self.pruner, "prepare"):
             return None
-        from harness.checkpoints import states
+        from harness.models.saved import states
 
         def make(scratch: Path) -> None:
             with self.made.lent() as model:
@@ -186,8 +187,8 @@ class Decision:
         if (model := self.made.known_cost_model()) is not None:
             return model.share
         anatomy, workload = self.plan.anatomy, self.plan.workloads[0]
-        dense = accounting.flops(anatomy, {}, workload)
-        return lambda shape: accounting.flops(anatomy, shape, workload) / dense
+        dense = counting.flops(anatomy, {}, workload)
+        return lambda shape: counting.flops(anatomy, shape, workload) / dense
 
 
 def may_train(plan: Plan, cost: Cost) -> bool:

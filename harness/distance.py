@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.anatomy import Anatomy
 from harness.errors import HarnessError, Unsupported
 from harness.gating import gated
+from harness.models.anatomy.core import Anatomy
 from harness.system import process
 from harness.training import first_bad_layer
 

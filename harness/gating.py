@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.anatomy import Anatomy
+from harness.models.anatomy.core import Anatomy
 from harness.scores import output_member
 
 

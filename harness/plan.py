@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import accounting, plugins
-from harness.anatomy import Anatomy, anatomy_of
+from harness import plugins
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Shape, Workload
 from harness.errors import HarnessError, describe
 from harness.latency import bed, timing
+from harness.models import counting
+from harness.models.anatomy.core import Anatomy, anatomy_of
 from harness.options import Evaluation, Recovering
 from harness.records import keys
 from harness.records.carbon import Grid
@@ -200,12 +201,12 @@ class Plan:
         """Forward passes ahead, in FLOPs: dense and pruned, timing and evaluation."""
         total = 0.0
         for workload in self.workloads:
-            total += 30 * accounting.flops(self.anatomy, {}, workload)
+            total += 30 * counting.flops(self.anatomy, {}, workload)
         if self.spec.budget.kind == "latency":  # about four probes of three rounds
-            total += 4 * 36 * accounting.flops(self.anatomy, {}, self.workloads[0])
+            total += 4 * 36 * counting.flops(self.anatomy, {}, self.workloads[0])
         for evaluation in self.evaluations:
             if tokens := evaluation.parameters.get("window") or evaluation.spec.tokens:
-                once = accounting.flops(self.anatomy, {}, Workload("prefill", 1, tokens))
+                once = counting.flops(self.anatomy, {}, Workload("prefill", 1, tokens))
                 head = 2 * tokens * self.anatomy.config["hidden_size"] * self.anatomy.config["vocab_size"]
                 asked = evaluation.spec.documents
                 total += 2 * min(self.spec.limit or asked, asked) * (once + head)

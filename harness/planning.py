@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import accounting, data, plugins
-from harness.anatomy.llama import sliding_window
+from harness import data, plugins
 from harness.api import Budget, DeviceInfo, DeviceSpec, PrunerSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
-from harness.models.cards import card as find_card
-from harness.models.loading import locate
+from harness.models import counting
+from harness.models.architectures.decoder import sliding_window
+from harness.models.loading.cards import card as find_card
+from harness.models.loading.weights import locate
 from harness.options import evaluations, recovering, settings
 from harness.plan import Plan
 from harness.records import carbon as grids
@@ -66,8 +67,8 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
         raise plugins.unknown("calibration text", request.calibration, data.SOURCES)
     grid = grids.parse(request.grid) if request.grid is not None else None
     dtype = request.dtype or device.dtype
-    if dtype not in accounting.BYTES:
-        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(accounting.BYTES)}")
+    if dtype not in counting.BYTES:
+        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(counting.BYTES)}")
     runtime = request.runtime or device.runtimes[0]
     if runtime not in device.runtimes:
         raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
@@ -150,7 +151,7 @@ def _obstacle(plan: Plan) -> HarnessError | None:
         return Unsupported(f"{plan.pruner.name} prunes to a latency, not to a ratio", "give --latency 0.7x")
     for workload in plan.workloads:
         try:
-            accounting.flops(plan.anatomy, {}, workload)
+            counting.flops(plan.anatomy, {}, workload)
         except Unsupported as error:
             return error
         if workload.kind == "decode" and any(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness import walk
-from harness.anatomy import Anatomy, Member, Site
+from harness.models.anatomy.core import Anatomy, Member, Site
 
 DAMPING, TINY = 0.01, 1e-30  # of the mean squared input, and where all inputs are zero
 THIN = 0.05  # the same, times inputs per token: few tokens make any input look like a sum of others

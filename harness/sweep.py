@@ -11,11 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import accounting, planning
+from harness import planning
 from harness.api import DeviceInfo
 from harness.engines import steps
 from harness.engines.steps import Words, request_words
 from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.models import counting
 from harness.plan import Plan
 from harness.plugins import Unknown
 from harness.records.keys import canonical
@@ -58,7 +59,7 @@ class Item:
         """Bytes of its models, dense and pruned; a method may take more."""
         if self.plan is None or self.plan.obstacle is not None:
             return 0
-        return 2 * accounting.stored_bytes(self.plan.anatomy.params(), self.plan.spec.dtype)
+        return 2 * counting.stored_bytes(self.plan.anatomy.params(), self.plan.spec.dtype)
 
 
 class Engine(Protocol):

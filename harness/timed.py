@@ -12,9 +12,9 @@ from pydantic import Field
 
 from harness.api import Workload
 from harness.artefacts import Artefacts
-from harness.checkpoints import fresh
 from harness.latency import gates, sustained, timing
 from harness.latency.worker import openers
+from harness.models.saved import reload_check
 from harness.plan import Plan
 from harness.records import keys, schema
 from harness.records.schema import Artefact, Gate, Latency, MemoryPair, Part, Sustained
@@ -136,7 +136,7 @@ def memory(plan: Plan, store: Store, stage: Callable[[str], Any], artefact: Arte
             with stage(f"memory of {side}"):
                 folder = plan.folder if side == "dense" else store.path(artefact.path)
                 out = store.scratch(scratch) / "out"
-                stored = fresh.ask(folder, out, plan.spec.dtype, workload)["memory"]  # type: ignore[arg-type]
+                stored = reload_check.ask(folder, out, plan.spec.dtype, workload)["memory"]  # type: ignore[arg-type]
             store.save_stage("memory", key, parts, stored)
         found[side] = schema.Memory.model_validate(stored)
     what = f"resident bytes above the imported libraries, {workload}, eager on this CPU"

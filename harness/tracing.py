@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.anatomy.llama import survivors
 from harness.cell import Cell, Reporter
-from harness.latency.workloads import runner, threads
+from harness.models.architectures.decoder import survivors
+from harness.models.workloads import runner, threads
 from harness.plan import Plan
 from harness.records.files import guarded
 from harness.records.schema import Record

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import options, planning
-from harness.anatomy import anatomy_of
 from harness.api import Context, Workload
 from harness.cell import Cell, Reporter
-from harness.checkpoints import read_config
 from harness.errors import EnvironmentFault, UsageError
 from harness.latency import timing
 from harness.latency.worker import openers
+from harness.models.anatomy.core import anatomy_of
+from harness.models.saved.contents import read_config
 from harness.planning import Request
 from harness.plugins import registry
 from harness.records.schema import Latency, Record, ScoreRecord
@@ -42,7 +42,7 @@ def run(
 def load(path: Path | str, dtype: str | None = None) -> Any:
     """The model of a folder, pruned or not, without running code from the folder."""
     process.prepare(dtype or "fp32")
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     return folders.read(Path(path), dtype)
 
@@ -59,7 +59,7 @@ def evaluate(
     out: Path | str | None = None,
 ) -> dict[str, ScoreRecord]:
     """Scores of a saved model, without a dense one beside it."""
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit} leaves nothing to evaluate", "give 1 or more")

@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
-from harness.anatomy import anatomy_of
-from harness.anatomy.llama import FAMILIES
-from harness.checkpoints import modeling
+from harness.models.anatomy.core import anatomy_of
+from harness.models.architectures.decoder import FAMILIES
+from harness.models.saved import modeling
 
 BASE = {
     "vocab_size": 48,

@@ -20,7 +20,7 @@ from typing import Any
 LIBRARIES = (
     "harness.cell",
     "harness.planning",
-    "harness.checkpoints.modeling",
+    "harness.models.saved.modeling",
     "harness.cli.record",
     "transformers.models.llama.modeling_llama",
 )
@@ -50,17 +50,17 @@ def _server() -> Any:
 
 def in_one_process(patch: Any) -> None:
     """What a fresh interpreter would do is done in this one, where a test is not about that."""
-    from harness.checkpoints import fresh
     from harness.latency import timing
+    from harness.models.saved import reload_check
 
     for preset, protocol in timing.PROTOCOLS.items():
         patch.setitem(timing.PROTOCOLS, preset, replace(protocol, fresh=False))
 
     def ask(folder: Path, out: Path, dtype: str, workload: Any) -> Any:
-        fresh.answer(folder, out, dtype, workload)
+        reload_check.answer(folder, out, dtype, workload)
         return json.loads(out.with_suffix(".json").read_text())
 
-    patch.setattr(fresh, "ask", ask)
+    patch.setattr(reload_check, "ask", ask)
 
 
 def _answer(words: list[str], cwd: str, env: dict[str, str], folder: str) -> None:
@@ -92,9 +92,9 @@ def _read_passages() -> None:
     """Read the text that most commands are about: what is kept of it reaches every fork."""
     from harness import data
     from harness.errors import EnvironmentFault
-    from harness.models import loading
+    from harness.models.loading import weights
 
-    tokenizer = loading.byte_tokenizer()
+    tokenizer = weights.byte_tokenizer()
     with suppress(EnvironmentFault):  # not on this machine
         for role in (data.EVALUATE, data.CALIBRATE):
             text = data.read("passages", role)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import harness
 from harness import plugins
 from harness.errors import UsageError
-from harness.models import cards, loading
+from harness.models.loading import cards, weights
 
 from .forks import command
 
@@ -46,7 +46,7 @@ def runs(runs, tables, one_process):
 def spoilt(tmp_path):
     """The tiny model with a layer whose outputs leave fp32's range."""
     folder = tmp_path / "spoilt"
-    shutil.copytree(loading.locate(cards.card("tiny"))[0], folder)
+    shutil.copytree(weights.locate(cards.card("tiny"))[0], folder)
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.2.mlp.down_proj.weight"].fill_(3e38)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

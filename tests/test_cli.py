@@ -122,7 +122,7 @@ def folder(tmp_path, cache):
     import shutil
 
     from harness import plugins
-    from harness.models.loading import locate
+    from harness.models.loading.weights import locate
 
     source, _ = locate(plugins.registry().get("model", "tiny"))
     return Path(shutil.copytree(source, tmp_path / "model"))
@@ -257,7 +257,7 @@ def test_code_in_a_model_folder_is_not_run(folder, runs, tmp_path):
     words["auto_map"] = {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.EvilConfig"}
     (folder / "config.json").write_text(json.dumps(words))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     assert harness.load(folder).num_parameters() == 201_408
     assert folders.tokenizer(folder)("a").input_ids
@@ -380,7 +380,7 @@ SWALLOWED = """
 import os, signal, sys, time
 class Careless:  # a library that takes every exception of its import for "not installed"
     def find_spec(self, name, *_):
-        if name == "harness.surgery":
+        if name == "harness.models.surgery":
             try:
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(5)

@@ -15,8 +15,8 @@ from harness.api import TimingPlan, Workload
 from harness.builtin.cpu import Cpu
 from harness.errors import EnvironmentFault, HarnessError
 from harness.latency import timing, worker
-from harness.models.cards import card
-from harness.models.loading import locate
+from harness.models.loading.cards import card
+from harness.models.loading.weights import locate
 from harness.plugins import registry
 from harness.system import process
 

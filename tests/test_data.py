@@ -10,7 +10,7 @@ import torch
 
 from harness import data
 from harness.errors import EnvironmentFault, UsageError
-from harness.models.loading import byte_tokenizer
+from harness.models.loading.weights import byte_tokenizer
 
 from .conftest import SHARED
 

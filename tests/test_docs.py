@@ -150,8 +150,8 @@ class Desk:
 
     def make_model(self) -> None:
         """A folder with a model, as a reader may have one."""
-        from harness.models.cards import card
-        from harness.models.loading import locate
+        from harness.models.loading.cards import card
+        from harness.models.loading.weights import locate
 
         shutil.copytree(locate(card("tiny"))[0], self.folder / "my-model")
 

@@ -241,7 +241,7 @@ def test_perplexity_equals_a_loop_of_a_few_lines(one_process, tmp_path):
     import torch
     from torch.nn.functional import log_softmax
 
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     record = run(tmp_path, "passages:window=48")
     score = record.scores["passages:window=48"]

@@ -13,11 +13,12 @@ import torch
 from transformers import DynamicCache
 
 from harness import Cut
-from harness.anatomy import anatomy_of
 from harness.api import Workload
 from harness.errors import EnvironmentFault, Unsupported
-from harness.export import onnx, ort
-from harness.surgery import apply, check
+from harness.export import ort
+from harness.models.anatomy.core import anatomy_of
+from harness.models.export import onnx_graph
+from harness.models.surgery import apply, check
 
 from .families import difference, tiny
 
@@ -29,7 +30,7 @@ NO_ATTENTION = {f"layers.{i}.attention": [] for i in range(3)}
 class Case:
     model: Any
     workload: Workload
-    exported: onnx.Exported
+    exported: onnx_graph.Exported
     session: ort.Session
 
 
@@ -81,7 +82,7 @@ def case(request, tmp_path_factory):
     family, keep, words, tied = request.param
     model, workload = made(family, keep, tied), Workload.parse(words)
     folder = tmp_path_factory.mktemp("export")
-    exported = onnx.export(model, workload, folder)
+    exported = onnx_graph.export(model, workload, folder)
     session = ort.Session(folder, threads=1)
     yield Case(model, workload, exported, session)
     session.close()
@@ -140,7 +141,7 @@ def test_a_session_of_its_own_leaves_nothing(monkeypatch, tmp_path, capsys):
 def test_what_has_no_graph_is_named(family, workload, said, tmp_path):
     pytest.importorskip("onnxscript")
     with pytest.raises(Unsupported, match=said):
-        onnx.export(made(family, {}), Workload.parse(workload), tmp_path)
+        onnx_graph.export(made(family, {}), Workload.parse(workload), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,7 +160,7 @@ def test_missing_packages_are_one_line(missing, monkeypatch, tmp_path):
     assert ort.installed().startswith("transformers" if "." in missing else missing)
     fault = Unsupported if "." in missing else EnvironmentFault
     with pytest.raises(fault) as caught:
-        ort.Session(tmp_path) if missing == "onnxruntime" else onnx.export(
+        ort.Session(tmp_path) if missing == "onnxruntime" else onnx_graph.export(
             None, Workload.parse("prefill:1x3"), tmp_path
         )
     assert "pip install" in caught.value.remedy
@@ -171,14 +172,14 @@ def test_a_pruned_smollm2_gives_in_onnx_runtime_what_it_gives_in_torch(words):
     """Layers without attention, without MLP, and no two widths alike; timed as any device times."""
     pytest.importorskip("onnxruntime")
     from harness import TimingPlan, plugins
-    from harness.checkpoints import folders
-    from harness.models import loading
+    from harness.models.loading import weights
+    from harness.models.saved import folders
 
     card = plugins.registry().get("model", "smollm2-135m")
-    there, why = loading.on_this_machine(card)
+    there, why = weights.on_this_machine(card)
     if not there:
         pytest.skip(f"no weights of SmolLM2: {why}")
-    model, anatomy = folders.read(loading.locate(card)[0], "fp32"), anatomy_of(card.config)
+    model, anatomy = folders.read(weights.locate(card)[0], "fp32"), anatomy_of(card.config)
     keep = {}
     for site in anatomy.blocks():
         if site.layer is not None and site.layer % 2:
@@ -188,7 +189,7 @@ def test_a_pruned_smollm2_gives_in_onnx_runtime_what_it_gives_in_torch(words):
     pruned = apply(model, anatomy, check(anatomy, Cut(keep=keep)))
     workload = Workload.parse(words)
     with tempfile.TemporaryDirectory() as folder:
-        onnx.export(pruned, workload, Path(folder))
+        onnx_graph.export(pruned, workload, Path(folder))
         session = ort.Session(Path(folder), threads=1)
     feed, expected = eager(pruned, workload)
     assert (torch.from_numpy(session.logits(feed)) - expected).abs().max() < 1e-3

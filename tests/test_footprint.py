@@ -8,11 +8,11 @@ import pytest
 
 import harness
 from harness import planning, plugins
-from harness.anatomy import anatomy_of
 from harness.api import Context, Samples, Workload
 from harness.builtin.footprint import Footprint
 from harness.builtin.null import Null
-from harness.checkpoints import modeling
+from harness.models.anatomy.core import anatomy_of
+from harness.models.saved import modeling
 
 from .families import tiny
 

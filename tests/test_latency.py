@@ -13,9 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.accounting import flops
 from harness.allocate import uniform
-from harness.anatomy import anatomy_of
 from harness.api import Budget, Workload
 from harness.builtin.null import CALL_NS, Null, Staircase
 from harness.errors import HarnessError, OverBudget, Unsupported, UsageError
@@ -26,6 +24,8 @@ from harness.latency.pool import Pool
 from harness.latency.profile import Effort, Profile, Target, _inner, alone, copies, grid
 from harness.latency.smooth import hull
 from harness.latency.table import CostModel, CostTable, anatomy_mark, classes
+from harness.models.anatomy.core import anatomy_of
+from harness.models.counting import flops
 from harness.records.store import Store
 
 from .families import ALL, BASE, QUIRKS
@@ -54,7 +54,7 @@ class Exact(Staircase):
     TILES: ClassVar = {"attention": 2, "mlp": 64}
 
     def prepare(self, model, workload):
-        from harness.checkpoints.modeling import words_of
+        from harness.models.saved.modeling import words_of
 
         return round(1000 * self.time(words_of(model), workload))
 

@@ -16,10 +16,10 @@ import harness
 from harness import Cut, HarnessError, Unsupported
 from harness.conformance import models
 from harness.errors import UsageError
+from harness.models.surgery import apply, check
 from harness.recovery import lora
 from harness.recovery.least_squares import LeastSquares
 from harness.recovery.lora import Lora
-from harness.surgery import apply, check
 from harness.training import model_loss
 
 UNITS = {"layers.0.mlp": range(0, 40, 2), "layers.1.attention": [1], "layers.1.mlp": range(30)}

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from harness.api import TimingPlan, Workload
-from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.models.saved.contents import file_sha256
 from harness.remote import agent as agent_file
 from harness.remote import shells
 from harness.remote.adb import Adb

@@ -346,7 +346,7 @@ def test_an_unsupported_family_lists_the_supported(runs, tmp_path):
 def test_disk_full_loses_nothing(runs, one_process, monkeypatch):
     import errno
 
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

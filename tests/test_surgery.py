@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import Cut, accounting
+from harness import Cut
 from harness.api import Workload
-from harness.checkpoints import folders, modeling
 from harness.errors import BadCut
 from harness.gating import gated
-from harness.surgery import apply, check, dense_state, masked_elements, zeroed
+from harness.models import counting
+from harness.models.saved import folders, modeling
+from harness.models.surgery import apply, check, dense_state, masked_elements, zeroed
 
 from .families import ALL, difference, logits, tiny
 
@@ -80,7 +81,7 @@ def test_saved_and_reloaded(family):
             folders.write(smaller, None, Path(folder))
             stored = sum(tensor.numel() for tensor in folders.weights(Path(folder)).values())
             again = folders.read(Path(folder))
-        assert stored == anatomy.params(cut.shape) == accounting.count(again)[0]
+        assert stored == anatomy.params(cut.shape) == counting.count(again)[0]
         assert difference(logits(again), logits(smaller)) < 1e-5
         prompt = torch.tensor([[3, 1, 4, 1, 5]])
         options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
@@ -120,7 +121,7 @@ def test_flops_of_a_shape_are_those_of_the_counter(family):
         cut, workload = check(anatomy, cut), Workload.parse(text)
         smaller = apply(model, anatomy, cut)
         hollow = modeling.empty(modeling.words_of(smaller)).to("meta")
-        more = accounting.counted_flops(hollow, workload) - accounting.flops(anatomy, cut.shape, workload)
+        more = counting.counted_flops(hollow, workload) - counting.flops(anatomy, cut.shape, workload)
         # before 5.23 the counter also sees the few products of the rotary angles
         angles = 0 if version("transformers") == "5.23.0" else 2 * anatomy.config["head_dim"] * workload.size
         assert 0 <= more <= angles
@@ -130,7 +131,7 @@ def test_flops_of_a_shape_are_those_of_the_counter(family):
 
 @pytest.mark.parametrize("family", ALL)
 def test_a_pruned_model_can_be_pruned_again(family):
-    from harness.anatomy import anatomy_of
+    from harness.models.anatomy.core import anatomy_of
 
     model, anatomy = tiny(family)
     once = apply(model, anatomy, check(anatomy, Cut(keep={"layers.0.attention": [], "layers.2.mlp": [1, 5, 7]})))

@@ -19,7 +19,7 @@ from harness.api import Workload
 from harness.cell import Cell, Reporter
 from harness.cli.run import command
 from harness.errors import EnvironmentFault
-from harness.latency.workloads import runner
+from harness.models.workloads import runner
 from harness.planning import Request, make
 from harness.plugins import registry
 from harness.records.files import guarded

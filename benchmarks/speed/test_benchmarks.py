@@ -46,7 +46,7 @@ def rows():
 @cache
 def opened() -> tuple[Any, Any]:
     from harness import planning
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
     from harness.system import process
 
     process.prepare("fp32")

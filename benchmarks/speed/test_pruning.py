@@ -111,7 +111,7 @@ def forward(asked: Question) -> tuple[float, int]:
     """CPU seconds and memory of one pass over the same windows, one at a time."""
     import torch
 
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     model = read_whole(folders.read(asked.plan.folder, "fp32"))
     texts = list(asked.texts.values()) or [torch.randint(0, 1000, (32, 128))]
@@ -135,7 +135,7 @@ def read_whole(model: Any) -> Any:
 
 def memory():
     """Resident memory above what is there now; what earlier methods freed is given back first."""
-    from harness.checkpoints.fresh import Watch
+    from harness.models.saved.reload_check import Watch
 
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -125,7 +125,7 @@ def harness_register_recoveries():
 
 @hookimpl
 def harness_register_models():
-    loading = "harness.models.loading"
+    loading = "harness.models.loading.weights"
     llama3_rope = {
         "rope_type": "llama3",
         "rope_theta": 500000.0,

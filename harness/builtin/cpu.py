@@ -13,8 +13,8 @@ from importlib.metadata import version
 from typing import Any
 
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
-from harness.latency.workloads import runner, threads
 from harness.meter import Meter
+from harness.models.workloads import runner, threads
 from harness.system.host import cores, counters, cpu_model, pressure, threads_asked
 
 LONG_S = 1.0  # a pass after which the energy counter is looked at, before it can start anew twice

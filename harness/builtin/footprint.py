@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import accounting
 from harness.api import Context, Score, Scores
-from harness.checkpoints import folder_bytes, modeling
+from harness.models import counting
+from harness.models.saved import modeling
+from harness.models.saved.contents import folder_bytes
 
 
 class Footprint:
     def evaluate(self, model: Any, ctx: Context) -> Scores:
-        stored, nonzero = accounting.count(model)
+        stored, nonzero = counting.count(model)
         figures: dict[str, float] = {
             "params": stored,
             "params_nonzero": nonzero,
@@ -19,7 +20,7 @@ class Footprint:
         }
         hollow = modeling.empty(modeling.words_of(model)).to("meta")
         for workload in ctx.workloads:
-            counted = accounting.counted_flops(hollow, workload)
+            counted = counting.counted_flops(hollow, workload)
             figures[f"flops[{workload}]"] = counted
             figures[f"flops_per_token[{workload}]"] = counted / workload.items
         figures |= measured(ctx)

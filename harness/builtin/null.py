@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from harness.accounting import flops
-from harness.anatomy import anatomy_of
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
+from harness.models.anatomy.core import anatomy_of
+from harness.models.counting import flops
 
 FLOPS_PER_NS = 1000  # one TFLOP/s
 CALL_NS = 1000
@@ -22,7 +22,7 @@ class Null:
         return DeviceInfo(usable=True, fingerprint=self.fingerprint)
 
     def prepare(self, model: Any, workload: Workload) -> int:
-        from harness.checkpoints.modeling import words_of
+        from harness.models.saved.modeling import words_of
 
         return round(self.time(words_of(model), workload))
 

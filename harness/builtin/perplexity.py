@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from harness import data
-from harness.anatomy.llama import FAMILIES
 from harness.api import Context, Score, Scores
 from harness.errors import Unsupported, UsageError
+from harness.models.architectures.decoder import FAMILIES
 
 
 class Perplexity:

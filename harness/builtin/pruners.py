@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from harness.allocate import uniform
-from harness.anatomy import Anatomy
 from harness.api import Budget, Context, Cut, Shape
+from harness.models.anatomy.core import Anatomy
 
 
 class Dense:

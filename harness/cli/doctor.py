@@ -81,7 +81,7 @@ def text_sources() -> list[dict[str, Any]]:
 
 
 def weights() -> list[dict[str, Any]]:
-    from harness.models.loading import on_this_machine
+    from harness.models.loading.weights import on_this_machine
 
     cards = plugins.registry().specs["model"].values()
     return [row("weights", card.name, *on_this_machine(card)) for card in cards]
@@ -89,7 +89,7 @@ def weights() -> list[dict[str, Any]]:
 
 def surroundings() -> list[dict[str, Any]]:
     from harness.errors import EnvironmentFault
-    from harness.models.loading import free_space
+    from harness.models.loading.weights import free_space
     from harness.records.store import Store
     from harness.system.host import cache_dir
 

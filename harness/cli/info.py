@@ -63,7 +63,7 @@ def made_here(name: str) -> str:
 
 
 def card(name: str) -> Any:
-    from harness.models.cards import card as find
+    from harness.models.loading.cards import card as find
 
     return find(name)
 
@@ -93,8 +93,8 @@ def describe(kind: str, spec: Any) -> dict[str, Any]:
 
 
 def shapes(config: Any) -> dict[str, Any]:
-    from harness.anatomy import anatomy_of
     from harness.errors import Unsupported
+    from harness.models.anatomy.core import anatomy_of
 
     try:
         anatomy = anatomy_of(config)

@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness import accounting, data
+from harness import data
 from harness.cell import Reporter
 from harness.cli.answer import print_json
+from harness.models import counting
 from harness.plan import Plan
 from harness.system import process
 from harness.system.interrupts import interrupts
@@ -99,9 +100,9 @@ def plan_words(plan: Plan) -> dict[str, Any]:
         "params": anatomy.params(),
         "params_prunable": anatomy.params(prunable=True),
         "params_after": after,
-        "flops": {str(w): accounting.flops(anatomy, {}, w) for w in plan.workloads},
+        "flops": {str(w): counting.flops(anatomy, {}, w) for w in plan.workloads},
         "flops_after": {
-            str(w): accounting.flops(anatomy, predicted, w) if predicted is not None else None for w in plan.workloads
+            str(w): counting.flops(anatomy, predicted, w) if predicted is not None else None for w in plan.workloads
         },
         "estimate_cpu_s": estimate(plan),
     }

@@ -83,12 +83,12 @@ def resolve(
     weights: str,
 ) -> tuple[Any, Any]:
     """What a table is asked for, and the device that can fill it."""
-    from harness import accounting
-    from harness.anatomy import anatomy_of
     from harness.api import Workload
     from harness.latency.profile import EFFORTS, Target
     from harness.latency.shelf import device_words
-    from harness.models.cards import card as find_card
+    from harness.models import counting
+    from harness.models.anatomy.core import anatomy_of
+    from harness.models.loading.cards import card as find_card
     from harness.plugins import registry
 
     if weights != "random":
@@ -99,19 +99,19 @@ def resolve(
     runtime, dtype = runtime or spec.runtimes[0], dtype or spec.dtype
     if runtime not in spec.runtimes:
         raise UsageError(f"device {device} has no runtime {runtime!r}", f"known: {', '.join(spec.runtimes)}")
-    if dtype not in accounting.BYTES:
-        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(accounting.BYTES)}")
+    if dtype not in counting.BYTES:
+        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(counting.BYTES)}")
     card = find_card(model)
     anatomy = anatomy_of(card.config)
     if workload:
-        accounting.flops(anatomy, {}, Workload.parse(workload))  # one that this family cannot have is said now
+        counting.flops(anatomy, {}, Workload.parse(workload))  # one that this family cannot have is said now
     made = registry().device(device, runtime)
     info = made.probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
     spec = spec.found(info)
     asked = Workload.parse(workload or spec.workload)
-    accounting.flops(anatomy, {}, asked)
+    counting.flops(anatomy, {}, asked)
     return Target(card.name, anatomy, device_words(spec, info), runtime, dtype, asked, preset), made
 
 

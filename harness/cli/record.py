@@ -11,9 +11,9 @@ from rich.text import Text
 
 from harness import stats
 from harness.api import Workload
-from harness.checkpoints.card import in_one_line
 from harness.cli.output import console
 from harness.errors import one_line
+from harness.models.saved.model_card import in_one_line
 from harness.records.command_line import reproduce
 from harness.records.schema import Latency, Record, ScoreRecord, Sustained
 from harness.words import figures

@@ -38,7 +38,7 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
 
     process.prepare()
     from harness import sweep
-    from harness.models.loading import on_this_machine
+    from harness.models.loading.weights import on_this_machine
     from harness.records.schema import SETTLED
     from harness.records.store import Store
 
@@ -88,7 +88,7 @@ def engines(name: str, address: str | None, store: Any, sweep: str, timeout_s: f
 def told(name: str, about: str, found: list[Item], store: Any) -> None:
     """The plan of it all, before any work."""
     from harness.cli.output import estimate as rough
-    from harness.models.loading import on_this_machine
+    from harness.models.loading.weights import on_this_machine
     from harness.records.schema import SETTLED
     from harness.sweep import estimate
 

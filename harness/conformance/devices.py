@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.accounting import BYTES
 from harness.api import DeviceInfo, DeviceSpec, Samples, TimingPlan, Workload
 from harness.conformance import models
 from harness.conformance.guard import Seen, disturbed, standing, watched
@@ -19,6 +18,7 @@ from harness.conformance.kit import Fault, NotApplicable, in_a_line, where
 from harness.conformance.specs import check_spec, heavy
 from harness.errors import Unsupported, UsageError
 from harness.latency.timing import CLOCKS
+from harness.models.counting import BYTES
 from harness.plugins import registry
 
 PLAN = TimingPlan(warmup=1, iterations=3)

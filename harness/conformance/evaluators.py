@@ -38,7 +38,7 @@ class EvaluatorBench:
         return None
 
     def evaluate(self, model: str, limit: int | None = LIMIT) -> dict[str, Score]:
-        from harness.models.loading import byte_tokenizer
+        from harness.models.loading.weights import byte_tokenizer
 
         for source in self.spec.reads:
             if data.local(source) is None:

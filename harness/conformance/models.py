@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.anatomy import Anatomy, Site, anatomy_of
-from harness.anatomy.llama import FAMILIES
 from harness.api import Context
+from harness.models.anatomy.core import Anatomy, Site, anatomy_of
+from harness.models.architectures.decoder import FAMILIES
 from harness.system import seeds
 
 BASE = {
@@ -62,8 +62,8 @@ def tiny(name: str, dtype: str = "fp32", **sizes: int) -> tuple[Any, Anatomy]:
     """A model whose weights are large enough that no unit is without effect."""
     import torch
 
-    from harness.checkpoints import modeling
-    from harness.checkpoints.folders import TORCH_DTYPES
+    from harness.models.saved import modeling
+    from harness.models.saved.folders import TORCH_DTYPES
 
     words = {**BASE, **MODELS[name], **sizes}
     _, model_class = modeling.classes(FAMILIES[family(name)].name)

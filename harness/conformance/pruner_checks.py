@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import accounting
 from harness.conformance import models
 from harness.conformance.kit import Fault, NotApplicable, in_a_line, where
 from harness.conformance.pruners import RATIOS, Asked, PrunerBench
 from harness.conformance.specs import check_spec, heavy
 from harness.errors import BadCut, HarnessError
+from harness.models import counting
 from harness.plugins import registry
 
 MASKING = {"unstructured", "semi-structured"}
@@ -203,11 +203,11 @@ class PrunerChecks(PrunerBench):
 
     def check_counts(self) -> None:
         """Parameters of the file, the shape and the model agree."""
-        from harness.checkpoints.folders import weights
+        from harness.models.saved.folders import weights
 
         _, anatomy, smaller = self.pair
         stored = sum(tensor.numel() for tensor in weights(self.saved).values())
-        shape, model = anatomy.params(self.some.cut.shape), accounting.count(smaller)[0]
+        shape, model = anatomy.params(self.some.cut.shape), counting.count(smaller)[0]
         if not stored == shape == model:
             raise Fault(f"the file holds {stored} parameters, the shape says {shape}, the model has {model}")
 
@@ -215,7 +215,7 @@ class PrunerChecks(PrunerBench):
         """The smaller model computes what the dense one does with the same units zeroed."""
         import torch
 
-        from harness import surgery
+        from harness.models import surgery
 
         model, anatomy, smaller = self.pair
         if "hidden" in self.some.cut.keep:
@@ -243,18 +243,18 @@ class PrunerChecks(PrunerBench):
         """A fresh process reads the saved model and computes the same logits."""
         from safetensors.torch import load_file
 
-        from harness.checkpoints import fresh
+        from harness.models.saved import reload_check
 
         if self.answered:
             raise Fault(f"a fresh process could not read the model: {self.answered}")
-        found, expected = load_file(self.work / "fresh.safetensors")["logits"], fresh.logits(self.pair[2])
+        found, expected = load_file(self.work / "fresh.safetensors")["logits"], reload_check.logits(self.pair[2])
         apart = float((found - expected).abs().max() / expected.abs().max())
-        if not apart <= fresh.TOLERANCE["fp32"]:
+        if not apart <= reload_check.TOLERANCE["fp32"]:
             raise Fault(f"a fresh process computes logits that differ by {apart:.2g} of the largest")
 
     def check_repeatable(self) -> None:
         """Another process, where sets and hashes have another order, decides the same."""
-        from harness.checkpoints import folders
+        from harness.models.saved import folders
 
         self.cuts()
         if self.answered or not (self.work / "again").exists():

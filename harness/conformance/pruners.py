@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import accounting
 from harness.api import Budget, Context, Cut, PrunerSpec, Workload
 from harness.conformance import models
 from harness.conformance.guard import Seen, watched
 from harness.conformance.kit import Fault, NotApplicable
 from harness.conformance.second import Second, second
 from harness.errors import HarnessError, OverBudget, Unsupported
+from harness.models import counting
 from harness.options import settings as resolve
 from harness.plugins import registry
 from harness.system import seeds
@@ -88,7 +88,7 @@ class PrunerBench:
 
     def stored(self, state: Any) -> Any:
         """A state as a run hands it on: written to a file and read again. The order of names is anybody's."""
-        from harness.checkpoints import states
+        from harness.models.saved import states
 
         folder = self.work / "work" / "state"
         folder.mkdir(exist_ok=True)
@@ -134,7 +134,7 @@ class PrunerBench:
         import numpy as np
         import torch
 
-        from harness import surgery
+        from harness.models import surgery
 
         model, anatomy = models.tiny(name, dtype)
         before = {n: t.clone() for n, t in model.state_dict().items()}
@@ -188,10 +188,10 @@ class PrunerBench:
         return float(self.latency(anatomy).share(asked.cut.shape))
 
     def removed(self, asked: Asked) -> float:
-        from harness import surgery
+        from harness.models import surgery
 
         _, anatomy = models.tiny(asked.model)
-        return accounting.ratios(anatomy, asked.cut.shape, surgery.masked_elements(anatomy, asked.cut))[0]
+        return counting.ratios(anatomy, asked.cut.shape, surgery.masked_elements(anatomy, asked.cut))[0]
 
     def step(self, asked: Asked) -> float:
         """The coarsest unit in play, as a share of the prunable parameters."""
@@ -209,7 +209,7 @@ class PrunerBench:
     @cached_property
     def pair(self) -> tuple[Any, Any, Any]:
         """The dense tiny model, its anatomy, and the model that the cut leaves."""
-        from harness import surgery
+        from harness.models import surgery
 
         model, anatomy = models.tiny(self.some.model)
         return model, anatomy, surgery.apply(model, anatomy, self.some.cut)
@@ -217,7 +217,7 @@ class PrunerBench:
     @cached_property
     def saved(self) -> Path:
         """The pruned model's folder; the second process begins to read it at once."""
-        from harness.checkpoints import folders
+        from harness.models.saved import folders
 
         folder = self.work / "saved"
         folder.mkdir()

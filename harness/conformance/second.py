@@ -20,7 +20,11 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.system import fork_server, process
 
-LIBRARIES = ("harness.conformance.pruners", "harness.checkpoints.fresh", "transformers.models.llama.modeling_llama")
+LIBRARIES = (
+    "harness.conformance.pruners",
+    "harness.models.saved.reload_check",
+    "transformers.models.llama.modeling_llama",
+)
 LOG = "second.log"
 ORDER = "1"  # of hashes: another than that of whoever asks
 
@@ -90,8 +94,8 @@ def end() -> None:
 
 
 def answer(asked: Any) -> None:
-    from harness.checkpoints import fresh
     from harness.conformance import pruners
+    from harness.models.saved import reload_check
 
     os.environ.clear()
     os.environ.update(asked["env"])
@@ -99,7 +103,7 @@ def answer(asked: Any) -> None:
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
     work = Path(asked["work"])
     try:
-        fresh.answer(Path(asked["folder"]), work / "fresh", "fp32", pruners.WORKLOAD, logits_only=True)
+        reload_check.answer(Path(asked["folder"]), work / "fresh", "fp32", pruners.WORKLOAD, logits_only=True)
         again(asked, work)
     except HarnessError as error:
         sys.exit(error.cause)
@@ -107,8 +111,8 @@ def answer(asked: Any) -> None:
 
 def again(asked: dict[str, Any], work: Path) -> None:
     """The method's cut for the same question, in `work/again`; none where it is not installed."""
-    from harness.checkpoints import folders
     from harness.conformance import models, pruners
+    from harness.models.saved import folders
     from harness.plugins import registry
 
     if asked["name"] not in registry().specs["pruner"]:

@@ -12,7 +12,7 @@ from harness.system.fork_server import bound, serve
 
 LIBRARIES = (
     "harness.engines.steps",
-    "harness.checkpoints.modeling",
+    "harness.models.saved.modeling",
     "harness.recovery.lora",
     "transformers.models.llama.modeling_llama",
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.api import Workload
 from harness.errors import HarnessError, Unsupported
-from harness.export.onnx import FILE, export, require
+from harness.models.export.onnx_graph import FILE, export, require
 
 
 def installed() -> str | None:

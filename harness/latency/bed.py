@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.anatomy import Anatomy
 from harness.api import Device, Samples, Shape, TimingPlan, Workload
 from harness.latency import timing
 from harness.latency.pool import Pool
+from harness.models.anatomy.core import Anatomy
 
 # Many short visits: a machine's speed drifts, and what drifts between two visits is all that a ratio suffers from.
 PROBING = timing.TimingProtocol(rounds=6, warmup=0, iterations=1, seconds=0.05)

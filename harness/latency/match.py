@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from harness.anatomy import Anatomy
 from harness.api import Shape
 from harness.errors import OverBudget, Unsupported
 from harness.latency.bed import Measured
+from harness.models.anatomy.core import Anatomy
 
 MARGIN = (0.006, 0.02)  # aimed so far below a limit: the noise, within these bounds; none where there is no noise
 PROBES, EXACT_PROBES = 8, 64  # on a device, and where a measurement is exact and costs nothing

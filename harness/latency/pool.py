@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from harness.accounting import stored_bytes
-from harness.anatomy import Anatomy, anatomy_of
-from harness.anatomy.llama import config_of
 from harness.api import Shape
 from harness.errors import EnvironmentFault
+from harness.models.anatomy.core import Anatomy, anatomy_of
+from harness.models.architectures.decoder import config_of
+from harness.models.counting import stored_bytes
 from harness.system.host import free_memory
 
 BLOCK = 1 << 20  # random numbers drawn; the rest repeats them
@@ -23,7 +23,7 @@ class Pool:
     def __init__(self, anatomy: Anatomy, dtype: str, place: str = "cpu") -> None:
         import torch
 
-        from harness.checkpoints.folders import TORCH_DTYPES
+        from harness.models.saved.folders import TORCH_DTYPES
 
         self.anatomy = anatomy
         size = anatomy.params()
@@ -44,7 +44,7 @@ class Pool:
         """A model of this shape; every site may be empty."""
         import torch
 
-        from harness.checkpoints.modeling import fill
+        from harness.models.saved.modeling import fill
 
         words = config_of(self.anatomy, shape)
         state, at = {}, 0

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.anatomy import Anatomy
 from harness.api import Shape
 from harness.latency.table import Fit, classes
+from harness.models.anatomy.core import Anatomy
 
 
 def sizes(anatomy: Anatomy, shape: Shape) -> dict[str, float]:

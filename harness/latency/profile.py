@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from harness.accounting import BYTES
-from harness.anatomy import Anatomy
 from harness.api import Device, Shape, TimingPlan, Workload
 from harness.errors import HarnessError
 from harness.latency import validate
 from harness.latency.bench import BETWEEN, Bench, Visits
 from harness.latency.pool import Pool
 from harness.latency.table import CostTable, Curve, anatomy_mark, classes
+from harness.models.anatomy.core import Anatomy
+from harness.models.counting import BYTES
 
 OUT_OF_CACHE = 64 << 20  # bytes of weights in a row
 FEW = 32  # so many units are all measured

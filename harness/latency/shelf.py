@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from harness.anatomy import Anatomy
 from harness.api import Device, DeviceInfo, DeviceSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, UsageError, one_line
 from harness.latency.table import CostModel, CostTable, anatomy_mark, table_key
+from harness.models.anatomy.core import Anatomy
 from harness.records.files import put
 from harness.records.store import Store
 from harness.system import reading

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from harness.anatomy import Anatomy, Site
-from harness.anatomy.config_fields import WHOLE
-from harness.anatomy.llama import sliding_window
 from harness.api import Budget, Shape
 from harness.errors import BadCut, Unsupported
+from harness.models.anatomy.core import Anatomy, Site
+from harness.models.architectures.config_fields import WHOLE
+from harness.models.architectures.decoder import sliding_window
 from harness.records import keys
 from harness.records.schema import Part
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from harness import stats
 from harness.allocate import uniform
-from harness.anatomy import Anatomy
 from harness.api import Shape
 from harness.latency import predictor
 from harness.latency.bench import Bench
 from harness.latency.table import CostModel, CostTable, Validation
+from harness.models.anatomy.core import Anatomy
 
 Run = Callable[[str, dict[str, Shape], int], None]
 

@@ -124,7 +124,7 @@ def openers(
     from harness.plugins import registry
 
     if models is None:
-        from harness.checkpoints.folders import read
+        from harness.models.saved.folders import read
 
         loaded = {folder: read(folder, dtype) for folder in dict.fromkeys(folders)}
         models = loaded.__getitem__
@@ -159,7 +159,7 @@ def tell(number: int | None, **words: Any) -> None:
 
 def visit(first: dict[str, Any]) -> bool:
     """Open, time until told to close; whether all went well, or an error was told instead of an answer."""
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
     from harness.plugins import registry
 
     number = first["number"]
@@ -192,9 +192,9 @@ def imported() -> None:
     """What a visit would import, once for all of them; a pass of a tiny model finds what is imported late."""
     import torch
 
-    import harness.checkpoints.folders  # noqa: F401
-    from harness.checkpoints import modeling
-    from harness.latency.workloads import runner
+    import harness.models.saved.folders  # noqa: F401
+    from harness.models.saved import modeling
+    from harness.models.workloads import runner
 
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.anatomy import Anatomy, Site
-from harness.anatomy.llama import survivors
 from harness.api import Context, Shape
 from harness.errors import HarnessError, Unsupported
+from harness.models.anatomy.core import Anatomy, Site
+from harness.models.architectures.decoder import survivors
 
 if TYPE_CHECKING:
     from torch import Tensor

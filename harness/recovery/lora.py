@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.anatomy import Anatomy
-from harness.anatomy.llama import rename, survivors
 from harness.api import Context
 from harness.errors import UsageError
+from harness.models.anatomy.core import Anatomy
+from harness.models.architectures.decoder import rename, survivors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.surgery import CheckedCut
+    from harness.models.surgery import CheckedCut
     from harness.training import Adapters
 
 MICRO = 4  # windows that are in memory at once
@@ -117,7 +117,7 @@ def validation_loss(model: Any, windows: Tensor) -> float:
 
 def remaining_masks(anatomy: Anatomy, cut: CheckedCut) -> dict[str, Tensor]:
     """The cut's masks as the pruned model's tensors are shaped and named."""
-    from harness.surgery import sliced
+    from harness.models.surgery import sliced
 
     numbers = survivors(anatomy, cut.shape)
     return {rename(name, numbers): mask for name, mask in sliced(anatomy, cut, cut.masks).items()}

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import DeviceInfo, Step, TimingPlan, Workload
-from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
+from harness.models.saved.contents import file_sha256
 from harness.remote import target as targets
 from harness.remote.folder import Folder
 from harness.remote.target import Target, path_of
@@ -171,7 +171,7 @@ class Remote:
     # --- a model on it ---
 
     def prepare(self, model: Any, workload: Workload) -> Handle:
-        from harness.export.onnx import export
+        from harness.models.export.onnx_graph import export
 
         dtype = self.fits(model)
         with tempfile.TemporaryDirectory(prefix="harness-remote-") as made:

@@ -8,10 +8,11 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from harness import accounting, plugins
-from harness.anatomy import Anatomy, anatomy_of
+from harness import plugins
 from harness.api import Workload
 from harness.errors import HarnessError
+from harness.models import counting
+from harness.models.anatomy.core import Anatomy, anatomy_of
 from harness.records import carbon
 from harness.records.schema import Record, ScoreRecord
 
@@ -99,7 +100,7 @@ def model(record: Record) -> Iterator[str]:
     for name, told, least in zip(
         ("ratio_blocks", "ratio_total"),
         (artefact.ratio_blocks, artefact.ratio_total),
-        accounting.ratios(anatomy, shape, masked),
+        counting.ratios(anatomy, shape, masked),
         strict=True,
     ):
         if not close(told, least):
@@ -108,7 +109,7 @@ def model(record: Record) -> Iterator[str]:
         yield f"params_nonzero is {artefact.params_nonzero:,} in the record, with {masked:,} of {left:,} masked"
     for workload, pair in record.flops.items():
         for side, kept in (("dense", {}), ("pruned", shape)):
-            found = accounting.flops(anatomy, kept, Workload.parse(workload))
+            found = counting.flops(anatomy, kept, Workload.parse(workload))
             if not close(getattr(pair, side), found):
                 yield f"{side} FLOPs of {workload} are {getattr(pair, side)} in the record, {found} by the shape"
 
@@ -124,7 +125,7 @@ def files(record: Record) -> Iterator[str]:
     if record.status == "ok" and artefact.path != f"artefacts/{record.keys.artefact}":
         yield f"the model lies in {artefact.path}, its key is {record.keys.artefact}"
     if anatomy is not None:
-        header = artefact.bytes - accounting.stored_bytes(artefact.params, record.spec.dtype)
+        header = artefact.bytes - counting.stored_bytes(artefact.params, record.spec.dtype)
         if not 0 < header <= HEADER * (len(anatomy.tensors) + 1):
             yield f"bytes is {artefact.bytes:,} in the record, which is not the size of {artefact.params:,} parameters"
     pruner = plugins.registry().specs["pruner"].get(record.spec.pruner)

@@ -12,7 +12,7 @@ from harness import Budget, Context, Cut, Param, PrunerSpec, hookimpl
 if TYPE_CHECKING:
     import numpy as np
 
-    from harness.anatomy import Site
+    from harness.models.anatomy.core import Site
 
 RESOLUTION = 100_000  # the dense model's time in whole numbers, as the knapsack's program counts
 SOLVERS = ("augmented", "mckp")

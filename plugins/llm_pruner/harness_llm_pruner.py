@@ -12,7 +12,7 @@ from harness.allocate import open_layers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.anatomy import Anatomy, Member, Site
+    from harness.models.anatomy.core import Anatomy, Member, Site
 
 # The published commands prune layers 4 to 29 of 32.
 PROTECT_FIRST, PROTECT_LAST = 0.125, 0.0625

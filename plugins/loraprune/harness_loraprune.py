@@ -12,7 +12,7 @@ from harness.allocate import open_layers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.anatomy import Anatomy, Site
+    from harness.models.anatomy.core import Anatomy, Site
 
 PROTECT_FIRST, PROTECT_LAST = 0.1, 1.0
 REST = 0.1  # of the steps at either end, where the masks stay as they are

@@ -269,11 +269,11 @@ def model() -> Files:
 
     import torch
 
-    from harness.anatomy import anatomy_of
     from harness.api import Cut
-    from harness.checkpoints import folders, modeling
-    from harness.models.loading import byte_tokenizer
-    from harness.surgery import check
+    from harness.models.anatomy.core import anatomy_of
+    from harness.models.loading.weights import byte_tokenizer
+    from harness.models.saved import folders, modeling
+    from harness.models.surgery import check
 
     torch.manual_seed(0)
     _, model_class = modeling.classes("llama")
@@ -304,7 +304,7 @@ def state() -> Files:
 
     import torch
 
-    from harness.checkpoints import states
+    from harness.models.saved import states
 
     with tempfile.TemporaryDirectory() as name:
         states.write({"rows": 3, "name": "text", "scores": torch.ones(4, 2)}, Path(name))

@@ -25,7 +25,7 @@ DEEP = 3000
 def tiny(target: Path) -> Path:
     """A healthy copy of the tiny model."""
     from harness import plugins
-    from harness.models.loading import locate
+    from harness.models.loading.weights import locate
 
     source, _ = locate(plugins.registry().get("model", "tiny"))
     return Path(shutil.copytree(source, target))

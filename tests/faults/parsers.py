@@ -270,10 +270,10 @@ def table(folder: Path, path: Path) -> object:
 
 def shelved_table(folder: Path, path: Path) -> object:
     from harness import plugins
-    from harness.anatomy import anatomy_of
     from harness.api import Workload
     from harness.latency.shelf import Shelf
     from harness.latency.table import CostModel
+    from harness.models.anatomy.core import anatomy_of
 
     pristine = json.loads(bases.table())
     anatomy = anatomy_of(plugins.registry().get("model", "tiny").config)
@@ -286,9 +286,9 @@ def shelved_table(folder: Path, path: Path) -> object:
 
 
 def config(folder: Path, path: Path) -> object:
-    from harness.anatomy import anatomy_of
-    from harness.anatomy.llama import config_of, sliding_window
-    from harness.checkpoints import read_config
+    from harness.models.anatomy.core import anatomy_of
+    from harness.models.architectures.decoder import config_of, sliding_window
+    from harness.models.saved.contents import read_config
 
     anatomy = anatomy_of(read_config(folder))
     config_of(anatomy, anatomy.full())
@@ -308,39 +308,39 @@ def plan(folder: Path, path: Path) -> object:
 
 
 def load(folder: Path, path: Path) -> object:
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     return folders.read(folder)
 
 
 def cut(folder: Path, path: Path) -> object:
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     return folders.read_cut(folder).shape is not None
 
 
 def weight_files(folder: Path, path: Path) -> object:
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     return folders.weights(folder)
 
 
 def tokenizer(folder: Path, path: Path) -> object:
-    from harness.checkpoints import folders
+    from harness.models.saved import folders
 
     return folders.tokenizer(folder)
 
 
 def state(folder: Path, path: Path) -> object:
-    from harness.checkpoints import states
+    from harness.models.saved import states
 
     return states.read(folder) is not None
 
 
 def gguf_header(folder: Path, path: Path) -> object:
     """The look at a file's header that comes before any library opens it."""
-    from harness.anatomy import check_config
-    from harness.models.gguf_header import Header
+    from harness.models.anatomy.core import check_config
+    from harness.models.loading.gguf_header import Header
     from harness.system import reading
 
     with reading.parsing(path, "a readable GGUF file"):
@@ -350,7 +350,7 @@ def gguf_header(folder: Path, path: Path) -> object:
 
 
 def gguf(folder: Path, path: Path) -> object:
-    from harness.models import cards
+    from harness.models.loading import cards
 
     return cards.card(str(path))
 
@@ -358,11 +358,11 @@ def gguf(folder: Path, path: Path) -> object:
 def notes(folder: Path, path: Path) -> object:
     """Notes of earlier runs in the cache; what cannot be read there is worked out again."""
     from harness.api import ModelCard
-    from harness.models import loading
+    from harness.models.loading import weights
     from harness.system import host
 
     require(isinstance(host.notes("amx.json"), dict), "the notes are not plain pairs")
-    return loading.from_folder(ModelCard(name="m", summary="", config={}, source=str(folder), loader=""))
+    return weights.from_folder(ModelCard(name="m", summary="", config={}, source=str(folder), loader=""))
 
 
 # --- other machines ---

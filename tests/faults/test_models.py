@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import harness
 from harness import planning
 from harness.api import Cut, ModelCard
-from harness.checkpoints import folders, states
 from harness.errors import BadCut, EnvironmentFault, HarnessError, UsageError
-from harness.models import cards, loading
-from harness.surgery import CheckedCut, check
+from harness.models.loading import cards, weights
+from harness.models.saved import folders, states
+from harness.models.surgery import CheckedCut, check
 from harness.system import host
 
 from .folders import DEEP, ODD_FILES, change, limited, odd_files, refused, tiny
@@ -195,7 +195,7 @@ def test_only_files_are_hashed(folder, name, fault):
     """As `harness run` does, to name the weights."""
     odd_files(folder / name)[fault]()
     card = ModelCard(name="m", summary="", config={}, source=str(folder), loader="")
-    refused(lambda: loading.from_folder(card), folder, str(folder / name), codes=(3,))
+    refused(lambda: weights.from_folder(card), folder, str(folder / name), codes=(3,))
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -355,8 +355,8 @@ def test_a_note_that_is_not_text(cut):
 
 
 def test_a_cut_of_another_model(cut):
-    from harness.anatomy import anatomy_of
-    from harness.models.cards import card
+    from harness.models.anatomy.core import anatomy_of
+    from harness.models.loading.cards import card
 
     anatomy = anatomy_of(card("tiny").config)
     refused(lambda: folders.read_cut(cut, anatomy), cut, str(cut), "which this model has not", codes=(3,))
@@ -367,8 +367,8 @@ NAMES = ["../escape.svg", "/tmp/escape.svg", "a/b.svg", "..", ".hidden", "", "a\
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_of_a_cut_has_a_plain_name(tmp_path, name):
-    from harness.anatomy import anatomy_of
-    from harness.models.cards import card
+    from harness.models.anatomy.core import anatomy_of
+    from harness.models.loading.cards import card
 
     anatomy = anatomy_of(card("tiny").config)
     with pytest.raises(BadCut, match="cannot be the name of a file of the cut"):
@@ -395,16 +395,16 @@ DECISIONS = {
 
 @pytest.mark.parametrize("fault", DECISIONS)
 def test_what_a_method_may_not_decide(fault):
-    from harness.anatomy import anatomy_of
-    from harness.models.cards import card
+    from harness.models.anatomy.core import anatomy_of
+    from harness.models.loading.cards import card
 
     with limited(), pytest.raises(BadCut):
         check(anatomy_of(card("tiny").config), DECISIONS[fault])
 
 
 def test_facts_that_contain_themselves():
-    from harness.anatomy import anatomy_of
-    from harness.models.cards import card
+    from harness.models.anatomy.core import anatomy_of
+    from harness.models.loading.cards import card
 
     deep: list = []
     for _ in range(10_000):
@@ -542,7 +542,7 @@ def test_a_folder_with_a_name_that_cannot_be_printed(tmp_path, healthy, monkeypa
 def test_a_cached_model_has_a_plain_name(cache, name):
     before = sorted(path.name for path in cache.parent.iterdir())
     with pytest.raises(EnvironmentFault, match="cannot be the name of a cached model"):
-        loading.once(name, lambda folder: None)
+        weights.once(name, lambda folder: None)
     assert sorted(path.name for path in cache.parent.iterdir()) == before
 
 
@@ -573,8 +573,8 @@ def test_notes_of_the_cache(tmp_path, monkeypatch, healthy, fault):
     with limited():
         assert host.notes("hashes.json") == {}
         host.note("hashes.json", {"a": 1})
-        revision = loading.from_folder(card)[1]
-    assert revision == loading.from_folder(card)[1]
+        revision = weights.from_folder(card)[1]
+    assert revision == weights.from_folder(card)[1]
     assert [name for name in os.listdir(tmp_path) if name != "hashes.json"] == []
     if fault != "a folder":
         assert host.notes("hashes.json")["a"] == 1
@@ -584,9 +584,9 @@ def test_notes_of_the_cache(tmp_path, monkeypatch, healthy, fault):
 def test_a_note_of_another_shape_is_no_hash(tmp_path, monkeypatch, healthy, value):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     card = ModelCard(name="m", summary="", config={}, source=str(healthy), loader="")
-    revision = loading.from_folder(card)[1]
+    revision = weights.from_folder(card)[1]
     host.note("hashes.json", dict.fromkeys(host.notes("hashes.json"), value))
-    assert loading.from_folder(card)[1] == revision
+    assert weights.from_folder(card)[1] == revision
 
 
 def test_without_a_home_folder(tmp_path, monkeypatch):
@@ -596,7 +596,7 @@ def test_without_a_home_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "user_cache_dir", lambda name: f"~/.cache/{name}")
     host.note("a.json", {"a": 1})
     assert host.notes("a.json") == {}
-    refused(lambda: loading.once("model", lambda folder: None), tmp_path, "HARNESS_CACHE", codes=(3,))
+    refused(lambda: weights.once("model", lambda folder: None), tmp_path, "HARNESS_CACHE", codes=(3,))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -607,7 +607,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("HARNESS_CACHE", str(blocked if kind == "a file" else blocked / "cache"))
     host.note("a.json", {"a": 1})
     assert host.notes("a.json") == {}
-    refused(lambda: loading.once("model", lambda folder: None), tmp_path, str(blocked), "HARNESS_CACHE", codes=(3,))
+    refused(lambda: weights.once("model", lambda folder: None), tmp_path, str(blocked), "HARNESS_CACHE", codes=(3,))
 
 
 def test_settings_that_are_no_numbers():

@@ -14,7 +14,6 @@ from markdown_it import MarkdownIt
 
 from harness import plugins
 from harness.api import ModelCard, Param, PrunerSpec
-from harness.checkpoints.card import card
 from harness.cli import cli
 from harness.cli.record import print_record
 from harness.errors import one_line
@@ -22,6 +21,7 @@ from harness.leaderboard import entries, site
 from harness.leaderboard.page import listed, tabled
 from harness.leaderboard.sheet import sheet
 from harness.markup import Code, Link, Strong, markdown, markdown_line, plain_line
+from harness.models.saved.model_card import card
 from harness.records.schema import Record
 from harness.system.paths import plain_name
 

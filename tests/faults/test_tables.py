@@ -7,14 +7,14 @@ import os
 
 import pytest
 
-from harness.anatomy import anatomy_of
 from harness.api import Workload
 from harness.errors import HarnessError
 from harness.latency import shelf
 from harness.latency.bench import Visits
 from harness.latency.predictor import sizes
 from harness.latency.table import CostModel, CostTable, Curve, Fit, anatomy_mark, classes
-from harness.models.cards import card
+from harness.models.anatomy.core import anatomy_of
+from harness.models.loading.cards import card
 from harness.records.store import Store
 
 from .folders import DEEP, ODD_FILES, limited, odd_files, refused

@@ -16,7 +16,7 @@ import pytest
 from harness import data, options, plugins
 from harness.conformance import models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
-from harness.models.loading import byte_tokenizer
+from harness.models.loading.weights import byte_tokenizer
 
 from ..forks import command
 

@@ -103,7 +103,7 @@ class Cuda:
             raise HarnessError(f"no room on the GPU for {workload}: {said}", "give a smaller workload") from error
 
     def _prepared(self, place: Any, model: Any, workload: Workload) -> Handle:
-        from harness.latency.workloads import runner
+        from harness.models.workloads import runner
         from harness_cuda.passes import StaticPass, footprint, placed, prime
 
         graphed = self.runtime == "graph"

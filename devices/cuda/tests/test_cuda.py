@@ -22,10 +22,10 @@ from harness_cuda.passes import StaticPass, footprint, placed, prime, weight_byt
 from harness_cuda.places import Gpu
 
 from harness import Cut, HarnessError, TimingPlan, Unsupported, Workload
-from harness.anatomy import anatomy_of
-from harness.checkpoints import modeling
 from harness.errors import EnvironmentFault, UsageError
-from harness.surgery import apply, check
+from harness.models.anatomy.core import anatomy_of
+from harness.models.saved import modeling
+from harness.models.surgery import apply, check
 
 BASE = {
     "vocab_size": 48,

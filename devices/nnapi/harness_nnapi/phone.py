@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.api import Samples, TimingPlan, Workload
 from harness.errors import Unsupported
-from harness.export import own, tflite
+from harness.models.export import isolated_env, tflite_model
 from harness.remote import android
 from harness.remote.device import Handle, Look, means, opened
 from harness.remote.phone import Phone
@@ -27,12 +27,12 @@ class Nnapi(Phone):
         yield from super().more_looks()
 
     def _converter(self) -> str:
-        made = own.there(tflite.NAME, tflite.PACKAGES)
-        return f"{tflite.PACKAGES[0]}, " + ("there" if made else "made at its first use: uv, a network and 1 GB")
+        made = isolated_env.there(tflite_model.NAME, tflite_model.PACKAGES)
+        return f"{tflite_model.PACKAGES[0]}, " + ("there" if made else "made at its first use: uv, a network and 1 GB")
 
     def identity(self) -> Mapping[str, Any]:
         known = {name: self.found.get(name, "") for name in ("model", "build", "tool")}
-        return {**known, "accelerator": self.target.accelerator, "converter": tflite.PACKAGES[0]}
+        return {**known, "accelerator": self.target.accelerator, "converter": tflite_model.PACKAGES[0]}
 
     def is_genuine(self) -> bool:
         return super().is_genuine() and bool(self.found.get("sdk"))  # any Android, but an Android
@@ -45,7 +45,7 @@ class Nnapi(Phone):
     def prepare(self, model: Any, workload: Workload) -> Handle:
         self.fits(model)
         with tempfile.TemporaryDirectory(prefix="harness-nnapi-") as made:
-            path = tflite.export(model, workload, Path(made))
+            path = tflite_model.export(model, workload, Path(made))
             return self.send(path.parent, path.name)
 
     def measure(self, handle: Handle, plan: TimingPlan) -> Samples:

@@ -14,7 +14,7 @@ from harness import TimingPlan, Unsupported, Workload
 from harness.cli import cli
 from harness.conformance import Conformance, played
 from harness.errors import HarnessError
-from harness.export import own, tflite
+from harness.models.export import isolated_env, tflite_model
 
 PROGRAMS = Path(__file__).parent / "programs"
 SMALL = Workload.parse("prefill:1x16")
@@ -39,10 +39,10 @@ def converted(monkeypatch):
 
     def export(model, workload, folder):
         size = sum(weight.numel() for weight in model.parameters()) * workload.batch * workload.size // 16
-        (folder / tflite.FILE).write_bytes(bytes(size))
-        return folder / tflite.FILE
+        (folder / tflite_model.FILE).write_bytes(bytes(size))
+        return folder / tflite_model.FILE
 
-    monkeypatch.setattr(tflite, "export", export)
+    monkeypatch.setattr(tflite_model, "export", export)
 
 
 class TestNnapi(Conformance):
@@ -83,7 +83,7 @@ def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
     assert found.provenance() == "emulator"
     handle = found.prepare(linear(100), SMALL)
     there = Path(found.folder.path) / handle.name
-    assert os.listdir(there) == [tflite.FILE]
+    assert os.listdir(there) == [tflite_model.FILE]
     samples = found.measure(handle, TimingPlan(warmup=1, iterations=3))
     assert samples.wall_ns == [101_000] * 3
     assert samples.memory["peak"] == 138_800_000
@@ -126,17 +126,17 @@ def test_what_is_missing_is_said(phone):
 
 def test_decoding_is_unsupported():
     with pytest.raises(Unsupported, match="one token at a context is not made"):
-        tflite.export(decoder(), Workload.parse("decode:1x16"), Path("/no"))
+        tflite_model.export(decoder(), Workload.parse("decode:1x16"), Path("/no"))
     with pytest.raises(Unsupported, match="there is no decode workload of such a model"):
-        tflite.export(linear(4), Workload.parse("decode:1x16"), Path("/no"))
+        tflite_model.export(linear(4), Workload.parse("decode:1x16"), Path("/no"))
 
 
 def test_an_environment_that_cannot_be_made_says_so_and_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     packages = ["no-such-package-of-harness==1.0"]
     with pytest.raises(Exception, match="the environment of broken cannot be made"):
-        own.python("broken", packages)
-    assert not own.there("broken", packages)
+        isolated_env.python("broken", packages)
+    assert not isolated_env.there("broken", packages)
 
 
 @pytest.mark.slow
@@ -148,9 +148,15 @@ def test_what_is_converted_computes_the_same(tmp_path):
     with torch.no_grad():
         wanted = {"prefill:1x16": model(tokens).logits[:, -1:], "image:1x32": network(pixels)}
     for made, given, workload in ((network, pixels, "image:1x32"), (model, tokens, "prefill:1x16")):
-        path = tflite.export(made, Workload.parse(workload), tmp_path / workload[:5])
+        path = tflite_model.export(made, Workload.parse(workload), tmp_path / workload[:5])
         done = subprocess.run(
-            [own.python(tflite.NAME, tflite.PACKAGES), "-c", RUN, path, json.dumps(given.tolist())],
+            [
+                isolated_env.python(tflite_model.NAME, tflite_model.PACKAGES),
+                "-c",
+                RUN,
+                path,
+                json.dumps(given.tolist()),
+            ],
             capture_output=True,
             text=True,
         )

@@ -17,7 +17,7 @@ from harness import Cut, TimingPlan, Unsupported, Workload
 from harness.cli import cli
 from harness.conformance import Conformance, played
 from harness.errors import HarnessError
-from harness.export.onnx import export
+from harness.models.export.onnx_graph import export
 from harness.remote.folder import Folder
 from harness.remote.local import Local
 from harness.remote.runners.agent import Agent
@@ -52,9 +52,9 @@ def decoder():
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from harness.anatomy import anatomy_of
-    from harness.checkpoints import modeling
-    from harness.surgery import apply, check
+    from harness.models.anatomy.core import anatomy_of
+    from harness.models.saved import modeling
+    from harness.models.surgery import apply, check
 
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 128, "head_dim": 16}
     torch.manual_seed(0)

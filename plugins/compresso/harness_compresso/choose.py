@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness import Unsupported
-from harness.anatomy import Anatomy, Site
+from harness.models.anatomy.core import Anatomy, Site
 
 from .gates import alive
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.anatomy import Anatomy, Site
+from harness.models.anatomy.core import Anatomy, Site
 from harness.scores import output_member
 from harness.training import optimiser
 

@@ -10,10 +10,11 @@ from harness_compresso import PROMPT, choose, gates
 from harness_compresso.method import Compresso, adapted
 from harness_compresso.text import training_text
 
-from harness import Budget, Cut, Unsupported, accounting, plugins, surgery, to_remove, training
-from harness.anatomy import anatomy_of
+from harness import Budget, Cut, Unsupported, plugins, to_remove, training
 from harness.conformance import Conformance, models
-from harness.models.cards import card
+from harness.models import counting, surgery
+from harness.models.anatomy.core import anatomy_of
+from harness.models.loading.cards import card
 
 QUICK = {"samples": 2, "length": 12, "prune_epochs": 2, "ramp_epochs": 1}
 
@@ -229,7 +230,7 @@ def test_the_budget_is_met_to_less_than_a_channel(name, ratio, spread):
     cut = as_cut(anatomy, stays)
     if "hidden" in anatomy.sites and (spread > 1 or ratio >= 0.3):
         assert len(cut.keep["hidden"]) < anatomy.sites["hidden"].units
-    removed, channel = accounting.ratios(anatomy, cut.shape)[0], 3 * 48 / anatomy.params(prunable=True)
+    removed, channel = counting.ratios(anatomy, cut.shape)[0], 3 * 48 / anatomy.params(prunable=True)
     assert ratio <= removed < ratio + channel
 
 

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness import Budget, Context, Cut, Shape, Unsupported, accounting, scores
-from harness.anatomy import Anatomy
+from harness import Budget, Context, Cut, Shape, Unsupported, scores
 from harness.distance import ROWS, Distance, caster, plain_attention
 from harness.errors import UsageError
+from harness.models import counting
+from harness.models.anatomy.core import Anatomy
 from harness.training import seeded
 from harness_dilap import inner as levels
 from harness_dilap import picture, project
@@ -236,5 +237,5 @@ def guide(kind: str, ctx: Context) -> Callable[[Tensor, float], Tensor]:
 
 
 def site_flops(anatomy: Anatomy, ctx: Context) -> Tensor:
-    dense = accounting.flops(anatomy, {}, ctx.workloads[0])
-    return torch.tensor([dense - accounting.flops(anatomy, {s.name: 0}, ctx.workloads[0]) for s in anatomy.blocks()])
+    dense = counting.flops(anatomy, {}, ctx.workloads[0])
+    return torch.tensor([dense - counting.flops(anatomy, {s.name: 0}, ctx.workloads[0]) for s in anatomy.blocks()])

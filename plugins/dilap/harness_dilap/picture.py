@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.anatomy import Anatomy
+from harness.models.anatomy.core import Anatomy
 
 COLOURS = ("#3b6ea5", "#d9822b", "#5c9e5c", "#8a5aa8")
 

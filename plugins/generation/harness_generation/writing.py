@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import Context, HarnessError
-from harness.anatomy.llama import FAMILIES
+from harness.models.architectures.decoder import FAMILIES
 from harness.system.process import out_of_memory
 
 Row = list[int]

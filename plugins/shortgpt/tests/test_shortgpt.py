@@ -9,10 +9,11 @@ import pytest
 import torch
 from harness_shortgpt import ShortGPT, cosines, influence, least_influence
 
-from harness import Budget, Cut, Unsupported, accounting, plugins, surgery
-from harness.anatomy import anatomy_of
+from harness import Budget, Cut, Unsupported, plugins
 from harness.conformance import Conformance, models
-from harness.models.cards import card
+from harness.models import counting, surgery
+from harness.models.anatomy.core import anatomy_of
+from harness.models.loading.cards import card
 
 
 def uneven():
@@ -89,7 +90,7 @@ def test_layers_that_differ_count_what_they_hold(tmp_path):
     ctx = models.context(anatomy)
     state = ShortGPT(4, 16).prepare(model, ctx)
     cut = surgery.check(anatomy, ShortGPT().prune(model, Budget.ratio(0.3), ctx, state))
-    assert accounting.count(surgery.apply(model, anatomy, cut))[0] == anatomy.params(cut.shape)
+    assert counting.count(surgery.apply(model, anatomy, cut))[0] == anatomy.params(cut.shape)
 
 
 def test_one_layer_stays_and_the_refusal_names_it():
@@ -115,7 +116,7 @@ def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio
     cut = surgery.check(anatomy, ShortGPT().prune(None, Budget.ratio(ratio), models.context(anatomy), state))
     gone = {anatomy.sites[site].layer for site, units in cut.keep.items() if not units}
     assert gone == set(range(32 - layers, 32))
-    assert 100 * accounting.ratios(anatomy, cut.shape)[1] == pytest.approx(of_all, abs=0.005)
+    assert 100 * counting.ratios(anatomy, cut.shape)[1] == pytest.approx(of_all, abs=0.005)
 
 
 @pytest.mark.parametrize("name", [models.PLAIN, "qwen3", "gemma"])

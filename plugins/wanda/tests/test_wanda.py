@@ -12,11 +12,11 @@ from harness_wanda import PATTERNS, Wanda, WandaSp
 
 from harness import Budget, Unsupported, plugins, uniform
 from harness.allocate import to_remove
-from harness.anatomy import anatomy_of
 from harness.conformance import Conformance
 from harness.conformance.models import LLAMA31_8B, PLAIN, context, tiny, tokens
 from harness.errors import HarnessError
-from harness.models.cards import card
+from harness.models.anatomy.core import anatomy_of
+from harness.models.loading.cards import card
 from harness.system import seeds
 
 MODELS = [PLAIN, "llama, one KV head per head, tied", "qwen2", "qwen3"]
@@ -321,9 +321,10 @@ def test_a_site_that_is_gone_adds_nothing_to_what_later_layers_see():
 @pytest.fixture(scope="module")
 def smollm2():
     """SmolLM2 and sixteen windows of real text: with four of 64 tokens statistics are so few that single flips grow."""
-    from harness.checkpoints import folders, read_config
     from harness.data import calibration
-    from harness.models.loading import locate, on_this_machine
+    from harness.models.loading.weights import locate, on_this_machine
+    from harness.models.saved import folders
+    from harness.models.saved.contents import read_config
 
     there, why = on_this_machine(card("smollm2-135m"))
     if not there:

@@ -9,8 +9,8 @@ from typing import Any
 
 from harness.api import Workload
 from harness.errors import Unsupported
-from harness.export import own
-from harness.export.onnx import suits, undisturbed
+from harness.models.export import isolated_env
+from harness.models.export.onnx_graph import suits, undisturbed
 
 FILE = "model.tflite"
 NAME = "litert-torch"
@@ -50,7 +50,7 @@ def export(model: Any, workload: Workload, folder: Path) -> Path:
     suits(model, workload)
     if workload.kind == "decode":
         raise Unsupported("a TensorFlow Lite graph of one token at a context is not made", "give prefill:BxS")
-    python = own.python(NAME, PACKAGES)
+    python = isolated_env.python(NAME, PACKAGES)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="harness-tflite-") as made:
         traced = Path(made) / "traced.pt2"

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.anatomy import check_config
-from harness.anatomy.llama import FAMILIES
 from harness.errors import EnvironmentFault, one_line
-from harness.models.gguf_header import Header
-from harness.models.loading import once
+from harness.models.anatomy.core import check_config
+from harness.models.architectures.decoder import FAMILIES
+from harness.models.loading.gguf_header import Header
+from harness.models.loading.weights import once
 from harness.system import reading
 
 ARCHITECTURES = {"llama", "mistral", "qwen2", "qwen3", "gemma"}  # as GGUF spells them
@@ -44,8 +44,8 @@ def _convert(path: Path, folder: Path, config: Mapping[str, Any] | None) -> None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from harness.checkpoints import folders, modeling
-    from harness.surgery import dense_state
+    from harness.models.saved import folders, modeling
+    from harness.models.surgery import dense_state
     from harness.system import process
 
     process.hush()

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from harness.anatomy.llama import FAMILIES
 from harness.errors import Unsupported
+from harness.models.architectures.decoder import FAMILIES
 
 NOT_PASSED_ON = {
     *("model_type", "architectures", "auto_map", "transformers_version"),
@@ -34,9 +34,9 @@ def source(family: str) -> str:
 @cache
 def module(family: str) -> ModuleType:
     """The modelling file, imported under a name of its own."""
-    name = f"harness.checkpoints.modeling_pruned_{family}"
+    name = f"harness.models.saved.contents.modeling_pruned_{family}"
     if family == "llama":
-        import harness.checkpoints.modeling_pruned_llama as ours
+        import harness.models.saved.modeling_pruned_llama as ours
 
         return ours
     made = ModuleType(name)

@@ -1,7 +1,7 @@
 """What a fresh process says about a saved model: its logits on fixed tokens, and the memory it takes to run.
 
-`python -m harness.checkpoints.fresh FOLDER OUT [--dtype fp32] [--workload prefill:1x128]` writes OUT.safetensors
-and OUT.json.
+`python -m harness.models.saved.reload_check FOLDER OUT [--dtype fp32] [--workload prefill:1x128]` writes
+OUT.safetensors and OUT.json.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def logits(model: Any) -> Any:
 
 def ask(folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, Any]:
     """Run this module in a process of its own and read what it wrote."""
-    command = [sys.executable, "-m", "harness.checkpoints.fresh", str(folder), str(out)]
+    command = [sys.executable, "-m", "harness.models.saved.reload_check", str(folder), str(out)]
     done = subprocess.run(
         [*command, "--dtype", dtype, "--workload", str(workload)], capture_output=True, text=True, check=False
     )
@@ -96,8 +96,8 @@ class Watch:
 
 def measured(folder: Path, dtype: str, workload: Workload) -> tuple[Any, dict[str, int]]:
     """A folder's model, and the resident bytes, average and peak, that it and its run added to the process."""
-    from harness.checkpoints import folders, modeling
-    from harness.latency.workloads import runner
+    from harness.models.saved import folders, modeling
+    from harness.models.workloads import runner
 
     sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     config, stand_in = modeling.classes("llama")
@@ -122,7 +122,7 @@ def answer(folder: Path, out: Path, dtype: str, workload: Workload, logits_only:
     from safetensors.torch import save_file
 
     if logits_only:
-        from harness.checkpoints import folders
+        from harness.models.saved import folders
 
         model = folders.read(folder, dtype, check_values=False)
         memory: dict[str, int] = {}

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from harness.anatomy import check_config
 from harness.errors import EnvironmentFault
+from harness.models.anatomy.core import check_config
 from harness.system import reading
 
 CONFIG = 4 * 2**20  # bytes of a config.json

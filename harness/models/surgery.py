@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.anatomy import Anatomy
-from harness.anatomy.llama import FAMILIES, config_of, embedding_scale, norm_scale, rename, survivors
 from harness.api import Cut
-from harness.checkpoints.modeling import fill
 from harness.errors import BadCut, describe, one_line
+from harness.models.anatomy.core import Anatomy
+from harness.models.architectures.decoder import FAMILIES, config_of, embedding_scale, norm_scale, rename, survivors
+from harness.models.saved.modeling import fill
 from harness.system.paths import plain_name
 
 

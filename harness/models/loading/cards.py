@@ -9,10 +9,10 @@ from pathlib import Path
 
 from harness import plugins
 from harness.api import ModelCard
-from harness.checkpoints import read_config
 from harness.errors import EnvironmentFault, Unsupported, UsageError, one_line
+from harness.models.saved.contents import read_config
 
-LOADING = "harness.models.loading:"
+LOADING = "harness.models.loading.weights:"
 
 
 def card(name: str) -> ModelCard:
@@ -54,7 +54,7 @@ def _folder(path: Path) -> ModelCard:
 
 def _gguf(path: Path) -> ModelCard:
     """A GGUF file's shapes are read when it is converted, which happens once."""
-    from harness.models.gguf import convert
+    from harness.models.loading.gguf_files import convert
 
     folder = convert(path, path.stem)
     return ModelCard(
@@ -67,7 +67,7 @@ def _gguf(path: Path) -> ModelCard:
 
 
 def _hub(name: str) -> ModelCard:
-    from harness.models.loading import hub_file
+    from harness.models.loading.weights import hub_file
 
     config = hub_file(name, "config.json")
     if config is None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.anatomy import Anatomy, Member, Site
-from harness.anatomy.config_fields import LAYER_KEYS, SUBLAYERS
 from harness.api import Shape
+from harness.models.anatomy.core import Anatomy, Member, Site
+from harness.models.architectures.config_fields import LAYER_KEYS, SUBLAYERS
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class Anatomy:
 
 def anatomy_of(config: Mapping[str, Any], where: str = "the model's config") -> Anatomy:
     """The anatomy behind a config.json, or `Unsupported` with what is supported."""
-    from harness.anatomy.llama import FAMILIES, decoder, family_of
+    from harness.models.architectures.decoder import FAMILIES, decoder, family_of
 
     family = family_of(config)
     if family is None:
@@ -138,8 +138,8 @@ def anatomy_of(config: Mapping[str, Any], where: str = "the model's config") -> 
 
 def check_config(config: Mapping[str, Any], where: str = "the model's config") -> None:
     """Refuse wrong types and sizes in the config of a supported family; other families have no anatomy to build."""
-    from harness.anatomy.config_fields import check
-    from harness.anatomy.llama import family_of
+    from harness.models.architectures.config_fields import check
+    from harness.models.architectures.decoder import family_of
 
     if family := family_of(config):
         uneven = str(config["model_type"]).startswith("pruned_")

@@ -1,0 +1,1 @@
+"""Sites, units and tensors of a model."""

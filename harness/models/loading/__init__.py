@@ -1,0 +1,1 @@
+"""Where weights come from: cards, folders, GGUF files, the tiny model, the cache."""
