@@ -10,9 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness import data
 from harness.allocate import uniform
 from harness.api import Budget, Context, Cut, Shape
+from harness.evaluation import texts
 from harness.models import counting
 from harness.models.architectures.decoder import FAMILIES
 from harness.plugins import registry
@@ -101,7 +101,7 @@ class Decision:
         named = partial(_settings_of, spec.parameters if settings is None else settings, option)
         needs_bos = FAMILIES[self.plan.anatomy.family].needs_bos
         first = self.plan.anatomy.config.get("bos_token_id") if needs_bos else None
-        ctx.calibration = lambda count, length: data.calibration(
+        ctx.calibration = lambda count, length: texts.calibration(
             spec.calibration, tokenizer, count, length, ctx.seed("calibration"), first, named
         )
         ctx.latency = self.made.cost_model if self.plan.sees_latency else None

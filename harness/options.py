@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from operator import ge, gt, le
 from typing import Any
 
-from harness import data, plugins
+from harness import plugins
 from harness.api import Evaluator, EvaluatorSpec, Param, PrunerSpec, Recovery, RecoverySpec
 from harness.errors import EnvironmentFault, UsageError, one_line
+from harness.evaluation import texts
 from harness.records.schema import RunSpec
 
 
@@ -124,7 +125,7 @@ def evaluations(
 
     Those whose data is not at hand stand beside, with where to get it, as long as there are others.
     """
-    data.folders()  # a folder that is not there is no missing text
+    texts.folders()  # a folder that is not there is no missing text
     found: list[Evaluation] = []
     missing: dict[str, EnvironmentFault] = {}
     for text in _expand(wanted):
@@ -147,7 +148,7 @@ def recovering(text: str, preset: str, source: str, fetch: bool = True) -> Recov
     name, given = _told(text)
     spec = plugins.registry().get("recovery", name)
     parameters = settings(f"recovery {name}", spec.parameters, preset, given)
-    identity = data.identity(source, data.CALIBRATE, fetch) if "calibration" in spec.needs else None
+    identity = texts.identity(source, texts.CALIBRATE, fetch) if "calibration" in spec.needs else None
     made = Recovering(_label(name, given, parameters), spec, parameters, identity)
     made.build()
     return made
@@ -173,7 +174,7 @@ def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
     parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
     made = Evaluation(_label(name, given, parameters), specs[name], parameters, {})
     built = made.build()  # wrong values are said before any work
-    identity = {source: data.identity(source, data.EVALUATE, fetch) for source in specs[name].reads}
+    identity = {source: texts.identity(source, texts.EVALUATE, fetch) for source in specs[name].reads}
     if hasattr(built, "identity"):
         identity |= built.identity(fetch)
     return replace(made, data=identity)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import data, plugins
+from harness import plugins
 from harness.api import Budget, DeviceInfo, DeviceSpec, PrunerSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
+from harness.evaluation import texts
 from harness.models import counting
 from harness.models.architectures.decoder import sliding_window
 from harness.models.loading.cards import card as find_card
@@ -63,8 +64,8 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
         raise UsageError(f"{request.sustain:g} seconds are nothing to sustain", "give from 1 to 7200")
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"limit {request.limit} leaves nothing to evaluate", "give --limit 1 or more")
-    if request.calibration not in data.SOURCES:
-        raise plugins.unknown("calibration text", request.calibration, data.SOURCES)
+    if request.calibration not in texts.SOURCES:
+        raise plugins.unknown("calibration text", request.calibration, texts.SOURCES)
     grid = grids.parse(request.grid) if request.grid is not None else None
     dtype = request.dtype or device.dtype
     if dtype not in counting.BYTES:
@@ -82,7 +83,7 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
     recovery = recovering(request.recovery, request.preset, request.calibration, fetch)
     calibration = None
     if "calibration" in pruner.needs:
-        calibration = data.identity(request.calibration, data.CALIBRATE, fetch)
+        calibration = texts.identity(request.calibration, texts.CALIBRATE, fetch)
     info = request.probed or plugins.registry().device(device.name, runtime).probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")

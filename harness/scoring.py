@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from harness import data, stats
+from harness import stats
 from harness.api import Score
 from harness.artefacts import Artefacts
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
+from harness.evaluation import texts
 from harness.plan import Evaluation, Plan
 from harness.records import keys, schema
 from harness.records.schema import ScoreRecord
@@ -49,7 +50,7 @@ class Scoring:
                 with interrupts.told_apart():
                     dense = self._side("dense", self.plan.model_key(), made, artefact, evaluation)
                     pruned = self._side("pruned", artefact.sha256, made, artefact, evaluation)
-                    note = data.asked_about(self.plan.spec.calibration, evaluation.spec.name)
+                    note = texts.asked_about(self.plan.spec.calibration, evaluation.spec.name)
                     for name, words in pruned.items():
                         score = compared(words, dense.get(name), self.store)
                         score.notes = [*score.notes, note] if note else score.notes

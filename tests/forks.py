@@ -90,15 +90,15 @@ def _answer(words: list[str], cwd: str, env: dict[str, str], folder: str) -> Non
 
 def _read_passages() -> None:
     """Read the text that most commands are about: what is kept of it reaches every fork."""
-    from harness import data
     from harness.errors import EnvironmentFault
+    from harness.evaluation import texts
     from harness.models.loading import weights
 
     tokenizer = weights.byte_tokenizer()
     with suppress(EnvironmentFault):  # not on this machine
-        for role in (data.EVALUATE, data.CALIBRATE):
-            text = data.read("passages", role)
-            data.tokenize(tokenizer, text.documents, text.join)
+        for role in (texts.EVALUATE, texts.CALIBRATE):
+            text = texts.read("passages", role)
+            texts.tokenize(tokenizer, text.documents, text.join)
 
 
 def _serve() -> None:

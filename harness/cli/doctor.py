@@ -67,12 +67,12 @@ def devices(names: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def text_sources() -> list[dict[str, Any]]:
-    from harness import data
+    from harness.evaluation import texts
 
     found = []
-    for name in data.SOURCES:
+    for name in texts.SOURCES:
         try:
-            known = data.local(name)
+            known = texts.local(name)
             detail = known[0]["source"] if known else "not here; from the hub, or set HARNESS_DATA to a folder with it"
             found.append(row("text", name, known is not None, detail))
         except HarnessError as error:

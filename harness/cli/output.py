@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness import data
 from harness.cell import Reporter
 from harness.cli.answer import print_json
+from harness.evaluation import texts
 from harness.models import counting
 from harness.plan import Plan
 from harness.system import process
@@ -161,7 +161,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
         rows.append(("grid", f"{plan.grid.grams_per_kwh:g} g CO2e per kWh ({plan.grid.source})"))
     rows += [("not scored", f"{label}: {why}") for label, why in plan.missing.items()]
     rows += [("note", note) for note in plan.info.notes]
-    asked_about = {e.label: data.asked_about(spec.calibration, e.spec.name) for e in plan.evaluations}
+    asked_about = {e.label: texts.asked_about(spec.calibration, e.spec.name) for e in plan.evaluations}
     rows += [("note", f"{label}: {note}") for label, note in asked_about.items() if note]
     if words is not None:
         minutes = max(1, round(words["estimate_cpu_s"] / 60))

@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import data
 from harness.api import Context, EvaluatorSpec, Score, Workload
 from harness.conformance import models
 from harness.conformance.guard import Seen, disturbed, standing, watched
 from harness.conformance.kit import Fault, NotApplicable
 from harness.conformance.specs import check_spec, heavy
 from harness.errors import EnvironmentFault
+from harness.evaluation import texts
 from harness.options import settings as resolve
 from harness.plugins import registry
 from harness.system import seeds
@@ -41,7 +41,7 @@ class EvaluatorBench:
         from harness.models.loading.weights import byte_tokenizer
 
         for source in self.spec.reads:
-            if data.local(source) is None:
+            if texts.local(source) is None:
                 raise NotApplicable(f"the text {source} is not on this machine")
         evaluator = registry().load("evaluator", self.name)(**self.parameters)
         if hasattr(evaluator, "identity"):
@@ -86,8 +86,8 @@ class EvaluatorBench:
     def check_spec(self) -> None:
         """The spec is complete, and names the text it reads."""
         check_spec(self.spec, registry().load("evaluator", self.name))
-        if unknown := [source for source in self.spec.reads if source not in data.SOURCES]:
-            raise Fault(f"it reads {unknown[0]!r}, which is no text source; known: {', '.join(data.SOURCES)}")
+        if unknown := [source for source in self.spec.reads if source not in texts.SOURCES]:
+            raise Fault(f"it reads {unknown[0]!r}, which is no text source; known: {', '.join(texts.SOURCES)}")
         if wrong := sorted({*self.spec.needs} - NEEDS):
             raise Fault(f"needs names {wrong[0]!r}; known: {', '.join(sorted(NEEDS))}")
 

@@ -18,7 +18,7 @@ from harness.records.schema import Record, ScoreRecord
 
 CLOSE = 1e-9
 HEADER = 256  # bytes of a safetensors header per tensor, at most: its name, type, shape and place
-PERPLEXITY = "harness.builtin.perplexity:"
+PERPLEXITY = "harness.evaluation.perplexity:"
 FEW = 0.01  # of the dense model's parameters may be zero without a mask
 
 

@@ -234,9 +234,9 @@ def grid(folder: Path, path: Path) -> object:
 
 
 def text_rows(folder: Path, path: Path) -> object:
-    from harness import data
+    from harness.evaluation import texts
 
-    text = data.read("ptb" if path.suffix == ".txt" else "c4")
+    text = texts.read("ptb" if path.suffix == ".txt" else "c4")
     return text.join.join(text.documents) is not None
 
 

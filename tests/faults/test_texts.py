@@ -13,9 +13,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from harness import data, options, plugins
+from harness import options, plugins
 from harness.conformance import models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.evaluation import texts
 from harness.models.loading.weights import byte_tokenizer
 
 from ..forks import command
@@ -139,9 +140,9 @@ PLAIN = {
 def test_a_text_that_cannot_be_used(fault, folder):
     make, why = {**SPECIAL, **JSON}[fault]
     make(folder / "c4.jsonl")
-    for role in (data.EVALUATE, data.CALIBRATE):
+    for role in (texts.EVALUATE, texts.CALIBRATE):
         with refused(folder, EnvironmentFault, str(folder / "c4.jsonl"), why):
-            data.read("c4", role)
+            texts.read("c4", role)
 
 
 @pytest.mark.parametrize("fault", PLAIN)
@@ -149,7 +150,7 @@ def test_plain_text_that_cannot_be_used(fault, folder):
     make, why = PLAIN[fault]
     make(folder / "ptb.test.txt")
     with refused(folder, EnvironmentFault, str(folder / "ptb.test.txt"), why):
-        data.read("ptb")
+        texts.read("ptb")
 
 
 def test_a_name_that_is_no_unicode(folder):
@@ -157,13 +158,13 @@ def test_a_name_that_is_no_unicode(folder):
     path = os.fsencode(folder) + b"/c4.\xff\xfe.jsonl"
     with open(path, "wb") as file:
         file.write(b'{"text": "one"}\n{"text": "two"}\n')
-    found = data.read("c4").identity
+    found = texts.read("c4").identity
     assert found["source"] == "c4.\\xff\\xfe.jsonl"
     assert json.dumps(found, ensure_ascii=False).encode()
     with open(path, "wb") as file:
         file.write(b"junk")
     with refused(folder, EnvironmentFault, "c4.\\udcff\\udcfe.jsonl:1 is truncated or not JSON"):
-        data.read("c4")
+        texts.read("c4")
 
 
 @pytest.mark.parametrize("fault", ["a file", "a link to nothing", "a link to itself", "a pipe", "not allowed"])
@@ -185,7 +186,7 @@ def test_a_data_folder_that_is_none(fault, folder, monkeypatch):
 
         monkeypatch.setattr(os, "scandir", scandir)
         with pytest.raises(EnvironmentFault, match="cannot be read: Permission denied"):
-            data.folders()
+            texts.folders()
         return
     with refused(folder, EnvironmentFault, f"HARNESS_DATA={root} is not a folder"):
         options.evaluations(["c4"], "quick")
@@ -194,7 +195,7 @@ def test_a_data_folder_that_is_none(fault, folder, monkeypatch):
 def test_a_text_that_goes_away_before_it_is_read(folder):
     path = folder / "c4.jsonl"
     path.write_text(FINE * 2)
-    _, rows = data.locate("c4")
+    _, rows = texts.locate("c4")
     path.unlink()
     with refused(folder, EnvironmentFault, f"there is no file {path}"):
         rows()
@@ -205,9 +206,9 @@ def test_damaged_rows_of_a_package(content, folder, monkeypatch):
     """None: a whole Arrow file with other columns."""
     path = folder / "rows.arrow"
     path.write_bytes(arrow([{"other": "one"}]) if content is None else content)
-    monkeypatch.setattr(data, "distribution", lambda _: Package(path))
+    monkeypatch.setattr(texts, "distribution", lambda _: Package(path))
     with refused(folder, EnvironmentFault, str(path)):
-        data.read("passages")
+        texts.read("passages")
 
 
 class Package:
@@ -381,19 +382,19 @@ def no_network(monkeypatch):
         monkeypatch.setattr(socket, name, refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    data.ask_hub_only_if_reachable.cache_clear()
-    data._hub.cache_clear()
+    texts.ask_hub_only_if_reachable.cache_clear()
+    texts._hub.cache_clear()
     yield tried
-    data._hub.cache_clear()
+    texts._hub.cache_clear()
 
 
-@pytest.mark.parametrize("name", data.SOURCES)
+@pytest.mark.parametrize("name", texts.SOURCES)
 def test_texts_stay_offline(name, no_network, monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "distribution", lambda _: Package(tmp_path / "nothing"))
-    for role in (data.EVALUATE, data.CALIBRATE):
+    monkeypatch.setattr(texts, "distribution", lambda _: Package(tmp_path / "nothing"))
+    for role in (texts.EVALUATE, texts.CALIBRATE):
         with pytest.raises((EnvironmentFault, UsageError)):
-            data.read(name, role)
+            texts.read(name, role)
     assert not no_network
 
 

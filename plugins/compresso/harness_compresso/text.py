@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness import Context, Unsupported
-from harness.data import tokenize
+from harness.evaluation.texts import tokenize
 from harness.models.architectures.decoder import FAMILIES
 from harness.training import stop_if_lost
 from harness.walk import language_loss

