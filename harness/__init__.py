@@ -34,7 +34,7 @@ _HOMES = {
         "Workload",
         "hookimpl",
     ),
-    "harness.allocate": ("uniform", "ranked", "best", "to_remove"),
+    "harness.pruning.allocate": ("uniform", "ranked", "best", "to_remove"),
     "harness.errors": ("HarnessError", "OverBudget", "Unsupported"),
     "harness.verbs": ("evaluate", "load", "measure", "run"),
 }
@@ -42,7 +42,6 @@ _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
-    from harness.allocate import best, ranked, to_remove, uniform
     from harness.api import (
         API_VERSION,
         Budget,
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
         hookimpl,
     )
     from harness.errors import HarnessError, OverBudget, Unsupported
+    from harness.pruning.allocate import best, ranked, to_remove, uniform
     from harness.verbs import evaluate, load, measure, run
 
 

@@ -10,12 +10,12 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.allocate import uniform
 from harness.api import Budget, Context, Cut, Shape
 from harness.evaluation import texts
 from harness.models import counting
 from harness.models.architectures.decoder import FAMILIES
 from harness.plugins import registry
+from harness.pruning.allocate import uniform
 from harness.records import keys
 from harness.records.files import guarded
 from harness.system.isolation import plugin_code

@@ -19,9 +19,9 @@ from harness.cell import Cell, Reporter
 from harness.models.architectures.decoder import survivors
 from harness.models.workloads import runner, threads
 from harness.plan import Plan
+from harness.pruning.least_squares import PARTS
 from harness.records.files import guarded
 from harness.records.schema import Record
-from harness.recovery.least_squares import PARTS
 from harness.system.host import threads_asked
 
 WARM, PASSES = 2, 5

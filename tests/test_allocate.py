@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import best, plugins, ranked, uniform
-from harness.allocate import knapsack, to_remove
 from harness.errors import Unsupported
 from harness.models.anatomy.core import anatomy_of
 from harness.models.counting import ratios
+from harness.pruning.allocate import knapsack, to_remove
 
 from .families import ALL, tiny
 

@@ -11,13 +11,13 @@ from click.testing import CliRunner
 
 import harness
 from harness import planning, plugins, timed
-from harness.allocate import uniform
 from harness.api import Cut, PrunerSpec, Samples
 from harness.builtin.null import Null, Staircase
 from harness.cell import Reporter
 from harness.cli import cli
 from harness.errors import HarnessError
 from harness.latency import match, timing
+from harness.pruning.allocate import uniform
 from harness.records.store import Store
 
 QUICK = {"model": "tiny", "device": "staircase", "limit": 1, "evaluators": "footprint"}

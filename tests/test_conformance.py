@@ -13,13 +13,13 @@ import pytest
 
 import harness
 from harness import plugins
-from harness.allocate import uniform
 from harness.api import Cut, DeviceSpec, EvaluatorSpec, Param, PrunerSpec, Samples, Score
 from harness.builtin.null import Null
 from harness.cell import Reporter
 from harness.conformance import Conformance, kit
 from harness.conformance.kit import bench_of, checks, judged
 from harness.errors import Unsupported, UsageError
+from harness.pruning.allocate import uniform
 
 from .test_plugins import harness as command
 from .test_plugins import install

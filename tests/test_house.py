@@ -23,8 +23,8 @@ PLUGINS = [file for path in PLUGINS for file in ([path] if path.is_file() else s
 # Who may import whom: a module imports its own rank or below. Ranks read from the bottom of the design's arrow.
 RANKS = [
     ("errors", "words", "api", "hookspecs", "events", "stats", "markup", "meter", "plugins", "system", "records"),
-    ("allocate", "scores", "gating", "walk", "training", "distance", "options", "models", "evaluation"),
-    ("latency", "export", "remote", "recovery"),
+    ("options", "models", "evaluation", "pruning"),
+    ("latency", "export", "remote"),
     ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "scoring", "conformance", "cell"),
     ("tracing", "verbs", "leaderboard", "trust", "suite", "sweep", "engines"),
     ("cli", "__main__"),

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.allocate import uniform
 from harness.api import Budget, Workload
 from harness.builtin.null import CALL_NS, Null, Staircase
 from harness.errors import HarnessError, OverBudget, Unsupported, UsageError
@@ -26,6 +25,7 @@ from harness.latency.smooth import hull
 from harness.latency.table import CostModel, CostTable, anatomy_mark, classes
 from harness.models.anatomy.core import anatomy_of
 from harness.models.counting import flops
+from harness.pruning.allocate import uniform
 from harness.records.store import Store
 
 from .families import ALL, BASE, QUIRKS

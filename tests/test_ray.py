@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 from harness import sweep
-from harness.builtin.pruners import Random
 from harness.cli import cli
 from harness.engines import nodes, ray
 from harness.engines.nodes import PATIENCE_S, Task
 from harness.errors import EnvironmentFault
 from harness.models.counting import stored_bytes
+from harness.pruning.baselines import Random
 from harness.records.store import Store
 
 from .test_sweep import asks, command, same

@@ -17,10 +17,10 @@ from harness import Cut, HarnessError, Unsupported
 from harness.conformance import models
 from harness.errors import UsageError
 from harness.models.surgery import apply, check
-from harness.recovery import lora
-from harness.recovery.least_squares import LeastSquares
-from harness.recovery.lora import Lora
-from harness.training import model_loss
+from harness.pruning.least_squares import LeastSquares
+from harness.pruning.training import lora
+from harness.pruning.training.loop import model_loss
+from harness.pruning.training.lora import Lora
 
 UNITS = {"layers.0.mlp": range(0, 40, 2), "layers.1.attention": [1], "layers.1.mlp": range(30)}
 DEPTH = {"layers.1.attention": [], "layers.2.attention": [], "layers.2.mlp": []}  # a sub-layer and a whole layer
@@ -265,12 +265,10 @@ def test_every_window_is_either_taught_or_held(monkeypatch):
     taught, held = [], []
     real = lora.validation_loss
     monkeypatch.setattr(lora, "validation_loss", lambda m, windows: held.append(windows) or real(m, windows))
-    from harness import training
+    from harness.pruning.training import loop
 
-    loss = training.model_loss
-    monkeypatch.setattr(
-        training, "model_loss", lambda m, ids: (taught.append(ids) if m.training else None) or loss(m, ids)
-    )
+    loss = loop.model_loss
+    monkeypatch.setattr(loop, "model_loss", lambda m, ids: (taught.append(ids) if m.training else None) or loss(m, ids))
     Case(UNITS).recovered(Lora(samples=34, length=8, batch=6, epochs=2))
     assert [len(part) for part in taught] == [4, 2] * 11  # 32 windows twice: 64 of 66
     rows = [tuple(row.tolist()) for part in taught for row in part]
@@ -280,11 +278,11 @@ def test_every_window_is_either_taught_or_held(monkeypatch):
 
 
 def test_rates_rise_then_fall_by_half_a_cosine_and_gradients_are_shortened(monkeypatch):
-    from harness import training
+    from harness.pruning.training import loop
 
     rates, lengths = [], []
-    at_rate, clip = training.at_rate, torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(training, "at_rate", lambda optim, lr: rates.append(lr) or at_rate(optim, lr))
+    at_rate, clip = loop.at_rate, torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(loop, "at_rate", lambda optim, lr: rates.append(lr) or at_rate(optim, lr))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda w, most: lengths.append(most) or clip(w, most))
     Case(UNITS).recovered(Lora(samples=34, length=8, batch=2, lr=1e-2, warmup=4))
     rising = [1e-2 * step / 4 for step in (1, 2, 3, 4)]

@@ -281,7 +281,7 @@ def test_a_damaged_record_is_named_and_made_again(runs, one_process, harm):
 
 
 def test_failures_are_rows_and_never_hits(runs, one_process, monkeypatch):
-    from harness.builtin.pruners import Random
+    from harness.pruning.baselines import Random
 
     honest = Random.prune
     monkeypatch.setattr(Random, "prune", lambda *_: harness.Cut(keep={"layers.0.mlp": [999]}))
@@ -299,7 +299,7 @@ def test_failures_are_rows_and_never_hits(runs, one_process, monkeypatch):
 
 def test_a_method_that_changes_the_model_in_place_changes_nothing(runs, one_process, monkeypatch):
     """Only what a cut declares reaches the pruned model, and nothing the dense one."""
-    from harness.builtin.pruners import Dense
+    from harness.pruning.baselines import Dense
 
     def meddle(self, model, *_):
         for parameter in model.parameters():
@@ -313,7 +313,7 @@ def test_a_method_that_changes_the_model_in_place_changes_nothing(runs, one_proc
 
 
 def test_a_crash_of_a_method_leaves_a_traceback(runs, monkeypatch):
-    from harness.builtin.pruners import Random
+    from harness.pruning.baselines import Random
 
     def crash(*_):
         raise ZeroDivisionError("by design")
@@ -326,7 +326,7 @@ def test_a_crash_of_a_method_leaves_a_traceback(runs, monkeypatch):
 
 
 def test_a_file_a_method_misses_is_not_a_full_disk(runs, monkeypatch):
-    from harness.builtin.pruners import Random
+    from harness.pruning.baselines import Random
 
     monkeypatch.setattr(Random, "prune", lambda *_: Path("/nowhere/at/all").read_text())
     record = harness.run("random", ratio=0.3, **QUICK)

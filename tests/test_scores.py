@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness import scores, walk
 from harness.conformance import models
 from harness.errors import HarnessError
+from harness.pruning import importance, layerwise
 
 from .families import ALL, tiny
 
@@ -17,7 +17,7 @@ BATCHES = [torch.arange(8).view(1, 8) * 5 % 48, torch.arange(16).view(2, 8) * 11
 def test_magnitude_sums_the_coupled_group():
     for family in ALL:
         model, anatomy = tiny(family)
-        found = scores.magnitude(anatomy, model.state_dict())
+        found = importance.magnitude(anatomy, model.state_dict())
         mlp = model.model.layers[1].mlp
         channel = mlp.gate_proj.weight[3].pow(2).sum() + mlp.up_proj.weight[3].pow(2).sum()
         torch.testing.assert_close(
@@ -34,7 +34,7 @@ def test_magnitude_sums_the_coupled_group():
 
 def test_output_magnitude_sums_column_norms():
     model, anatomy = tiny("llama")
-    found = scores.output_magnitude(anatomy, model.state_dict())
+    found = importance.output_magnitude(anatomy, model.state_dict())
     torch.testing.assert_close(found["layers.0.mlp"], model.model.layers[0].mlp.down_proj.weight.detach().norm(dim=0))
     columns = model.model.layers[0].self_attn.o_proj.weight.detach().norm(dim=0)
     torch.testing.assert_close(found["layers.0.attention"], columns.view(4, -1).sum(1))
@@ -42,7 +42,7 @@ def test_output_magnitude_sums_column_norms():
 
 def test_taylor_is_weight_times_gradient():
     model, anatomy = tiny("qwen3")
-    found = scores.taylor(model, anatomy, BATCHES[:1])
+    found = importance.taylor(model, anatomy, BATCHES[:1])
     model.zero_grad()
     model(input_ids=BATCHES[0], labels=BATCHES[0]).loss.backward()
     mlp = model.model.layers[0].mlp
@@ -54,7 +54,7 @@ def test_taylor_is_weight_times_gradient():
 
 def test_taylor_of_second_order_is_squared_weight_times_mean_squared_gradient():
     model, anatomy = tiny("qwen2")
-    found = scores.taylor(model, anatomy, BATCHES, second_order=True)
+    found = importance.taylor(model, anatomy, BATCHES, second_order=True)
     mlp, squares = model.model.layers[1].mlp, {}
     linears = {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
     for batch in BATCHES:
@@ -82,17 +82,17 @@ def test_stream_sees_what_a_whole_forward_sees():
             for batch in BATCHES:
                 model(batch, use_cache=False)
         hook.remove()
-        norms = {layer.index: layer.squares(settled=True) for layer in walk.forward(model, BATCHES)}
+        norms = {layer.index: layer.squares(settled=True) for layer in layerwise.forward(model, BATCHES)}
         torch.testing.assert_close(norms[2]["mlp.down_proj"], seen["sum"] / 3, rtol=1e-4, atol=1e-4)
 
 
 def test_stream_lets_a_changed_layer_feed_the_next():
     model, _ = tiny("llama")
-    before = {layer.index: layer.squares()["self_attn.q_proj"] for layer in walk.forward(model, BATCHES)}
+    before = {layer.index: layer.squares()["self_attn.q_proj"] for layer in layerwise.forward(model, BATCHES)}
     weight = model.model.layers[0].mlp.down_proj.weight
     kept = weight.detach().clone()
     after = {}
-    for layer in walk.forward(model, BATCHES):
+    for layer in layerwise.forward(model, BATCHES):
         after[layer.index] = layer.squares()["self_attn.q_proj"]
         if layer.index == 0:
             weight.data.zero_()
@@ -109,7 +109,7 @@ def test_a_walk_back_gives_the_gradients_of_the_whole():
             (model(input_ids=batch, labels=batch).loss / len(BATCHES)).backward()
         wanted = {name: p.grad for name, p in model.named_parameters() if name.startswith("model.layers.")}
         found = {}
-        for gradients in walk.backward(model, BATCHES, squares=True):
+        for gradients in layerwise.backward(model, BATCHES, squares=True):
             found |= gradients.mean
             assert all(bool((gradients.squares[n] * 1.001 + 1e-9 >= g**2).all()) for n, g in gradients.mean.items())
         assert set(found) == set(wanted)
@@ -123,7 +123,7 @@ def test_what_is_not_finite_is_named_with_its_layer():
     weight = model.model.layers[1].mlp.up_proj.weight
     kept = weight.detach().clone()
     weight.data[0, 0] = float("nan")
-    for going in (walk.forward, walk.backward):
+    for going in (layerwise.forward, layerwise.backward):
         with pytest.raises(HarnessError, match="layer 1 gives values that are not finite") as error:
             list(going(model, BATCHES))
         assert "fp32" in error.value.remedy
@@ -132,7 +132,7 @@ def test_what_is_not_finite_is_named_with_its_layer():
 
 def test_activation_scores_every_unit():
     model, anatomy = tiny("gemma")
-    found = scores.activation(model, anatomy, BATCHES)
+    found = importance.activation(model, anatomy, BATCHES)
     assert {name: len(score) for name, score in found.items()} == {s.name: s.units for s in anatomy.blocks()}
     entered = {}
     linear = model.model.layers[1].self_attn.o_proj
@@ -151,13 +151,13 @@ def test_activation_scores_every_unit():
 def test_the_compensated_order_is_what_least_squares_cannot_give_back():
     model, anatomy = models.tiny(models.PLAIN)
     batches = [models.tokens(64, 16)]
-    found = scores.compensated(model, anatomy, batches)["layers.0.mlp"]
+    found = importance.compensated(model, anatomy, batches)["layers.0.mlp"]
     seen = []
     linear = model.model.layers[0].mlp.down_proj
     hook = linear.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().flatten(0, 1).double()))
     model(batches[0])
     hook.remove()
-    x, weight = seen[0][:: scores.EVERY], linear.weight.detach().double()
+    x, weight = seen[0][:: importance.EVERY], linear.weight.detach().double()
     ridge = 0.01 * (x**2).sum(0).mean()
     for unit in (0, 7, 39):
         rest = [u for u in range(40) if u != unit]
@@ -173,7 +173,7 @@ def test_what_a_block_of_inputs_loses_is_its_own_part_of_the_inverse():
     chance = torch.Generator().manual_seed(2)
     root = torch.randn(12, 30, generator=chance).double()
     inverse, weight = torch.linalg.inv(root @ root.T), torch.randn(5, 12, generator=chance).double()
-    found = scores.uncompensated(weight, inverse, 4)
+    found = importance.uncompensated(weight, inverse, 4)
     for unit in range(3):
         at = slice(4 * unit, 4 * unit + 4)
         wanted = torch.trace(weight[:, at] @ torch.linalg.inv(inverse[at, at]) @ weight[:, at].T)
@@ -183,15 +183,15 @@ def test_what_a_block_of_inputs_loses_is_its_own_part_of_the_inverse():
 def test_the_compensated_order_of_many_units():
     """A batched LU of so many single numbers dies in MKL where there are two threads."""
     inverse, weight = torch.diag(torch.arange(1.0, 1537.0)).double(), torch.ones(2, 1536, dtype=torch.float64)
-    assert torch.allclose(scores.uncompensated(weight, inverse, 1), 2 / torch.arange(1.0, 1537.0))
+    assert torch.allclose(importance.uncompensated(weight, inverse, 1), 2 / torch.arange(1.0, 1537.0))
 
 
 def test_the_compensated_order_of_dead_units_and_of_broken_layers():
     model, anatomy = models.tiny(models.PLAIN)
     up = model.model.layers[1].mlp.up_proj.weight.data
-    assert scores.compensated(model, anatomy, [models.tokens(4, 16)])["layers.1.mlp"].min() > 0
+    assert importance.compensated(model, anatomy, [models.tokens(4, 16)])["layers.1.mlp"].min() > 0
     up.fill_(0.0)
-    assert scores.compensated(model, anatomy, [models.tokens(4, 16)])["layers.1.mlp"].max() < 1e-20
+    assert importance.compensated(model, anatomy, [models.tokens(4, 16)])["layers.1.mlp"].max() < 1e-20
     up.fill_(float("nan"))
     with pytest.raises(HarnessError, match="layer 1 gives values that are not finite"):
-        scores.compensated(model, anatomy, [models.tokens(4, 16)])
+        importance.compensated(model, anatomy, [models.tokens(4, 16)])

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from harness import Cut
 from harness.api import Workload
 from harness.errors import BadCut
-from harness.gating import gated
 from harness.models import counting
 from harness.models.saved import folders, modeling
 from harness.models.surgery import apply, check, dense_state, masked_elements, zeroed
+from harness.pruning.gates import gated
 
 from .families import ALL, difference, logits, tiny
 

@@ -21,13 +21,13 @@ from click.testing import CliRunner
 from harness import suite, sweep
 from harness.api import DeviceInfo
 from harness.builtin.null import Null
-from harness.builtin.pruners import Random
 from harness.cell import STEPS
 from harness.cli import cli
 from harness.engines import steps
 from harness.engines.local import Died, Local
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.latency.bed import Measured
+from harness.pruning.baselines import Random
 from harness.records.schema import SETTLED
 from harness.records.store import Store
 

@@ -36,7 +36,7 @@ SPANS = {f"layers.{n}{part}" for n, parts in KEPT.items() for part in ("", *(f".
 @pytest.fixture
 def uneven(runs, one_process, monkeypatch):
     """The method drops an attention and a whole layer, so that the pruned model's layers are numbered anew."""
-    from harness.builtin.pruners import Random
+    from harness.pruning.baselines import Random
 
     gone = ("layers.1.attention", "layers.2.attention", "layers.2.mlp")
     cut = harness.Cut(keep={**{site: [] for site in gone}, "layers.3.mlp": list(range(88))})
@@ -126,7 +126,7 @@ def test_events_are_told_on_stderr(uneven):
 
 
 def test_where_nothing_was_pruned_nothing_is_traced(uneven, monkeypatch):
-    from harness.builtin.pruners import Random
+    from harness.pruning.baselines import Random
 
     monkeypatch.setattr(Random, "prune", lambda *_: harness.Cut(keep={"layers.0.mlp": [999]}))
     done = run("--trace")

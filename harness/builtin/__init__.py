@@ -92,7 +92,7 @@ def harness_register_recoveries():
         RecoverySpec(name="none", target=f"{HERE}.pruners:NoRecovery", summary="nothing follows the cut"),
         RecoverySpec(
             name="least-squares",
-            target="harness.recovery.least_squares:LeastSquares",
+            target="harness.pruning.least_squares:LeastSquares",
             summary="solves for the last linear of each cut sub-layer, towards the dense model's hidden states",
             needs=("calibration",),
             masks=False,
@@ -104,7 +104,7 @@ def harness_register_recoveries():
         ),
         RecoverySpec(
             name="lora",
-            target="harness.recovery.lora:Lora",
+            target="harness.pruning.training.lora:Lora",
             summary="trains low-rank adapters on all projections and merges them; masked elements stay zero",
             needs=("calibration",),
             teacher=False,

@@ -11,8 +11,8 @@ from rich.table import Table
 from harness import tracing
 from harness.cell import Cell
 from harness.cli.output import Terminal, console
+from harness.pruning.least_squares import PARTS
 from harness.records.schema import Record
-from harness.recovery.least_squares import PARTS
 from harness.system import process
 
 MOST = 15

@@ -76,7 +76,7 @@ def table(words: Words, root: str, measure: bool = True) -> Words | None:
 
 def alike(words: Words, ratio: float, root: str, measure: bool = True) -> Words | None:
     """What the evenly narrowed model takes of dense on the device, measured once: the budget of all methods."""
-    from harness.allocate import uniform
+    from harness.pruning.allocate import uniform
     from harness.records import keys
 
     plan, store = cell(words, root).plan, Store(Path(root))

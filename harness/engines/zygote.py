@@ -13,7 +13,7 @@ from harness.system.fork_server import bound, serve
 LIBRARIES = (
     "harness.engines.steps",
     "harness.models.saved.modeling",
-    "harness.recovery.lora",
+    "harness.pruning.training.lora",
     "transformers.models.llama.modeling_llama",
 )
 

@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Callable
 
 from harness import stats
-from harness.allocate import uniform
 from harness.api import Shape
 from harness.latency import predictor
 from harness.latency.bench import Bench
 from harness.latency.table import CostModel, CostTable, Validation
 from harness.models.anatomy.core import Anatomy
+from harness.pruning.allocate import uniform
 
 Run = Callable[[str, dict[str, Shape], int], None]
 

@@ -84,7 +84,7 @@ class Halp:
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
         import torch
 
-        from harness.gating import gated
+        from harness.pruning.gates import gated
 
         cost, sites = ctx.latency, list(ctx.anatomy.blocks())
         target = cost.limit(budget)
@@ -115,12 +115,12 @@ class Halp:
 
     def _text(self, ctx: Context) -> Iterator[Any]:
         """The batches of all steps, each window once."""
-        from harness import training
+        from harness.pruning.training import loop
 
         assert ctx.calibration is not None
         total = self.steps * self.batches
         windows = ctx.calibration(total * self.windows, self.length)
-        return training.drawn(windows, self.windows, total, ctx.seed("batches"))
+        return loop.drawn(windows, self.windows, total, ctx.seed("batches"))
 
 
 def group_size(times: Sequence[float], least: int) -> int:
@@ -138,17 +138,17 @@ def group_size(times: Sequence[float], least: int) -> int:
 
 def unit_importance(model: Any, ctx: Context, batches: Sequence[Any]) -> dict[str, Any]:
     """Per unit the mean over batches of |sum of weight times gradient| over all its weights."""
-    from harness import scores, walk
+    from harness.pruning import importance, layerwise
 
     found: dict[str, Any] = {}
     for batch in batches:
-        for gradients in walk.backward(model, [batch]):
+        for gradients in layerwise.backward(model, [batch]):
             products = {
                 name: model.get_parameter(name).detach().float() * slope
                 for name, slope in gradients.mean.items()
                 if name.endswith("_proj.weight")
             }
-            for name, sums in scores.grouped(ctx.anatomy, products, gradients.index).items():
+            for name, sums in importance.grouped(ctx.anatomy, products, gradients.index).items():
                 found[name] = found.get(name, 0) + sums.abs() / len(batches)
     return found
 
@@ -195,7 +195,7 @@ def solve(
         return augmented(values, costs, budget, unit)
     from itertools import accumulate
 
-    from harness.allocate import knapsack
+    from harness.pruning.allocate import knapsack
 
     return knapsack(
         [list(accumulate(row, initial=0.0)) for row in values],

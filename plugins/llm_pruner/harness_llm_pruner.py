@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, best, hookimpl, ranked, uniform
-from harness.allocate import open_layers
+from harness.pruning.allocate import open_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,13 +86,13 @@ class LlmPruner:
         return uniform(anatomy, ratio, layers=open_layers(anatomy, self.protect_first, self.protect_last))
 
     def prepare(self, model: Any, ctx: Context) -> dict[str, Any]:
-        from harness import walk
+        from harness.pruning import layerwise
 
         assert ctx.calibration
         windows = ctx.calibration(self.samples, self.length).split(1)  # squares are per sample
         squares, layers = self.importance in SECOND_ORDER, len(model.model.layers)
         found: dict[str, Any] = {}
-        for done, gradients in enumerate(walk.backward(model, windows, squares), 1):
+        for done, gradients in enumerate(layerwise.backward(model, windows, squares), 1):
             for site in (s for s in ctx.anatomy.blocks() if s.layer == gradients.index):
                 found[site.name] = self.scored(model, ctx.anatomy, site, gradients.mean, gradients.squares)
             ctx.progress(done, layers)

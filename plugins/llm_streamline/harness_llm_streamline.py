@@ -108,7 +108,7 @@ class Streamline:
         """Trains the block's first layer in place; a line for each stage."""
         import torch
 
-        from harness import training
+        from harness.pruning.training import loop
 
         assert ctx.calibration
         windows = ctx.calibration(self.train_samples, self.length)
@@ -136,7 +136,7 @@ class Streamline:
 
         def language(rows: Sequence[int]) -> Tensor:
             with mixed():
-                return training.model_loss(model, windows[list(rows)])
+                return loop.model_loss(model, windows[list(rows)])
 
         told = []
         with bypassed(model.model.layers[i] for i in block[1:]):
@@ -154,28 +154,28 @@ class Streamline:
         """The validation loss before, and at its best, where the weights end. The last `held` windows validate."""
         import torch
 
-        from harness import training
+        from harness.pruning.training import loop
 
         def validation() -> float:
             parts = torch.arange(windows - held, windows).split(self.batch)
             with torch.no_grad():
                 return sum(float(loss(part.tolist())) * len(part) for part in parts) / held
 
-        batches = training.drawn(
+        batches = loop.drawn(
             torch.arange(windows - held), self.batch, steps * self.accumulation, ctx.seed("batches", stage)
         )
-        optim = training.optimiser(weights, self.lr, DECAY, betas=BETAS[stage])
+        optim = loop.optimiser(weights, self.lr, DECAY, betas=BETAS[stage])
         before = best = validation()
         kept = [w.detach().clone() for w in weights]
         for step in range(steps):
-            training.at_rate(optim, self.rate(stage, step, steps))
+            loop.at_rate(optim, self.rate(stage, step, steps))
             for _ in range(self.accumulation):
                 rows = next(batches)
                 with torch.enable_grad():
                     found = loss(rows.tolist())
                     (found / self.accumulation).backward()
                 ctx.trained(len(rows) * self.length)
-                training.stop_if_lost(float(found.detach()), step)
+                loop.stop_if_lost(float(found.detach()), step)
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
             optim.step()
             optim.zero_grad()
@@ -188,10 +188,10 @@ class Streamline:
         return before, best
 
     def rate(self, stage: str, step: int, steps: int) -> float:
-        from harness import training
+        from harness.pruning.training import loop
 
         horizon = steps * STRETCH[self.lr_schedule][stage]
-        return self.lr * training.cosine(step, horizon, round(WARMUP * horizon), min(1.0, LOWEST / self.lr))
+        return self.lr * loop.cosine(step, horizon, round(WARMUP * horizon), min(1.0, LOWEST / self.lr))
 
 
 # --- which block --------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def boundaries(model: Any, window: Tensor) -> Tensor:
     """What enters every layer and what leaves the last, before the final norm."""
     import torch
 
-    from harness.walk import finite
+    from harness.pruning.layerwise import finite
 
     layers = model.model.layers
     seen: list[Tensor] = []
@@ -265,11 +265,11 @@ class Pairs:
 
 def cached(model: Any, windows: Tensor, block: range, progress: Callable[..., None]) -> Pairs:
     """Both ends of the block for every window, without what lies behind it."""
-    from harness import walk
+    from harness.pruning import layerwise
 
     pairs = Pairs()
     for chunk in windows.split(CHUNK):
-        for layer in walk.forward(model, chunk.split(1)):
+        for layer in layerwise.forward(model, chunk.split(1)):
             if layer.index == block.start:
                 pairs.entry += layer.inputs
                 pairs.extra = layer.extras[0]  # of one window, so that it fits any number of them

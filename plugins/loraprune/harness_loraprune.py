@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, uniform
-from harness.allocate import open_layers
+from harness.pruning.allocate import open_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,8 +83,8 @@ class LoraPrune:
         return uniform(anatomy, ratio, layers=prunable_layers(anatomy, self.protect_first, self.protect_last))
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
-        from harness import training
-        from harness.gating import gated
+        from harness.pruning.gates import gated
+        from harness.pruning.training import loop
 
         shape = self.shape(ctx.anatomy, budget.value)
         if all(units == ctx.anatomy.sites[name].units for name, units in shape.items()):
@@ -96,10 +96,10 @@ class LoraPrune:
             )
         assert ctx.calibration
         windows = ctx.calibration(self.samples, self.length)
-        with training.seeded(ctx.seed("adapters")):
+        with loop.seeded(ctx.seed("adapters")):
             run = Run(model, ctx.anatomy, shape, self)
             with gated(model, ctx.anatomy, run.alive):  # what the dead hand on is zero, as if they were gone
-                for step, batch in enumerate(training.drawn(windows, self.batch, steps, ctx.seed("order")), 1):
+                for step, batch in enumerate(loop.drawn(windows, self.batch, steps, ctx.seed("order")), 1):
                     run.step(batch, step, steps)
                     ctx.trained(batch.numel())
                     if step % self.every == 0:
@@ -114,33 +114,33 @@ class Run:
     def __init__(self, model: Any, anatomy: Anatomy, shape: Shape, settings: LoraPrune) -> None:
         import torch
 
-        from harness import training
+        from harness.pruning.training import loop
 
         self.model, self.anatomy, self.shape, self.settings = model.train(), anatomy, shape, settings
-        self.adapters = training.Adapters(model, settings.rank, settings.alpha, settings.dropout)
-        self.optimiser = training.optimiser(self.adapters.parameters(), settings.lr)
+        self.adapters = loop.Adapters(model, settings.rank, settings.alpha, settings.dropout)
+        self.optimiser = loop.optimiser(self.adapters.parameters(), settings.lr)
         self.sites: list[Site] = [anatomy.sites[name] for name in shape]
         self.importance = {site.name: torch.zeros(site.units) for site in self.sites}
         self.alive = {site.name: torch.ones(site.units, dtype=torch.bool) for site in self.sites}
 
     def step(self, batch: Tensor, step: int, steps: int) -> None:
         """One optimiser step; its gradients, before they are used, tell what each unit is worth."""
-        from harness import training
+        from harness.pruning.training import loop
 
         self.optimiser.zero_grad()
         total = 0.0
         for part in batch.split(self.settings.micro):
-            loss = training.model_loss(self.model, part) * len(part) / len(batch)
+            loss = loop.model_loss(self.model, part) * len(part) / len(batch)
             loss.backward()
             total += float(loss.detach())
-        training.stop_if_lost(total, step, self.model, batch)
+        loop.stop_if_lost(total, step, self.model, batch)
         self.importance = remembered(self.importance, self.scores())
-        training.at_rate(self.optimiser, self.settings.lr * (1 - (step - 1) / steps))
+        loop.at_rate(self.optimiser, self.settings.lr * (1 - (step - 1) / steps))
         self.optimiser.step()
 
     def scores(self) -> dict[str, Tensor]:
         """Per site the sum of its modules' scores, each module's of length one."""
-        from harness.scores import per_unit
+        from harness.pruning.importance import per_unit
 
         found = {}
         for site in self.sites:

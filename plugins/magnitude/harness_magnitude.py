@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, ranked, uniform
-from harness.allocate import spread, to_remove
+from harness.pruning.allocate import spread, to_remove
 
 KINDS = ("attention", "mlp")
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4)}
@@ -57,12 +57,12 @@ class Magnitude:
     def prepare(self, model: Any, ctx: Context) -> dict[str, Any] | None:
         if self.granularity != "structured":
             return None
-        from harness import scores
+        from harness.pruning import importance
 
         state = model.state_dict()
         if self.score == "output":
-            return dict(scores.output_magnitude(ctx.anatomy, state))
-        return dict(scores.magnitude(ctx.anatomy, state, p=self.norm))
+            return dict(importance.output_magnitude(ctx.anatomy, state))
+        return dict(importance.magnitude(ctx.anatomy, state, p=self.norm))
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
         if self.granularity == "structured":

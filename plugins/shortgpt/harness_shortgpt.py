@@ -63,10 +63,10 @@ def influence(model: Any, batches: Any, progress: Any = lambda *_: None) -> Any:
     """Per layer one minus the mean cosine between what enters a token's position and what leaves it."""
     import torch
 
-    from harness import walk
+    from harness.pruning import layerwise
 
     found = []
-    for layer in walk.forward(model, batches):
+    for layer in layerwise.forward(model, batches):
         alike = [cosines(x, y) for x, y in zip(layer.inputs, layer.settled(), strict=True)]
         found.append(1 - torch.cat(alike).double().mean())
         progress(layer.index + 1, len(model.model.layers))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, uniform
-from harness.allocate import spread, to_remove
+from harness.pruning.allocate import spread, to_remove
 
 # The fewest zeros in so many neighbours of a row.
 PATTERNS = {"unstructured": (0, 1), "2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4)}
@@ -71,7 +71,7 @@ class Wanda:
         return {}
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
-        from harness import walk
+        from harness.pruning import layerwise
 
         if not budget.value:
             return Cut()
@@ -83,9 +83,9 @@ class Wanda:
             )
         goals = zeros(ctx.anatomy, budget.value, of)
         masks = {}
-        for layer in walk.forward(model, ctx.calibration(self.samples, self.length).split(1)):
+        for layer in layerwise.forward(model, ctx.calibration(self.samples, self.length).split(1)):
             pruned = {}
-            for name, squares in walk.by_linear(layer.index, layer.squares()).items():
+            for name, squares in layerwise.by_linear(layer.index, layer.squares()).items():
                 weight = model.get_parameter(name).detach()
                 worth, columns = weight.float().abs() * squares.sqrt(), weight.shape[1]
                 group = (fewest, of) if fewest else (int(columns * budget.value), columns)
@@ -106,14 +106,14 @@ class WandaSp:
         return uniform(anatomy, ratio)
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
-        from harness import scores, walk
+        from harness.pruning import importance, layerwise
 
         if not budget.value:
             return Cut()
         shape, keep = uniform(ctx.anatomy, budget.value), {}
-        for layer in walk.forward(model, ctx.calibration(self.samples, self.length).split(1)):
-            squares = walk.by_linear(layer.index, layer.squares())
-            found = scores.output_activation(ctx.anatomy, layer.index, model.get_parameter, squares)
+        for layer in layerwise.forward(model, ctx.calibration(self.samples, self.length).split(1)):
+            squares = layerwise.by_linear(layer.index, layer.squares())
+            found = importance.output_activation(ctx.anatomy, layer.index, model.get_parameter, squares)
             chosen = best({site: shape[site] for site in found}, found)
             keep |= chosen
             with replaced(model, without(model, ctx.anatomy, chosen)):
@@ -171,7 +171,7 @@ def without(model: Any, anatomy: Any, keep: Mapping[str, list[int]]) -> dict[str
     """The tensors that make these sites compute what they will once only these units are left."""
     import torch
 
-    from harness.scores import output_member
+    from harness.pruning.importance import output_member
 
     changed = {}
     for name, units in keep.items():

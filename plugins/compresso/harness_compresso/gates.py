@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.models.anatomy.core import Anatomy, Site
-from harness.scores import output_member
-from harness.training import optimiser
+from harness.pruning.importance import output_member
+from harness.pruning.training.loop import optimiser
 
 BETA, LOW, HIGH = 2 / 3, -0.1, 1.1
 EDGE = 1e-6

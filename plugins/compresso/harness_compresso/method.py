@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import Budget, Context, Cut, to_remove, training
+from harness import Budget, Context, Cut, to_remove
+from harness.pruning.training import loop
 
 from . import choose, gates
 from .text import Text, training_text
@@ -39,9 +40,9 @@ class Compresso:
         """The adapters after the epochs without masks, which no budget changes."""
         text = training_text(ctx, self.samples, self.length, self.prompt)
         steps = self.lora_epochs * self.epoch(text)
-        with training.seeded(ctx.seed("adapters")), adapted(model) as adapters:
-            optim = training.optimiser(adapters.parameters(), self.lr)
-            for step, rows in enumerate(training.drawn(text.rows, self.batch, steps, ctx.seed("order", "lora"))):
+        with loop.seeded(ctx.seed("adapters")), adapted(model) as adapters:
+            optim = loop.optimiser(adapters.parameters(), self.lr)
+            for step, rows in enumerate(loop.drawn(text.rows, self.batch, steps, ctx.seed("order", "lora"))):
                 optim.zero_grad()
                 text.loss(model, rows, step).backward()
                 optim.step()
@@ -65,21 +66,19 @@ class Compresso:
         keep = {name: units.nonzero().flatten().tolist() for name, units in stays.items()}
         return Cut(keep, rewrites=merged, why=f"learned masks, at an expected sparsity of {learned:.4f}")
 
-    def learn(
-        self, model: Any, adapters: training.Adapters, text: Text, ratio: float, ctx: Context
-    ) -> dict[str, Tensor]:
+    def learn(self, model: Any, adapters: loop.Adapters, text: Text, ratio: float, ctx: Context) -> dict[str, Tensor]:
         """log alpha of every unit once the target was reached and held."""
         steps, ramp = self.prune_epochs * self.epoch(text), self.ramp_epochs * self.epoch(text)
         start = gates.beginning(ctx.anatomy, ctx.seed("gates"))
         log_alpha = {name: found.to(model.device).requires_grad_() for name, found in start.items()}
         constraint = gates.Constraint(self.multiplier_lr, model.device)
         optims = [
-            training.optimiser(adapters.parameters(), self.lr),
-            training.optimiser(log_alpha.values(), self.mask_lr),
+            loop.optimiser(adapters.parameters(), self.lr),
+            loop.optimiser(log_alpha.values(), self.mask_lr),
             constraint.climb,
         ]
         chance = torch.Generator().manual_seed(ctx.seed("draws"))
-        for step, rows in enumerate(training.drawn(text.rows, self.batch, steps, ctx.seed("order", "masks"))):
+        for step, rows in enumerate(loop.drawn(text.rows, self.batch, steps, ctx.seed("order", "masks"))):
             with gates.masked(model, ctx.anatomy, gates.drawn(log_alpha, chance)):
                 loss = text.loss(model, rows, step)
             share = gates.sparsity(ctx.anatomy, {name: gates.alive(found) for name, found in log_alpha.items()})
@@ -93,17 +92,15 @@ class Compresso:
             ctx.progress(step + 1, steps + self.tune_steps(text))
         return {name: found.detach().cpu() for name, found in log_alpha.items()}
 
-    def tune(
-        self, model: Any, adapters: training.Adapters, text: Text, stays: Mapping[str, Tensor], ctx: Context
-    ) -> None:
+    def tune(self, model: Any, adapters: loop.Adapters, text: Text, stays: Mapping[str, Tensor], ctx: Context) -> None:
         """LoRA with the chosen units gone, survivors whole."""
         steps, before = self.tune_steps(text), self.prune_epochs * self.epoch(text)
-        optim = training.optimiser(adapters.parameters(), self.tune_lr)
+        optim = loop.optimiser(adapters.parameters(), self.tune_lr)
         binary = {name: units.float().to(model.device) for name, units in stays.items()}
         together = self.batch * self.tune_accumulation
         with gates.masked(model, ctx.anatomy, binary):
-            for step, rows in enumerate(training.drawn(text.rows, together, steps, ctx.seed("order", "tune"))):
-                training.at_rate(optim, self.tune_lr * training.cosine(step, steps))
+            for step, rows in enumerate(loop.drawn(text.rows, together, steps, ctx.seed("order", "tune"))):
+                loop.at_rate(optim, self.tune_lr * loop.cosine(step, steps))
                 optim.zero_grad()
                 for part in rows.split(self.batch):
                     (text.loss(model, part, step) / self.tune_accumulation).backward()
@@ -117,15 +114,15 @@ class Compresso:
         return math.ceil(self.tune_epochs * self.epoch(text) / self.tune_accumulation)
 
 
-def weights(adapters: training.Adapters) -> dict[str, Tensor]:
+def weights(adapters: loop.Adapters) -> dict[str, Tensor]:
     found = {f"{name} a": adapters.a(name) for name in adapters.linears}
     return found | {f"{name} b": adapters.b(name) for name in adapters.linears}
 
 
 @contextmanager
-def adapted(model: Any) -> Iterator[training.Adapters]:
+def adapted(model: Any) -> Iterator[loop.Adapters]:
     """LoRA on queries and values while it lasts; the model's own weights are as they were afterwards."""
-    adapters = training.Adapters(model, RANK, ALPHA, targets=TARGETS)
+    adapters = loop.Adapters(model, RANK, ALPHA, targets=TARGETS)
     try:
         yield adapters
     finally:

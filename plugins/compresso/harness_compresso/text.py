@@ -12,8 +12,8 @@ from torch import Tensor
 from harness import Context, Unsupported
 from harness.evaluation.texts import tokenize
 from harness.models.architectures.decoder import FAMILIES
-from harness.training import stop_if_lost
-from harness.walk import language_loss
+from harness.pruning.layerwise import language_loss
+from harness.pruning.training.loop import stop_if_lost
 
 
 @dataclass

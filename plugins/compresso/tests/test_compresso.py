@@ -10,11 +10,12 @@ from harness_compresso import PROMPT, choose, gates
 from harness_compresso.method import Compresso, adapted
 from harness_compresso.text import training_text
 
-from harness import Budget, Cut, Unsupported, plugins, to_remove, training
+from harness import Budget, Cut, Unsupported, plugins, to_remove
 from harness.conformance import Conformance, models
 from harness.models import counting, surgery
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card
+from harness.pruning.training import loop
 
 QUICK = {"samples": 2, "length": 12, "prune_epochs": 2, "ramp_epochs": 1}
 
@@ -307,7 +308,7 @@ def test_sparsity_is_learned_and_what_does_nothing_goes_first():
         for layer in model.model.layers:
             layer.mlp.down_proj.weight[:, :10] *= 4
             layer.mlp.down_proj.weight[:, 10:] = 0
-    with training.seeded(1):
+    with loop.seeded(1):
         ids = models.tokens(16, 1)
         for _ in range(31):
             chances = model(ids, use_cache=False).logits[:, -1].softmax(-1)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import HarnessError, training
-from harness.gating import gated
-from harness.recovery.least_squares import TOKENS, TooLittle, mend
-from harness.scores import output_member
+from harness import HarnessError
+from harness.pruning.gates import gated
+from harness.pruning.importance import output_member
+from harness.pruning.least_squares import TOKENS, TooLittle, mend
+from harness.pruning.training import loop
 
 TINY = 0.01  # the length of the step that takes a finite difference, as DARTS has it
 
@@ -62,7 +63,7 @@ class Trained(Frozen):
         self.distance, self.lr, self.unrolled = distance, lr, unrolled
         model = distance.model
         model.requires_grad_(False)
-        self.adapters = training.Adapters(model, rank, 2 * rank) if kind == "lora" else None
+        self.adapters = loop.Adapters(model, rank, 2 * rank) if kind == "lora" else None
         self.start: dict[str, Tensor] = {}
         if self.adapters is not None:
             self.weights = self.adapters.parameters()
@@ -71,7 +72,7 @@ class Trained(Frozen):
             self.named = {name: model.get_parameter(name) for name in sorted(names)}
             self.start = {name: weight.detach().clone() for name, weight in self.named.items()}
             self.weights = list(self.named.values())
-        self.optimiser = training.optimiser(self.weights, lr)
+        self.optimiser = loop.optimiser(self.weights, lr)
         self._require(False)
 
     def step(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> float:

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness import Budget, Context, Cut, Shape, Unsupported, scores
-from harness.distance import ROWS, Distance, caster, plain_attention
+from harness import Budget, Context, Cut, Shape, Unsupported
 from harness.errors import UsageError
 from harness.models import counting
 from harness.models.anatomy.core import Anatomy
-from harness.training import seeded
+from harness.pruning import importance
+from harness.pruning.distance import ROWS, Distance, caster, plain_attention
+from harness.pruning.training.loop import seeded
 from harness_dilap import inner as levels
 from harness_dilap import picture, project
 from harness_dilap.gates import Gates
@@ -24,7 +25,7 @@ from harness_dilap.keep import Heard, save, saved
 from harness_dilap.search import Plan, Search, Splits, State
 from harness_dilap.settings import TRAINS, fault
 
-ORDERS = {"activation": scores.activation, "taylor": scores.taylor, "compensated": scores.compensated}
+ORDERS = {"activation": importance.activation, "taylor": importance.taylor, "compensated": importance.compensated}
 SERVES = (0.9, 1.1)  # a search is good for limits so far below and above its own, which measuring asks for next
 CLOSE = 1.001  # and what the held-out text chose is, unless it is too slow, up to so much above
 

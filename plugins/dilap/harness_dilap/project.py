@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness import Shape
-from harness.allocate import knapsack
+from harness.pruning.allocate import knapsack
 from harness_dilap.gates import Gates, Worth
 
 GRAIN, MANY = 16, 256  # a site of many units keeps a multiple of so many: what kernels take best anywhere

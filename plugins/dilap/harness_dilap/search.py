@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness import Context, HarnessError
-from harness.training import drawn
+from harness.pruning.training.loop import drawn
 from harness_dilap.gates import Gates, Worth, ranked
 from harness_dilap.keep import save, saved
 from harness_dilap.price import Priced

@@ -15,7 +15,7 @@ from harness_dilap.method import Dilap
 from harness_dilap.project import largest_step
 from harness_dilap.search import Splits
 
-from harness import Budget, Unsupported, Workload, distance, planning
+from harness import Budget, Unsupported, Workload, planning
 from harness.conformance import Conformance
 from harness.conformance.models import (
     PLAIN,
@@ -28,9 +28,10 @@ from harness.conformance.models import (
     tiny,
     tokens,
 )
-from harness.distance import Distance
 from harness.errors import HarnessError, UsageError
 from harness.models import surgery
+from harness.pruning import distance
+from harness.pruning.distance import Distance
 from harness.system import process
 
 QUICK = Dilap(samples=12, length=16, held_out=2, steps=20, stride=1, swaps=3, compute="fp32")

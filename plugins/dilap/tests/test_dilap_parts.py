@@ -13,7 +13,7 @@ from harness_dilap.price import Priced
 from harness_dilap.project import filled, project, swaps, values
 
 from harness.conformance.models import PLAIN, cost_model, depth_only, line, steps_of_eight, tiny, tokens
-from harness.distance import Distance
+from harness.pruning.distance import Distance
 
 
 def gates_of(units: dict[str, int], positions: list[float], softness: float = 0.2) -> Gates:

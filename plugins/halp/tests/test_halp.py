@@ -222,13 +222,13 @@ def test_wide_widths_lie_on_the_edges_of_steps_of_128(solver):
 def test_the_budget_tightens_exponentially_and_the_dead_stay_dead(monkeypatch):
     import harness_halp
 
-    from harness import gating
+    from harness.pruning import gates
 
     limits, plain = [], harness_halp.solve
     monkeypatch.setattr(harness_halp, "solve", lambda *a: limits.append((a[3], sum(map(len, a[1])))) or plain(*a))
-    seen, opened = [], gating.gated
+    seen, opened = [], gates.gated
     kept = lambda alive: {(name, int(unit)) for name, values in alive.items() for unit in values.nonzero()}  # noqa: E731
-    monkeypatch.setattr(gating, "gated", lambda m, a, alive: seen.append(kept(alive)) or opened(m, a, alive))
+    monkeypatch.setattr(gates, "gated", lambda m, a, alive: seen.append(kept(alive)) or opened(m, a, alive))
     _, _, table = asked(Halp("augmented", 4, 1, 1, 12, 8), steps_of_eight, 0.4)
     dense = table.dense
     assert [limit + table.floor for limit, _ in limits] == pytest.approx([dense * 0.4 ** (t / 4) for t in (1, 2, 3, 4)])

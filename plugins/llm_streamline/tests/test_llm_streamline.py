@@ -9,11 +9,12 @@ import pytest
 import torch
 from harness_llm_streamline import Streamline, bypassed, cached, chosen, likeness
 
-from harness import Budget, Cut, HarnessError, Unsupported, plugins, training
+from harness import Budget, Cut, HarnessError, Unsupported, plugins
 from harness.conformance import Conformance, models
 from harness.models import counting, surgery
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card
+from harness.pruning.training import loop
 
 # A block of three layers, 1 to 3, of which 2 and 3 go at ratio 0.5.
 FAVOURITE = {"cosine": torch.zeros(5, 5).index_put((torch.tensor(1), torch.tensor(4)), torch.tensor(1.0))}
@@ -314,8 +315,8 @@ def test_accumulated_passes_make_the_update_of_one_large_pass(monkeypatch):
 def test_published_settings_reach_the_optimiser(monkeypatch):
     _, anatomy = models.tiny(models.PLAIN)
     made, clipped = [], []
-    plain, clip = training.optimiser, torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(training, "optimiser", lambda *a, **k: made.append(plain(*a, **k)) or made[-1])
+    plain, clip = loop.optimiser, torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(loop, "optimiser", lambda *a, **k: made.append(plain(*a, **k)) or made[-1])
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda w, most: clipped.append(most) or clip(w, most))
     for stage in ("mse", "lm"):
         weight, loss, _ = pulled(towards=3.0)

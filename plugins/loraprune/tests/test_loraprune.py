@@ -14,9 +14,9 @@ from torch.func import functional_call
 from harness import Budget, HarnessError, Unsupported, plugins
 from harness.conformance import Conformance
 from harness.conformance.models import LLAMA31_8B, PLAIN, context, tiny, tokens
-from harness.gating import gated
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card
+from harness.pruning.gates import gated
 
 MODELS = ("llama, one KV head per head, tied", PLAIN, "qwen2", "qwen3", "gemma")
 SCALING = 16 / 8
@@ -269,11 +269,11 @@ def test_the_rate_falls_linearly():
 
 
 def test_training_sees_every_window_as_often_as_there_are_epochs(tmp_path, monkeypatch):
-    from harness import training
+    from harness.pruning.training import loop
 
     seen: list[torch.Tensor] = []
-    loss = training.model_loss
-    monkeypatch.setattr(training, "model_loss", lambda model, ids: (seen.append(ids), loss(model, ids))[1])
+    loss = loop.model_loss
+    monkeypatch.setattr(loop, "model_loss", lambda model, ids: (seen.append(ids), loss(model, ids))[1])
     model, anatomy = tiny(PLAIN)
     pruner = LoraPrune(samples=6, length=8, batch=4, micro=3, epochs=2)
     pruner.prune(model, Budget("ratio", 0.25), context(anatomy), None)

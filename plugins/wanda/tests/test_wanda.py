@@ -11,12 +11,12 @@ import torch
 from harness_wanda import PATTERNS, Wanda, WandaSp
 
 from harness import Budget, Unsupported, plugins, uniform
-from harness.allocate import to_remove
 from harness.conformance import Conformance
 from harness.conformance.models import LLAMA31_8B, PLAIN, context, tiny, tokens
 from harness.errors import HarnessError
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card
+from harness.pruning.allocate import to_remove
 from harness.system import seeds
 
 MODELS = [PLAIN, "llama, one KV head per head, tied", "qwen2", "qwen3"]

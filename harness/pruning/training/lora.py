@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.models.surgery import CheckedCut
-    from harness.training import Adapters
+    from harness.pruning.training.loop import Adapters
 
 MICRO = 4  # windows that are in memory at once
 HELD = 16  # one window in so many is kept for validation
@@ -55,7 +55,7 @@ class Lora:
         return math.ceil(self.epochs * (self.samples - self.held) / self.batch)
 
     def recover(self, model: Any, teacher: Any, ctx: Context) -> None:
-        from harness.training import Adapters, seeded
+        from harness.pruning.training.loop import Adapters, seeded
 
         assert ctx.calibration is not None
         windows = ctx.calibration(self.samples, self.length)
@@ -76,22 +76,22 @@ class Lora:
         """Leaves the adapters as they were where the validation loss was least; at first they change nothing."""
         import torch
 
-        from harness import training
+        from harness.pruning.training import loop
 
         model, weights = adapters.model, adapters.parameters()
-        optim = training.optimiser(weights, self.lr)
+        optim = loop.optimiser(weights, self.lr)
         least, best = validation_loss(model, held), [weight.detach().clone() for weight in weights]
         every = math.ceil(self.steps / CHECKS)
         order = ctx.seed("recovery", "lora", "order")
-        for step, rows in enumerate(training.drawn(windows, self.batch, self.steps, order), 1):
-            training.at_rate(optim, self.lr * training.cosine(step - 1, self.steps, self.warmup))
+        for step, rows in enumerate(loop.drawn(windows, self.batch, self.steps, order), 1):
+            loop.at_rate(optim, self.lr * loop.cosine(step - 1, self.steps, self.warmup))
             model.train()
             total = 0.0
             for part in rows.split(MICRO):
-                loss = training.model_loss(model, part) * len(part) / len(rows)
+                loss = loop.model_loss(model, part) * len(part) / len(rows)
                 loss.backward()
                 total += loss.item()
-            training.stop_if_lost(total, step, model, rows)
+            loop.stop_if_lost(total, step, model, rows)
             ctx.trained(rows.numel())
             torch.nn.utils.clip_grad_norm_(weights, LONGEST)
             optim.step()
@@ -108,7 +108,7 @@ class Lora:
 def validation_loss(model: Any, windows: Tensor) -> float:
     import torch
 
-    from harness.training import model_loss
+    from harness.pruning.training.loop import model_loss
 
     model.eval()
     with torch.no_grad():

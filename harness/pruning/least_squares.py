@@ -115,7 +115,7 @@ class Stream:
     """A model's residual stream over the calibration text, taken through one sub-layer after the other."""
 
     def __init__(self, model: Any, batches: Sequence[Tensor]) -> None:
-        from harness.walk import entries
+        from harness.pruning.layerwise import entries
 
         self.layers = model.model.layers
         self.hidden, self.extras = entries(model, batches)
@@ -145,7 +145,7 @@ def normal_equations(stream: Stream, here: Place, aims: Iterable[Tensor], exact:
     """X'X and X'E over the calibration text: X enters the last linear, E is what the stream lacks behind it."""
     import torch
 
-    from harness.walk import watched
+    from harness.pruning.layerwise import watched
 
     linear = stream.last(here)
     precision = torch.float64 if exact else torch.float32

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import walk
 from harness.models.anatomy.core import Anatomy, Member, Site
+from harness.pruning import layerwise
 
 DAMPING, TINY = 0.01, 1e-30  # of the mean squared input, and where all inputs are zero
 THIN = 0.05  # the same, times inputs per token: few tokens make any input look like a sum of others
@@ -61,7 +61,7 @@ def output_magnitude(anatomy: Anatomy, state: Mapping[str, Tensor]) -> dict[str,
 def taylor(model: Any, anatomy: Anatomy, batches: Iterable[Tensor], second_order: bool = False) -> dict[str, Tensor]:
     """|w g| per element, g from the mean loss of all batches; or |w^2 a|, a the mean of squared gradients."""
     found: dict[str, Tensor] = {}
-    for gradients in walk.backward(model, batches, squares=second_order):
+    for gradients in layerwise.backward(model, batches, squares=second_order):
         slopes = gradients.squares if second_order else gradients.mean
         elements = {
             name: (model.get_parameter(name).detach().float().pow(2 if second_order else 1) * slope).abs()
@@ -75,8 +75,8 @@ def taylor(model: Any, anatomy: Anatomy, batches: Iterable[Tensor], second_order
 def activation(model: Any, anatomy: Anatomy, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """|W| times the norm of its input, averaged over rows, at the output side of each site."""
     found: dict[str, Tensor] = {}
-    for layer in walk.forward(model, batches):
-        norms = walk.by_linear(layer.index, layer.squares(settled=True))
+    for layer in layerwise.forward(model, batches):
+        norms = layerwise.by_linear(layer.index, layer.squares(settled=True))
         found |= output_activation(anatomy, layer.index, model.get_parameter, norms)
     return found
 
@@ -101,7 +101,7 @@ def compensated(model: Any, anatomy: Anatomy, batches: Iterable[Tensor]) -> dict
     With H the products of the inputs of the last linear: the trace of W_u (H^-1_uu)^-1 W_u', as ZipLM has it.
     """
     found: dict[str, Tensor] = {}
-    for layer in walk.forward(model, batches):
+    for layer in layerwise.forward(model, batches):
         members = {site.name: output_member(site) for site in anatomy.blocks() if site.layer == layer.index}
         grams = products(layer, {member.tensor for member in members.values()})
         tokens = sum(x.flatten(0, -2)[::EVERY].shape[0] for x in layer.inputs)
@@ -114,12 +114,12 @@ def compensated(model: Any, anatomy: Anatomy, batches: Iterable[Tensor]) -> dict
     return found
 
 
-def products(layer: walk.Layer, tensors: Container[str]) -> dict[str, Tensor]:
+def products(layer: layerwise.Layer, tensors: Container[str]) -> dict[str, Tensor]:
     """X'X of what enters these linears of a layer, by every other token: products are most of the work."""
     grams: dict[str, Tensor] = {}
 
     def add(name: str, x: Tensor) -> None:
-        (tensor,) = walk.by_linear(layer.index, {name: x})
+        (tensor,) = layerwise.by_linear(layer.index, {name: x})
         if tensor in tensors:
             with torch.autocast(x.device.type, enabled=False):
                 flat = x.flatten(0, -2)[::EVERY].float()

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError, Unsupported
-from harness.gating import gated
 from harness.models.anatomy.core import Anatomy
+from harness.pruning.gates import gated
+from harness.pruning.training.loop import first_bad_layer
 from harness.system import process
-from harness.training import first_bad_layer
 
 ROWS = 4  # windows that go through together where nothing asks for gradients
 SHORT = 512  # tokens up to which a CPU's plain attention, with its gradients, is faster than the fused one

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.walk import forward, language_loss
+from harness.pruning.layerwise import forward, language_loss
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

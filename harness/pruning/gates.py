@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.models.anatomy.core import Anatomy
-from harness.scores import output_member
+from harness.pruning.importance import output_member
 
 
 @contextmanager

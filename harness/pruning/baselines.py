@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.allocate import uniform
 from harness.api import Budget, Context, Cut, Shape
 from harness.models.anatomy.core import Anatomy
+from harness.pruning.allocate import uniform
 
 
 class Dense:

@@ -1,0 +1,1 @@
+"""Training after or during pruning: the step loop, adapters, LoRA."""

@@ -1,1 +1,0 @@
-"""What may follow a cut, the same for every method."""
