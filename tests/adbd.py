@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.remote.adb import Adb
+from harness.devices.remote.adb import Adb
 
 from .sshd import free_port
 

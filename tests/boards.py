@@ -11,7 +11,7 @@ import pytest
 import harness
 from harness import plugins
 from harness.api import Score
-from harness.builtin.null import Null
+from harness.devices.simulated import Null
 from harness.records.schema import Conformance, Git
 from harness.records.store import Store
 from harness.scoring import compared, score_words

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.remote.ssh import Ssh
+from harness.devices.remote.ssh import Ssh
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 

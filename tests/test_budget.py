@@ -12,9 +12,9 @@ from click.testing import CliRunner
 import harness
 from harness import planning, plugins, timed
 from harness.api import Cut, PrunerSpec, Samples
-from harness.builtin.null import Null, Staircase
 from harness.cell import Reporter
 from harness.cli import cli
+from harness.devices.simulated import Null, Staircase
 from harness.errors import HarnessError
 from harness.latency import match, timing
 from harness.pruning.allocate import uniform

@@ -14,10 +14,10 @@ import pytest
 import harness
 from harness import plugins
 from harness.api import Cut, DeviceSpec, EvaluatorSpec, Param, PrunerSpec, Samples, Score
-from harness.builtin.null import Null
 from harness.cell import Reporter
 from harness.conformance import Conformance, kit
 from harness.conformance.kit import bench_of, checks, judged
+from harness.devices.simulated import Null
 from harness.errors import Unsupported, UsageError
 from harness.pruning.allocate import uniform
 

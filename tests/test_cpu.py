@@ -12,7 +12,7 @@ import torch
 
 import harness
 from harness.api import TimingPlan, Workload
-from harness.builtin.cpu import Cpu
+from harness.devices.cpu import Cpu
 from harness.errors import EnvironmentFault, HarnessError
 from harness.latency import timing, worker
 from harness.models.loading.cards import card
@@ -54,7 +54,7 @@ def test_the_ranked_clock_is_cpu_time_unless_asked(monkeypatch):
     assert Cpu().probe().clock == "wall"
     monkeypatch.setenv("HARNESS_CPU_CLOCK", "auto")
     for waited, clock in ((0.0, "wall"), (0.5, "cpu"), (None, "cpu")):
-        monkeypatch.setattr("harness.builtin.cpu.pressure", lambda waited=waited: waited)
+        monkeypatch.setattr("harness.devices.cpu.pressure", lambda waited=waited: waited)
         assert Cpu().probe().clock == clock
 
 

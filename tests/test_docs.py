@@ -117,7 +117,7 @@ class Desk:
 
     def yaml(self, block: Block) -> None:
         """The file of a device."""
-        from harness.remote.target import Target
+        from harness.devices.remote.device_file import Target
 
         Target.model_validate(yaml.safe_load(block.text))
 

@@ -15,11 +15,11 @@ import pytest
 
 from harness import TimingPlan, Workload, plugins
 from harness.api import Samples
+from harness.devices.remote.folder import OURS
 from harness.errors import HarnessError
 from harness.latency import sustained
 from harness.records.schema import digest, seal
 from harness.records.store import Store
-from harness.remote.folder import OURS
 
 from .forks import command
 from .sshd import Server, free_port
@@ -288,7 +288,7 @@ def test_seconds_that_sustain_nothing_are_refused(seconds, tmp_path):
 
 
 def test_paths_of_windows_are_told_to_sftp_its_way():
-    from harness.remote.ssh import there
+    from harness.devices.remote.ssh import there
 
     assert there("C:/Users/me/harness-x/model.onnx") == "/C:/Users/me/harness-x/model.onnx"
     assert there("/tmp/harness-x") == "/tmp/harness-x"

@@ -14,8 +14,8 @@ from transformers import DynamicCache
 
 from harness import Cut
 from harness.api import Workload
+from harness.devices import ort_session
 from harness.errors import EnvironmentFault, Unsupported
-from harness.export import ort
 from harness.models.anatomy.core import anatomy_of
 from harness.models.export import onnx_graph
 from harness.models.surgery import apply, check
@@ -31,7 +31,7 @@ class Case:
     model: Any
     workload: Workload
     exported: onnx_graph.Exported
-    session: ort.Session
+    session: ort_session.Session
 
 
 def made(family: str, keep: dict[str, Any], tied: bool = False):
@@ -83,7 +83,7 @@ def case(request, tmp_path_factory):
     model, workload = made(family, keep, tied), Workload.parse(words)
     folder = tmp_path_factory.mktemp("export")
     exported = onnx_graph.export(model, workload, folder)
-    session = ort.Session(folder, threads=1)
+    session = ort_session.Session(folder, threads=1)
     yield Case(model, workload, exported, session)
     session.close()
 
@@ -124,7 +124,7 @@ def test_a_session_of_its_own_leaves_nothing(monkeypatch, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = made("llama", NO_ATTENTION)
-    session = ort.Session.of(model, Workload.parse("prefill:1x3"))
+    session = ort_session.Session.of(model, Workload.parse("prefill:1x3"))
     assert list(tmp_path.iterdir()) == []
     session.run()
     with torch.inference_mode():
@@ -149,7 +149,7 @@ def test_a_damaged_graph_is_one_line(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(Unsupported, match="cannot open the graph") as caught:
-        ort.Session(tmp_path)
+        ort_session.Session(tmp_path)
     assert "\n" not in caught.value.cause
 
 
@@ -157,10 +157,10 @@ def test_a_damaged_graph_is_one_line(tmp_path):
 def test_missing_packages_are_one_line(missing, monkeypatch, tmp_path):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name) or True)
-    assert ort.installed().startswith("transformers" if "." in missing else missing)
+    assert ort_session.installed().startswith("transformers" if "." in missing else missing)
     fault = Unsupported if "." in missing else EnvironmentFault
     with pytest.raises(fault) as caught:
-        ort.Session(tmp_path) if missing == "onnxruntime" else onnx_graph.export(
+        ort_session.Session(tmp_path) if missing == "onnxruntime" else onnx_graph.export(
             None, Workload.parse("prefill:1x3"), tmp_path
         )
     assert "pip install" in caught.value.remedy
@@ -190,7 +190,7 @@ def test_a_pruned_smollm2_gives_in_onnx_runtime_what_it_gives_in_torch(words):
     workload = Workload.parse(words)
     with tempfile.TemporaryDirectory() as folder:
         onnx_graph.export(pruned, workload, Path(folder))
-        session = ort.Session(Path(folder), threads=1)
+        session = ort_session.Session(Path(folder), threads=1)
     feed, expected = eager(pruned, workload)
     assert (torch.from_numpy(session.logits(feed)) - expected).abs().max() < 1e-3
     samples = plugins.registry().device("cpu", "onnxruntime").measure(session, TimingPlan(iterations=3))

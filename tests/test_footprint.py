@@ -9,7 +9,7 @@ import pytest
 import harness
 from harness import planning, plugins
 from harness.api import Context, Samples, Workload
-from harness.builtin.null import Null
+from harness.devices.simulated import Null
 from harness.evaluation.footprint import Footprint
 from harness.models.anatomy.core import anatomy_of
 from harness.models.saved import modeling

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 import harness
-from harness.builtin.null import Null
 from harness.cli.record import energy_told, record_rows, reproduce
+from harness.devices.simulated import Null
 from harness.errors import EnvironmentFault, UsageError
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.site import printed

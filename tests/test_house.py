@@ -22,9 +22,9 @@ PLUGINS = [file for path in PLUGINS for file in ([path] if path.is_file() else s
 
 # Who may import whom: a module imports its own rank or below. Ranks read from the bottom of the design's arrow.
 RANKS = [
-    ("errors", "words", "api", "hookspecs", "events", "stats", "markup", "meter", "plugins", "system", "records"),
+    ("errors", "words", "api", "hookspecs", "events", "stats", "markup", "plugins", "system", "records"),
     ("options", "models", "evaluation", "pruning"),
-    ("latency", "export", "remote"),
+    ("latency", "devices"),
     ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "scoring", "conformance", "cell"),
     ("tracing", "verbs", "leaderboard", "trust", "suite", "sweep", "engines"),
     ("cli", "__main__"),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.api import Budget, Workload
-from harness.builtin.null import CALL_NS, Null, Staircase
+from harness.devices.simulated import CALL_NS, Null, Staircase
 from harness.errors import HarnessError, OverBudget, Unsupported, UsageError
 from harness.latency import match, predictor, shelf, smooth, validate
 from harness.latency.bed import PROBING, Bed, Measured

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import meter
 from harness.api import Samples, TimingPlan
-from harness.builtin.cpu import Cpu
+from harness.devices import cpu_energy
+from harness.devices.cpu import Cpu
+from harness.devices.cpu_energy import Meter
 from harness.latency import timing
-from harness.meter import Meter
 
 
 class Powercap:
@@ -33,7 +33,7 @@ class Powercap:
 
 @pytest.fixture
 def powercap(tmp_path, monkeypatch):
-    monkeypatch.setattr(meter, "ROOT", tmp_path / "powercap")
+    monkeypatch.setattr(cpu_energy, "ROOT", tmp_path / "powercap")
     return Powercap(tmp_path / "powercap")
 
 
@@ -76,9 +76,9 @@ def test_looks_in_between_add_up_over_several_starts(powercap):
 
 
 def test_without_counters_the_reason_is_said(powercap):
-    assert spent(powercap) == (None, meter.NONE)
+    assert spent(powercap) == (None, cpu_energy.NONE)
     powercap.domain("intel-rapl:0", "psys", 40)
-    assert spent(powercap) == (None, meter.NONE)
+    assert spent(powercap) == (None, cpu_energy.NONE)
 
 
 def test_a_closed_counter_names_the_remedy(powercap, monkeypatch):
@@ -94,7 +94,7 @@ def test_a_closed_counter_names_the_remedy(powercap, monkeypatch):
     monkeypatch.setattr(Path, "read_text", guarded)
     joules, note = spent(powercap, rapl_0=2)
     assert joules is None  # one package of two is not the machine
-    assert note == meter.SHUT
+    assert note == cpu_energy.SHUT
     assert "chmod" in note
 
 
@@ -123,7 +123,7 @@ def test_the_cpu_tells_the_joules_of_its_timed_passes(powercap):
 
 def test_a_long_pass_is_followed_by_a_look(powercap, monkeypatch):
     powercap.domain("intel-rapl:0", "package-0", 0, most=65)
-    monkeypatch.setattr("harness.builtin.cpu.LONG_S", 0)
+    monkeypatch.setattr("harness.devices.cpu.LONG_S", 0)
     used = [0]
 
     def run():
@@ -135,7 +135,7 @@ def test_a_long_pass_is_followed_by_a_look(powercap, monkeypatch):
 
 def test_the_cpu_says_why_it_tells_none(powercap):
     found = Cpu().measure(lambda: None, TimingPlan(warmup=0, iterations=1))
-    assert (found.energy_j, found.energy_note) == (None, meter.NONE)
+    assert (found.energy_j, found.energy_note) == (None, cpu_energy.NONE)
 
 
 def rounds(dense, pruned, note="a meter"):

@@ -15,18 +15,18 @@ import psutil
 import pytest
 
 from harness.api import TimingPlan, Workload
+from harness.devices.remote import agent as agent_file
+from harness.devices.remote import shells
+from harness.devices.remote.adb import Adb
+from harness.devices.remote.folder import OURS, Folder
+from harness.devices.remote.local import Local
+from harness.devices.remote.ort_device import OnnxRuntime
+from harness.devices.remote.programs.agent import Agent
+from harness.devices.remote.shells import ended
+from harness.devices.remote.ssh import Ssh
+from harness.devices.remote.transport import Done, Lost, Refused, TooLong, Unreachable
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.models.saved.contents import file_sha256
-from harness.remote import agent as agent_file
-from harness.remote import shells
-from harness.remote.adb import Adb
-from harness.remote.folder import OURS, Folder
-from harness.remote.local import Local
-from harness.remote.ort import OnnxRuntime
-from harness.remote.runners.agent import Agent
-from harness.remote.shells import ended
-from harness.remote.ssh import Ssh
-from harness.remote.transport import Done, Lost, Refused, TooLong, Unreachable
 from harness.system import host
 
 from .adbd import Phone

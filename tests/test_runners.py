@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.api import TimingPlan
-from harness.remote.runners import benchmark_model, net_run, perf_test, trtexec
-from harness.remote.runners.words import BadOutput, number
+from harness.devices.remote.programs import benchmark_model, net_run, perf_test, trtexec
+from harness.devices.remote.programs.parsing import BadOutput, number
 
 OUTPUTS = Path(__file__).parent / "outputs"
 PLAN = TimingPlan(warmup=2, iterations=20, seconds=2.0)

@@ -20,9 +20,9 @@ from click.testing import CliRunner
 
 from harness import suite, sweep
 from harness.api import DeviceInfo
-from harness.builtin.null import Null
 from harness.cell import STEPS
 from harness.cli import cli
+from harness.devices.simulated import Null
 from harness.engines import steps
 from harness.engines.local import Died, Local
 from harness.errors import EnvironmentFault, HarnessError, UsageError

@@ -98,7 +98,7 @@ class PrunerBench:
 
     def latency(self, anatomy: Any) -> Any:
         """A cost model of the made-up device with steps, which costs nothing to measure."""
-        from harness.builtin.null import Staircase
+        from harness.devices.simulated import Staircase
         from harness.latency.bench import Visits
         from harness.latency.profile import Effort, Profile, Target
         from harness.latency.table import CostModel, anatomy_mark

@@ -183,7 +183,7 @@ def suite(folder: Path, path: Path) -> object:
 
 
 def device_file(folder: Path, path: Path) -> object:
-    from harness.remote.target import read
+    from harness.devices.remote.device_file import read
 
     target = read(path.stem, "{transport: ssh, host: board.local}")
     return target if target.transport == "ssh" else target.connect()
@@ -383,7 +383,7 @@ class Talk:
         return self.lines.pop(0).replace("NONCE", self.nonce) if self.lines else None
 
     def ended(self) -> Any:
-        from harness.remote.transport import Done
+        from harness.devices.remote.transport import Done
 
         return Done(1, "", "")
 
@@ -393,16 +393,16 @@ class Talk:
 def agent(folder: Path, path: Path) -> object:
     """A reply, and what a device makes of it."""
     from harness.api import TimingPlan
-    from harness.remote import agent as program
-    from harness.remote import ort
-    from harness.remote.device import Handle
-    from harness.remote.runners.agent import Process
-    from harness.remote.target import Target
+    from harness.devices.remote import agent as program
+    from harness.devices.remote import ort_device
+    from harness.devices.remote.device import Handle
+    from harness.devices.remote.device_file import Target
+    from harness.devices.remote.programs.agent import Process
 
     reply = path.read_bytes().decode(errors="replace")
     lines = (program.ANSWER + reply.replace("\n", " ") if path.suffix == ".json" else reply).splitlines(True)
 
-    class Board(ort.OnnxRuntime):
+    class Board(ort_device.OnnxRuntime):
         name = "orin-cpu"
         target = Target(transport="local")
         where = "board"
@@ -422,7 +422,7 @@ def agent(folder: Path, path: Path) -> object:
     if path.stem == "probe":
         return board.probe().usable
     if path.stem == "open":
-        ort.lowered(board.agent.ask("open"), "board")
+        ort_device.lowered(board.agent.ask("open"), "board")
         return True
     return board.measure(Handle("m", "m.onnx", process=Process(Talk(lines), "python3")), TimingPlan(1, 3, 0.0))
 
@@ -433,13 +433,13 @@ class Line:
     where = "board"
 
     def __init__(self, text: str) -> None:
-        from harness.remote.shells import Posix
+        from harness.devices.remote.shells import Posix
 
         self.text, self.shell = text, Posix()
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Any:
-        from harness.remote.shells import ended
-        from harness.remote.transport import Done
+        from harness.devices.remote.shells import ended
+        from harness.devices.remote.transport import Done
 
         ended(self.text)
         return Done(0, self.text, "")
@@ -447,8 +447,8 @@ class Line:
 
 def shell(folder: Path, path: Path) -> object:
     """What commands of other machines print: properties, temperatures, free space, hashes."""
-    from harness.remote import android
-    from harness.remote.folder import Folder
+    from harness.devices.remote import android
+    from harness.devices.remote.folder import Folder
 
     line = Line(_printed(path))
     android.words(android.look(line))
@@ -463,21 +463,21 @@ def _printed(path: Path) -> str:
 
 
 def trtexec(folder: Path, path: Path) -> object:
-    from harness.remote.runners import trtexec as program
+    from harness.devices.remote.programs import trtexec as program
 
     text = _printed(path)
     return program.samples(text) if path.suffix == ".json" else program.told(text, 0)
 
 
 def perf_test(folder: Path, path: Path) -> object:
-    from harness.remote.runners import perf_test as program
+    from harness.devices.remote.programs import perf_test as program
 
     text = _printed(path)
     return program.samples(text) if path.suffix == ".csv" else program.told(text, 0)
 
 
 def benchmark_model(folder: Path, path: Path) -> object:
-    from harness.remote.runners import benchmark_model as program
+    from harness.devices.remote.programs import benchmark_model as program
 
     text = _printed(path)
     program.fallback(text)
@@ -485,7 +485,7 @@ def benchmark_model(folder: Path, path: Path) -> object:
 
 
 def net_run(folder: Path, path: Path) -> object:
-    from harness.remote.runners import net_run as program
+    from harness.devices.remote.programs import net_run as program
 
     text = _printed(path)
     with suppress(HarnessError):

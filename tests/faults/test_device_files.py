@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from harness.remote.ssh import Ssh
-from harness.remote.target import read
+from harness.devices.remote.device_file import read
+from harness.devices.remote.ssh import Ssh
 
 from ..sshd import Server
 from .folders import DEEP, ODD_FILES, odd_files, refused
@@ -141,7 +141,7 @@ CLIENTS = [
 @pytest.fixture(scope="module")
 def clients():
     """What a process prints that tries to make these clients and then ends."""
-    code = f"""from harness.remote.ssh import Ssh
+    code = f"""from harness.devices.remote.ssh import Ssh
 for wrong in {CLIENTS!r}:
     try:
         Ssh("host", **wrong)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import Samples, TimingPlan, Workload
+from harness.devices.remote import android
+from harness.devices.remote.device import Handle, Look, means, opened
+from harness.devices.remote.phone import Phone
+from harness.devices.remote.programs import benchmark_model
 from harness.errors import Unsupported
 from harness.models.export import isolated_env, tflite_model
-from harness.remote import android
-from harness.remote.device import Handle, Look, means, opened
-from harness.remote.phone import Phone
-from harness.remote.runners import benchmark_model
 
 
 class Nnapi(Phone):

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from harness.api import Workload
-from harness.remote.device import Handle, Look
-from harness.remote.ort import OnnxRuntime
+from harness.devices.remote.device import Handle, Look
+from harness.devices.remote.ort_device import OnnxRuntime
 from harness_orin.jetson import ORIN, POWER, Jetson
 
 

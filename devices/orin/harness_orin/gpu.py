@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import Samples, TimingPlan
+from harness.devices.remote.device import Handle, Look, Remote, opened
+from harness.devices.remote.programs import trtexec
+from harness.devices.remote.programs.parsing import BadOutput
 from harness.errors import EnvironmentFault, HarnessError, Unsupported
-from harness.remote.device import Handle, Look, Remote, opened
-from harness.remote.runners import trtexec
-from harness.remote.runners.words import BadOutput
 from harness_orin.jetson import ORIN, POWER, Jetson, reading, watts
 
 CANNOT = re.compile(r"no importer|not supported|[Uu]nsupported|Failed to parse|parse.*failed", re.IGNORECASE)

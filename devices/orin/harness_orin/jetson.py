@@ -6,10 +6,10 @@ import re
 import statistics
 from typing import Any
 
+from harness.devices.remote.device import HOT
+from harness.devices.remote.device_file import Target
+from harness.devices.remote.folder import Folder
 from harness.errors import EnvironmentFault
-from harness.remote.device import HOT
-from harness.remote.folder import Folder
-from harness.remote.target import Target
 
 ORIN = r"\bOrin\b"
 MODEL = "/proc/device-tree/model"

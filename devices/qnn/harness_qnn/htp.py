@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from harness.devices.remote.ort_device import lowered
+from harness.devices.remote.programs.agent import Agent
 from harness.errors import HarnessError, Unsupported, UsageError
-from harness.remote.ort import lowered
-from harness.remote.runners.agent import Agent
 
 PROVIDER = "QNNExecutionProvider"
 PACKAGE = "onnxruntime_qnn"

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import Samples, TimingPlan
+from harness.devices.remote import android
+from harness.devices.remote.device import Handle, Look, enough, means, opened
+from harness.devices.remote.folder import Folder
+from harness.devices.remote.local import Local
+from harness.devices.remote.phone import Phone
+from harness.devices.remote.programs import net_run, perf_test
+from harness.devices.remote.programs.agent import Agent
 from harness.errors import EnvironmentFault
-from harness.remote import android
-from harness.remote.device import Handle, Look, enough, means, opened
-from harness.remote.folder import Folder
-from harness.remote.local import Local
-from harness.remote.phone import Phone
-from harness.remote.runners import net_run, perf_test
-from harness.remote.runners.agent import Agent
 from harness_qnn import htp, inputs
 
 PROGRAMS = {"perf-test": "onnxruntime_perf_test", "net-run": "qnn-net-run"}

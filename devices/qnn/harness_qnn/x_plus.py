@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.remote.device import Handle, Look
-from harness.remote.ort import OnnxRuntime
+from harness.devices.remote.device import Handle, Look
+from harness.devices.remote.ort_device import OnnxRuntime
 from harness_qnn import htp
 
 

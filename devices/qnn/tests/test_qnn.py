@@ -16,11 +16,11 @@ from harness_qnn.x_plus import XPlus
 from harness import Cut, TimingPlan, Unsupported, Workload
 from harness.cli import cli
 from harness.conformance import Conformance, played
+from harness.devices.remote.folder import Folder
+from harness.devices.remote.local import Local
+from harness.devices.remote.programs.agent import Agent
 from harness.errors import HarnessError
 from harness.models.export.onnx_graph import export
-from harness.remote.folder import Folder
-from harness.remote.local import Local
-from harness.remote.runners.agent import Agent
 
 pytest.importorskip("onnxruntime_qnn", reason="prune-harness-qnn[compiler] is not installed")
 PROGRAMS = Path(__file__).parent / "programs"

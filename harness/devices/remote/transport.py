@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.devices.remote.shells import Shell
 from harness.errors import EnvironmentFault, HarnessError
-from harness.remote.shells import Shell
 
 PATIENCE_S = 2  # with a program that was told that nobody listens any more
 

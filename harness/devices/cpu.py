@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
-from harness.meter import Meter
+from harness.devices.cpu_energy import Meter
 from harness.models.workloads import runner, threads
 from harness.system.host import cores, counters, cpu_model, pressure, threads_asked
 
@@ -46,7 +46,7 @@ class Cpu:
         }
         notes = (f"oneDNN is kept to {isa}: this machine announces AMX and ends what uses it",) if isa else ()
         if self.runtime == "onnxruntime":
-            from harness.export.ort import installed
+            from harness.devices.ort_session import installed
 
             if (reason := installed()) is not None:
                 return DeviceInfo(False, reason)
@@ -66,7 +66,7 @@ class Cpu:
 
     def prepare(self, model: Any, workload: Workload) -> Any:
         if self.runtime == "onnxruntime":
-            from harness.export.ort import Session
+            from harness.devices.ort_session import Session
 
             return Session.of(model, workload, self.threads)
         return runner(model, workload)

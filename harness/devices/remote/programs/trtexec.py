@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import TimingPlan
-from harness.remote.runners.words import NUMBER, BadOutput, fault, nanoseconds, ns
+from harness.devices.remote.programs.parsing import NUMBER, BadOutput, fault, nanoseconds, ns
 from harness.system.reading import json_value
 
 BINARY = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it

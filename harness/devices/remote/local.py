@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.remote.shells import Posix, Python, Shell, ended
-from harness.remote.transport import Done, Refused, Talk, call
+from harness.devices.remote.shells import Posix, Python, Shell, ended
+from harness.devices.remote.transport import Done, Refused, Talk, call
 
 
 class Local:

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from harness.devices.remote.transport import Refused, Transport, Unreachable
 from harness.errors import EnvironmentFault
 from harness.records.files import alive
-from harness.remote.transport import Refused, Transport, Unreachable
 from harness.system import locks
 
 OURS = re.compile(r"harness-([\w.-]+)-(\d+)-[0-9a-f]{8}")

@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.devices.remote.shells import NOTHING_CAME, Posix, Shell, ended
+from harness.devices.remote.transport import Done, Lost, Refused, Talk, Unreachable, call
+from harness.devices.remote.values import plain_value
 from harness.errors import UsageError, one_line
-from harness.remote.shells import NOTHING_CAME, Posix, Shell, ended
-from harness.remote.transport import Done, Lost, Refused, Talk, Unreachable, call
-from harness.remote.values import plain_value
 
 LOST = 255  # what ssh ends with when the line and not the command is at fault
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")

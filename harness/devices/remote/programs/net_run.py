@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from harness.remote.runners.words import NUMBER, BadOutput, fault, ns, number
+from harness.devices.remote.programs.parsing import NUMBER, BadOutput, fault, ns, number
 
 LOG = "qnn-profiling-data_0.log"
 DONE = "Finished Executing Graphs"

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.devices.remote.shells import NOTHING_CAME, Posix, Shell, ended
+from harness.devices.remote.transport import Done, Lost, Refused, Talk, Unreachable, call
 from harness.errors import UsageError
-from harness.remote.shells import NOTHING_CAME, Posix, Shell, ended
-from harness.remote.transport import Done, Lost, Refused, Talk, Unreachable, call
 
 SERIAL = re.compile(r"[A-Za-z0-9][\w.:-]*")
 WHY = {  # in the words of adb

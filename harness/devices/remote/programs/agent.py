@@ -10,12 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from harness.devices.remote import agent
+from harness.devices.remote.folder import Folder
+from harness.devices.remote.programs.parsing import killed
+from harness.devices.remote.shells import NOTHING_CAME
+from harness.devices.remote.transport import Lost, Talk
 from harness.errors import EnvironmentFault, HarnessError, one_line
-from harness.remote import agent
-from harness.remote.folder import Folder
-from harness.remote.runners.words import killed
-from harness.remote.shells import NOTHING_CAME
-from harness.remote.transport import Lost, Talk
 from harness.system.reading import Unreadable, json_value
 
 FILE = Path(agent.__file__)

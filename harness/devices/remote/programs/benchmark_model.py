@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from harness.remote.runners.words import NUMBER, BadOutput, fault, ns, number
+from harness.devices.remote.programs.parsing import NUMBER, BadOutput, fault, ns, number
 
 FAULTS = (r"ERROR", r"[Ff]ailed", r"[Ee]rror", r"[Aa]borted")
 COUNT = re.compile(r"\bcount=(\d{1,18})\b(.*)")

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.devices.remote.device import HOT
+from harness.devices.remote.transport import Transport
 from harness.errors import EnvironmentFault
-from harness.remote.device import HOT
-from harness.remote.transport import Transport
 
 PROPERTIES = {
     "maker": "ro.product.manufacturer",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness.devices.remote import android
+from harness.devices.remote.device import Look, Remote
 from harness.errors import EnvironmentFault
-from harness.remote import android
-from harness.remote.device import Look, Remote
 
 
 class Phone(Remote):

@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from harness.api import Samples, TimingPlan
+from harness.devices.remote.device import MOST, Handle, Look, Remote, opened
+from harness.devices.remote.programs.agent import Agent, Process
 from harness.errors import EnvironmentFault, HarnessError, Unsupported
-from harness.remote.device import MOST, Handle, Look, Remote, opened
-from harness.remote.runners.agent import Agent, Process
 
 SHOWN = 5
 REFUSED = ("NotImplemented", "InvalidGraph", "QNN graph")  # what ONNX Runtime says of graphs, not of machines

@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from harness.api import TimingPlan
+from harness.devices.remote.programs.parsing import NUMBER, BadOutput, fault, ns, number
 from harness.errors import describe
-from harness.remote.runners.words import NUMBER, BadOutput, fault, ns, number
 
 FAULTS = (r"[Ff]ail", r"[Ee]rror", r"[Ee]xception", r"not supported")
 FIGURE = re.compile(rf"^\s*([A-Z][\w .-]*?)\s*:\s*({NUMBER})\s*(ms|us|ns|s|bytes|%)?\s*$", re.MULTILINE)

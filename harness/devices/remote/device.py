@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import DeviceInfo, Step, TimingPlan, Workload
+from harness.devices.remote import device_file as targets
+from harness.devices.remote.device_file import Target, path_of
+from harness.devices.remote.folder import Folder
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.models.saved.contents import file_sha256
-from harness.remote import target as targets
-from harness.remote.folder import Folder
-from harness.remote.target import Target, path_of
 
 PROTOCOL = 2  # raise when what is sent, asked or read over there changes what a figure means
 HOT = 95.0  # degrees at which phones and boards hold their clocks down

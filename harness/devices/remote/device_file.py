@@ -18,14 +18,14 @@ from pydantic import (
 )
 
 from harness.api import Workload
+from harness.devices.remote import ssh
+from harness.devices.remote.adb import SERIAL, Adb
+from harness.devices.remote.folder import ABSOLUTE
+from harness.devices.remote.local import Local
+from harness.devices.remote.shells import Python, Shell
+from harness.devices.remote.transport import Transport
+from harness.devices.remote.values import plain_value
 from harness.errors import EnvironmentFault, UsageError, one_line
-from harness.remote import ssh
-from harness.remote.adb import SERIAL, Adb
-from harness.remote.folder import ABSOLUTE
-from harness.remote.local import Local
-from harness.remote.shells import Python, Shell
-from harness.remote.transport import Transport
-from harness.remote.values import plain_value
 from harness.system import reading
 from harness.system.paths import plain_name
 

@@ -1,0 +1,1 @@
+"""Devices that ship with harness, and what they run models with."""

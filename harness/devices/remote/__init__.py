@@ -1,0 +1,1 @@
+"""Devices on other machines: transports, folders there, the agent, phones."""

@@ -1,0 +1,1 @@
+"""Timing programs on other machines: commands and parsers of their output."""

@@ -1,1 +1,0 @@
-"""Other machines: how files and commands get there, and what runs there."""
