@@ -177,9 +177,9 @@ class Artefacts:
         """The device's cost model for the first workload, measured now if nobody did before."""
         if (known := self.known_cost_model()) is not None:
             return known
-        from harness.latency.profile import Target
-        from harness.latency.shelf import Shelf, device_words
-        from harness.latency.table import CostModel
+        from harness.latency.cost_table.profile import Target
+        from harness.latency.cost_table.table import CostModel
+        from harness.latency.cost_table.table_store import Shelf, device_words
 
         plan, spec = self.plan, self.plan.spec
         device = registry().device(spec.device, spec.runtime)
@@ -193,8 +193,8 @@ class Artefacts:
         return CostModel(table, plan.anatomy)
 
     def known_cost_model(self) -> Any:
-        from harness.latency.shelf import Shelf, device_words
-        from harness.latency.table import CostModel
+        from harness.latency.cost_table.table import CostModel
+        from harness.latency.cost_table.table_store import Shelf, device_words
 
         plan, spec = self.plan, self.plan.spec
         words = device_words(plan.device, plan.info)

@@ -126,7 +126,7 @@ class Decision:
     # --- latency ---
 
     def _matched(self) -> tuple[dict[str, Any], CheckedCut]:
-        from harness.latency.bed import Bed
+        from harness.latency.prober import Bed
 
         plan, unit = self.plan, self.plan.budget.unit
         device = registry().device(plan.device.name, plan.spec.runtime)
@@ -141,7 +141,7 @@ class Decision:
 
     def _search(self, bed: Any, progress: Callable[..., None]) -> tuple[str, Any]:
         """The setting that reaches the limit, and what kind of budget the method takes it as."""
-        from harness.latency import match
+        from harness.latency import budget_search
 
         plan, told = self.plan, count(1)
         limit, unit = plan.budget.value * plan.tighten, plan.budget.unit
@@ -151,7 +151,7 @@ class Decision:
 
         def measure(shape: Shape) -> Any:
             found = bed.measure(shape)
-            progress(next(told), match.PROBES)
+            progress(next(told), budget_search.PROBES)
             return found
 
         if "latency" in plan.pruner.budgets:
@@ -160,16 +160,18 @@ class Decision:
                 return self.ask(Budget("latency", limit, unit)).shape
 
             runs = TRAINING_RUNS - spent if trains else LATENCY_RUNS
-            return "latency", match.native(plan.anatomy, ask, lambda s: scale * share(s), measure, limit, runs)
+            return "latency", budget_search.native(plan.anatomy, ask, lambda s: scale * share(s), measure, limit, runs)
 
         def allowed() -> int:
-            return TRAINING_RUNS - spent if trains and (self.learned or not self.asked) else match.PROBES
+            return TRAINING_RUNS - spent if trains and (self.learned or not self.asked) else budget_search.PROBES
 
         method = self._method(allowed)
-        return "ratio", match.Matcher(plan.anatomy, method, share, measure, limit, unit, scale, plan.tried).run()
+        return "ratio", budget_search.Matcher(
+            plan.anatomy, method, share, measure, limit, unit, scale, plan.tried
+        ).run()
 
     def _method(self, runs: Callable[[], int]) -> Any:
-        from harness.latency.match import Method
+        from harness.latency.budget_search import Method
 
         anatomy = self.plan.anatomy
         promise = self.plan.promise(self.pruner)

@@ -11,7 +11,7 @@ from typing import Any
 from harness import plugins
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Shape, Workload
 from harness.errors import HarnessError, describe
-from harness.latency import bed, timing
+from harness.latency import prober, timing
 from harness.models import counting
 from harness.models.anatomy.core import Anatomy, anatomy_of
 from harness.options import Evaluation, Recovering
@@ -128,7 +128,7 @@ class Plan:
         parts = {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": self.cost_table}
         if self.spec.budget.kind == "latency":
             matched = {"tighten": self.tighten, "workload": self.spec.workloads[0], "runtime": self.spec.runtime}
-            parts["matched"] = matched | {"device": self.device_part(), "protocol": bed.PROBING.parts()}
+            parts["matched"] = matched | {"device": self.device_part(), "protocol": prober.PROBING.parts()}
         return parts
 
     def artefact_parts(self) -> dict[str, Any]:

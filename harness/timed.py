@@ -13,7 +13,7 @@ from pydantic import Field
 from harness.api import Workload
 from harness.artefacts import Artefacts
 from harness.latency import gates, sustained, timing
-from harness.latency.worker import openers
+from harness.latency.fresh_process import openers
 from harness.models.saved import reload_check
 from harness.plan import Plan
 from harness.records import keys, schema

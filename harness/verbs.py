@@ -12,7 +12,7 @@ from harness.api import Context, Workload
 from harness.cell import Cell, Reporter
 from harness.errors import EnvironmentFault, UsageError
 from harness.latency import timing
-from harness.latency.worker import openers
+from harness.latency.fresh_process import openers
 from harness.models.anatomy.core import anatomy_of
 from harness.models.saved.contents import read_config
 from harness.planning import Request

@@ -16,7 +16,7 @@ from harness.cell import Reporter
 from harness.cli import cli
 from harness.devices.simulated import Null, Staircase
 from harness.errors import HarnessError
-from harness.latency import match, timing
+from harness.latency import budget_search, timing
 from harness.pruning.allocate import uniform
 from harness.records.store import Store
 
@@ -89,7 +89,7 @@ def test_a_method_without_a_promise_is_run_and_asked_again(runs, one_process):
     assert record.status == "ok", record.reason
     assert record.budget.achieved <= 0.6
     ran = [p for p in record.budget.probes if p.get("ran")]
-    assert 1 <= len(ran) <= match.PROBES
+    assert 1 <= len(ran) <= budget_search.PROBES
 
 
 def test_again_comes_from_the_store(runs, one_process):

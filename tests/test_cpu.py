@@ -14,7 +14,7 @@ import harness
 from harness.api import TimingPlan, Workload
 from harness.devices.cpu import Cpu
 from harness.errors import EnvironmentFault, HarnessError
-from harness.latency import timing, worker
+from harness.latency import fresh_process, timing
 from harness.models.loading.cards import card
 from harness.models.loading.weights import locate
 from harness.plugins import registry
@@ -88,8 +88,8 @@ def test_time_grows_with_work():
 
 def test_every_visit_has_a_process_of_its_own():
     folder, _ = locate(card("tiny"))
-    host = worker.Host("fp32")
-    opener = worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)
+    host = fresh_process.Host("fp32")
+    opener = fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)
     for passes in (3, 2):
         visit = opener()
         assert len(visit.measure(TimingPlan(0, passes)).cpu_ns) == passes
@@ -102,31 +102,31 @@ def test_every_visit_has_a_process_of_its_own():
 def test_a_visit_that_fails_says_why_and_leaves_the_next_alone(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     folder, _ = locate(card("tiny"))
-    host = worker.Host("fp32")
+    host = fresh_process.Host("fp32")
     for _ in range(2):
         with pytest.raises(HarnessError, match="no anatomy"):
-            worker.visits(host, tmp_path, "cpu", "eager", "fp32", WORKLOAD)()
-    visit = worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+            fresh_process.visits(host, tmp_path, "cpu", "eager", "fp32", WORKLOAD)()
+    visit = fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
     with pytest.raises(HarnessError, match="TypeError"):
         visit.host.ask("plan", {"nonsense": 1})
     visit.close()
-    again = worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+    again = fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
     assert again.measure(TimingPlan(0, 1)).wall_ns
     host.close()
 
 
 def test_a_process_that_was_killed_says_so():
     folder, _ = locate(card("tiny"))
-    host = worker.Host("fp32")
-    visit = worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+    host = fresh_process.Host("fp32")
+    visit = fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
     psutil.Process(host.process.pid).children()[0].kill()
     with pytest.raises(HarnessError, match="was ended"):
         visit.measure(TimingPlan(0, 1))
     visit.close()
-    worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)().close()
+    fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)().close()
     host.process.kill()
     with pytest.raises(HarnessError, match="ended"):
-        worker.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+        fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
     host.close()
 
 

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from harness.api import Budget, Workload
 from harness.devices.simulated import CALL_NS, Null, Staircase
 from harness.errors import HarnessError, OverBudget, Unsupported, UsageError
-from harness.latency import match, predictor, shelf, smooth, validate
-from harness.latency.bed import PROBING, Bed, Measured
-from harness.latency.bench import Visits
-from harness.latency.pool import Pool
-from harness.latency.profile import Effort, Profile, Target, _inner, alone, copies, grid
-from harness.latency.smooth import hull
-from harness.latency.table import CostModel, CostTable, anatomy_mark, classes
+from harness.latency import budget_search
+from harness.latency.cost_table import fit, regression, smoothing, table_store
+from harness.latency.cost_table.profile import Effort, Profile, Target, _inner, alone, copies, grid
+from harness.latency.cost_table.shape_timer import Visits
+from harness.latency.cost_table.smoothing import hull
+from harness.latency.cost_table.table import CostModel, CostTable, anatomy_mark, classes
+from harness.latency.prober import PROBING, Bed, Measured
+from harness.latency.random_models import Pool
 from harness.models.anatomy.core import anatomy_of
 from harness.models.counting import flops
 from harness.pruning.allocate import uniform
@@ -120,7 +121,7 @@ def test_whole_models_are_predicted(staircase):
     assert table.validation.mape < 1e-3
     assert table.validation.spearman > 0.99
     for seed in range(50):
-        shape = validate.random_shapes(ANATOMY, 1, f"test {seed}")[0]
+        shape = fit.random_shapes(ANATOMY, 1, f"test {seed}")[0]
         assert model.time(shape) == pytest.approx(true_time(device, shape), rel=1e-3)
     assert model.floor == pytest.approx(true_time(device, ANATOMY.empty()), rel=2e-3)
 
@@ -222,10 +223,10 @@ def test_the_smooth_view_stays_near_the_stairs(staircase):
 
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=60))
 def test_isotonic_is_monotone_keeps_the_mean_and_leaves_order_alone(values):
-    found = smooth.isotonic(np.array(values))
+    found = smoothing.isotonic(np.array(values))
     assert (np.diff(found) >= -1e-6).all()
     assert found.mean() == pytest.approx(np.mean(values), rel=1e-9, abs=1e-6)
-    assert np.allclose(smooth.isotonic(np.sort(values)), np.sort(values))
+    assert np.allclose(smoothing.isotonic(np.sort(values)), np.sort(values))
 
 
 # --- profiles ---
@@ -284,7 +285,7 @@ def test_probes_leave_the_cache_and_fit_the_model():
 def test_a_pool_serves_every_shape_of_every_family(family):
     anatomy = anatomy_of(CONFIGS[family])
     pool = Pool(anatomy, "fp32")
-    for shape in [{}, anatomy.empty(), *validate.random_shapes(anatomy, 4, family)]:
+    for shape in [{}, anatomy.empty(), *fit.random_shapes(anatomy, 4, family)]:
         model = pool.model(shape)
         assert sum(p.numel() for p in model.parameters()) == anatomy.params(shape)
         with torch.inference_mode():
@@ -307,7 +308,7 @@ def test_the_predictor_learns_products_of_sizes():
     """A machine whose time is FLOPs, where the width of the stream multiplies that of every sub-layer."""
     table = profiled(Null(), effort=Effort(coarse=4, edges=0, seconds=0, rounds=1, fitting=8, unseen=5))
     model = CostModel(table, ANATOMY)
-    for shape in validate.random_shapes(ANATOMY, 10, "unseen", narrow=True):
+    for shape in fit.random_shapes(ANATOMY, 10, "unseen", narrow=True):
         true = CALL_NS + flops(ANATOMY, shape, WORKLOAD) / 1000
         assert model.time(shape) == pytest.approx(true, rel=0.12)
     assert min(table.predictor.weights) >= 0
@@ -317,10 +318,10 @@ def test_a_fit_is_never_negative_and_finds_what_is_there():
     draw = np.random.default_rng(0)
     rows = [{"a": float(a), "b": float(b), "c": 1.0} for a, b in draw.uniform(1, 5, (20, 2))]
     times = [3 * row["a"] + 0.5 * row["b"] + 2 for row in rows]
-    found = predictor.fit(rows, times)
+    found = regression.fit(rows, times)
     assert found.weights == pytest.approx([3, 0.5, 2], rel=0.05)
     assert found.error < 0.01
-    against = predictor.fit(rows, [row["a"] * 3 - row["b"] * 0.1 + 5 for row in rows])
+    against = regression.fit(rows, [row["a"] * 3 - row["b"] * 0.1 + 5 for row in rows])
     assert min(against.weights) >= 0
 
 
@@ -330,11 +331,11 @@ def test_a_fit_is_never_negative_and_finds_what_is_there():
 def test_tables_are_exported_and_imported(tmp_path, runs, staircase):
     _, table, _ = staircase
     file = tmp_path / "table.json"
-    shelf.export(table, file)
-    read = shelf.read(file)
+    table_store.export(table, file)
+    read = table_store.read(file)
     assert read == table
     assert read.content == table.content
-    kept = shelf.Shelf(Store())
+    kept = table_store.Shelf(Store())
     kept.put(read)
     words = target().device
     assert kept.find(ANATOMY, words, "eager", "fp32", WORKLOAD) == table
@@ -347,7 +348,7 @@ def test_a_file_that_is_no_table_is_said_to_be_none(tmp_path, damage):
     file = tmp_path / "t.json"
     file.write_text(damage)
     with pytest.raises(UsageError, match=r"is not a cost table|is truncated or not JSON"):
-        shelf.read(file)
+        table_store.read(file)
 
 
 def test_a_crooked_curve_is_refused(tmp_path, staircase):
@@ -357,7 +358,7 @@ def test_a_crooked_curve_is_refused(tmp_path, staircase):
     file = tmp_path / "t.json"
     file.write_text(json.dumps(words))
     with pytest.raises(UsageError, match="curve"):
-        shelf.read(file)
+        table_store.read(file)
 
 
 @pytest.mark.parametrize(
@@ -375,14 +376,14 @@ def test_spoilt_tables_are_refused(tmp_path, staircase, spoil, message):
     file = tmp_path / "t.json"
     file.write_text(json.dumps(words))
     with pytest.raises(UsageError, match=message):
-        shelf.read(file)
+        table_store.read(file)
 
 
 def test_a_table_of_other_sublayers_is_set_aside(runs, staircase):
     words = staircase[1].words()
     name = list(words["curves"])[-1]
     words["curves"][name] = {"units": [0, 1], "ns": [0.0, 1.0], "noise": 0.0}
-    kept = shelf.Shelf(Store())
+    kept = table_store.Shelf(Store())
     kept.put(CostTable.model_validate(words))
     assert kept.find(ANATOMY, target().device, "eager", "fp32", WORKLOAD) is None
     assert "does not cover" in kept.store.notices[0]
@@ -396,7 +397,7 @@ def test_a_refused_profile_is_looked_at_afresh(runs):
             fixed = 10**9 if Mended.broken else 0
             return fixed + flops(anatomy_of(words), {}, workload)
 
-    kept, device = shelf.Shelf(Store()), Mended()
+    kept, device = table_store.Shelf(Store()), Mended()
     with pytest.raises(HarnessError, match="no signal"):
         kept.fill(target("mended"), device)
     Mended.broken = False
@@ -416,7 +417,7 @@ class Seen(Null):
 
 
 def test_a_table_is_judged_once_somebody_asks(runs, monkeypatch):
-    kept = shelf.Shelf(Store())
+    kept = table_store.Shelf(Store())
     plain = kept.fill(target("judged later"), Seen(), judge=False)
     assert plain.validation is None
     assert kept.fill(target("judged later"), Seen(), judge=False) == plain
@@ -439,13 +440,13 @@ def test_a_table_is_judged_once_somebody_asks(runs, monkeypatch):
 
 def test_an_export_that_cannot_be_written_is_said_first(tmp_path):
     with pytest.raises(HarnessError, match="cannot write"):
-        shelf.must_be_writable(tmp_path / "nowhere" / "t.json")
+        table_store.must_be_writable(tmp_path / "nowhere" / "t.json")
     with pytest.raises(UsageError, match="is a folder"):
-        shelf.must_be_writable(tmp_path)
+        table_store.must_be_writable(tmp_path)
 
 
 def test_what_open_models_hold_is_counted():
-    from harness.latency.bench import Bench
+    from harness.latency.cost_table.shape_timer import Bench
 
     measured = []
 
@@ -477,7 +478,7 @@ def bed(device, unit="x"):
 
 
 def promising():
-    return match.Method(lambda r: uniform(ANATOMY, r), lambda r: uniform(ANATOMY, r))
+    return budget_search.Method(lambda r: uniform(ANATOMY, r), lambda r: uniform(ANATOMY, r))
 
 
 def by_flops(shape):
@@ -488,11 +489,11 @@ def by_flops(shape):
 def test_feasible_budgets_are_met_with_less_than_a_step_unused(staircase, limit):
     """Nothing that the method could leave with a smaller cut is fast enough."""
     device, _, model = staircase
-    found = match.Matcher(ANATOMY, promising(), model.share, bed(device).measure, limit).run()
+    found = budget_search.Matcher(ANATOMY, promising(), model.share, bed(device).measure, limit).run()
     dense = true_time(device, {})
     taken = true_time(device, uniform(ANATOMY, found.setting)) / dense
     assert taken <= limit + 1e-9
-    smaller = [step / 2000 for step in range(2000) if step / 2000 < found.setting - 2 * match.FINEST]
+    smaller = [step / 2000 for step in range(2000) if step / 2000 < found.setting - 2 * budget_search.FINEST]
     assert all(true_time(device, uniform(ANATOMY, ratio)) / dense > limit for ratio in smaller)
     assert len(found.probes) <= 3  # the table is exact: nothing is left to correct
     assert found.probes[-1].measured == pytest.approx(taken, rel=1e-6)
@@ -501,7 +502,7 @@ def test_feasible_budgets_are_met_with_less_than_a_step_unused(staircase, limit)
 @pytest.mark.parametrize("limit", [0.9, 0.6, 0.4])
 def test_without_a_table_flops_are_the_first_guess(staircase, limit):
     device, _, _ = staircase
-    found = match.Matcher(ANATOMY, promising(), by_flops, bed(device).measure, limit).run()
+    found = budget_search.Matcher(ANATOMY, promising(), by_flops, bed(device).measure, limit).run()
     dense = true_time(device, {})
     assert true_time(device, uniform(ANATOMY, found.setting)) / dense <= limit + 1e-9
     a_little_less = uniform(ANATOMY, max(0.0, found.setting - 0.002))
@@ -513,7 +514,7 @@ def test_milliseconds_are_met_too(staircase):
     device, _, model = staircase
     lying = bed(device, "ms")
     limit = 0.6 * lying.measure({}).value
-    found = match.Matcher(ANATOMY, promising(), model.share, lying.measure, limit, "ms", lying.scale()).run()
+    found = budget_search.Matcher(ANATOMY, promising(), model.share, lying.measure, limit, "ms", lying.scale()).run()
     assert lying.measure(uniform(ANATOMY, found.setting)).value <= limit
 
 
@@ -521,7 +522,7 @@ def test_faster_than_the_empty_model_is_said(staircase):
     device, _, model = staircase
     floor = model.floor / model.dense
     with pytest.raises(OverBudget, match=f"faster than the empty model, which takes {floor:.3g}x"):
-        match.Matcher(ANATOMY, promising(), model.share, bed(device).measure, floor * 0.9).run()
+        budget_search.Matcher(ANATOMY, promising(), model.share, bed(device).measure, floor * 0.9).run()
 
 
 def test_time_that_does_not_shrink_hides_no_budget():
@@ -536,24 +537,24 @@ def test_time_that_does_not_shrink_hides_no_budget():
         return Measured(true(shape) / true({}), 0.0)
 
     for limit in (0.95, 0.8, 0.5):
-        found = match.Matcher(ANATOMY, promising(), by_flops, measure, limit).run()
+        found = budget_search.Matcher(ANATOMY, promising(), by_flops, measure, limit).run()
         assert found.probes[-1].measured <= limit or min(p.measured for p in found.probes) <= limit
         assert true(uniform(ANATOMY, found.setting)) / true({}) <= limit
 
 
 def test_a_second_search_begins_where_the_first_ended(staircase):
     device, _, _ = staircase
-    first = match.Matcher(ANATOMY, promising(), by_flops, bed(device).measure, 0.7).run()
+    first = budget_search.Matcher(ANATOMY, promising(), by_flops, bed(device).measure, 0.7).run()
     draw, dense = random.Random(5), true_time(device, {})
 
     def measure(shape):
         return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.004), 0.02)
 
     finished = {"setting": first.setting, "measured": 0.71, "final": True}
-    again = match.Matcher(
+    again = budget_search.Matcher(
         ANATOMY, promising(), by_flops, measure, 0.68, "x", 1.0, first.words()["probes"] + [finished]
     ).run()
-    assert len(again.probes) <= match.PROBES
+    assert len(again.probes) <= budget_search.PROBES
     assert again.setting > first.setting
 
 
@@ -566,7 +567,7 @@ def test_a_finished_model_that_missed_is_not_asked_for_again(seed):
         return Measured(0.97 * by_flops(shape) ** 0.9 * draw.gauss(1, 0.02), 0.05)
 
     for _ in range(3):
-        found = match.Matcher(ANATOMY, promising(), by_flops, measure, limit * tighten, earlier=tried).run()
+        found = budget_search.Matcher(ANATOMY, promising(), by_flops, measure, limit * tighten, earlier=tried).run()
         taken = by_flops(uniform(ANATOMY, found.setting)) ** 0.9
         assert all(probe["setting"] < found.setting for probe in tried if "final" in probe)
         if taken <= limit:
@@ -582,7 +583,7 @@ def test_out_of_a_methods_reach_is_said(staircase):
         return uniform(ANATOMY, min(ratio, 0.2))
 
     with pytest.raises(OverBudget, match="out of this method's reach"):
-        match.Matcher(ANATOMY, match.Method(timid, timid), model.share, bed(device).measure, 0.5).run()
+        budget_search.Matcher(ANATOMY, budget_search.Method(timid, timid), model.share, bed(device).measure, 0.5).run()
 
 
 def test_a_cut_that_leaves_no_layer_is_never_the_answer():
@@ -596,7 +597,7 @@ def test_a_cut_that_leaves_no_layer_is_never_the_answer():
 
     assert not any(leaves(0.99).values())
     with pytest.raises(OverBudget, match="out of this method's reach"):
-        match.Matcher(ANATOMY, match.Method(leaves, leaves), by_flops, measure, 0.6).run()
+        budget_search.Matcher(ANATOMY, budget_search.Method(leaves, leaves), by_flops, measure, 0.6).run()
 
 
 def test_a_method_of_few_steps_is_not_measured_twice_at_one(staircase):
@@ -611,7 +612,7 @@ def test_a_method_of_few_steps_is_not_measured_twice_at_one(staircase):
     def measure(shape):
         return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.005), 0.02)
 
-    found = match.Matcher(ANATOMY, match.Method(layers, layers), model.share, measure, 0.9).run()
+    found = budget_search.Matcher(ANATOMY, budget_search.Method(layers, layers), model.share, measure, 0.9).run()
     assert len(found.probes) <= 3
     assert layers(found.setting) == layers(0.1)
 
@@ -624,8 +625,8 @@ def test_a_method_that_trains_is_run_twice_at_most(staircase):
         ran.append(ratio)
         return uniform(ANATOMY, max(0.0, ratio - 0.02))  # leaves a little more than it was asked to
 
-    method = match.Method(lambda r: uniform(ANATOMY, r), trained, promises=False, runs=lambda: 2)
-    found = match.Matcher(ANATOMY, method, model.share, bed(device).measure, 0.6).run()
+    method = budget_search.Method(lambda r: uniform(ANATOMY, r), trained, promises=False, runs=lambda: 2)
+    found = budget_search.Matcher(ANATOMY, method, model.share, bed(device).measure, 0.6).run()
     assert len(ran) <= 2
     assert [p.ran for p in found.probes].count(True) == len(ran)
     assert true_time(device, trained(found.setting)) / true_time(device, {}) <= 0.6 + 1e-9
@@ -640,11 +641,11 @@ def test_a_method_that_could_train_and_does_not_is_run_as_often_as_it_takes():
 
     def matched(runs):
         ran.clear()
-        method = match.Method(lambda r: uniform(ANATOMY, r), left, promises=False, runs=runs)
-        found = match.Matcher(ANATOMY, method, by_flops, lambda s: Measured(by_flops(s), 0.0), 0.7).run()
+        method = budget_search.Method(lambda r: uniform(ANATOMY, r), left, promises=False, runs=runs)
+        found = budget_search.Matcher(ANATOMY, method, by_flops, lambda s: Measured(by_flops(s), 0.0), 0.7).run()
         return 0.7 - by_flops(left(found.setting))
 
-    few, many = matched(lambda: 2), matched(lambda: match.PROBES if ran else 2)
+    few, many = matched(lambda: 2), matched(lambda: budget_search.PROBES if ran else 2)
     assert len(ran) > 3
     assert 0 <= many < 0.03 < abs(few)
 
@@ -659,7 +660,7 @@ def test_a_method_that_takes_latencies_is_asked_for_them(staircase):
         ratio = next(r / 500 for r in range(480) if 0.9 * model.share(uniform(ANATOMY, r / 500)) <= limit)
         return uniform(ANATOMY, ratio)
 
-    found = match.native(ANATOMY, ask, lambda shape: 0.9 * model.share(shape), bed(device).measure, 0.6, runs=4)
+    found = budget_search.native(ANATOMY, ask, lambda shape: 0.9 * model.share(shape), bed(device).measure, 0.6, runs=4)
     assert asked[0] == 0.6
     assert min(p.measured for p in found.probes if p.setting == found.setting) <= 0.6
 
@@ -672,7 +673,9 @@ def test_one_noisy_look_does_not_say_what_to_ask_next():
         asked.append(limit)
         return uniform(ANATOMY, min(r / 500 for r in range(480) if by_flops(uniform(ANATOMY, r / 500)) <= limit))
 
-    match.native(ANATOMY, ask, by_flops, lambda shape: Measured(by_flops(shape) * next(scatter), 0.06), 0.6, runs=4)
+    budget_search.native(
+        ANATOMY, ask, by_flops, lambda shape: Measured(by_flops(shape) * next(scatter), 0.06), 0.6, runs=4
+    )
     assert asked[1] < 0.6 / 1.05
     assert asked[1] < asked[2] < 0.6
 
@@ -686,8 +689,8 @@ def test_noise_is_aimed_below_not_chased(staircase):
         def measure(shape):
             return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.007), 0.02)
 
-        found = match.Matcher(ANATOMY, promising(), by_flops, measure, 0.7).run()
-        assert len(found.probes) <= match.PROBES
+        found = budget_search.Matcher(ANATOMY, promising(), by_flops, measure, 0.7).run()
+        assert len(found.probes) <= budget_search.PROBES
         over += true_time(device, uniform(ANATOMY, found.setting)) / dense > 0.7
     assert over <= 10
 

@@ -36,17 +36,17 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
 
     process.prepare_for(asked["device"], asked["dtype"])
     from harness.cli.output import Terminal, console
-    from harness.latency import shelf
+    from harness.latency.cost_table import table_store
     from harness.records.store import Store
 
     if target is not None:
-        shelf.must_be_writable(target)
+        table_store.must_be_writable(target)
     store = Store()
     reporter = Terminal(quiet=as_json)
     if source is not None:
         store.prepare()
-        table = shelf.read(source)
-        path = shelf.Shelf(store).put(table, again)
+        table = table_store.read(source)
+        path = table_store.Shelf(store).put(table, again)
     else:
         wanted, device = resolve(**asked)
         store.prepare()
@@ -59,14 +59,14 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
             reporter.progress(done, total)
 
         try:
-            table = shelf.Shelf(store).fill(wanted, device, told, again)
+            table = table_store.Shelf(store).fill(wanted, device, told, again)
         finally:
             reporter.close()
-        path = shelf.Shelf(store).path(table.key)
+        path = table_store.Shelf(store).path(table.key)
         for text in store.notices:
             reporter.notice(text)
     if target is not None:
-        shelf.export(table, target)
+        table_store.export(table, target)
     if as_json:
         print_json(table.words(), sort_keys=True)
     else:
@@ -84,8 +84,8 @@ def resolve(
 ) -> tuple[Any, Any]:
     """What a table is asked for, and the device that can fill it."""
     from harness.api import Workload
-    from harness.latency.profile import EFFORTS, Target
-    from harness.latency.shelf import device_words
+    from harness.latency.cost_table.profile import EFFORTS, Target
+    from harness.latency.cost_table.table_store import device_words
     from harness.models import counting
     from harness.models.anatomy.core import anatomy_of
     from harness.models.loading.cards import card as find_card

@@ -55,7 +55,7 @@ class DeviceBench:
         return self.device
 
     def model(self, layers: int = 4) -> Any:
-        from harness.latency.pool import Pool
+        from harness.latency.random_models import Pool
 
         self.usable()
         _, anatomy = models.tiny(models.PLAIN)

@@ -116,7 +116,7 @@ def line(site: Site, units: int) -> float:
 
 def cost_model(anatomy: Anatomy, takes: Callable[[Site, int], float], fixed: float = 100.0) -> Any:
     """The cost model of a device that is made up: what a site takes at so many units, and what is there without any."""
-    from harness.latency.table import CostModel, CostTable, Curve, anatomy_mark, classes
+    from harness.latency.cost_table.table import CostModel, CostTable, Curve, anatomy_mark, classes
 
     curves = {
         name: Curve(units=list(range(site.units + 1)), ns=[takes(site, units) for units in range(site.units + 1)])

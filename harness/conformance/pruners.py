@@ -99,9 +99,9 @@ class PrunerBench:
     def latency(self, anatomy: Any) -> Any:
         """A cost model of the made-up device with steps, which costs nothing to measure."""
         from harness.devices.simulated import Staircase
-        from harness.latency.bench import Visits
-        from harness.latency.profile import Effort, Profile, Target
-        from harness.latency.table import CostModel, anatomy_mark
+        from harness.latency.cost_table.profile import Effort, Profile, Target
+        from harness.latency.cost_table.shape_timer import Visits
+        from harness.latency.cost_table.table import CostModel, anatomy_mark
 
         if (mark := anatomy_mark(anatomy)) in self.tables:
             return CostModel(self.tables[mark], anatomy)

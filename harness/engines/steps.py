@@ -85,7 +85,7 @@ def alike(words: Words, ratio: float, root: str, measure: bool = True) -> Words 
     key = keys.key("uniform", parts)
     with store.lock(f"uniform-{key}"):
         if (known := store.stage("uniform", key)) is None and measure:
-            from harness.latency.bed import Bed
+            from harness.latency.prober import Bed
 
             device = registry().device(plan.device.name, plan.spec.runtime)
             bed = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, "x")

@@ -128,7 +128,7 @@ def group_size(times: Sequence[float], least: int) -> int:
     none. A dip or two are noise."""
     import numpy as np
 
-    from harness.latency.smooth import isotonic, treads
+    from harness.latency.cost_table.smoothing import isotonic, treads
 
     units = len(times) - 1
     lengths = np.sort(treads(isotonic(np.asarray(times))))[::-1]

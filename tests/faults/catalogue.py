@@ -270,7 +270,7 @@ def _only(files: Files, name: str) -> Files:
 
 
 def _table_key(table: dict[str, Any]) -> str:
-    from harness.latency.table import table_key
+    from harness.latency.cost_table.table import table_key
 
     return table_key(table["anatomy"], table["device"], table["runtime"], table["dtype"], table["workload"])
 

@@ -260,19 +260,19 @@ def table(folder: Path, path: Path) -> object:
     from rich.console import Console
 
     from harness.cli.profile import print_table
-    from harness.latency import shelf
+    from harness.latency.cost_table import table_store
 
-    cost_table = shelf.read(path)
+    cost_table = table_store.read(path)
     if cost_table.validation is not None:
         print_table(cost_table, path, Console(file=io.StringIO()))
-    return shelf.Shelf(Store(folder)).put(cost_table, again=True)
+    return table_store.Shelf(Store(folder)).put(cost_table, again=True)
 
 
 def shelved_table(folder: Path, path: Path) -> object:
     from harness import plugins
     from harness.api import Workload
-    from harness.latency.shelf import Shelf
-    from harness.latency.table import CostModel
+    from harness.latency.cost_table.table import CostModel
+    from harness.latency.cost_table.table_store import Shelf
     from harness.models.anatomy.core import anatomy_of
 
     pristine = json.loads(bases.table())

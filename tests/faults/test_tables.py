@@ -9,10 +9,10 @@ import pytest
 
 from harness.api import Workload
 from harness.errors import HarnessError
-from harness.latency import shelf
-from harness.latency.bench import Visits
-from harness.latency.predictor import sizes
-from harness.latency.table import CostModel, CostTable, Curve, Fit, anatomy_mark, classes
+from harness.latency.cost_table import table_store
+from harness.latency.cost_table.regression import sizes
+from harness.latency.cost_table.shape_timer import Visits
+from harness.latency.cost_table.table import CostModel, CostTable, Curve, Fit, anatomy_mark, classes
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card
 from harness.records.store import Store
@@ -109,7 +109,7 @@ def test_a_table_from_outside(tmp_path, words, fault):
     SPOILS[fault](words)
     path = tmp_path / "table.json"
     path.write_text(json.dumps(words))
-    refused(lambda: shelf.read(path), tmp_path, str(path), "--export", codes=(2,))
+    refused(lambda: table_store.read(path), tmp_path, str(path), "--export", codes=(2,))
 
 
 TEXTS = {
@@ -131,7 +131,7 @@ TEXTS = {
 def test_a_table_that_is_none(tmp_path, fault):
     path = tmp_path / "table.json"
     path.write_bytes(TEXTS[fault])
-    refused(lambda: shelf.read(path), tmp_path, str(path), "--export", codes=(2,))
+    refused(lambda: table_store.read(path), tmp_path, str(path), "--export", codes=(2,))
 
 
 @pytest.mark.parametrize("fault", [*ODD_FILES, "nothing"])
@@ -139,14 +139,14 @@ def test_something_else_in_the_place_of_a_table(tmp_path, fault):
     path = tmp_path / "table.json"
     if fault != "nothing":
         odd_files(path)[fault]()
-    refused(lambda: shelf.read(path), tmp_path, "table.json", codes=(2,))
+    refused(lambda: table_store.read(path), tmp_path, "table.json", codes=(2,))
 
 
 # --- the store's own tables ---
 
 
 def find(store: Store) -> CostTable | None:
-    return shelf.Shelf(store).find(ANATOMY, DEVICE, "eager", "fp32", WORKLOAD)
+    return table_store.Shelf(store).find(ANATOMY, DEVICE, "eager", "fp32", WORKLOAD)
 
 
 STORED = {
@@ -171,7 +171,7 @@ STORED = {
 @pytest.mark.parametrize("fault", STORED)
 def test_a_table_in_the_store_that_does_not_fit(runs, words, fault):
     store = Store()
-    path = shelf.Shelf(store).put(table())
+    path = table_store.Shelf(store).put(table())
     assert find(store) == table()
     STORED[fault](words)
     path.write_text(json.dumps(words))
@@ -232,7 +232,7 @@ def test_a_place_that_a_table_cannot_be_written_to(tmp_path, fault):
         path = tmp_path / ("x" * 300)
     else:
         odd_files(path)[fault]()
-    refused(lambda: shelf.must_be_writable(path), tmp_path, path.name[:50], codes=(2, 3))
+    refused(lambda: table_store.must_be_writable(path), tmp_path, path.name[:50], codes=(2, 3))
 
 
 def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -244,5 +244,5 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(HarnessError, match="No space left on device"):
-        shelf.export(table(), path)
+        table_store.export(table(), path)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("table.json", "mine")]

@@ -4,7 +4,7 @@ Importing the libraries costs ten times what a visit does, so one process import
 which opens the model, times it and is gone: its memory lies elsewhere each time, which is most of what differs between
 processes. Where there is no fork, each visit starts from nothing.
 
-`python -m harness.latency.worker DTYPE` reads numbered requests, one JSON a line: `open` a model (folder, device,
+`python -m harness.latency.fresh_process DTYPE` reads numbered requests, one JSON a line: `open` a model (folder, device,
 runtime, dtype, workload), time it by a `plan`, `close` it. Each is answered under its number; a visit that dies is told
 under none.
 """
@@ -38,7 +38,7 @@ class Host:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
         pids = ",".join(filter(None, [os.environ.get(OUR_PIDS), str(os.getpid())]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "harness.latency.worker", dtype],
+            [sys.executable, "-m", "harness.latency.fresh_process", dtype],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -233,7 +233,7 @@ class CostModel:
             return self.additive(full)
         if self.table.predictor is None:
             raise Unsupported("this cost table knows no narrower residual stream", "harness profile --preset paper")
-        from harness.latency.predictor import predict
+        from harness.latency.cost_table.regression import predict
 
         # The predictor is smooth; the staircase of the uncut stream gives it its steps.
         whole = {**full, "hidden": self.anatomy.sites["hidden"].units}
@@ -242,7 +242,7 @@ class CostModel:
 
     def faults(self) -> str:
         """Why this table cannot predict this model; empty if it can."""
-        from harness.latency.predictor import sizes
+        from harness.latency.cost_table.regression import sizes
 
         if {name: sites[0].units for name, sites in self.classes.items()} != self.table.tops():
             return "does not cover this model's sub-layers"
@@ -264,7 +264,7 @@ class CostModel:
 
     @cached_property
     def _curves(self) -> dict[str, Any]:
-        from harness.latency.smooth import Smooth
+        from harness.latency.cost_table.smoothing import Smooth
 
         return {name: Smooth(self.staircases[name] * self.weights[name]) for name in self.classes}
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from harness.api import Device, Shape, TimingPlan, Workload
 from harness.errors import HarnessError
-from harness.latency import validate
-from harness.latency.bench import BETWEEN, Bench, Visits
-from harness.latency.pool import Pool
-from harness.latency.table import CostTable, Curve, anatomy_mark, classes
+from harness.latency.cost_table import fit
+from harness.latency.cost_table.shape_timer import BETWEEN, Bench, Visits
+from harness.latency.cost_table.table import CostTable, Curve, anatomy_mark, classes
+from harness.latency.random_models import Pool
 from harness.models.anatomy.core import Anatomy
 from harness.models.counting import BYTES
 
@@ -135,7 +135,7 @@ class Profile:
             return self._judged(table)
 
     def _judged(self, table: CostTable) -> CostTable:
-        validate.judge(table, self.anatomy, self.effort.unseen, self.bench, self._run)
+        fit.judge(table, self.anatomy, self.effort.unseen, self.bench, self._run)
         return self._counted(table)
 
     def _counted(self, table: CostTable) -> CostTable:
@@ -153,7 +153,7 @@ class Profile:
         self._check_signal()
         self._edges()
         table = self._table()
-        validate.fit(table, self.anatomy, self.effort.fitting, self.bench, self._run)
+        fit.fit(table, self.anatomy, self.effort.fitting, self.bench, self._run)
         return self._counted(table)
 
     def _point(self, name: str, units: int) -> str:

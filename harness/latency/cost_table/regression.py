@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness.api import Shape
-from harness.latency.table import Fit, classes
+from harness.latency.cost_table.table import Fit, classes
 from harness.models.anatomy.core import Anatomy
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.api import Shape
 from harness.errors import OverBudget, Unsupported
-from harness.latency.bed import Measured
+from harness.latency.prober import Measured
 from harness.models.anatomy.core import Anatomy
 
 MARGIN = (0.006, 0.02)  # aimed so far below a limit: the noise, within these bounds; none where there is no noise

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.api import Device, Shape, TimingPlan, Workload
-from harness.latency.pool import Pool
+from harness.latency.random_models import Pool
 
 BETWEEN = 4  # visits from one reference to the next
 OPEN = 80  # models held open at a time

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from harness.api import Device, Samples, Shape, TimingPlan, Workload
 from harness.latency import timing
-from harness.latency.pool import Pool
+from harness.latency.random_models import Pool
 from harness.models.anatomy.core import Anatomy
 
 # Many short visits: a machine's speed drifts, and what drifts between two visits is all that a ratio suffers from.

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from harness import stats
 from harness.api import Shape
-from harness.latency import predictor
-from harness.latency.bench import Bench
-from harness.latency.table import CostModel, CostTable, Validation
+from harness.latency.cost_table import regression
+from harness.latency.cost_table.shape_timer import Bench
+from harness.latency.cost_table.table import CostModel, CostTable, Validation
 from harness.models.anatomy.core import Anatomy
 from harness.pruning.allocate import uniform
 
@@ -55,10 +55,10 @@ def fit(table: CostTable, anatomy: Anatomy, count: int, bench: Bench, run: Run) 
 
     model = CostModel(table, anatomy)
     times = [bench.time(name) for name in seen]
-    table.fit = predictor.fit([model.parts(shape) for shape in seen.values()], times, towards=1.0)
+    table.fit = regression.fit([model.parts(shape) for shape in seen.values()], times, towards=1.0)
     everything = seen | interacting
-    table.predictor = predictor.fit(
-        [predictor.sizes(anatomy, shape) for shape in everything.values()], [bench.time(name) for name in everything]
+    table.predictor = regression.fit(
+        [regression.sizes(anatomy, shape) for shape in everything.values()], [bench.time(name) for name in everything]
     )
 
 

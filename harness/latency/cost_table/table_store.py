@@ -14,14 +14,14 @@ from pydantic import ValidationError
 
 from harness.api import Device, DeviceInfo, DeviceSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, UsageError, one_line
-from harness.latency.table import CostModel, CostTable, anatomy_mark, table_key
+from harness.latency.cost_table.table import CostModel, CostTable, anatomy_mark, table_key
 from harness.models.anatomy.core import Anatomy
 from harness.records.files import put
 from harness.records.store import Store
 from harness.system import reading
 
 if TYPE_CHECKING:
-    from harness.latency.profile import Profile, Target
+    from harness.latency.cost_table.profile import Profile, Target
 
 
 SIZE = 4 * 2**20  # bytes of a table; those of the paper preset have some hundred thousand
@@ -115,8 +115,8 @@ class Shelf:
         work: Callable[[Profile], CostTable],
     ) -> CostTable:
         """What the work makes of the visits, those before it and its own, on the shelf."""
-        from harness.latency.bench import Visits
-        from harness.latency.profile import Profile
+        from harness.latency.cost_table.profile import Profile
+        from harness.latency.cost_table.shape_timer import Visits
 
         visits = Visits.read(self.store.read(notes))
         if not visits.references:

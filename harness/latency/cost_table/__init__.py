@@ -1,0 +1,1 @@
+"""Cost tables: measured, stored, fitted, checked and read."""
