@@ -393,7 +393,7 @@ def test_heavy_imports_are_named(site):
             "    return [PrunerSpec(name='heavy', target='harness_heavy:X', summary='s')]"
         ),
     )
-    script = "from harness.conformance.specs import heavy; heavy('pruner', 'heavy')"
+    script = "from harness.conformance.spec_checks import heavy; heavy('pruner', 'heavy')"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

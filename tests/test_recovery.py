@@ -14,7 +14,7 @@ import torch
 
 import harness
 from harness import Cut, HarnessError, Unsupported
-from harness.conformance import models
+from harness.conformance import tiny_models
 from harness.errors import UsageError
 from harness.models.surgery import apply, check
 from harness.pruning.least_squares import LeastSquares
@@ -34,14 +34,14 @@ BOTH = [LeastSquares(**SOLVE), Lora(**LEARN)]
 
 def easy(count, length):
     """Text of eight tokens, so that there is something to learn."""
-    return models.tokens(count, length) % 8 + 2
+    return tiny_models.tokens(count, length) % 8 + 2
 
 
 class Case:
     """A cut of a tiny model, and what a run would lend to recover it."""
 
-    def __init__(self, keep, name=models.PLAIN, dtype="fp32", masks=None, change=None):
-        self.dense, self.anatomy = models.tiny(name, dtype)
+    def __init__(self, keep, name=tiny_models.PLAIN, dtype="fp32", masks=None, change=None):
+        self.dense, self.anatomy = tiny_models.tiny(name, dtype)
         if change is not None:
             with torch.no_grad():
                 change(self.dense)
@@ -50,15 +50,15 @@ class Case:
 
     def recovered(self, recovery):
         model = copy.deepcopy(self.pruned)
-        calibration = easy if isinstance(recovery, Lora) else models.tokens
-        context = models.context(self.anatomy, calibration=calibration, cut=self.cut)
+        calibration = easy if isinstance(recovery, Lora) else tiny_models.tokens
+        context = tiny_models.context(self.anatomy, calibration=calibration, cut=self.cut)
         recovery.recover(model, copy.deepcopy(self.dense), context)
         return model
 
 
 def masked():
     """Half of two matrices, one of them in a site that loses units as well."""
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     names = ("model.layers.0.mlp.down_proj.weight", "model.layers.3.self_attn.q_proj.weight")
     made = torch.Generator().manual_seed(0)
     return {name: torch.rand(anatomy.tensors[name], generator=made) > 0.5 for name in names}
@@ -110,13 +110,13 @@ AIMS = {
 
 
 @pytest.mark.parametrize("cut", AIMS)
-@pytest.mark.parametrize("name", [models.PLAIN, "gemma"])
+@pytest.mark.parametrize("name", [tiny_models.PLAIN, "gemma"])
 def test_least_squares_is_the_float64_solution(cut, name):
     """min |E - X D'|^2 + lambda |D|^2 as one tall system, solved by numpy; one sub-layer after the other."""
     keep, aims = AIMS[cut]
     case, ridge = Case(keep, name), 0.05
     found = case.recovered(LeastSquares(**SOLVE, ridge=ridge))
-    tokens = models.tokens(SOLVE["samples"], SOLVE["length"])
+    tokens = tiny_models.tokens(SOLVE["samples"], SOLVE["length"])
     aim, _ = seen(copy.deepcopy(case.dense).double(), tokens)
     want = copy.deepcopy(case.pruned).double()
     channels = list(keep.get("hidden", range(48)))
@@ -135,13 +135,13 @@ def test_least_squares_is_the_float64_solution(cut, name):
         assert off.norm() < 1e-4 * change.norm(), key
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tiny_models.MODELS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_no_sub_layer_is_further_from_the_dense_stream(name, dtype):
     """Each solved weight against the one the cut left, with all that lies before it recovered."""
     case = Case(UNITS, name, dtype)
     found = case.recovered(LeastSquares(**SOLVE))
-    tokens = models.tokens(SOLVE["samples"], SOLVE["length"])
+    tokens = tiny_models.tokens(SOLVE["samples"], SOLVE["length"])
     aim, _ = seen(case.dense, tokens)
     for here, there in AIMS["units"][1]:
         before = copy.deepcopy(found)
@@ -150,7 +150,7 @@ def test_no_sub_layer_is_further_from_the_dense_stream(name, dtype):
         assert errors[0] < 0.98 * errors[1]
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tiny_models.MODELS)
 def test_units_that_are_copies_come_back_exactly(name):
     """A lost channel equal to a kept one, a lost KV group equal to a kept one: nothing was lost."""
 
@@ -164,10 +164,10 @@ def test_units_that_are_copies_come_back_exactly(name):
                 for tensor in (linear.weight, linear.bias) if linear.bias is not None else (linear.weight,):
                     tensor[rows : 2 * rows] = tensor[:rows]
 
-    case_groups = {**models.BASE, **models.MODELS[name]}["num_key_value_heads"]
+    case_groups = {**tiny_models.BASE, **tiny_models.MODELS[name]}["num_key_value_heads"]
     kept = {"attention": [u for u in range(case_groups) if u != 1], "mlp": [u for u in range(40) if u != 7]}
     case = Case({f"layers.{i}.{kind}": units for i in range(4) for kind, units in kept.items()}, name, change=twins)
-    tokens = models.tokens(2, 20, seed=5)
+    tokens = tiny_models.tokens(2, 20, seed=5)
     with torch.no_grad():
         dense, cut = case.dense(tokens).logits, case.pruned(tokens).logits
         found = case.recovered(LeastSquares(**SOLVE, ridge=1e-6))(tokens).logits
@@ -204,7 +204,7 @@ def test_bad_weights_are_told():
 # --- LoRA ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tiny_models.MODELS)
 def test_lora_lowers_the_loss_of_the_text(name):
     case = Case(UNITS, name)
     tokens = easy(LEARN["samples"], LEARN["length"])

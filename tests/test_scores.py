@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.conformance import models
+from harness.conformance import tiny_models
 from harness.errors import HarnessError
 from harness.pruning import importance, layerwise
 
@@ -149,8 +149,8 @@ def test_activation_scores_every_unit():
 
 
 def test_the_compensated_order_is_what_least_squares_cannot_give_back():
-    model, anatomy = models.tiny(models.PLAIN)
-    batches = [models.tokens(64, 16)]
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
+    batches = [tiny_models.tokens(64, 16)]
     found = importance.compensated(model, anatomy, batches)["layers.0.mlp"]
     seen = []
     linear = model.model.layers[0].mlp.down_proj
@@ -187,11 +187,11 @@ def test_the_compensated_order_of_many_units():
 
 
 def test_the_compensated_order_of_dead_units_and_of_broken_layers():
-    model, anatomy = models.tiny(models.PLAIN)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     up = model.model.layers[1].mlp.up_proj.weight.data
-    assert importance.compensated(model, anatomy, [models.tokens(4, 16)])["layers.1.mlp"].min() > 0
+    assert importance.compensated(model, anatomy, [tiny_models.tokens(4, 16)])["layers.1.mlp"].min() > 0
     up.fill_(0.0)
-    assert importance.compensated(model, anatomy, [models.tokens(4, 16)])["layers.1.mlp"].max() < 1e-20
+    assert importance.compensated(model, anatomy, [tiny_models.tokens(4, 16)])["layers.1.mlp"].max() < 1e-20
     up.fill_(float("nan"))
     with pytest.raises(HarnessError, match="layer 1 gives values that are not finite"):
-        importance.compensated(model, anatomy, [models.tokens(4, 16)])
+        importance.compensated(model, anatomy, [tiny_models.tokens(4, 16)])

@@ -63,9 +63,13 @@ class Report:
 
 def bench_of(kind: str, name: str, settings: Mapping[str, Any], work: Path) -> Any:
     """The bench that a plug-in of this kind is put on; its methods named `check_*` are the checks."""
-    from harness.conformance import devices, evaluators, pruner_checks
+    from harness.conformance import device_checks, evaluator_checks, pruner_checks
 
-    made = {"pruner": pruner_checks.PrunerChecks, "device": devices.DeviceBench, "evaluator": evaluators.EvaluatorBench}
+    made = {
+        "pruner": pruner_checks.PrunerChecks,
+        "device": device_checks.DeviceBench,
+        "evaluator": evaluator_checks.EvaluatorBench,
+    }
     return made[kind](name, settings, work)
 
 
@@ -132,7 +136,7 @@ def check(
     told: Callable[[Result], None] = lambda _: None,
 ) -> list[Report]:
     """All checks of everything registered under a name."""
-    from harness.conformance import second
+    from harness.conformance import second_process
 
     reports = []
     for found in kinds_of(name, kind):
@@ -151,7 +155,7 @@ def check(
                     told(result)
             finally:
                 bench.close()
-                second.end()
+                second_process.end()
         reports.append(report)
         if not settings:
             remember(report)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.conformance import models
+from harness.conformance import tiny_models
 from harness.conformance.kit import Fault, NotApplicable, in_a_line, where
-from harness.conformance.pruners import RATIOS, Asked, PrunerBench
-from harness.conformance.specs import check_spec, heavy
+from harness.conformance.pruner_bench import RATIOS, Asked, PrunerBench
+from harness.conformance.spec_checks import check_spec, heavy
 from harness.errors import BadCut, HarnessError
 from harness.models import counting
 from harness.plugins import registry
@@ -34,7 +34,7 @@ class PrunerChecks(PrunerBench):
             raise Fault(f"needs names {sorted(wrong)[0]!r}; known: {', '.join(sorted(NEEDS))}")
         if wrong := set(self.spec.budgets) - {"ratio", "latency"}:
             raise Fault(f"budgets names {sorted(wrong)[0]!r}; known: ratio, latency")
-        if wrong := set(self.spec.families) - {models.family(name) for name in models.MODELS}:
+        if wrong := set(self.spec.families) - {tiny_models.family(name) for name in tiny_models.MODELS}:
             raise Fault(f"families names {sorted(wrong)[0]!r}, which has no anatomy")
 
     def check_cut(self) -> None:
@@ -47,7 +47,7 @@ class PrunerChecks(PrunerBench):
 
     def check_families(self) -> None:
         """Every family it names works and gets its budget, or it says what it does not support."""
-        for name in models.of(self.spec.families):
+        for name in tiny_models.of(self.spec.families):
             try:
                 asked = self.ask(0.25, name)
             except (Fault, HarnessError):
@@ -101,7 +101,7 @@ class PrunerChecks(PrunerBench):
             return
         removed, step, ratio = self.removed(asked), self.step(asked), asked.ratio
         if removed < ratio - 1e-9:
-            _, anatomy = models.tiny(asked.model)
+            _, anatomy = tiny_models.tiny(asked.model)
             short = round((ratio - removed) * anatomy.params(prunable=True))
             raise Fault(
                 f"{where}asked to remove {ratio:g} of the prunable parameters, it removed {removed:.4g}: {short} "
@@ -136,7 +136,7 @@ class PrunerChecks(PrunerBench):
         """Budget zero changes nothing."""
         asked = self.cut(0.0)
         lost = any(not mask.all() for mask in asked.cut.masks.values())
-        dense = models.tiny(asked.model)[0].state_dict()
+        dense = tiny_models.tiny(asked.model)[0].state_dict()
         changed = [name for name, value in asked.cut.rewrites.items() if not value.to(dense[name]).equal(dense[name])]
         if asked.cut.keep or lost or changed:
             what = next(iter([*asked.cut.keep, *asked.cut.masks, *changed]))
@@ -158,7 +158,7 @@ class PrunerChecks(PrunerBench):
         for ratio in RATIOS:
             if (asked := self.ask(ratio)).refused is not None:
                 continue
-            _, anatomy = models.tiny(asked.model)
+            _, anatomy = tiny_models.tiny(asked.model)
             promised = self.promise(anatomy, ratio)
             if promised is None:
                 continue
@@ -220,8 +220,8 @@ class PrunerChecks(PrunerBench):
         model, anatomy, smaller = self.pair
         if "hidden" in self.some.cut.keep:
             raise NotApplicable("zeroing cannot show what a narrower residual stream does")
-        ids = models.tokens(2, 12)
-        dense, _ = models.tiny(self.some.model)
+        ids = tiny_models.tokens(2, 12)
+        dense, _ = tiny_models.tiny(self.some.model)
         dense.load_state_dict(surgery.zeroed(model, anatomy, self.some.cut), strict=False)
         with torch.inference_mode():
             expected, found = dense(ids, use_cache=False).logits, smaller(ids, use_cache=False).logits
@@ -231,7 +231,7 @@ class PrunerChecks(PrunerBench):
 
     def check_generation(self) -> None:
         """Text is the same with and without a cache."""
-        ids = models.tokens(1, 5)
+        ids = tiny_models.tokens(1, 5)
         told = [
             self.pair[2].generate(ids, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=1).tolist()
             for cache in (True, False)

@@ -4,9 +4,9 @@ Importing the libraries costs ten times what a visit does, so one process import
 which opens the model, times it and is gone: its memory lies elsewhere each time, which is most of what differs between
 processes. Where there is no fork, each visit starts from nothing.
 
-`python -m harness.latency.fresh_process DTYPE` reads numbered requests, one JSON a line: `open` a model (folder, device,
-runtime, dtype, workload), time it by a `plan`, `close` it. Each is answered under its number; a visit that dies is told
-under none.
+`python -m harness.latency.fresh_process DTYPE` reads numbered requests, one JSON object a line: `open` a model (folder,
+device, runtime, dtype, workload), time it by a `plan`, `close` it. Replies carry the number of their request; if the
+child of a visit dies, the number of its reply is null.
 """
 
 from __future__ import annotations

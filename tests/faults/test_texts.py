@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from harness import options, plugins
-from harness.conformance import models
+from harness.conformance import tiny_models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.evaluation import texts
 from harness.models.loading.weights import byte_tokenizer
@@ -32,7 +32,7 @@ class TooLong(BaseException):
 @pytest.fixture(scope="module", autouse=True)
 def libraries():
     """Imported before any time is taken."""
-    models.tiny("llama, grouped")
+    tiny_models.tiny("llama, grouped")
     plugins.registry().load("evaluator", "piqa")
     import datasets  # noqa: F401
 
@@ -316,10 +316,10 @@ TABLES = {
 
 def evaluate(label, limit=None):
     """All of an evaluator, from planning to its scores."""
-    model, anatomy = models.tiny("llama, grouped")
+    model, anatomy = tiny_models.tiny("llama, grouped")
     (evaluation,), missing = options.evaluations([label], "quick")
     assert not missing
-    context = models.context(anatomy, tokenizer=byte_tokenizer(), calibration=None, limit=limit)
+    context = tiny_models.context(anatomy, tokenizer=byte_tokenizer(), calibration=None, limit=limit)
     return evaluation.build().evaluate(model, context)
 
 

@@ -12,7 +12,7 @@ from harness_nnapi.phone import Nnapi
 
 from harness import TimingPlan, Unsupported, Workload
 from harness.cli import cli
-from harness.conformance import Conformance, played
+from harness.conformance import Conformance, fake_machine
 from harness.errors import HarnessError
 from harness.models.export import isolated_env, tflite_model
 
@@ -23,7 +23,9 @@ SMALL = Workload.parse("prefill:1x16")
 @pytest.fixture
 def phone(tmp_path):
     """By what its file says; this machine has the programs of a phone first in its path."""
-    with played.machine(tmp_path, PROGRAMS, {"nnapi": {"tools": {"benchmark_model": "{bin}/benchmark_model"}}}) as home:
+    with fake_machine.machine(
+        tmp_path, PROGRAMS, {"nnapi": {"tools": {"benchmark_model": "{bin}/benchmark_model"}}}
+    ) as home:
         words = json.loads((home / "nnapi.yaml").read_text())
 
         def made(**more):
@@ -96,7 +98,7 @@ def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
 @pytest.mark.slow
 def test_the_commands_profile_it_and_meet_a_latency_on_it(phone, converted, tmp_path):
     phone()
-    record = played.commands(cli, "nnapi", tmp_path / "runs")
+    record = fake_machine.commands(cli, "nnapi", tmp_path / "runs")
     assert record["status"] in ("ok", "unstable", "over_budget"), record["reason"]  # here a stand-in is timed
     assert record["budget"]["achieved"] < 0.75 or record["status"] != "ok"
     assert record["latency"]["prefill:1x16"]["provenance"] == "simulated"

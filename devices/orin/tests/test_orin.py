@@ -14,7 +14,7 @@ from harness_orin.jetson import Jetson, reading, watts
 
 from harness import TimingPlan, Unsupported, Workload
 from harness.cli import cli
-from harness.conformance import Conformance, played
+from harness.conformance import Conformance, fake_machine
 from harness.errors import HarnessError
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -33,7 +33,7 @@ AGX = (
 def orin(tmp_path_factory):
     """Both devices by files that name this machine, which has the programs of a Jetson first in its path."""
     devices = {"orin-cpu": {"python": sys.executable}, "orin-gpu": {"tools": {"trtexec": "{bin}/trtexec"}}}
-    with played.machine(tmp_path_factory.mktemp("orin"), PROGRAMS, devices) as home:
+    with fake_machine.machine(tmp_path_factory.mktemp("orin"), PROGRAMS, devices) as home:
         yield home
 
 
@@ -73,7 +73,7 @@ def test_what_plays_an_orin_is_not_one(device):
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "words"), [("orin-gpu", ["--dtype", "fp16"]), ("orin-cpu", [])])
 def test_a_run_meets_a_latency_on_it(device, words, tmp_path):
-    record = played.commands(cli, device, tmp_path, *words, profile=False)
+    record = fake_machine.commands(cli, device, tmp_path, *words, profile=False)
     assert record["status"] in ("ok", "unstable", "over_budget"), record["reason"]  # here a stand-in is timed
     assert record["budget"]["achieved"] < 0.75 or record["status"] != "ok"
     assert record["latency"]["prefill:1x16"]["provenance"] == "simulated"

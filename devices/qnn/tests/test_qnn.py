@@ -15,7 +15,7 @@ from harness_qnn.x_plus import XPlus
 
 from harness import Cut, TimingPlan, Unsupported, Workload
 from harness.cli import cli
-from harness.conformance import Conformance, played
+from harness.conformance import Conformance, fake_machine
 from harness.devices.remote.folder import Folder
 from harness.devices.remote.local import Local
 from harness.devices.remote.programs.agent import Agent
@@ -30,7 +30,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 def devices(tmp_path_factory):
     tools = {name: f"{{bin}}/{name}" for name in ("onnxruntime_perf_test", "qnn-net-run")}
     found = {"qnn-x-plus": {"python": sys.executable}, "qnn-s23": {"tools": tools}}
-    with played.machine(tmp_path_factory.mktemp("qnn"), PROGRAMS, found) as home:
+    with fake_machine.machine(tmp_path_factory.mktemp("qnn"), PROGRAMS, found) as home:
         for library in S23("perf-test").needed():
             (home / "bin" / library).touch()
         yield home
@@ -196,7 +196,7 @@ def test_a_phone_gets_what_was_compiled_here(devices, decoder):
 @pytest.mark.parametrize(("device", "provenance"), [("qnn-s23", "simulated"), ("qnn-x-plus", "emulator")])
 def test_a_run_meets_a_latency_on_it(device, provenance, tmp_path):
     """By the emulator of the NPU."""
-    record = played.commands(cli, device, tmp_path, "--dtype", "fp16", profile=False)
+    record = fake_machine.commands(cli, device, tmp_path, "--dtype", "fp16", profile=False)
     assert record["status"] in ("ok", "unstable", "over_budget"), record["reason"]  # here a stand-in is timed
     assert record["budget"]["achieved"] < 0.8 or record["status"] != "ok"
     assert record["latency"]["prefill:1x16"]["provenance"] == provenance

@@ -11,7 +11,7 @@ from harness_compresso.method import Compresso, adapted
 from harness_compresso.text import training_text
 
 from harness import Budget, Cut, Unsupported, plugins, to_remove
-from harness.conformance import Conformance, models
+from harness.conformance import Conformance, tiny_models
 from harness.models import counting, surgery
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card
@@ -82,7 +82,7 @@ def test_the_probability_that_a_gate_is_open(log_alpha):
 
 
 def test_gates_begin_open_and_are_clamped():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     found = gates.beginning(anatomy, 1)
     assert set(found) == set(anatomy.sites)
     for name, values in found.items():
@@ -98,7 +98,7 @@ def test_gates_begin_open_and_are_clamped():
 @pytest.mark.parametrize("name", ["llama, grouped", "gemma", "qwen3", "qwen2"])
 def test_the_expected_sparsity_by_loops(name):
     """Every weight of attention and MLP for itself; Qwen3 has no hidden mask, its width is sure to stay."""
-    _, anatomy = models.tiny(name)
+    _, anatomy = tiny_models.tiny(name)
     known = anatomy.config
     h, d, channels, kv = (known[key] for key in ("hidden_size", "head_dim", "intermediate_size", "num_key_value_heads"))
     g = known["num_attention_heads"] // kv
@@ -160,19 +160,19 @@ def test_the_multipliers_climb_the_penalty():
 # --- masks in a model -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(models.MODELS))
+@pytest.mark.parametrize("name", list(tiny_models.MODELS))
 @pytest.mark.parametrize("adapters", [False, True], ids=["as it is", "with adapters"])
 def test_a_masked_model_is_the_sliced_one(name, adapters):
     """The point of the matter: norms divide by the full width under masks, by what is left once it is cut."""
-    model, anatomy = models.tiny(name)
-    stays, ids = binary(anatomy), models.tokens(2, 12)
+    model, anatomy = tiny_models.tiny(name)
+    stays, ids = binary(anatomy), tiny_models.tokens(2, 12)
     with torch.no_grad(), adapted(model) as lora:
         for weight in lora.parameters():
             torch.nn.init.normal_(weight, std=0.2 if adapters else 0.0)
         with gates.masked(model, anatomy, {n: units.float() for n, units in stays.items()}):
             expected = model(ids, use_cache=False).logits
         merged = {n: lora.merged(n) for n in lora.linears}
-    fresh, _ = models.tiny(name)
+    fresh, _ = tiny_models.tiny(name)
     sliced = surgery.apply(fresh, anatomy, as_cut(anatomy, stays, rewrites=merged))
     found, dense = sliced(ids, use_cache=False).logits, fresh(ids, use_cache=False).logits
     assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
@@ -181,7 +181,7 @@ def test_a_masked_model_is_the_sliced_one(name, adapters):
 
 def test_soft_masks_multiply_where_they_are_published_to():
     """One layer by hand: groups at the output projection, channels before the activation and on the up side."""
-    model, anatomy = models.tiny(models.PLAIN)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     made = torch.Generator().manual_seed(2)
     z = {n: torch.rand(site.units, generator=made) for n, site in anatomy.sites.items()}
     mlp, x = model.model.layers[1].mlp, torch.randn(3, 48, generator=made)
@@ -203,7 +203,7 @@ def test_soft_masks_multiply_where_they_are_published_to():
 
 
 def test_as_many_zeros_as_expected_where_log_alpha_is_lowest():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     log_alpha = scattered(anatomy, 9)
     for name, stays in choose.learned(anatomy, log_alpha).items():
         values = log_alpha[name].tolist()
@@ -214,17 +214,17 @@ def test_as_many_zeros_as_expected_where_log_alpha_is_lowest():
 
 
 def test_every_site_keeps_a_unit_and_the_width_a_heads():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     shut = {name: torch.full((site.units,), -30.0) for name, site in anatomy.sites.items()}
     counts = {name: int(units.sum()) for name, units in choose.learned(anatomy, shut).items()}
     assert counts == {name: 8 if name == "hidden" else 1 for name in anatomy.sites}
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3, 0.4, 0.5])
-@pytest.mark.parametrize("name", list(models.MODELS))
+@pytest.mark.parametrize("name", list(tiny_models.MODELS))
 @pytest.mark.parametrize("spread", [0.3, 2.0], ids=["too little learned", "much learned"])
 def test_the_budget_is_met_to_less_than_a_channel(name, ratio, spread):
-    _, anatomy = models.tiny(name)
+    _, anatomy = tiny_models.tiny(name)
     log_alpha = scattered(anatomy, 6, spread)
     learned = choose.learned(anatomy, log_alpha)
     stays = choose.to_budget(anatomy, log_alpha, learned, to_remove(anatomy, ratio))
@@ -237,7 +237,7 @@ def test_the_budget_is_met_to_less_than_a_channel(name, ratio, spread):
 
 def test_too_much_gives_back_the_best_and_too_little_takes_the_worst():
     """One site at a time: nothing that came back scores below what stays away, and the reverse."""
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     log_alpha = scattered(anatomy, 6)
     learned = choose.learned(anatomy, log_alpha)
     gone = choose.Tally(anatomy, learned).gone
@@ -255,16 +255,16 @@ def test_too_much_gives_back_the_best_and_too_little_takes_the_worst():
 
 
 def test_a_learned_cut_that_fits_stays_as_it_is():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     log_alpha = scattered(anatomy, 6)
     learned = choose.learned(anatomy, log_alpha)
     stays = choose.to_budget(anatomy, log_alpha, learned, choose.Tally(anatomy, learned).gone - 10)
     assert all(torch.equal(stays[name], learned[name]) for name in learned)
 
 
-@pytest.mark.parametrize("name", list(models.MODELS))
+@pytest.mark.parametrize("name", list(tiny_models.MODELS))
 def test_the_tally_counts_as_the_harness_does(name):
-    _, anatomy = models.tiny(name)
+    _, anatomy = tiny_models.tiny(name)
     tally = choose.Tally(anatomy, {n: torch.ones(s.units, dtype=torch.bool) for n, s in anatomy.sites.items()})
     made, sites = torch.Generator().manual_seed(0), list(anatomy.sites)
     for step in range(60):
@@ -280,8 +280,8 @@ def test_the_tally_counts_as_the_harness_does(name):
 
 
 def test_nothing_is_trained_for_ratio_zero_nor_beyond_reach():
-    model, anatomy = models.tiny(models.PLAIN)
-    idle = models.context(anatomy, calibration=None)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
+    idle = tiny_models.context(anatomy, calibration=None)
     cut = Compresso().prune(model, Budget("ratio", 0.0), idle, None)
     assert not cut.keep
     assert not cut.rewrites
@@ -290,9 +290,9 @@ def test_nothing_is_trained_for_ratio_zero_nor_beyond_reach():
 
 
 def test_the_model_is_handed_back_as_it_was():
-    model, anatomy = models.tiny(models.PLAIN)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    ctx, method = models.context(anatomy), Compresso(**QUICK)
+    ctx, method = tiny_models.context(anatomy), Compresso(**QUICK)
     cut = method.prune(model, Budget("ratio", 0.2), ctx, method.prepare(model, ctx))
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
@@ -303,17 +303,17 @@ def test_the_model_is_handed_back_as_it_was():
 
 def test_sparsity_is_learned_and_what_does_nothing_goes_first():
     """Text of the model's own, which a loss of useful units makes less likely, and channels that add nothing."""
-    model, anatomy = models.tiny(models.PLAIN)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.mlp.down_proj.weight[:, :10] *= 4
             layer.mlp.down_proj.weight[:, 10:] = 0
     with loop.seeded(1):
-        ids = models.tokens(16, 1)
+        ids = tiny_models.tokens(16, 1)
         for _ in range(31):
             chances = model(ids, use_cache=False).logits[:, -1].softmax(-1)
             ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
-    ctx = models.context(anatomy)
+    ctx = tiny_models.context(anatomy)
     ctx.calibration = lambda count, length: ids[:count, :length]
     method = Compresso(samples=16, length=32, batch=8, prune_epochs=50, ramp_epochs=25, lr=0.0, multiplier_lr=0.1)
     with adapted(model) as adapters:
@@ -332,11 +332,11 @@ class Words:
         return type("Found", (), {"input_ids": [100 + len(word) for word in text.split()]})
 
 
-@pytest.mark.parametrize("name", [models.PLAIN, "gemma"])
+@pytest.mark.parametrize("name", [tiny_models.PLAIN, "gemma"])
 def test_a_prompt_is_read_and_not_learned(name):
-    model, anatomy = models.tiny(name)
-    ctx = models.context(anatomy, tokenizer=Words())
-    text, plain = training_text(ctx, 3, 10, "you are pruned"), models.tokens(3, 10)
+    model, anatomy = tiny_models.tiny(name)
+    ctx = tiny_models.context(anatomy, tokenizer=Words())
+    text, plain = training_text(ctx, 3, 10, "you are pruned"), tiny_models.tokens(3, 10)
     said = torch.tensor([103, 103, 106]).expand(3, -1)
     bos = 1 if name == "gemma" else 0
     assert torch.equal(text.rows, torch.cat([plain[:, :bos], said, plain[:, bos:]], dim=1))
@@ -348,14 +348,14 @@ def test_a_prompt_is_read_and_not_learned(name):
 
 
 def test_a_prompt_needs_a_tokenizer():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     with pytest.raises(Unsupported, match="tokenizer"):
-        training_text(models.context(anatomy), 2, 8, PROMPT)
+        training_text(tiny_models.context(anatomy), 2, 8, PROMPT)
 
 
 def test_accumulated_steps_are_fewer():
     method = Compresso(samples=6, batch=2, tune_epochs=4, tune_accumulation=3)
-    text = training_text(models.context(models.tiny(models.PLAIN)[1]), 6, 8, "")
+    text = training_text(tiny_models.context(tiny_models.tiny(tiny_models.PLAIN)[1]), 6, 8, "")
     assert (method.epoch(text), method.tune_steps(text)) == (3, 4)
 
 

@@ -17,7 +17,7 @@ from harness_dilap.search import Splits
 
 from harness import Budget, Unsupported, Workload, planning
 from harness.conformance import Conformance
-from harness.conformance.models import (
+from harness.conformance.tiny_models import (
     PLAIN,
     context,
     cost_model,

@@ -12,7 +12,7 @@ from harness_dilap.inner import Compensated, Trained
 from harness_dilap.price import Priced
 from harness_dilap.project import filled, project, swaps, values
 
-from harness.conformance.models import PLAIN, cost_model, depth_only, line, steps_of_eight, tiny, tokens
+from harness.conformance.tiny_models import PLAIN, cost_model, depth_only, line, steps_of_eight, tiny, tokens
 from harness.pruning.distance import Distance
 
 

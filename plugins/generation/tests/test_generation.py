@@ -16,7 +16,7 @@ from harness_generation.text import common, distinct, repetition, rouge_l
 from harness_generation.writing import Marks, greedy, surprise
 
 from harness import Cut, HarnessError, Unsupported
-from harness.conformance import Conformance, models
+from harness.conformance import Conformance, tiny_models
 from harness.models import surgery
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card
@@ -42,14 +42,14 @@ def made(name: str):
         folder, _ = locate(card("tiny"))
         return folders.read(folder, "fp32")
     if name == "window":
-        words = {**models.BASE, "model_type": "mistral", "sliding_window": 6}
+        words = {**tiny_models.BASE, "model_type": "mistral", "sliding_window": 6}
         torch.manual_seed(0)
         model = modeling.classes("mistral")[1](modeling.config(words)).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         return model
     name, _, how = name.partition(" cut ")
-    model, anatomy = models.tiny(name)
+    model, anatomy = tiny_models.tiny(name)
     cuts = {
         "uneven": UNEVEN,
         "deaf": {f"layers.{at}.attention": [] for at in range(4)},
@@ -69,7 +69,7 @@ def by_hand(model, prompt, tokens, ends=()):
 
 def context(model, **more):
     anatomy = anatomy_of(modeling.words_of(model))
-    return models.context(anatomy, **{"tokenizer": byte_tokenizer(), "calibration": None, "dense": model, **more})
+    return tiny_models.context(anatomy, **{"tokenizer": byte_tokenizer(), "calibration": None, "dense": model, **more})
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -80,8 +80,8 @@ def context(model, **more):
     [
         "tiny",
         "window",
-        *models.MODELS,
-        *(f"{models.PLAIN} cut {how}" for how in ("uneven", "deaf", "shorter")),
+        *tiny_models.MODELS,
+        *(f"{tiny_models.PLAIN} cut {how}" for how in ("uneven", "deaf", "shorter")),
         "gemma cut uneven",
         "qwen3 cut uneven",
     ],
@@ -96,7 +96,7 @@ def test_side_by_side_is_one_by_one(name, batch):
 
 
 def test_a_text_stops_at_its_end_while_its_neighbours_go_on():
-    model = made(f"{models.PLAIN} cut uneven")
+    model = made(f"{tiny_models.PLAIN} cut uneven")
     free, _ = greedy(model, PROMPT_IDS, ENDLESS, 12, 4)
     end = free[0][3]
     rows, _ = greedy(model, PROMPT_IDS, Marks(None, (end,)), 12, 4)
@@ -107,7 +107,7 @@ def test_a_text_stops_at_its_end_while_its_neighbours_go_on():
 
 
 def test_settings_of_the_model_are_not_asked_and_not_lost():
-    model, _ = models.tiny(models.PLAIN)
+    model, _ = tiny_models.tiny(tiny_models.PLAIN)
     plain, _ = greedy(model, PROMPT_IDS, ENDLESS, 8, 4)
     own = model.generation_config
     own.update(do_sample=True, temperature=2.0, repetition_penalty=5.0, suppress_tokens=sorted(set(plain[0])))
@@ -117,7 +117,7 @@ def test_settings_of_the_model_are_not_asked_and_not_lost():
 
 
 def test_logits_that_are_no_numbers_are_named():
-    model, _ = models.tiny(models.PLAIN)
+    model, _ = tiny_models.tiny(tiny_models.PLAIN)
     model.lm_head.weight.data[3] = math.nan
     before = model.generation_config
     with pytest.raises(HarnessError, match="not finite"):
@@ -134,7 +134,7 @@ def test_a_batch_that_memory_cannot_hold_is_halved(monkeypatch):
             raise torch.OutOfMemoryError("full")
         return together(model, prompts, *more)
 
-    model = made(models.PLAIN)
+    model = made(tiny_models.PLAIN)
     wanted, _ = greedy(model, PROMPT_IDS, ENDLESS, 6, 4)
     monkeypatch.setattr(harness_generation.writing, "_together", small)
     assert greedy(model, PROMPT_IDS, ENDLESS, 6, 4) == (wanted, 1)
@@ -142,7 +142,7 @@ def test_a_batch_that_memory_cannot_hold_is_halved(monkeypatch):
 
 
 def test_marks_are_those_of_the_dense_model():
-    plain, gemma = context(made(models.PLAIN)), context(made("gemma"))
+    plain, gemma = context(made(tiny_models.PLAIN)), context(made("gemma"))
     assert Marks.of(plain) == Marks(None, (1,))
     assert Marks.of(gemma).prompt(gemma.tokenizer, "A") == [0, *gemma.tokenizer("A").input_ids]
     several = replace(plain.anatomy, config={**plain.anatomy.config, "eos_token_id": [9, 4]})
@@ -207,7 +207,7 @@ def test_common_words_against_every_choice_of_them():
 
 
 def test_surprise_is_the_mean_of_single_tokens():
-    model, prompt, row = made(models.PLAIN), [5, 6, 7], [8, 200, 3]
+    model, prompt, row = made(tiny_models.PLAIN), [5, 6, 7], [8, 200, 3]
     losses = []
     with torch.inference_mode():
         for at, token in enumerate(row):
@@ -220,7 +220,7 @@ def test_surprise_is_the_mean_of_single_tokens():
 
 
 def test_a_pruned_model_is_set_beside_the_dense_one():
-    dense, pruned = made(models.PLAIN), made(f"{models.PLAIN} cut uneven")
+    dense, pruned = made(tiny_models.PLAIN), made(f"{tiny_models.PLAIN} cut uneven")
     done = []
     ctx = context(dense, limit=5, progress=lambda *at: done.append(at))
     scores = Generation(tokens=10, batch=2).evaluate(pruned, ctx)
@@ -248,7 +248,7 @@ def test_a_pruned_model_is_set_beside_the_dense_one():
 
 
 def test_the_dense_model_is_like_itself():
-    dense = made(models.PLAIN)
+    dense = made(tiny_models.PLAIN)
     scores = Generation(tokens=10).evaluate(dense, context(dense, limit=4))
     assert set(scores["rouge_l"].documents.values()) == {1.0}
     assert not scores["rouge_l"].texts
@@ -256,7 +256,7 @@ def test_the_dense_model_is_like_itself():
 
 def test_a_model_that_says_nothing_is_no_better_for_it():
     """Its first token ends every text: no variety, nothing in common; the dense model says how odd that is."""
-    dense, mute = made(models.PLAIN), made(f"{models.PLAIN} cut uneven")
+    dense, mute = made(tiny_models.PLAIN), made(f"{tiny_models.PLAIN} cut uneven")
     ctx = context(dense, limit=1)
     prompt = ctx.tokenizer(PROMPTS[0]).input_ids
     [end] = by_hand(mute, prompt, 1)
@@ -271,14 +271,14 @@ def test_a_model_that_says_nothing_is_no_better_for_it():
 
 
 def test_what_enters_a_record_is_small():
-    dense, pruned = made(models.PLAIN), made(f"{models.PLAIN} cut uneven")
+    dense, pruned = made(tiny_models.PLAIN), made(f"{tiny_models.PLAIN} cut uneven")
     scores = Generation(tokens=250).evaluate(pruned, context(dense, limit=3))
     assert max(len(text) for row in scores["rouge_l"].texts for text in row.values()) == SHOWN
     assert sum(len(json.dumps([score.details, score.texts])) for score in scores.values()) < 12 * SHOWN * SAMPLES
 
 
 def test_what_cannot_be_is_told():
-    dense = made(models.PLAIN)
+    dense = made(tiny_models.PLAIN)
     with pytest.raises(Unsupported, match="more than the 1024") as refused:
         Generation(tokens=1024).evaluate(dense, context(dense, limit=1))
     fits = int(refused.value.remedy.rpartition("=")[2])

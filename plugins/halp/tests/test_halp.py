@@ -12,7 +12,7 @@ from harness_halp import Halp, augmented, balanced, group_size, marginal, ranked
 
 from harness import Budget, Unsupported
 from harness.conformance import Conformance
-from harness.conformance.models import (
+from harness.conformance.tiny_models import (
     PLAIN,
     context,
     cost_model,

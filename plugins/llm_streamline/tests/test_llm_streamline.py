@@ -10,7 +10,7 @@ import torch
 from harness_llm_streamline import Streamline, bypassed, cached, chosen, likeness
 
 from harness import Budget, Cut, HarnessError, Unsupported, plugins
-from harness.conformance import Conformance, models
+from harness.conformance import Conformance, tiny_models
 from harness.models import counting, surgery
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card
@@ -42,7 +42,7 @@ def raw(model, windows):
 
 def uneven():
     """A model whose layers differ: one without its MLP, one with half of it."""
-    model, anatomy = models.tiny(models.PLAIN)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     cut = surgery.check(anatomy, Cut(keep={"layers.1.mlp": [], "layers.2.mlp": range(20)}))
     smaller = surgery.apply(model, anatomy, cut)
     return smaller, anatomy_of({**smaller.config.to_dict(), "model_type": smaller.config.model_type})
@@ -51,10 +51,10 @@ def uneven():
 # --- which block --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tiny_models.MODELS)
 def test_likeness_is_the_mean_over_tokens_for_every_two_boundaries(name):
-    windows = models.tokens(3, 7, 2)
-    model, _ = models.tiny(name)
+    windows = tiny_models.tokens(3, 7, 2)
+    model, _ = tiny_models.tiny(name)
     with torch.no_grad():
         model.model.norm.weight.uniform_(-30, 30)  # the last boundary is raw: this must not be seen
     told = likeness(model, windows)
@@ -71,15 +71,15 @@ def test_likeness_is_the_mean_over_tokens_for_every_two_boundaries(name):
 
 
 def test_a_bad_layer_is_named():
-    model, _ = models.tiny(models.PLAIN)
+    model, _ = tiny_models.tiny(tiny_models.PLAIN)
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[0, 0] = math.inf
     with pytest.raises(HarnessError, match="layer 2 gives values that are not finite"):
-        likeness(model, models.tokens(1, 8))
+        likeness(model, tiny_models.tokens(1, 8))
 
 
 @pytest.mark.parametrize("stays", [0, 1])
-@pytest.mark.parametrize("made", [lambda: models.tiny(models.PLAIN), uneven])
+@pytest.mark.parametrize("made", [lambda: tiny_models.tiny(tiny_models.PLAIN), uneven])
 @pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2, 0.25, 0.3, 0.45, 0.5, 0.6])
 def test_the_block_is_the_shortest_that_holds_enough_at_the_best_cosine(stays, made, ratio):
     _, anatomy = made()
@@ -100,7 +100,7 @@ def test_the_block_is_the_shortest_that_holds_enough_at_the_best_cosine(stays, m
 
 
 def test_one_layer_stays_and_the_refusal_names_what_can_go():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     assert chosen(anatomy, 0.75, torch.zeros(5, 5).tolist(), 1) == range(4)
     for stays in (0, 1):
         with pytest.raises(Unsupported, match=r"of 4 layers one stays, and the others hold 0\.75"):
@@ -111,9 +111,9 @@ def test_one_layer_stays_and_the_refusal_names_what_can_go():
     ("config", "ratio", "network", "layers", "of_all"),
     [
         ("llama2-7b", 0.25, "layer", 8, 24.0),
-        (models.LLAMA31_8B, 0.25, "layer", 8, 21.7),
+        (tiny_models.LLAMA31_8B, 0.25, "layer", 8, 21.7),
         ("llama2-7b", 0.28, "none", 9, 27.03),
-        (models.LLAMA31_8B, 0.21, "none", 7, 19.01),
+        (tiny_models.LLAMA31_8B, 0.21, "none", 7, 19.01),
     ],
 )
 def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio, network, layers, of_all):
@@ -126,10 +126,10 @@ def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio
 
 
 def test_network_none_deletes_the_whole_block():
-    model, anatomy = models.tiny(models.PLAIN)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     cosine = torch.zeros(5, 5)
     cosine[2, 4] = 1
-    cut = small(network="none").prune(model, HALF, models.context(anatomy), {"cosine": cosine})
+    cut = small(network="none").prune(model, HALF, tiny_models.context(anatomy), {"cosine": cosine})
     assert set(cut.keep) == {f"layers.{i}.{kind}" for i in (2, 3) for kind in ("attention", "mlp")}
     assert not any(cut.keep.values())
     assert not cut.rewrites
@@ -139,42 +139,42 @@ def test_network_none_deletes_the_whole_block():
 
 
 def test_nothing_asked_nothing_trained():
-    model, anatomy = models.tiny(models.PLAIN)
-    cut = small().prune(model, Budget.ratio(0), models.context(anatomy), FAVOURITE)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
+    cut = small().prune(model, Budget.ratio(0), tiny_models.context(anatomy), FAVOURITE)
     assert not cut.keep
     assert not cut.rewrites
-    dense, _ = models.tiny(models.PLAIN)
+    dense, _ = tiny_models.tiny(tiny_models.PLAIN)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tiny_models.MODELS)
 def test_the_first_layer_of_the_block_is_rewritten_and_nothing_else(name, dtype):
-    model, anatomy = models.tiny(name, dtype)
-    cut = small(epochs=1, lm_steps=1).prune(model, HALF, models.context(anatomy), FAVOURITE)
+    model, anatomy = tiny_models.tiny(name, dtype)
+    cut = small(epochs=1, lm_steps=1).prune(model, HALF, tiny_models.context(anatomy), FAVOURITE)
     assert set(cut.keep) == {f"layers.{i}.{kind}" for i in (2, 3) for kind in ("attention", "mlp")}
     assert set(cut.rewrites) == {tensor for tensor in anatomy.tensors if tensor.startswith("model.layers.1.")}
-    dense = surgery.dense_state(models.tiny(name, dtype)[0])
+    dense = surgery.dense_state(tiny_models.tiny(name, dtype)[0])
     assert all(value.isfinite().all() for value in cut.rewrites.values())
     assert {value.dtype for value in cut.rewrites.values()} == {torch.float32}  # small steps do not get lost
     assert any(not torch.equal(value, dense[tensor].float()) for tensor, value in cut.rewrites.items())
     after = surgery.dense_state(model)
     assert all(torch.equal(after[tensor], dense[tensor]) for tensor in dense if tensor not in cut.rewrites)
-    smaller = surgery.apply(models.tiny(name, dtype)[0], anatomy, surgery.check(anatomy, cut))
+    smaller = surgery.apply(tiny_models.tiny(name, dtype)[0], anatomy, surgery.check(anatomy, cut))
     assert [layer.self_attn.layer_idx for layer in smaller.model.layers] == [0, 1]
 
 
 def test_one_seed_one_result():
     told = []
     for _ in range(2):
-        model, anatomy = models.tiny(models.PLAIN)
-        told.append(small().prune(model, HALF, models.context(anatomy), FAVOURITE).rewrites)
+        model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
+        told.append(small().prune(model, HALF, tiny_models.context(anatomy), FAVOURITE).rewrites)
     assert all(torch.equal(told[0][name], told[1][name]) for name in told[0])
 
 
 def test_uneven_models_train_too():
     model, anatomy = uneven()
-    cut = small(lm_steps=1).prune(model, Budget.ratio(0.3), models.context(anatomy), FAVOURITE)
+    cut = small(lm_steps=1).prune(model, Budget.ratio(0.3), tiny_models.context(anatomy), FAVOURITE)
     smaller = surgery.apply(uneven()[0], anatomy, surgery.check(anatomy, cut))
     assert counting.count(smaller)[0] == anatomy.params(surgery.check(anatomy, cut).shape)
 
@@ -189,12 +189,12 @@ def told(cut, stage):
 
 
 def test_the_layer_learns_what_the_block_does_as_the_smaller_model_shows():
-    model, anatomy = models.tiny(models.PLAIN)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     method = small(train_samples=20, epochs=20, lr=2e-3)
-    cut = method.prune(model, HALF, models.context(anatomy), FAVOURITE)
-    held = models.tokens(20, 16)[18:]
-    dense = raw(models.tiny(models.PLAIN)[0], held)
-    smaller = surgery.apply(models.tiny(models.PLAIN)[0], anatomy, surgery.check(anatomy, cut))
+    cut = method.prune(model, HALF, tiny_models.context(anatomy), FAVOURITE)
+    held = tiny_models.tokens(20, 16)[18:]
+    dense = raw(tiny_models.tiny(tiny_models.PLAIN)[0], held)
+    smaller = surgery.apply(tiny_models.tiny(tiny_models.PLAIN)[0], anatomy, surgery.check(anatomy, cut))
     untrained = torch.stack([states[2] - states[4] for states in dense]).square().mean()
     trained = torch.stack([a[2] - b[4] for a, b in zip(raw(smaller, held), dense, strict=True)]).square().mean()
     assert told(cut, "mse") == pytest.approx((float(untrained), float(trained)), rel=1e-3)
@@ -202,9 +202,9 @@ def test_the_layer_learns_what_the_block_does_as_the_smaller_model_shows():
 
 
 def test_language_loss_goes_down_end_to_end_as_the_smaller_model_shows():
-    model, anatomy = models.tiny(models.PLAIN)
-    ctx = models.context(anatomy)
-    ctx.calibration = lambda count, length: models.tokens(count, length) % 4  # a text with something to learn
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
+    ctx = tiny_models.context(anatomy)
+    ctx.calibration = lambda count, length: tiny_models.tokens(count, length) % 4  # a text with something to learn
     cut = small(epochs=0, lm_steps=30, lr=2e-3).prune(model, HALF, ctx, FAVOURITE)
     assert "mse" not in cut.why
     held = ctx.calibration(10, 16)[9:]
@@ -212,15 +212,19 @@ def test_language_loss_goes_down_end_to_end_as_the_smaller_model_shows():
     for rewrites in ({}, cut.rewrites):
         whole = surgery.check(anatomy, Cut(keep=cut.keep, rewrites=rewrites))
         with torch.no_grad():
-            logits = surgery.apply(models.tiny(models.PLAIN)[0], anatomy, whole)(held).logits.double().log_softmax(-1)
+            logits = (
+                surgery.apply(tiny_models.tiny(tiny_models.PLAIN)[0], anatomy, whole)(held)
+                .logits.double()
+                .log_softmax(-1)
+            )
         losses.append(-sum(float(logits[0, t, held[0, t + 1]]) for t in range(15)) / 15)
     assert told(cut, "lm") == pytest.approx(losses, rel=1e-3)
     assert losses[1] < losses[0]
 
 
 def test_what_is_learnt_from_lies_at_both_ends_of_the_block():
-    model, _ = models.tiny(models.PLAIN)
-    windows = models.tokens(35, 6)  # more than walk together
+    model, _ = tiny_models.tiny(tiny_models.PLAIN)
+    windows = tiny_models.tokens(35, 6)  # more than walk together
     pairs = cached(model, windows, range(1, 4), lambda *_: None)
     states = raw(model, windows)
     assert len(pairs.entry) == len(pairs.exit) == 35
@@ -230,8 +234,8 @@ def test_what_is_learnt_from_lies_at_both_ends_of_the_block():
 
 
 def test_bypassed_layers_come_back():
-    model, _ = models.tiny(models.PLAIN)
-    ids = models.tokens(1, 8)
+    model, _ = tiny_models.tiny(tiny_models.PLAIN)
+    ids = tiny_models.tokens(1, 8)
     before = model(ids).logits
     with bypassed(model.model.layers[i] for i in (0, 2)):
         assert not torch.equal(model(ids).logits, before)
@@ -276,9 +280,9 @@ def pulled(towards):
 
 
 def test_the_best_weights_are_kept_as_a_copy():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     weight, loss, seen = pulled(towards=3.0)
-    before, after = small(lr=0.1, batch=2).fit("mse", [weight], loss, 100, 10, 2, models.context(anatomy))
+    before, after = small(lr=0.1, batch=2).fit("mse", [weight], loss, 100, 10, 2, tiny_models.context(anatomy))
     assert before == 9.0
     assert len(seen) == 11
     assert seen[-1] > min(seen)
@@ -286,14 +290,14 @@ def test_the_best_weights_are_kept_as_a_copy():
 
 
 def test_what_never_validates_better_ends_where_it_began():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     weight, loss, _ = pulled(towards=-1.0)
-    assert small(lr=0.1).fit("mse", [weight], loss, 20, 10, 2, models.context(anatomy)) == (1.0, 1.0)
+    assert small(lr=0.1).fit("mse", [weight], loss, 20, 10, 2, tiny_models.context(anatomy)) == (1.0, 1.0)
     assert weight.item() == 0.0
 
 
 def test_accumulated_passes_make_the_update_of_one_large_pass(monkeypatch):
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     ends, slopes, clip = [], [], torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(
         torch.nn.utils, "clip_grad_norm_", lambda w, most: slopes.append(w[0].grad.clone()) or clip(w, most)
@@ -305,7 +309,7 @@ def test_accumulated_passes_make_the_update_of_one_large_pass(monkeypatch):
         def loss(rows, weight=weight, data=data):
             return (weight - data[rows]).square().mean()
 
-        small(batch=batch, accumulation=accumulation).fit("mse", [weight], loss, 7, 5, 1, models.context(anatomy))
+        small(batch=batch, accumulation=accumulation).fit("mse", [weight], loss, 7, 5, 1, tiny_models.context(anatomy))
         ends.append(weight.detach())
     torch.testing.assert_close(ends[0], ends[1])
     assert ends[0].abs().min() > 0
@@ -313,14 +317,14 @@ def test_accumulated_passes_make_the_update_of_one_large_pass(monkeypatch):
 
 
 def test_published_settings_reach_the_optimiser(monkeypatch):
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     made, clipped = [], []
     plain, clip = loop.optimiser, torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(loop, "optimiser", lambda *a, **k: made.append(plain(*a, **k)) or made[-1])
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda w, most: clipped.append(most) or clip(w, most))
     for stage in ("mse", "lm"):
         weight, loss, _ = pulled(towards=3.0)
-        Streamline(lr=2e-4).fit(stage, [weight], loss, 1, 10, 2, models.context(anatomy))
+        Streamline(lr=2e-4).fit(stage, [weight], loss, 1, 10, 2, tiny_models.context(anatomy))
     assert [m.defaults["betas"] for m in made] == [(0.9, 0.999), (0.9, 0.95)]
     assert {m.defaults["weight_decay"] for m in made} == {1e-3}
     assert {m.defaults["lr"] for m in made} == {2e-4}
@@ -328,16 +332,16 @@ def test_published_settings_reach_the_optimiser(monkeypatch):
 
 
 def test_too_few_windows_are_told():
-    model, anatomy = models.tiny(models.PLAIN)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     with pytest.raises(HarnessError, match="leave none to train on"):
-        small(train_samples=1).prune(model, HALF, models.context(anatomy), FAVOURITE)
+        small(train_samples=1).prune(model, HALF, tiny_models.context(anatomy), FAVOURITE)
 
 
 def test_a_training_that_is_lost_is_told():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     weight = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(HarnessError, match="lost its way at step 0"):
-        small().fit("mse", [weight], lambda rows: weight.sum() * math.nan, 3, 10, 2, models.context(anatomy))
+        small().fit("mse", [weight], lambda rows: weight.sum() * math.nan, 3, 10, 2, tiny_models.context(anatomy))
 
 
 def test_paper_is_what_was_published():

@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from harness import Cut
-from harness.conformance import models
+from harness.conformance import tiny_models
 from harness.errors import HarnessError, Unsupported
 from harness.models import surgery
 from harness.models.loading.weights import byte_tokenizer
@@ -58,15 +58,15 @@ def agree(found, wanted, tolerance=TOLERANCE):
     assert max(abs(one - other) for (one, _), (other, _) in zip(found, wanted, strict=True)) < tolerance
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tiny_models.MODELS)
 @pytest.mark.parametrize("capacity", [24, 4096])
 def test_every_family_as_stock(name, capacity):
-    model, _ = models.tiny(name)
+    model, _ = tiny_models.tiny(name)
     agree(ours(model, asked(), capacity)[1], stock(model, asked()))
 
 
 def uneven(name="llama, grouped"):
-    model, anatomy = models.tiny(name)
+    model, anatomy = tiny_models.tiny(name)
     keep = {
         "layers.0.attention": [],
         "layers.1.mlp": range(13),
@@ -82,7 +82,7 @@ def test_a_model_whose_layers_differ(capacity):
 
 
 def test_half_precision_strays_no_farther_than_stock():
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     exact = [value for value, _ in stock(model.double(), asked())]
     half = model.to(torch.bfloat16)
     apart = {
@@ -93,7 +93,7 @@ def test_half_precision_strays_no_farther_than_stock():
 
 
 def test_the_head_runs_only_where_it_is_asked(monkeypatch):
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     seen = []
     model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     pairs = asked()
@@ -107,7 +107,7 @@ MEMORY = [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: can't
 
 @pytest.mark.parametrize("error", MEMORY, ids=["cuda", "cpu"])
 def test_a_pass_that_does_not_fit_is_halved(error, monkeypatch):
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     wanted = stock(model, asked())
     whole = scoring.Scorer._pass
 
@@ -124,7 +124,7 @@ def test_a_pass_that_does_not_fit_is_halved(error, monkeypatch):
 
 
 def test_what_is_no_matter_of_memory_is_raised(monkeypatch):
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
 
     def broken(*_):
         raise RuntimeError("shapes do not fit")
@@ -136,7 +136,7 @@ def test_what_is_no_matter_of_memory_is_raised(monkeypatch):
 
 def test_a_broken_pass_counts_nothing_twice(monkeypatch):
     """Half of a stem's passes were answered before memory ran out."""
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     wanted = stock(model, asked())
     whole, calls = scoring.Scorer._pass, []
 
@@ -151,7 +151,7 @@ def test_a_broken_pass_counts_nothing_twice(monkeypatch):
 
 
 def test_what_is_too_long_loses_its_start_as_in_stock():
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     pairs = [("a" * 1100 + "b", " c"), ("a" * 1100 + "d", " ca"), ("short", " c")]
     lm, found = ours(model, pairs)
     agree(found, stock(model, pairs))
@@ -160,26 +160,26 @@ def test_what_is_too_long_loses_its_start_as_in_stock():
 
 
 def test_a_continuation_longer_than_the_model_is_said():
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     with pytest.raises(Unsupported, match="the model sees 1024"):
         ours(model, [("a", "b" * 1100)])
 
 
 def test_a_model_of_nan_is_said():
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     with pytest.raises(HarnessError, match="overflows or holds NaN"):
         ours(model, asked())
 
 
 def test_a_context_without_tokens_is_said():
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     with pytest.raises(Unsupported, match="context has no tokens"):
         ours(model, [(" ", "a"), ("b", "c")])
 
 
 def test_no_token_to_begin_with_is_said():
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(Unsupported, match="neither a BOS nor an EOS"):
@@ -187,7 +187,7 @@ def test_no_token_to_begin_with_is_said():
 
 
 def test_sliding_windows_are_left_to_stock():
-    model, _ = models.tiny("mistral")
+    model, _ = tiny_models.tiny("mistral")
     model.config.sliding_window = 60
     lm, found = ours(model, asked())
     assert lm.slides
@@ -199,7 +199,7 @@ def test_sliding_windows_are_left_to_stock():
 
 
 def test_progress_ends_with_all():
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     told = []
     lm = SharedLM(model, byte_tokenizer(), lambda done, total: told.append((done, total)))
     lm.loglikelihood(instances(asked()), disable_tqdm=True)

@@ -11,7 +11,7 @@ from harness_lm_eval.tasks import SUBJECTS, TASKS
 
 from harness import options, planning
 from harness.api import Context
-from harness.conformance import Conformance, models
+from harness.conformance import Conformance, tiny_models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.evaluation import texts
 from harness.models.loading.weights import byte_tokenizer
@@ -65,9 +65,9 @@ def write(folder, split, lines, name="piqa"):
 
 
 def evaluate(label, limit=None, model="llama, grouped"):
-    made, anatomy = models.tiny(model)
+    made, anatomy = tiny_models.tiny(model)
     (evaluation,), _ = options.evaluations([label], "quick")
-    context = models.context(anatomy, tokenizer=byte_tokenizer(), calibration=None, limit=limit)
+    context = tiny_models.context(anatomy, tokenizer=byte_tokenizer(), calibration=None, limit=limit)
     assert isinstance(context, Context)
     return evaluation, evaluation.build().evaluate(made, context)
 
@@ -97,7 +97,7 @@ def test_both_accuracies_follow_from_lm_evals_own_rule(folder):
 
     write(folder, "validation", PIQA)
     _, scores = evaluate("piqa")
-    model, _ = models.tiny("llama, grouped")
+    model, _ = tiny_models.tiny("llama, grouped")
     stock = HFLM(pretrained=model, tokenizer=byte_tokenizer(), backend="causal", batch_size=1)
     for at, row in enumerate(PIQA):
         pairs = [(f"Question: {row['goal']}\nAnswer:", f" {row[key]}") for key in ("sol1", "sol2")]

@@ -10,7 +10,7 @@ from harness_magnitude import Magnitude, n_of_m, shares, smallest
 
 from harness import Budget, Unsupported
 from harness.conformance import Conformance
-from harness.conformance.models import PLAIN, context, tiny
+from harness.conformance.tiny_models import PLAIN, context, tiny
 
 
 def weights():

@@ -10,7 +10,7 @@ import torch
 from harness_shortgpt import ShortGPT, cosines, influence, least_influence
 
 from harness import Budget, Cut, Unsupported, plugins
-from harness.conformance import Conformance, models
+from harness.conformance import Conformance, tiny_models
 from harness.models import counting, surgery
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card
@@ -18,7 +18,7 @@ from harness.models.loading.cards import card
 
 def uneven():
     """A model whose layers differ: one without its MLP, one with half of it."""
-    model, anatomy = models.tiny(models.PLAIN)
+    model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     cut = surgery.check(anatomy, Cut(keep={"layers.1.mlp": [], "layers.2.mlp": range(20)}))
     smaller = surgery.apply(model, anatomy, cut)
     return smaller, anatomy_of({**smaller.config.to_dict(), "model_type": smaller.config.model_type})
@@ -43,16 +43,16 @@ def by_hand(model, windows):
     return found
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tiny_models.MODELS)
 def test_influence_is_one_minus_the_mean_cosine_of_the_raw_stream(name):
-    windows = models.tokens(3, 10, 2)
-    told = influence(models.tiny(name)[0], windows.split(2))
-    assert told.tolist() == pytest.approx(by_hand(models.tiny(name)[0], windows), abs=2e-6)
+    windows = tiny_models.tokens(3, 10, 2)
+    told = influence(tiny_models.tiny(name)[0], windows.split(2))
+    assert told.tolist() == pytest.approx(by_hand(tiny_models.tiny(name)[0], windows), abs=2e-6)
 
 
 def test_the_last_layer_is_not_seen_through_the_final_norm():
-    windows = models.tokens(2, 12, 3)
-    model, _ = models.tiny(models.PLAIN)
+    windows = tiny_models.tokens(2, 12, 3)
+    model, _ = tiny_models.tiny(tiny_models.PLAIN)
     with torch.no_grad():
         model.model.norm.weight.uniform_(-30, 30)
     told = influence(model, [windows])
@@ -67,7 +67,7 @@ def test_a_state_of_length_zero_counts_one_half():
 
 
 def test_the_lowest_go_wherever_they_are_and_ties_from_the_front():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     assert least_influence(anatomy, 0.5, [0.1, 0.9, 0.2, 0.3]) == {0, 2}
     assert least_influence(anatomy, 0.26, [0.4, 0.2, 0.4, 0.2]) == {1, 3}
     assert least_influence(anatomy, 0.75, [0.2, 0.2, 0.2, 0.2]) == {0, 1, 2}
@@ -87,14 +87,14 @@ def test_layers_that_differ_count_what_they_hold(tmp_path):
     for ratio in (0.05, 0.1, 0.19, 0.2, 0.4, 0.5, 0.65):
         fewest = next(n for n in range(1, 4) if sum(size[i] for i in order[:n]) >= ratio * total)
         assert least_influence(anatomy, ratio, scores) == set(order[:fewest])
-    ctx = models.context(anatomy)
+    ctx = tiny_models.context(anatomy)
     state = ShortGPT(4, 16).prepare(model, ctx)
     cut = surgery.check(anatomy, ShortGPT().prune(model, Budget.ratio(0.3), ctx, state))
     assert counting.count(surgery.apply(model, anatomy, cut))[0] == anatomy.params(cut.shape)
 
 
 def test_one_layer_stays_and_the_refusal_names_it():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     assert len(least_influence(anatomy, 0.75, [0.1, 0.4, 0.2, 0.3])) == 3
     with pytest.raises(Unsupported, match=r"number 1 .* hold 0.75"):
         least_influence(anatomy, 0.76, [0.1, 0.4, 0.2, 0.3])
@@ -105,28 +105,28 @@ def test_one_layer_stays_and_the_refusal_names_it():
     [
         ("llama2-7b", 0.28, 9, 27.03),
         ("llama2-7b", 0.21, 7, 21.02),
-        (models.LLAMA31_8B, 0.15, 5, 13.58),
-        (models.LLAMA31_8B, 0.21, 7, 19.01),
-        (models.LLAMA31_8B, 0.25, 8, 21.73),
+        (tiny_models.LLAMA31_8B, 0.15, 5, 13.58),
+        (tiny_models.LLAMA31_8B, 0.21, 7, 19.01),
+        (tiny_models.LLAMA31_8B, 0.25, 8, 21.73),
     ],
 )
 def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio, layers, of_all):
     anatomy = anatomy_of(card(config).config if isinstance(config, str) else config)
     state = {"influence": torch.linspace(1, 0, 32)}
-    cut = surgery.check(anatomy, ShortGPT().prune(None, Budget.ratio(ratio), models.context(anatomy), state))
+    cut = surgery.check(anatomy, ShortGPT().prune(None, Budget.ratio(ratio), tiny_models.context(anatomy), state))
     gone = {anatomy.sites[site].layer for site, units in cut.keep.items() if not units}
     assert gone == set(range(32 - layers, 32))
     assert 100 * counting.ratios(anatomy, cut.shape)[1] == pytest.approx(of_all, abs=0.005)
 
 
-@pytest.mark.parametrize("name", [models.PLAIN, "qwen3", "gemma"])
+@pytest.mark.parametrize("name", [tiny_models.PLAIN, "qwen3", "gemma"])
 def test_a_model_without_its_first_layer_generates_alike_with_and_without_a_cache(name):
-    model, anatomy = models.tiny(name)
+    model, anatomy = tiny_models.tiny(name)
     state = {"influence": torch.tensor([0.1, 0.4, 0.2, 0.3])}
-    cut = surgery.check(anatomy, ShortGPT().prune(None, Budget.ratio(0.5), models.context(anatomy), state))
+    cut = surgery.check(anatomy, ShortGPT().prune(None, Budget.ratio(0.5), tiny_models.context(anatomy), state))
     smaller = surgery.apply(model, anatomy, cut)
     assert [layer.self_attn.layer_idx for layer in smaller.model.layers] == [0, 1]
-    ids = models.tokens(1, 6)
+    ids = tiny_models.tokens(1, 6)
     told = [
         smaller.generate(ids, max_new_tokens=10, do_sample=False, use_cache=cache, pad_token_id=1).tolist()
         for cache in (True, False)
@@ -135,9 +135,9 @@ def test_a_model_without_its_first_layer_generates_alike_with_and_without_a_cach
 
 
 def test_nothing_asked_nothing_cut():
-    _, anatomy = models.tiny(models.PLAIN)
+    _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     state = {"influence": torch.tensor([0.1, 0.4, 0.2, 0.3])}
-    assert not ShortGPT().prune(None, Budget.ratio(0), models.context(anatomy), state).keep
+    assert not ShortGPT().prune(None, Budget.ratio(0), tiny_models.context(anatomy), state).keep
 
 
 def test_paper_is_what_was_published():

@@ -12,7 +12,7 @@ from harness_wanda import PATTERNS, Wanda, WandaSp
 
 from harness import Budget, Unsupported, plugins, uniform
 from harness.conformance import Conformance
-from harness.conformance.models import LLAMA31_8B, PLAIN, context, tiny, tokens
+from harness.conformance.tiny_models import LLAMA31_8B, PLAIN, context, tiny, tokens
 from harness.errors import HarnessError
 from harness.models.anatomy.core import anatomy_of
 from harness.models.loading.cards import card

@@ -21,7 +21,7 @@ from harness.errors import HarnessError
 from harness.system import fork_server, process
 
 LIBRARIES = (
-    "harness.conformance.pruners",
+    "harness.conformance.pruner_bench",
     "harness.models.saved.reload_check",
     "transformers.models.llama.modeling_llama",
 )
@@ -34,7 +34,7 @@ class Second:
 
     def __init__(self) -> None:
         self.server: Any = subprocess.Popen(
-            [sys.executable, "-m", "harness.conformance.second"],
+            [sys.executable, "-m", "harness.conformance.second_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -94,7 +94,7 @@ def end() -> None:
 
 
 def answer(asked: Any) -> None:
-    from harness.conformance import pruners
+    from harness.conformance import pruner_bench
     from harness.models.saved import reload_check
 
     os.environ.clear()
@@ -103,7 +103,7 @@ def answer(asked: Any) -> None:
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
     work = Path(asked["work"])
     try:
-        reload_check.answer(Path(asked["folder"]), work / "fresh", "fp32", pruners.WORKLOAD, logits_only=True)
+        reload_check.answer(Path(asked["folder"]), work / "fresh", "fp32", pruner_bench.WORKLOAD, logits_only=True)
         again(asked, work)
     except HarnessError as error:
         sys.exit(error.cause)
@@ -111,7 +111,7 @@ def answer(asked: Any) -> None:
 
 def again(asked: dict[str, Any], work: Path) -> None:
     """The method's cut for the same question, in `work/again`; none where it is not installed."""
-    from harness.conformance import models, pruners
+    from harness.conformance import pruner_bench, tiny_models
     from harness.models.saved import folders
     from harness.plugins import registry
 
@@ -119,12 +119,12 @@ def again(asked: dict[str, Any], work: Path) -> None:
         return
     inner = work / "second"
     inner.mkdir()
-    bench = pruners.PrunerBench(asked["name"], {}, inner)
+    bench = pruner_bench.PrunerBench(asked["name"], {}, inner)
     bench.parameters = asked["parameters"]
     cut = bench.ask(asked["ratio"], asked["model"]).cut
     if cut is not None:
         (work / "again").mkdir()
-        _, anatomy = models.tiny(asked["model"])
+        _, anatomy = tiny_models.tiny(asked["model"])
         dense = {name: list(anatomy.tensors[name]) for name in {*cut.masks, *cut.rewrites}}
         folders.write_cut(cut, {"dense_tensors": dense}, work / "again")
 

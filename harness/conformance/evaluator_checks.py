@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import Context, EvaluatorSpec, Score, Workload
-from harness.conformance import models
+from harness.conformance import tiny_models
 from harness.conformance.guard import Seen, disturbed, standing, watched
 from harness.conformance.kit import Fault, NotApplicable
-from harness.conformance.specs import check_spec, heavy
+from harness.conformance.spec_checks import check_spec, heavy
 from harness.errors import EnvironmentFault
 from harness.evaluation import texts
 from harness.options import settings as resolve
@@ -49,7 +49,7 @@ class EvaluatorBench:
                 evaluator.identity(True)
             except EnvironmentFault as fault:
                 raise NotApplicable(fault.cause) from None
-        made, anatomy = models.tiny(model)
+        made, anatomy = tiny_models.tiny(model)
         before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
         stood = standing(made)
         context = Context(
@@ -75,7 +75,7 @@ class EvaluatorBench:
 
     @cached_property
     def scores(self) -> dict[str, Score]:
-        return self.evaluate(models.PLAIN)
+        return self.evaluate(tiny_models.PLAIN)
 
     # --- the checks, in the order they are told ---
 
@@ -135,14 +135,14 @@ class EvaluatorBench:
 
     def check_deterministic(self) -> None:
         """The same model scores the same again."""
-        again = self.evaluate(models.PLAIN)
+        again = self.evaluate(tiny_models.PLAIN)
         for name, score in self.scores.items():
             if dict(again[name].documents) != dict(score.documents):
                 raise Fault(f"a second run scores {name or 'main'!r} differently: scores must not depend on chance")
 
     def check_limit(self) -> None:
         """`ctx.limit` is the most documents it looks at, and the first of them stay the same."""
-        fewer = self.evaluate(models.PLAIN, limit=1)
+        fewer = self.evaluate(tiny_models.PLAIN, limit=1)
         for name, score in self.scores.items():
             if len(score.documents) > LIMIT:
                 raise Fault(f"{LIMIT} documents were asked for, {name or 'main'!r} has {len(score.documents)}")
@@ -153,7 +153,7 @@ class EvaluatorBench:
         """Without a limit it takes all documents."""
         if self.spec.reads or self.spec.tokens:
             raise NotApplicable("all of a text or task set would take minutes")
-        every = self.evaluate(models.PLAIN, limit=None)
+        every = self.evaluate(tiny_models.PLAIN, limit=None)
         for name, score in self.scores.items():
             if list(every[name].documents)[: len(score.documents)] != list(score.documents):
                 raise Fault(f"without a limit {name or 'main'!r} takes other documents")

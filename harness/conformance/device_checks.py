@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import DeviceInfo, DeviceSpec, Samples, TimingPlan, Workload
-from harness.conformance import models
+from harness.conformance import tiny_models
 from harness.conformance.guard import Seen, disturbed, standing, watched
 from harness.conformance.kit import Fault, NotApplicable, in_a_line, where
-from harness.conformance.specs import check_spec, heavy
+from harness.conformance.spec_checks import check_spec, heavy
 from harness.errors import Unsupported, UsageError
 from harness.latency.timing import CLOCKS
 from harness.models.counting import BYTES
@@ -58,7 +58,7 @@ class DeviceBench:
         from harness.latency.random_models import Pool
 
         self.usable()
-        _, anatomy = models.tiny(models.PLAIN)
+        _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
         gone = {site.name: 0 for site in anatomy.blocks() if site.layer is not None and site.layer >= layers}
         return Pool(anatomy, self.spec.dtype, getattr(self.device, "place", "cpu")).model(gone)
 

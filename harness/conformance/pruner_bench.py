@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import Budget, Context, Cut, PrunerSpec, Workload
-from harness.conformance import models
+from harness.conformance import tiny_models
 from harness.conformance.guard import Seen, watched
 from harness.conformance.kit import Fault, NotApplicable
-from harness.conformance.second import Second, second
+from harness.conformance.second_process import Second, second
 from harness.errors import HarnessError, OverBudget, Unsupported
 from harness.models import counting
 from harness.options import settings as resolve
@@ -45,8 +45,8 @@ class PrunerBench:
         self.watches: list[Seen] = []
         self.tables: dict[str, Any] = {}  # of the made-up device, by anatomy
         self.second: Second | None = None
-        families = models.of(self.spec.families)
-        self.plain = models.PLAIN if models.PLAIN in families else next(iter(families), models.PLAIN)
+        families = tiny_models.of(self.spec.families)
+        self.plain = tiny_models.PLAIN if tiny_models.PLAIN in families else next(iter(families), tiny_models.PLAIN)
 
     def begin(self) -> None:
         """The second process imports what it needs while the first checks run."""
@@ -77,11 +77,11 @@ class PrunerBench:
         def calibration(count: int, length: int) -> Any:
             if "calibration" not in self.spec.needs:
                 raise Fault("it asks for calibration text, but its spec does not say so: needs=('calibration',)")
-            return models.tokens(count, min(length, 128), seeds.seed(0, "calibration"))
+            return tiny_models.tokens(count, min(length, 128), seeds.seed(0, "calibration"))
 
         (self.work / "work").mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.work / "work"))  # as in a run: one question's own
-        context = models.context(anatomy, work_dir=folder, calibration=calibration, workloads=[WORKLOAD])
+        context = tiny_models.context(anatomy, work_dir=folder, calibration=calibration, workloads=[WORKLOAD])
         if {"latency"} & {*self.spec.needs, *self.spec.budgets}:
             context.latency = self.latency(anatomy)
         return context
@@ -136,7 +136,7 @@ class PrunerBench:
 
         from harness.models import surgery
 
-        model, anatomy = models.tiny(name, dtype)
+        model, anatomy = tiny_models.tiny(name, dtype)
         before = {n: t.clone() for n, t in model.state_dict().items()}
         asked = Asked(name, ratio)
         for seed in (random.seed, np.random.seed, torch.manual_seed):  # chance that is not ctx.seed's must not matter
@@ -179,23 +179,23 @@ class PrunerBench:
 
     def slowest(self, asked: Asked) -> float:
         """The sub-layer that takes most, as a share of dense."""
-        _, anatomy = models.tiny(asked.model)
+        _, anatomy = tiny_models.tiny(asked.model)
         cost = self.latency(anatomy)
         return float(max(max(cost.site_times(site.name)) for site in anatomy.blocks()) / cost.dense)
 
     def share(self, asked: Asked) -> float:
-        _, anatomy = models.tiny(asked.model)
+        _, anatomy = tiny_models.tiny(asked.model)
         return float(self.latency(anatomy).share(asked.cut.shape))
 
     def removed(self, asked: Asked) -> float:
         from harness.models import surgery
 
-        _, anatomy = models.tiny(asked.model)
+        _, anatomy = tiny_models.tiny(asked.model)
         return counting.ratios(anatomy, asked.cut.shape, surgery.masked_elements(anatomy, asked.cut))[0]
 
     def step(self, asked: Asked) -> float:
         """The coarsest unit in play, as a share of the prunable parameters."""
-        _, anatomy = models.tiny(asked.model)
+        _, anatomy = tiny_models.tiny(asked.model)
         sites = list(anatomy.blocks())
         if "depth" in self.spec.kinds:
             layers = {site.layer for site in sites}
@@ -211,7 +211,7 @@ class PrunerBench:
         """The dense tiny model, its anatomy, and the model that the cut leaves."""
         from harness.models import surgery
 
-        model, anatomy = models.tiny(self.some.model)
+        model, anatomy = tiny_models.tiny(self.some.model)
         return model, anatomy, surgery.apply(model, anatomy, self.some.cut)
 
     @cached_property
