@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictInt, ValidationError, field_validator
 
 from harness import plugins
+from harness.cell.planning import DEFAULT_CALIBRATION, Request
 from harness.errors import UsageError, one_line
-from harness.planning import DEFAULT_CALIBRATION, Request
 from harness.system import reading
 
 CELLS = 100_000

@@ -11,13 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import planning
 from harness.api import DeviceInfo
+from harness.cell import planning
+from harness.cell.plan import Plan
 from harness.engines import steps
 from harness.engines.steps import Words, request_words
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.models import counting
-from harness.plan import Plan
 from harness.plugins import Unknown
 from harness.records.keys import canonical
 from harness.records.schema import RunSpec

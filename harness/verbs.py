@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import options, planning
+from harness import options
 from harness.api import Context, Workload
-from harness.cell import Cell, Reporter
+from harness.cell import planning
+from harness.cell.lifecycle import Cell, Reporter
+from harness.cell.planning import Request
+from harness.cell.scoring import score_words
 from harness.errors import EnvironmentFault, UsageError
 from harness.latency import timing
 from harness.latency.fresh_process import openers
 from harness.models.anatomy.core import anatomy_of
 from harness.models.saved.contents import read_config
-from harness.planning import Request
 from harness.plugins import registry
 from harness.records.schema import Latency, Record, ScoreRecord
 from harness.records.store import Store
-from harness.scoring import score_words
 from harness.system import process, seeds
 from harness.system.isolation import plugin_code
 
@@ -27,7 +28,7 @@ from harness.system.isolation import plugin_code
 def run(
     pruner: str, *, out: Path | str | None = None, reporter: Reporter | None = None, command: str = "", **asked: Any
 ) -> Record:
-    """Run one cell, or answer from the store. Keywords are those of `harness.planning.Request`.
+    """Run one cell, or answer from the store. Keywords are those of `harness.cell.planning.Request`.
 
     >>> record = harness.run("magnitude", model="tiny", ratio=0.2, limit=5)
     """

@@ -11,10 +11,10 @@ import pytest
 import harness
 from harness import plugins
 from harness.api import Score
+from harness.cell.scoring import compared, score_words
 from harness.devices.simulated import Null
 from harness.records.schema import Conformance, Git
 from harness.records.store import Store
-from harness.scoring import compared, score_words
 
 from .forks import in_one_process
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "harness.cell",
-    "harness.planning",
+    "harness.cell.lifecycle",
+    "harness.cell.planning",
     "harness.models.saved.modeling",
     "harness.cli.record",
     "transformers.models.llama.modeling_llama",

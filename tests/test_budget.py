@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 import harness
-from harness import planning, plugins, timed
+from harness import plugins
 from harness.api import Cut, PrunerSpec, Samples
-from harness.cell import Reporter
+from harness.cell import measuring, planning
+from harness.cell.lifecycle import Reporter
 from harness.cli import cli
 from harness.devices.simulated import Null, Staircase
 from harness.errors import HarnessError
@@ -223,7 +224,7 @@ def test_a_finished_model_that_missed_is_cut_anew(runs, one_process, monkeypatch
     ],
 )
 def test_a_miss_that_may_be_chance_is_measured_on(pruned, workload, again):
-    from harness.timed import missed_by_chance
+    from harness.cell.measuring import missed_by_chance
 
     plan = planning.make(planning.Request("random", model="tiny", device="null", latency="0.7x"))
     dense = [Samples([100_000_000 + 10_000 * at]) for at in range(6)]
@@ -237,7 +238,7 @@ def test_a_miss_that_may_be_chance_is_measured_on(pruned, workload, again):
 
 def test_measuring_on_doubles_the_rounds_once(runs, one_process, monkeypatch):
     asked = []
-    monkeypatch.setattr(timed, "missed_by_chance", lambda *words: asked.append(words) or True)
+    monkeypatch.setattr(measuring, "missed_by_chance", lambda *words: asked.append(words) or True)
     record = harness.run("random", ratio=0.3, **{**QUICK, "device": "null"})
     assert record.latency["prefill:1x128"].rounds == 2 * timing.PROTOCOLS["quick"].rounds
     assert len(asked) == 1

@@ -195,7 +195,7 @@ def test_more_tokens_than_the_model_sees(runs):
 
 
 def test_a_sliding_cache_is_not_decoded(tmp_path):
-    from harness import planning
+    from harness.cell import planning
 
     words = {"model_type": "mistral", "vocab_size": 48, "hidden_size": 32, "intermediate_size": 20}
     words |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 8}

@@ -14,7 +14,7 @@ import pytest
 import harness
 from harness import plugins
 from harness.api import Cut, DeviceSpec, EvaluatorSpec, Param, PrunerSpec, Samples, Score
-from harness.cell import Reporter
+from harness.cell.lifecycle import Reporter
 from harness.conformance import Conformance, kit
 from harness.conformance.kit import bench_of, checks, judged
 from harness.devices.simulated import Null

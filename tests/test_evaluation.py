@@ -8,9 +8,10 @@ import math
 
 import pytest
 
-from harness import options, planning, stats
+from harness import options, stats
 from harness.api import EvaluatorSpec, Score
-from harness.cell import Cell, Reporter
+from harness.cell import planning
+from harness.cell.lifecycle import Cell, Reporter
 from harness.cli.output import print_plan
 from harness.cli.record import print_record
 from harness.errors import EnvironmentFault, HarnessError, UsageError

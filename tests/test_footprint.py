@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 import harness
-from harness import planning, plugins
+from harness import plugins
 from harness.api import Context, Samples, Workload
+from harness.cell import planning
 from harness.devices.simulated import Null
 from harness.evaluation.footprint import Footprint
 from harness.models.anatomy.core import anatomy_of

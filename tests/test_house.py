@@ -25,7 +25,7 @@ RANKS = [
     ("errors", "words", "api", "hookspecs", "events", "stats", "markup", "plugins", "system", "records"),
     ("options", "models", "evaluation", "pruning"),
     ("latency", "devices"),
-    ("builtin", "plan", "planning", "artefacts", "decide", "timed", "budgets", "scoring", "conformance", "cell"),
+    ("builtin", "conformance", "cell"),
     ("tracing", "verbs", "leaderboard", "trust", "suite", "sweep", "engines"),
     ("cli", "__main__"),
 ]

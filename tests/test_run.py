@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import harness
-from harness.cell import Reporter
+from harness.cell.lifecycle import Reporter
 from harness.errors import HarnessError
 from harness.latency import gates
 from harness.records.store import Store

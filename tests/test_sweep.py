@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from harness import suite, sweep
 from harness.api import DeviceInfo
-from harness.cell import STEPS
+from harness.cell.lifecycle import STEPS
 from harness.cli import cli
 from harness.devices.simulated import Null
 from harness.engines import steps

@@ -14,13 +14,13 @@ import torch
 from click.testing import CliRunner, Result
 
 import harness
-from harness import tracing
 from harness.api import Workload
-from harness.cell import Cell, Reporter
+from harness.cell import tracing
+from harness.cell.lifecycle import Cell, Reporter
+from harness.cell.planning import Request, make
 from harness.cli.run import command
 from harness.errors import EnvironmentFault
 from harness.models.workloads import runner
-from harness.planning import Request, make
 from harness.plugins import registry
 from harness.records.files import guarded
 from harness.records.store import Store

@@ -45,7 +45,7 @@ def rows():
 
 @cache
 def opened() -> tuple[Any, Any]:
-    from harness import planning
+    from harness.cell import planning
     from harness.models.saved import folders
     from harness.system import process
 

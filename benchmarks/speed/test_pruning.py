@@ -74,9 +74,9 @@ class Question:
     """One method on one model, asked as a run would."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        from harness import planning
-        from harness.cell import Cell, Reporter
-        from harness.decide import Decision
+        from harness.cell import planning
+        from harness.cell.cutting import Decision
+        from harness.cell.lifecycle import Cell, Reporter
         from harness.records.store import Store
 
         plan = planning.make(planning.Request(name, model=MODEL, ratio=RATIO, device="null", evaluators=("footprint",)))

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness.cell import Reporter
+from harness.cell.lifecycle import Reporter
+from harness.cell.plan import Plan
 from harness.cli.answer import print_json
 from harness.evaluation import texts
 from harness.models import counting
-from harness.plan import Plan
 from harness.system import process
 from harness.system.interrupts import interrupts
 

@@ -67,7 +67,7 @@ def command(
     if timeout is not None and not 0 < timeout <= LONGEST_MINUTES:
         raise UsageError(f"a timeout of {timeout:g} minutes cannot be kept", f"give up to {LONGEST_MINUTES:,} minutes")
     process.prepare_for(asked["device"], asked["dtype"])
-    from harness import planning
+    from harness.cell import planning
     from harness.cli import output
     from harness.records.store import Store
 
@@ -86,7 +86,7 @@ def command(
         return
     if events:
         output.tell_events()
-    from harness.cell import Cell
+    from harness.cell.lifecycle import Cell
     from harness.cli.record import print_record
 
     reporter = output.Terminal(quiet=as_json)

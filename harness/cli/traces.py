@@ -8,8 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from harness import tracing
-from harness.cell import Cell
+from harness.cell import tracing
+from harness.cell.lifecycle import Cell
 from harness.cli.output import Terminal, console
 from harness.pruning.least_squares import PARTS
 from harness.records.schema import Record

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness.api import DeviceInfo
-from harness.cell import STEPS
+from harness.cell.lifecycle import STEPS
 from harness.engines import nodes, steps
 from harness.engines.nodes import Needs, Task
 from harness.engines.steps import Words

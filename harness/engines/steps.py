@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import planning
 from harness.api import DeviceInfo
-from harness.cell import STEPS, Cell, Reporter
+from harness.cell import planning
+from harness.cell.lifecycle import STEPS, Cell, Reporter
+from harness.cell.planning import Request
 from harness.errors import HarnessError, UsageError
-from harness.planning import Request
 from harness.plugins import registry
 from harness.records.store import Store
 from harness.system import process

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.budgets import AIM_BELOW
+from harness.cell.budget_check import AIM_BELOW
 from harness.errors import HarnessError
 from harness.latency import timing
 from harness.options import unusual

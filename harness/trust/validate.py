@@ -11,11 +11,11 @@ from typing import Any
 
 from harness import plugins
 from harness.api import Samples
+from harness.cell.planning import QUICK_LIMIT
 from harness.errors import HarnessError, describe, one_line
 from harness.latency import gates, sustained, timing
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.models.saved.contents import folder_sha256
-from harness.planning import QUICK_LIMIT
 from harness.records.files import is_text_of
 from harness.records.schema import SCHEMA, UNREAD, Energy, Gate, Latency, MemoryPair, Record
 from harness.records.store import misfit, side_words

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import stats
-from harness.cell import now
+from harness.cell.lifecycle import now
 from harness.errors import EnvironmentFault, UsageError
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.rows import ranked

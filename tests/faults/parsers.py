@@ -298,7 +298,7 @@ def config(folder: Path, path: Path) -> object:
 
 def plan(folder: Path, path: Path) -> object:
     """`harness run --model FOLDER --dry-run`."""
-    from harness import planning
+    from harness.cell import planning
 
     request = planning.Request(
         pruner="magnitude", model=str(folder), ratio=0.3, device="null", evaluators=("footprint",), calibration="c4"

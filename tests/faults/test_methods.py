@@ -145,7 +145,7 @@ IMPORTS = {
 }
 
 
-TRACED = "import harness.tracing as t; import os, sys, time; t.trace = lambda *_: "
+TRACED = "import harness.cell.tracing as t; import os, sys, time; t.trace = lambda *_: "
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import harness
-from harness import planning
 from harness.api import Cut, ModelCard
+from harness.cell import planning
 from harness.errors import BadCut, EnvironmentFault, HarnessError, UsageError
 from harness.models.loading import cards, weights
 from harness.models.saved import folders, states

@@ -198,7 +198,7 @@ PATHS = {
 @pytest.mark.parametrize("kind", PATHS)
 def test_a_path_in_a_record_leads_nowhere(tmp_path, lost, kind):
     """The way of `harness run` with an answer that is there: what a record points to is looked at, and set aside."""
-    from harness.cell import Cell
+    from harness.cell.lifecycle import Cell
 
     victim = tmp_path / "victim"
     (victim / "important").mkdir(parents=True)

@@ -15,7 +15,8 @@ from harness_dilap.method import Dilap
 from harness_dilap.project import largest_step
 from harness_dilap.search import Splits
 
-from harness import Budget, Unsupported, Workload, planning
+from harness import Budget, Unsupported, Workload
+from harness.cell import planning
 from harness.conformance import Conformance
 from harness.conformance.tiny_models import (
     PLAIN,

@@ -9,8 +9,9 @@ from harness_lm_eval import rows
 from harness_lm_eval.evaluator import _shares
 from harness_lm_eval.tasks import SUBJECTS, TASKS
 
-from harness import options, planning
+from harness import options
 from harness.api import Context
+from harness.cell import planning
 from harness.conformance import Conformance, tiny_models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.evaluation import texts

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness import plugins
 from harness.api import Budget, DeviceInfo, DeviceSpec, PrunerSpec, Workload
+from harness.cell.plan import Plan
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.evaluation import texts
 from harness.models import counting
@@ -16,7 +17,6 @@ from harness.models.architectures.decoder import sliding_window
 from harness.models.loading.cards import card as find_card
 from harness.models.loading.weights import locate
 from harness.options import evaluations, recovering, settings
-from harness.plan import Plan
 from harness.records import carbon as grids
 from harness.records.schema import BudgetSpec, RunSpec
 

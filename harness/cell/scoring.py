@@ -13,10 +13,10 @@ from typing import Any
 
 from harness import stats
 from harness.api import Score
-from harness.artefacts import Artefacts
+from harness.cell.artefact import Artefacts
+from harness.cell.plan import Evaluation, Plan
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
 from harness.evaluation import texts
-from harness.plan import Evaluation, Plan
 from harness.records import keys, schema
 from harness.records.schema import ScoreRecord
 from harness.records.store import Store

@@ -11,25 +11,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from harness import budgets, planning
 from harness.api import Context
-from harness.artefacts import Artefacts
+from harness.cell import budget_check, planning
+from harness.cell.artefact import Artefacts
+from harness.cell.measuring import lasting, memory, sides, timed
+from harness.cell.plan import Plan
+from harness.cell.scoring import Scoring
 from harness.conformance import kit
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError, describe, one_line, without_secrets
 from harness.events import Event
 from harness.models import counting
 from harness.models.saved.contents import folder_sha256
 from harness.options import unusual
-from harness.plan import Plan
 from harness.plugins import emit
 from harness.records import carbon, keys, schema
 from harness.records.environment import environment
 from harness.records.schema import SETTLED, Record
 from harness.records.store import Store
-from harness.scoring import Scoring
 from harness.system import process, seeds, supervisor
 from harness.system.interrupts import interrupts
-from harness.timed import lasting, memory, sides, timed
 
 # What may run apart, each in a process or on a node of its own: the model is made, timed where its device is, scored.
 STEPS = ("make", "time", "score")
@@ -188,7 +188,7 @@ class Cell:
         except (EnvironmentFault, UsageError):
             raise
         except HarnessError as error:
-            tried = isinstance(error, OverBudget) and budgets.out_of_reach(self.plan.spec.budget, error)
+            tried = isinstance(error, OverBudget) and budget_check.out_of_reach(self.plan.spec.budget, error)
             return self._record(error.status, error.line, budget=tried or None)
         except (Exception, SystemExit) as error:  # a method may end itself, not the harness
             log = self.store.log_traceback(self.id)
@@ -202,14 +202,16 @@ class Cell:
             self.reporter.notice(
                 f"{name}: {found.passed} of {found.of} checks hold; harness check {name} tells which do not"
             )
-        artefact, budget, timings = budgets.within_budget(self.plan, self.store, self.stage, made, self.reporter.notice)
+        artefact, budget, timings = budget_check.within_budget(
+            self.plan, self.store, self.stage, made, self.reporter.notice
+        )
         if self.until == STEPS[0]:
             return None
         parts: dict[str, Any] = {"artefact": artefact, "budget": budget}
         if budget.unused < -1e-9 and not any(found.unstable for found in timings.values()):
             parts["latency"] = {workload: found.latency for workload, found in timings.items()}
             parts["gates"] = [gate for found in timings.values() for gate in found.gates]
-            return self._record(OverBudget.status, budgets.overrun(self.plan, budget), **parts)
+            return self._record(OverBudget.status, budget_check.overrun(self.plan, budget), **parts)
         for workload in self.plan.workloads:
             if str(workload) not in timings:
                 timings[str(workload)] = timed(self.plan, self.store, self.stage, made, artefact, workload)

@@ -15,10 +15,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.cell import Cell, Reporter
+from harness.cell.lifecycle import Cell, Reporter
+from harness.cell.plan import Plan
 from harness.models.architectures.decoder import survivors
 from harness.models.workloads import runner, threads
-from harness.plan import Plan
 from harness.pruning.least_squares import PARTS
 from harness.records.files import guarded
 from harness.records.schema import Record

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.artefacts import Artefacts
-from harness.decide import TRAINING_RUNS, may_train
+from harness.cell.artefact import Artefacts
+from harness.cell.cutting import TRAINING_RUNS, may_train
+from harness.cell.measuring import Timed, timed
+from harness.cell.plan import Plan
 from harness.errors import OverBudget
-from harness.plan import Plan
 from harness.records import schema
 from harness.records.schema import Artefact, BudgetResult, BudgetSpec, Cost, Latency
 from harness.records.store import Store
-from harness.timed import Timed, timed
 
 CORRECTIONS = 2  # a finished model that missed its latency is cut anew so often
 AIM_BELOW = 0.004

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.cell.plan import Plan
 from harness.errors import EnvironmentFault
 from harness.models import counting
 from harness.models.loading.weights import free_space
 from harness.models.saved import reload_check
 from harness.models.saved.contents import folder_bytes, folder_sha256
-from harness.plan import Plan
 from harness.plugins import registry
 from harness.records import keys, schema
 from harness.records.files import guarded
@@ -140,7 +140,7 @@ class Artefacts:
         }
 
     def _recover(self, smaller: Any, cut: Any) -> None:
-        from harness.decide import Decision
+        from harness.cell.cutting import Decision
 
         plan, start = self.plan, time.monotonic()
         asked = self.lent() if plan.recovery.spec.teacher else nullcontext(None)
@@ -166,7 +166,7 @@ class Artefacts:
 
     def cut(self) -> tuple[Any, dict[str, Any]]:
         """What the method decided, asked once and kept for every recovery; and how a latency was reached."""
-        from harness.decide import Decision
+        from harness.cell.cutting import Decision
         from harness.models.saved import folders
 
         folder, _, words = self.kept("cut", self.plan.cut_parts(), lambda scratch: Decision(self).write(scratch))

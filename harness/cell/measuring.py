@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import Field
 
 from harness.api import Workload
-from harness.artefacts import Artefacts
+from harness.cell.artefact import Artefacts
+from harness.cell.plan import Plan
 from harness.latency import gates, sustained, timing
 from harness.latency.fresh_process import openers
 from harness.models.saved import reload_check
-from harness.plan import Plan
 from harness.records import keys, schema
 from harness.records.schema import Artefact, Gate, Latency, MemoryPair, Part, Sustained
 from harness.records.store import Store

@@ -21,9 +21,9 @@ from harness.records.files import guarded
 from harness.system.isolation import plugin_code
 
 if TYPE_CHECKING:
-    from harness.artefacts import Artefacts
+    from harness.cell.artefact import Artefacts
+    from harness.cell.plan import Plan
     from harness.models.surgery import CheckedCut
-    from harness.plan import Plan
     from harness.records.schema import Cost
 
 TRAINING_RUNS = 2  # a method that trains is run for its first guess, and once more if that missed

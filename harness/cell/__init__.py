@@ -1,0 +1,1 @@
+"""One cell: from a request to its record."""
