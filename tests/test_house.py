@@ -26,7 +26,7 @@ RANKS = [
     ("options", "models", "evaluation", "pruning"),
     ("latency", "devices"),
     ("builtin", "conformance", "cell"),
-    ("tracing", "verbs", "leaderboard", "trust", "suite", "sweep", "engines"),
+    ("verbs", "leaderboard", "trust", "sweep"),
     ("cli", "__main__"),
 ]
 # A folder's modelling classes and its cut are written by the same room that surgery builds models with.

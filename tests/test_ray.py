@@ -14,14 +14,13 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from harness import sweep
 from harness.cli import cli
-from harness.engines import nodes, ray
-from harness.engines.nodes import PATIENCE_S, Task
 from harness.errors import EnvironmentFault
 from harness.models.counting import stored_bytes
 from harness.pruning.baselines import Random
 from harness.records.store import Store
+from harness.sweep import ray_engine, ray_nodes, sweep
+from harness.sweep.ray_nodes import PATIENCE_S, Task
 
 from .test_sweep import asks, command, same
 
@@ -49,7 +48,7 @@ class Played:
     def __init__(self, there, monkeypatch) -> None:
         self.there, self.now, self.busy_until, self.asked, self.known = there, 0.0, 0.0, [], {}
         monkeypatch.setitem(sys.modules, "ray", self)
-        monkeypatch.setattr(nodes, "monotonic", lambda: self.now)
+        monkeypatch.setattr(ray_nodes, "monotonic", lambda: self.now)
 
     def init(self, **_):
         return None
@@ -126,7 +125,7 @@ def test_what_a_lost_node_alone_can_do_waits_and_the_same_command_continues_it(p
     played = Played(lost(after=2), monkeypatch)  # a probe, a cell
     done = swept(path)
     assert done.exit_code == 1, done.output
-    assert PATIENCE_S < played.now < PATIENCE_S + 3 * nodes.LOOK_S
+    assert PATIENCE_S < played.now < PATIENCE_S + 3 * ray_nodes.LOOK_S
     assert f"waits  tiny, random, 0.4, null, prefill:1x64: {LOST}" in done.output
     assert "4 cells: 3 ok, 1 waits" in done.output
     assert [record.status for record in Store(runs).records()] == ["ok"] * 3
@@ -137,7 +136,7 @@ def test_what_a_lost_node_alone_can_do_waits_and_the_same_command_continues_it(p
     assert swept(path).exit_code == 0
     assert [record.status for record in Store(runs).records()] == ["ok"] * 4
     assert len(cuts) == 2  # the cut was made before
-    assert sum(work is ray._after for work, *_ in played.asked) == 3  # the steps of one cell
+    assert sum(work is ray_engine._after for work, *_ in played.asked) == 3  # the steps of one cell
 
 
 def test_a_node_that_is_soon_back_is_used(path, runs, one_process, monkeypatch):
@@ -153,11 +152,11 @@ def test_patience_begins_when_nothing_else_is_left(monkeypatch):
     played = Played(lambda played: [HEAD] if played.now < 300 else [HEAD, FAR], monkeypatch)
     played.busy_until = 290
     tasks = [task(played, {"CPU": 1}), task(played, {"CPU": 1, "device:null": 1})]
-    assert list(nodes.answers(played, tasks)) == [(one.answer, None) for one in tasks]
+    assert list(ray_nodes.answers(played, tasks)) == [(one.answer, None) for one in tasks]
 
 
 def task(played, needs, after=()):
-    answer = played.remote()(lambda *_: "done").options(**{"num_gpus": 0, **nodes.options(needs)}).remote(*after)
+    answer = played.remote()(lambda *_: "done").options(**{"num_gpus": 0, **ray_nodes.options(needs)}).remote(*after)
     return Task(answer, needs, after)
 
 
@@ -168,19 +167,19 @@ def test_what_waits_for_another_lacks_what_that_one_does(monkeypatch):
     large = task(played, {"CPU": 1, "memory": 2 * GB})
     both = task(played, {"CPU": 2, "device:staircase": 1})
     free = task(played, {"CPU": 1})
-    told = dict(nodes.answers(played, [first, second, large, both, free]))
+    told = dict(ray_nodes.answers(played, [first, second, large, both, free]))
     assert EnvironmentFault(*told[first.answer]).line == LOST
     assert told[second.answer] == told[first.answer]
     assert told[large.answer] == ("no node offers 2.1 GB of memory", "ray start where that is")
     assert told[both.answer][0] == "no node offers 2 CPU"
     assert told[free.answer] is None
-    split = nodes.missing({"CPU": 1, "GPU": 1, "device:null": 1}, [FAR, {"CPU": 1, "GPU": 1}])
+    split = ray_nodes.missing({"CPU": 1, "GPU": 1, "device:null": 1}, [FAR, {"CPU": 1, "GPU": 1}])
     assert split[0] == "no node offers 1 CPU, 1 GPU, device:null"  # each is somewhere, never together
 
 
 def test_a_device_that_no_node_offers_waits_at_once_and_one_that_goes_meanwhile_soon(tmp_path, runs, monkeypatch):
     played = Played(lambda _: [HEAD], monkeypatch)
-    engine = ray.Ray("played")
+    engine = ray_engine.Ray("played")
     assert engine.probe("null", None).reason == LOST
     assert played.now == 0
     assert engine.probe("nosuch", None) is None
@@ -200,7 +199,7 @@ def test_a_device_that_no_node_offers_waits_at_once_and_one_that_goes_meanwhile_
 def test_models_that_a_node_has_no_memory_for_do_not_come_at_once(tmp_path, monkeypatch):
     """Each piece of work asks for both models, or all of the largest node that could do it."""
     Played(everywhere, monkeypatch)
-    engine = ray.Ray("played")
+    engine = ray_engine.Ray("played")
     (item,) = sweep.items(asks("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path))
     both = 2 * stored_bytes(item.plan.anatomy.params(), "fp32")
     assert engine._needs(item, "make", [HEAD]) == {"CPU": 1, "GPU": 0, "memory": both}
@@ -223,16 +222,16 @@ def test_ray_is_told_to_leave_the_environment_of_uv_alone_before_it_is_imported(
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "")  # so that what the engine sets is gone afterwards
     del os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"]
     with pytest.raises(EnvironmentFault, match="no Ray cluster at nowhere: 0"):
-        ray.Ray("nowhere")
+        ray_engine.Ray("nowhere")
 
 
 def test_a_step_on_a_node_has_its_time_too(tmp_path, runs, one_process):
     item = sweep.items(asks("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path))[0]
-    told = ray._after(item.words, "make", str(runs), "", 0.01, None, None)
+    told = ray_engine._after(item.words, "make", str(runs), "", 0.01, None, None)
     (record,) = Store(runs).records()
     assert (record.status, record.reason) == ("timeout", "make: took longer than 0.01 s")
-    assert ray._after(item.words, "time", str(runs), "", None, told, None) is told  # the cell has ended
-    assert ray._after(item.words, "make", str(runs), "", 600, None, None)["status"] == ""
+    assert ray_engine._after(item.words, "time", str(runs), "", None, told, None) is told  # the cell has ended
+    assert ray_engine._after(item.words, "make", str(runs), "", 600, None, None)["status"] == ""
 
 
 def ended(begun: subprocess.Popen) -> None:

@@ -18,18 +18,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness import suite, sweep
 from harness.api import DeviceInfo
 from harness.cell.lifecycle import STEPS
 from harness.cli import cli
 from harness.devices.simulated import Null
-from harness.engines import steps
-from harness.engines.local import Died, Local
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.latency.prober import Measured
 from harness.pruning.baselines import Random
 from harness.records.schema import SETTLED
 from harness.records.store import Store
+from harness.sweep import steps, suite, sweep
+from harness.sweep.local_engine import Died, Local
 
 from .conftest import ROOT
 

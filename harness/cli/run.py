@@ -112,8 +112,8 @@ def command(
 def row_of(ending: Ending) -> int:
     """Write and print the row of a run whose process ended before it could do so itself."""
     from harness.cli.record import print_record
-    from harness.engines import steps
     from harness.records.store import Store
+    from harness.sweep import steps
     from harness.system import process
 
     cell = ending.reports["cell"]

@@ -13,7 +13,7 @@ import click
 from harness.cli.answer import print_json
 
 if TYPE_CHECKING:
-    from harness.sweep import Item
+    from harness.sweep.sweep import Item
 
 
 @click.command("sweep")
@@ -33,14 +33,14 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
     harness sweep benchmarks/suites/smoke.yaml
     harness status
     """
-    from harness import suite as suites
+    from harness.sweep import suite as suites
     from harness.system import process
 
     process.prepare()
-    from harness import sweep
     from harness.models.loading.weights import on_this_machine
     from harness.records.schema import SETTLED
     from harness.records.store import Store
+    from harness.sweep import sweep
 
     read = suites.read(suite)
     asks = suites.cells(read)
@@ -77,10 +77,10 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
 def engines(name: str, address: str | None, store: Any, sweep: str, timeout_s: float | None) -> Any:
     log = store.path("logs", f"sweep-{sweep}.txt")
     if name == "ray":
-        from harness.engines.ray import Ray
+        from harness.sweep.ray_engine import Ray
 
         return Ray(address, timeout_s)
-    from harness.engines.local import Local
+    from harness.sweep.local_engine import Local
 
     return Local(store.scratch(f"sweep-{sweep}"), log, timeout_s)
 
@@ -90,7 +90,7 @@ def told(name: str, about: str, found: list[Item], store: Any) -> None:
     from harness.cli.output import estimate as rough
     from harness.models.loading.weights import on_this_machine
     from harness.records.schema import SETTLED
-    from harness.sweep import estimate
+    from harness.sweep.sweep import estimate
 
     click.echo(f"{name}: {about}" if about else name)
     ready = [item for item in found if item.status == "planned"]

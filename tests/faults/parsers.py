@@ -177,7 +177,7 @@ def side_values(folder: Path, path: Path) -> object:
 
 
 def suite(folder: Path, path: Path) -> object:
-    from harness.suite import cells, read
+    from harness.sweep.suite import cells, read
 
     return cells(read(path))
 

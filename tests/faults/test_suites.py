@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from harness.suite import cells, read
+from harness.sweep.suite import cells, read
 
 from .folders import DEEP, ODD_FILES, limited, odd_files, refused
 

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 from harness.api import DeviceInfo
 from harness.cell import planning
 from harness.cell.plan import Plan
-from harness.engines import steps
-from harness.engines.steps import Words, request_words
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.models import counting
 from harness.plugins import Unknown
 from harness.records.keys import canonical
 from harness.records.schema import RunSpec
 from harness.records.store import Store
-from harness.suite import Ask
+from harness.sweep import steps
+from harness.sweep.steps import Words, request_words
+from harness.sweep.suite import Ask
 
 Probe = Callable[[str, "str | None"], "DeviceInfo | None"]
 PLUGGED = ("pruner", "device", "evaluator", "recovery")  # another machine may have what this one lacks

@@ -14,11 +14,11 @@ from typing import Any
 
 from harness.api import DeviceInfo
 from harness.cell.lifecycle import STEPS
-from harness.engines import nodes, steps
-from harness.engines.nodes import Needs, Task
-from harness.engines.steps import Words
 from harness.errors import EnvironmentFault, HarnessError
 from harness.plugins import registry
+from harness.sweep import ray_nodes, steps
+from harness.sweep.ray_nodes import Needs, Task
+from harness.sweep.steps import Words
 
 RETRIES = 3  # of a piece of work whose node or process was lost
 HANDED_ON = ("HARNESS_", "HF_", "ONEDNN_", "OMP_")  # environment that decides what comes out
@@ -97,9 +97,9 @@ class Ray:
         if device not in registry().specs["device"]:
             return None
         needs: Needs = {resource(device): 1}
-        here = nodes.there(self.ray)
-        if not nodes.offered(here, needs):
-            return DeviceInfo(usable=False, reason=EnvironmentFault(*nodes.missing(needs, here)).line)
+        here = ray_nodes.there(self.ray)
+        if not ray_nodes.offered(here, needs):
+            return DeviceInfo(usable=False, reason=EnvironmentFault(*ray_nodes.missing(needs, here)).line)
         try:
             return DeviceInfo(**self._there(device, "cpu", "probe", device=device, runtime=runtime))
         except EnvironmentFault as error:
@@ -116,10 +116,10 @@ class Ray:
     def _there(self, where: str, lies: str, work: str, **given: Any) -> Any:
         """A piece of work on the node that a device hangs on."""
         needs: Needs = {"CPU": 1, "GPU": int(lies != "cpu"), resource(where): 1}
-        if needs in self.given_up and not nodes.offered(here := nodes.there(self.ray), needs):
-            raise EnvironmentFault(*nodes.missing(needs, here))
-        task = Task(self.work.options(**nodes.options(needs)).remote({"work": work, "with": given}), needs)
-        ((answer, lacks),) = nodes.answers(self.ray, [task])
+        if needs in self.given_up and not ray_nodes.offered(here := ray_nodes.there(self.ray), needs):
+            raise EnvironmentFault(*ray_nodes.missing(needs, here))
+        task = Task(self.work.options(**ray_nodes.options(needs)).remote({"work": work, "with": given}), needs)
+        ((answer, lacks),) = ray_nodes.answers(self.ray, [task])
         if lacks:
             self.given_up.append(needs)
             raise EnvironmentFault(*lacks)
@@ -144,19 +144,19 @@ class Ray:
         ends: dict[Any, Any] = {}
         made: dict[str, Any] = {}
         tasks: list[Task] = []
-        here = nodes.there(self.ray)
+        here = ray_nodes.there(self.ray)
         for item in items:
             before = None
             for until in steps.steps_of(item.ask.request):
                 other = made.get(item.cut) if before is None else None
                 needs = self._needs(item, until, here)
                 given = (item.words, until, root, command, self.timeout_s, before, other)
-                answer = self.step.options(**nodes.options(needs)).remote(*given)
+                answer = self.step.options(**ray_nodes.options(needs)).remote(*given)
                 tasks.append(Task(answer, needs, tuple(one for one in (before, other) if one is not None)))
                 made.setdefault(item.cut, answer)
                 before = answer
             ends[before] = item
-        for answer, lacks in nodes.answers(self.ray, tasks):
+        for answer, lacks in ray_nodes.answers(self.ray, tasks):
             if (item := ends.get(answer)) is not None:
                 yield item, "", self._ended(item, answer, lacks, root, command)
 
@@ -170,12 +170,12 @@ class Ray:
             return steps.fail(item.words, root, error.status, error.line, command)
         return found
 
-    def _needs(self, item: Any, until: str, here: Sequence[nodes.Node]) -> Needs:
+    def _needs(self, item: Any, until: str, here: Sequence[ray_nodes.Node]) -> Needs:
         """Models are made and scored on any node, with a GPU where they lie on one; timed on their device alone. Each
         asks for memory, at most for all of a node: what is reckoned too large for any may do by itself."""
         needs: Needs = {"CPU": 1, "GPU": int(item.place != "cpu")}
         needs |= {resource(item.ask.request.device): 1} if until == STEPS[1] else {}
-        room = max((node.get("memory", 0) for node in here if nodes.offers(node, needs)), default=0)
+        room = max((node.get("memory", 0) for node in here if ray_nodes.offers(node, needs)), default=0)
         return {**needs, "memory": int(min(item.memory, room))}
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from harness.system.fork_server import bound, serve
 
 LIBRARIES = (
-    "harness.engines.steps",
+    "harness.sweep.steps",
     "harness.models.saved.modeling",
     "harness.pruning.training.lora",
     "transformers.models.llama.modeling_llama",
@@ -22,7 +22,7 @@ def answer(job: Any) -> None:
     if sys.platform == "linux":
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("500")  # of a machine without memory this dies, not the sweep
-    steps = importlib.import_module("harness.engines.steps")
+    steps = importlib.import_module("harness.sweep.steps")
     found = steps.do(job)
     scratch = f"{job['out']}.part"
     with open(scratch, "w", encoding="utf-8") as file:

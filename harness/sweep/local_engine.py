@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.engines import steps
 from harness.errors import HarnessError
+from harness.sweep import steps
 from harness.system import process
 from harness.system.fork_server import ending
 
@@ -108,7 +108,7 @@ class Local:
             self.isa = isa
             self.scratch.mkdir(parents=True, exist_ok=True)
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            words = [sys.executable, "-m", "harness.engines.zygote"]
+            words = [sys.executable, "-m", "harness.sweep.fork_worker"]
             self.server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             if self.server.stdout.readline().strip() != "ready":
                 raise HarnessError("the process that works did not start", "what it said stands above")

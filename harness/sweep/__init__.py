@@ -1,0 +1,1 @@
+"""Suites of cells, and the engines that run them."""
