@@ -26,7 +26,7 @@ RANKS = [
     ("options", "models", "evaluation", "pruning"),
     ("latency", "devices"),
     ("builtin", "conformance", "cell"),
-    ("verbs", "leaderboard", "trust", "sweep"),
+    ("verbs", "sweep", "leaderboard"),
     ("cli", "__main__"),
 ]
 # A folder's modelling classes and its cut are written by the same room that surgery builds models with.

@@ -16,12 +16,12 @@ from click.testing import CliRunner
 from harness import stats
 from harness.cli import cli
 from harness.leaderboard import entries, site
-from harness.leaderboard.page import index, table
+from harness.leaderboard.html_page import sheet
+from harness.leaderboard.markdown_page import index, table
+from harness.leaderboard.ranking import told_apart
 from harness.leaderboard.readme import usual
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import boards
-from harness.leaderboard.sheet import sheet
-from harness.leaderboard.standing import told_apart
 from harness.records.schema import Sustained
 from harness.records.store import Store
 
@@ -286,6 +286,6 @@ def test_a_published_record_that_was_edited_is_named_and_left_out(folder):
 
 def test_many_pages_are_made_by_many_processes(made, monkeypatch):
     here = sheet(entries.of_runs(Store(made)), made)
-    monkeypatch.setattr("harness.leaderboard.sheet.FEW", 0)
+    monkeypatch.setattr("harness.leaderboard.html_page.FEW", 0)
     monkeypatch.setattr("harness.system.parallel.cores", lambda: 2)
     assert sheet(entries.of_runs(Store(made)), made) == here

@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 import pytest
 
 from harness.leaderboard import entries, site
-from harness.leaderboard.page import table
+from harness.leaderboard.markdown_page import table
 from harness.leaderboard.pareto import pictures
+from harness.leaderboard.ranking import better, stand, tasks
 from harness.leaderboard.rows import LEVEL, boards
-from harness.leaderboard.standing import better, stand, tasks
-from harness.leaderboard.svg import Point, scatter
+from harness.leaderboard.scatter import Point, scatter
 from harness.records.store import Store
 
 from .boards import WATTS, answered, filled, recovered

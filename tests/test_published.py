@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.leaderboard import site
+from harness.leaderboard.audit.validate import judged, orphans
 from harness.leaderboard.entries import read
-from harness.trust.validate import judged, orphans
 
 BOARDS = Path(__file__).parent.parent / "leaderboards"
 RECORDS = sorted((BOARDS / "results").rglob("*.json"))

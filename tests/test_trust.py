@@ -18,14 +18,14 @@ from click.testing import CliRunner
 from harness import stats
 from harness.cli import cli
 from harness.errors import HarnessError
+from harness.leaderboard.audit import recount, rerun
+from harness.leaderboard.audit.history import agreement
+from harness.leaderboard.audit.validate import judged, named_samples, reservations
+from harness.leaderboard.compare import compared
 from harness.leaderboard.entries import Entry, of_runs
 from harness.records.files import text_of
 from harness.records.schema import Record
 from harness.records.store import HEADER, Store, _usual_zlib, misfit
-from harness.trust import recount, verify
-from harness.trust.compare import compared
-from harness.trust.history import agreement
-from harness.trust.validate import judged, named_samples, reservations
 from harness.verbs import run
 
 from .boards import filled
@@ -486,26 +486,26 @@ def test_nobody_to_compare_with(copy):
 
 def test_a_row_made_again_agrees_or_says_where_it_does_not(copy):
     one, other = entry(copy, "magnitude"), entry(copy, "random")
-    assert list(verify.differences(one, one)) == []
-    found = list(verify.differences(one, other))
+    assert list(rerun.differences(one, one)) == []
+    found = list(rerun.differences(one, other))
     assert any(line.startswith("passages: ") for line in found)
-    trusted = verify.learned(verify.Again(one, one.record, [], []), "reproduced", "harness verify")
+    trusted = rerun.learned(rerun.Again(one, one.record, [], []), "reproduced", "harness verify")
     assert (trusted.trust, trusted.digest) == ("reproduced", one.record.digest)
     higher = one.record.model_copy(update={"trust": "verified"}).sealed()
     one.path.write_bytes(text_of(higher.words()))
     again = Entry(one.path, one.side)
-    assert verify.learned(verify.Again(again, one.record, [], []), "reproduced", "").trust == "verified"
-    doubted = verify.learned(verify.Again(again, one.record, ["c4: 9 instead of 8"], []), "verified", "harness verify")
+    assert rerun.learned(rerun.Again(again, one.record, [], []), "reproduced", "").trust == "verified"
+    doubted = rerun.learned(rerun.Again(again, one.record, ["c4: 9 instead of 8"], []), "verified", "harness verify")
     assert doubted.trust == "self-reported"
     assert "c4: 9 instead of 8" in doubted.history[-1].what
 
 
 def test_rows_are_drawn_at_random_among_those_that_claim_something(made):
     known = of_runs(Store(made))
-    drawn = verify.drawn(known, 3, seed=1)
+    drawn = rerun.drawn(known, 3, seed=1)
     assert len({entry.path for entry in drawn}) == 3
     assert all(entry.words["status"] == "ok" for entry in drawn)
-    assert drawn == verify.drawn(known, 3, seed=1)
+    assert drawn == rerun.drawn(known, 3, seed=1)
 
 
 def terminal(*words, runs):

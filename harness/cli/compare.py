@@ -28,7 +28,7 @@ def command(first: str, second: str, remeasure: bool, as_json: bool) -> None:
     harness compare 2c6f 81ab
     harness compare 2c6f 81ab --remeasure
     """
-    from harness.trust import compare
+    from harness.leaderboard import compare
 
     store = Store()
     one, other = compare.found(first, store), compare.found(second, store)

@@ -36,7 +36,7 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
     harness leaderboard leaderboards --check
     """
     from harness.leaderboard import entries, reported, site
-    from harness.leaderboard.sheet import sheet
+    from harness.leaderboard.html_page import sheet
     from harness.records.files import put
 
     if check and folder is None:

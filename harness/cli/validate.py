@@ -26,7 +26,7 @@ def command(folder: Path | None, as_json: bool) -> None:
     harness validate leaderboards
     """
     from harness.leaderboard import entries
-    from harness.trust import validate
+    from harness.leaderboard.audit import validate
 
     if folder is not None and not (folder / "results").is_dir():
         raise UsageError(f"no folder {folder / 'results'}", "give the folder of the leaderboards; publish makes one")

@@ -46,8 +46,8 @@ def command(
     harness verify leaderboards --cell b1ca
     """
     from harness.leaderboard import entries
+    from harness.leaderboard.audit import rerun
     from harness.records.environment import git
-    from harness.trust import verify
 
     state = git()
     if trust == "verified" and (state is None or state.dirty):
@@ -68,7 +68,7 @@ def command(
     if not cells:
         click.echo(f"drawn with --seed {seed}", err=True)
     line, rows = shlex.join(["harness", *sys.argv[1:]]), []
-    for entry in verify.drawn(known, count, seed):
+    for entry in rerun.drawn(known, count, seed):
         words = judged(entry, trust, line)
         rows.append(words)
         if not as_json:
@@ -85,14 +85,14 @@ def command(
 
 def judged(entry: Entry, trust: Any, line: str) -> dict[str, Any]:
     """One row made again, and its file with what was learned."""
+    from harness.leaderboard.audit import rerun
     from harness.leaderboard.entries import BadRecord
-    from harness.trust import verify
 
     with tempfile.TemporaryDirectory(prefix="harness-verify-") as scratch:
         try:
-            found = verify.again(entry, Path(scratch), lambda text: click.echo(one_line(text), err=True))
-            record = verify.note(found, trust, line)
-        except (verify.CannotBeMade, BadRecord) as error:
+            found = rerun.again(entry, Path(scratch), lambda text: click.echo(one_line(text), err=True))
+            record = rerun.note(found, trust, line)
+        except (rerun.CannotBeMade, BadRecord) as error:
             return {"id": entry.path.stem, "verdict": "cannot be made", "differences": [], "notes": [error.line]}
     verdict = "differs" if found.differences else record.trust
     return {"id": record.id, "verdict": verdict, "differences": found.differences, "notes": found.notes}

@@ -7,9 +7,9 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
+from harness.leaderboard.ranking import MEAN, compared, mean_accuracy, tasks
 from harness.leaderboard.rows import Board, Column, Row
-from harness.leaderboard.standing import MEAN, compared, mean_accuracy, tasks
-from harness.leaderboard.svg import Bounds, Point, scatter
+from harness.leaderboard.scatter import Bounds, Point, scatter
 from harness.records.schema import LARGEST
 from harness.stats import MOST, figure
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from harness import plugins
 from harness.leaderboard.entries import read
-from harness.leaderboard.page import Table, table, tabled
+from harness.leaderboard.markdown_page import Table, table, tabled
+from harness.leaderboard.ranking import stand
 from harness.leaderboard.rows import Group, Row, boards
-from harness.leaderboard.standing import stand
 from harness.markup import Code
 
 LIST, ROWS, END = (

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from harness.errors import EnvironmentFault, UsageError, one_line
 from harness.leaderboard import pareto, reported
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.page import LEGEND, index, outside_words, page, reported_page
+from harness.leaderboard.markdown_page import LEGEND, index, outside_words, page, reported_page
+from harness.leaderboard.ranking import stand
 from harness.leaderboard.rows import Board, Place, boards
-from harness.leaderboard.standing import stand
 from harness.records.files import put
 from harness.system.parallel import spread
 from harness.system.paths import below, plain_name

@@ -117,7 +117,7 @@ def records(folder: str, cell: str = PRUNED) -> Files:
 
 def samples(folder: str) -> Files:
     """The side files of the records above."""
-    from harness.trust.validate import named_samples
+    from harness.leaderboard.audit.validate import named_samples
 
     names = {name for cell in (SOUND, PRUNED, DENSE) for name in named_samples(load_record(cell)) if name}
     return {f"{folder}/{name}": (PUBLISHED / "samples" / name).read_bytes() for name in sorted(names)}
@@ -141,7 +141,7 @@ def side_file(value: Any) -> tuple[str, bytes]:
 
 def side_values() -> dict[str, Any]:
     """What the pruned record's side files hold, by their names."""
-    from harness.trust.validate import named_samples
+    from harness.leaderboard.audit.validate import named_samples
 
     values = {}
     for name in named_samples(load_record(PRUNED)):

@@ -247,10 +247,10 @@ def task_rows(folder: Path, path: Path) -> object:
 
 
 def reported(folder: Path, path: Path) -> object:
-    from harness.leaderboard import page, reported
+    from harness.leaderboard import markdown_page, reported
 
     rows = reported.read(folder)
-    return page.reported_page(rows) if rows else True
+    return markdown_page.reported_page(rows) if rows else True
 
 
 # --- cost tables and saved models ---

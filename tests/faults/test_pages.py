@@ -18,8 +18,8 @@ from harness.cli import cli
 from harness.cli.record import print_record
 from harness.errors import one_line
 from harness.leaderboard import entries, site
-from harness.leaderboard.page import listed, tabled
-from harness.leaderboard.sheet import sheet
+from harness.leaderboard.html_page import sheet
+from harness.leaderboard.markdown_page import listed, tabled
 from harness.markup import Code, Link, Strong, markdown, markdown_line, plain_line
 from harness.models.saved.model_card import card
 from harness.records.schema import Record

@@ -16,13 +16,13 @@ from click.testing import CliRunner
 from harness.api import Samples
 from harness.cli import cli
 from harness.latency import sustained
+from harness.leaderboard.audit.validate import judged
 from harness.leaderboard.entries import Entry
+from harness.leaderboard.publish import publish
 from harness.records.files import text_of
 from harness.records.keys import canonical
 from harness.records.schema import RunSpec
 from harness.records.store import Store
-from harness.trust.publish import publish
-from harness.trust.validate import judged
 from tests.seals import another_cell, later, records, reseal, tiny_runs, tree
 
 ROOT = Path(__file__).parent.parent.parent
@@ -463,13 +463,13 @@ def test_text_of_a_record_does_not_reach_the_terminal_as_it_is(runs, entry, comm
     payload["history"][0]["what"] = EVIL
     reseal(entry.path, payload)
     if command == "verify":
-        from harness.trust import verify
+        from harness.leaderboard.audit import rerun
 
         def again(entry, folder, on_progress):
             on_progress(EVIL)
-            raise verify.CannotBeMade(EVIL)
+            raise rerun.CannotBeMade(EVIL)
 
-        monkeypatch.setattr(verify, "again", again)
+        monkeypatch.setattr(rerun, "again", again)
     asked = {
         "validate": ["validate"],
         "compare": ["compare", payload["id"], payload["id"]],
@@ -485,15 +485,15 @@ def test_text_of_a_record_does_not_reach_the_terminal_as_it_is(runs, entry, comm
 
 def test_a_record_that_changed_while_it_was_made_again(runs, entry, monkeypatch):
     """What another process wrote meanwhile is not overwritten with what was read before."""
-    from harness.trust import verify
+    from harness.leaderboard.audit import rerun
 
     other = copy.deepcopy(entry.words) | {"cost": {**entry.words["cost"], "search_s": 1.0}}
 
     def again(entry, folder, on_progress):
         reseal(entry.path, other)
-        return verify.Again(entry, entry.record, [], [])
+        return rerun.Again(entry, entry.record, [], [])
 
-    monkeypatch.setattr(verify, "again", again)
+    monkeypatch.setattr(rerun, "again", again)
     done = CliRunner().invoke(cli, ["verify", "--cell", entry.path.stem], env={"HARNESS_RUNS": str(runs)})
     assert done.exit_code == 3
     assert "was changed while its row was made again" in done.output

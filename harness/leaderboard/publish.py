@@ -16,6 +16,8 @@ from datetime import datetime
 from pathlib import Path
 
 from harness.errors import EnvironmentFault, HarnessError, UsageError, describe
+from harness.leaderboard.audit import identity
+from harness.leaderboard.audit.validate import judged, named_samples
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.records.files import guarded, put
 from harness.records.keys import canonical
@@ -23,8 +25,6 @@ from harness.records.schema import TRUST
 from harness.records.store import SIDE_FILE, Store, misfit
 from harness.system.paths import below, plain_name
 from harness.system.reading import Unreadable, content
-from harness.trust import identity
-from harness.trust.validate import judged, named_samples
 
 try:
     import fcntl

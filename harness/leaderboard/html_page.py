@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from harness.leaderboard import pareto, svg
+from harness.leaderboard import pareto, scatter
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.page import LEGEND, Table, failed, reported_row, setting, table, taken_words
+from harness.leaderboard.markdown_page import LEGEND, Table, failed, reported_row, setting, table, taken_words
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Group
 from harness.leaderboard.site import FEW, MARK, paged, ranked
@@ -51,7 +51,7 @@ def _policy(template: str) -> str:
     """The page's Content-Security-Policy: its own script and styles by their hashes, and nothing else."""
     (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
     styles = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
-    allowed = " ".join(map(_hash, [*styles, svg.STYLE]))
+    allowed = " ".join(map(_hash, [*styles, scatter.STYLE]))
     return f"default-src 'none'; script-src {_hash(script)}; style-src {allowed}; base-uri 'none'; form-action 'none'"
 
 

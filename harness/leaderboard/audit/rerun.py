@@ -15,13 +15,13 @@ from pathlib import Path
 from harness import stats
 from harness.cell.lifecycle import now
 from harness.errors import EnvironmentFault, UsageError
+from harness.leaderboard.audit import history
 from harness.leaderboard.entries import Entry
+from harness.leaderboard.publish import exclusive
 from harness.leaderboard.rows import ranked
 from harness.records.command_line import reproduce
 from harness.records.files import put, text_of
 from harness.records.schema import TRUST, Change, Latency, Record, Trust
-from harness.trust import history
-from harness.trust.publish import exclusive
 
 SURE = 0.01  # chance of calling an honest score different
 NEAR = 1e-3  # of a score: what other libraries' rounding may do

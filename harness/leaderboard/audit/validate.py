@@ -14,14 +14,14 @@ from harness.api import Samples
 from harness.cell.planning import QUICK_LIMIT
 from harness.errors import HarnessError, describe, one_line
 from harness.latency import gates, sustained, timing
+from harness.leaderboard.audit import history, identity, recount, rescore
+from harness.leaderboard.audit.recount import apart
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.models.saved.contents import folder_sha256
 from harness.records.files import is_text_of
 from harness.records.schema import SCHEMA, UNREAD, Energy, Gate, Latency, MemoryPair, Record
 from harness.records.store import misfit, side_words
 from harness.system.parallel import spread
-from harness.trust import history, identity, recount, scores
-from harness.trust.recount import apart
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Around:
     """What a record is judged with: where its model may lie, and whose samples it may borrow."""
 
     root: Path
-    dense: scores.Dense
+    dense: rescore.Dense
 
 
 def judged(entries: Sequence[Entry], root: Path) -> list[Verdict]:
     """All records, in order; samples that no record names are told by `orphans`."""
-    around = Around(root, scores.dense_samples(entries))
+    around = Around(root, rescore.dense_samples(entries))
     return spread(partial(_verdict, around=around), entries)
 
 
@@ -61,7 +61,7 @@ def _verdict(entry: Entry, around: Around) -> Verdict:
             faults.append(error.cause)
         except Exception as error:  # whatever damaged words do to arithmetic
             faults.append(f"{check.__name__.strip('_')}: {describe(error)}")
-    doubts = (*reservations(record), *scores.unfollowed(entry, around.dense))
+    doubts = (*reservations(record), *rescore.unfollowed(entry, around.dense))
     has_components = identity.exists(entry.side, record.id)
     return Verdict(entry.path, _lines(faults), _lines(doubts), has_components)
 
@@ -189,7 +189,7 @@ def _gate(gate: Gate) -> tuple[str, str, str, bool]:
 
 
 def _scores(entry: Entry, around: Around) -> Iterator[str]:
-    yield from scores.followed(entry, around.dense)
+    yield from rescore.followed(entry, around.dense)
 
 
 def _artefact(entry: Entry, around: Around) -> Iterator[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from harness import stats
 from harness.leaderboard.entries import Entry
+from harness.leaderboard.ranking import MEAN, answers, better, mean_accuracy, tasks
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Column, Group, Place, Row, settings
-from harness.leaderboard.standing import MEAN, answers, better, mean_accuracy, tasks
 from harness.markup import Cell, Code, Figures, Link, Strong, link, markdown, markdown_line
 from harness.records.schema import Artefact, Latency, Record
 from harness.stats import figure

@@ -1,0 +1,1 @@
+"""Whether records say what happened: validate, recount, rescore, run again."""

@@ -1,1 +1,0 @@
-"""Whether figures can be believed: checked, compared, made again, published."""
