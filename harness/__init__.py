@@ -36,7 +36,7 @@ _HOMES = {
     ),
     "harness.pruning.allocate": ("uniform", "ranked", "best", "to_remove"),
     "harness.errors": ("HarnessError", "OverBudget", "Unsupported"),
-    "harness.verbs": ("evaluate", "load", "measure", "run"),
+    "harness.functions": ("evaluate", "load", "measure", "run"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_WHERE)
@@ -68,8 +68,8 @@ if TYPE_CHECKING:
         hookimpl,
     )
     from harness.errors import HarnessError, OverBudget, Unsupported
+    from harness.functions import evaluate, load, measure, run
     from harness.pruning.allocate import best, ranked, to_remove, uniform
-    from harness.verbs import evaluate, load, measure, run
 
 
 def __getattr__(name: str) -> Any:

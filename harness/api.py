@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pluggy
 
-from harness.words import Budget as Budget
-from harness.words import Shape as Shape
-from harness.words import Workload as Workload
+from harness.quantities import Budget as Budget
+from harness.quantities import Shape as Shape
+from harness.quantities import Workload as Workload
 
 if TYPE_CHECKING:
     import torch

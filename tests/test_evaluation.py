@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from harness import options, stats
+from harness import resolve, stats
 from harness.api import EvaluatorSpec, Score
 from harness.cell import planning
 from harness.cell.lifecycle import Cell, Reporter
@@ -150,12 +150,12 @@ def test_a_damaged_side_file_is_made_again_alone(asked, tmp_path):
 @pytest.mark.parametrize(("wanted", "cause"), [("", "no evaluator is named"), ("smoke:window=3", "is a group")])
 def test_words_that_name_no_evaluator(wanted, cause):
     with pytest.raises(UsageError, match=cause):
-        options.evaluations([wanted], "quick")
+        resolve.evaluations([wanted], "quick")
 
 
 def test_text_that_no_hub_has_is_missed_while_planning(monkeypatch):
     monkeypatch.delenv("HARNESS_DATA", raising=False)
-    _, missing = options.evaluations(["ptb", "passages"], "quick", fetch=False)
+    _, missing = resolve.evaluations(["ptb", "passages"], "quick", fetch=False)
     assert list(missing) == ["ptb"]
 
 
@@ -283,7 +283,7 @@ def test_ptb_comes_from_a_folder_with_its_protocol(one_process, tmp_path, monkey
 def test_ptb_that_is_not_here_says_where_it_would_lie(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     with pytest.raises(EnvironmentFault) as fault:
-        options.evaluations(["ptb"], "quick")
+        resolve.evaluations(["ptb"], "quick")
     assert "ptb.test.txt" in fault.value.remedy
 
 

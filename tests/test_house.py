@@ -22,11 +22,11 @@ PLUGINS = [file for path in PLUGINS for file in ([path] if path.is_file() else s
 
 # Who may import whom: a module imports its own rank or below. Ranks read from the bottom of the design's arrow.
 RANKS = [
-    ("errors", "words", "api", "hookspecs", "events", "stats", "markup", "plugins", "system", "records"),
-    ("options", "models", "evaluation", "pruning"),
+    ("errors", "quantities", "api", "hookspecs", "events", "stats", "markup", "plugins", "system", "records"),
+    ("resolve", "models", "evaluation", "pruning"),
     ("latency", "devices"),
     ("builtin", "conformance", "cell"),
-    ("verbs", "sweep", "leaderboard"),
+    ("functions", "sweep", "leaderboard"),
     ("cli", "__main__"),
 ]
 # A folder's modelling classes and its cut are written by the same room that surgery builds models with.

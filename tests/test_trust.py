@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from harness import stats
 from harness.cli import cli
 from harness.errors import HarnessError
+from harness.functions import run
 from harness.leaderboard.audit import recount, rerun
 from harness.leaderboard.audit.history import agreement
 from harness.leaderboard.audit.validate import judged, named_samples, reservations
@@ -26,7 +27,6 @@ from harness.leaderboard.entries import Entry, of_runs
 from harness.records.files import text_of
 from harness.records.schema import Record
 from harness.records.store import HEADER, Store, _usual_zlib, misfit
-from harness.verbs import run
 
 from .boards import filled
 from .seals import as_version, later, reseal

@@ -58,7 +58,7 @@ def opened() -> tuple[Any, Any]:
 
 def asked(name: str) -> tuple[list[Any], list[tuple[Any, Any, list[Any]]]]:
     """All requests of a benchmark, and which of them belong to a document."""
-    from harness.options import evaluations
+    from harness.resolve import evaluations
 
     label = f"mmlu:subjects={'+'.join(SUBJECTS)}" if name == "mmlu" else name
     (evaluation,), _ = evaluations([label], "quick")

@@ -22,12 +22,12 @@ from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageErro
 from harness.events import Event
 from harness.models import counting
 from harness.models.saved.contents import folder_sha256
-from harness.options import unusual
 from harness.plugins import emit
 from harness.records import carbon, keys, schema
 from harness.records.environment import environment
 from harness.records.schema import SETTLED, Record
 from harness.records.store import Store
+from harness.resolve import unusual
 from harness.system import process, seeds, supervisor
 from harness.system.interrupts import interrupts
 

@@ -14,10 +14,10 @@ from harness.errors import HarnessError, describe
 from harness.latency import prober, timing
 from harness.models import counting
 from harness.models.anatomy.core import Anatomy, anatomy_of
-from harness.options import Evaluation, Recovering
 from harness.records import keys
 from harness.records.carbon import Grid
 from harness.records.schema import RunSpec
+from harness.resolve import Evaluation, Recovering
 from harness.system.isolation import plugin_code
 
 CUT_VERSION = 2  # raise when surgery or accounting changes what a cut means

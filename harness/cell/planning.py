@@ -16,9 +16,9 @@ from harness.models import counting
 from harness.models.architectures.decoder import sliding_window
 from harness.models.loading.cards import card as find_card
 from harness.models.loading.weights import locate
-from harness.options import evaluations, recovering, settings
 from harness.records import carbon as grids
 from harness.records.schema import BudgetSpec, RunSpec
+from harness.resolve import evaluations, recovering, settings
 
 DEFAULT_MODEL, DEFAULT_CALIBRATION = "smollm2-135m", "passages"
 DEFAULT_LATENCY, DEFAULT_RATIO = "0.8x", 0.2  # a ratio for methods whose cuts change no shape

@@ -14,9 +14,9 @@ from harness.api import Workload
 from harness.cli.output import console
 from harness.errors import one_line
 from harness.models.saved.model_card import in_one_line
+from harness.quantities import figures
 from harness.records.command_line import reproduce
 from harness.records.schema import Latency, Record, ScoreRecord, Sustained
-from harness.words import figures
 
 LONG = 20_000  # characters of a line
 

@@ -18,8 +18,8 @@ from harness.conformance.kit import Fault, NotApplicable
 from harness.conformance.spec_checks import check_spec, heavy
 from harness.errors import EnvironmentFault
 from harness.evaluation import texts
-from harness.options import settings as resolve
 from harness.plugins import registry
+from harness.resolve import settings as resolve
 from harness.system import seeds
 
 LIMIT = 3

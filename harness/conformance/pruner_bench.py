@@ -17,8 +17,8 @@ from harness.conformance.kit import Fault, NotApplicable
 from harness.conformance.second_process import Second, second
 from harness.errors import HarnessError, OverBudget, Unsupported
 from harness.models import counting
-from harness.options import settings as resolve
 from harness.plugins import registry
+from harness.resolve import settings as resolve
 from harness.system import seeds
 
 RATIOS = (0.1, 0.25, 0.5)

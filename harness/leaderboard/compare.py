@@ -103,7 +103,7 @@ def _provenance(record: Record, timing: Latency) -> str:
 
 def remeasured(first: Record, second: Record, root: Path) -> dict[str, Latency]:
     """Both pruned models in the same rounds, the first as what the second is compared with."""
-    from harness.verbs import measure
+    from harness.functions import measure
 
     folders = []
     for record in (first, second):

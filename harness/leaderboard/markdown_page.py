@@ -13,9 +13,9 @@ from harness.leaderboard.ranking import MEAN, answers, better, mean_accuracy, ta
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Column, Group, Place, Row, settings
 from harness.markup import Cell, Code, Figures, Link, Strong, link, markdown, markdown_line
+from harness.quantities import figures
 from harness.records.schema import Artefact, Latency, Record
 from harness.stats import figure
-from harness.words import figures
 
 Table = list[dict[str, Cell]]
 OWN = (  # columns that no score and no figure of a device may replace

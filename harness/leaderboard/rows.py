@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from harness.api import Workload
 from harness.leaderboard.entries import Entry
-from harness.options import unusual
 from harness.plugins import registry
 from harness.records.keys import canonical
 from harness.records.schema import TRUST, Latency, Record, RunSpec, ScoreRecord
+from harness.resolve import unusual
 
 LEVEL = 0.05  # differences that chance shows more often than this are no differences
 VARIES = ("seed", "revision", "workloads", "sustain")  # in the rows of one method at one budget

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import HarnessError
+from harness.quantities import Workload
 from harness.records.keys import canonical
-from harness.words import Workload
 
 SCHEMA = 1
 OUTSIDE_DIGEST = ("trust", "history", "digest", "seal")

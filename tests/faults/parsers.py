@@ -191,23 +191,23 @@ def device_file(folder: Path, path: Path) -> object:
 
 def settings(folder: Path, path: Path) -> object:
     """`--set` values, and those of a suite, which may have any type."""
-    from harness import options, plugins
+    from harness import plugins, resolve
 
     methods = json.loads(path.read_bytes())
     for name, given in methods.items() if isinstance(methods, dict) else ():
         spec = plugins.registry().get("pruner", name)
         if isinstance(given, dict):
-            options.settings(f"pruner {name}", spec.parameters, "quick", given)
+            resolve.settings(f"pruner {name}", spec.parameters, "quick", given)
     return True
 
 
 def names(folder: Path, path: Path) -> object:
     """Evaluators and a recovery, as a command line gives them."""
-    from harness import options
+    from harness import resolve
 
     evaluators, recovery = [*_argument(path).split("\n"), ""][:2]
-    options.recovering(recovery, "quick", "c4")
-    return options.evaluations(evaluators.split(","), "quick")
+    resolve.recovering(recovery, "quick", "c4")
+    return resolve.evaluations(evaluators.split(","), "quick")
 
 
 def _argument(path: Path) -> str:

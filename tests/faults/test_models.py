@@ -611,7 +611,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, kind):
 
 
 def test_settings_that_are_no_numbers():
-    from harness import options
+    from harness import resolve
     from harness.api import Param
 
     known = {"whole": Param(1, "h"), "part": Param(0.5, "h"), "name": Param("a", "h"), "switch": Param(True, "h")}
@@ -622,6 +622,6 @@ def test_settings_that_are_no_numbers():
         *(("switch", wrong) for wrong in ("maybe", [], {}, None)),
     ]:
         with pytest.raises(UsageError) as caught:
-            options.settings("pruner m", known, "quick", {name: value})
+            resolve.settings("pruner m", known, "quick", {name: value})
         assert name in caught.value.line
         assert caught.value.line.isprintable()

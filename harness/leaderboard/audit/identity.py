@@ -16,9 +16,9 @@ from harness import plugins
 from harness.cell.budget_check import AIM_BELOW
 from harness.errors import HarnessError
 from harness.latency import timing
-from harness.options import unusual
 from harness.records.keys import canonical, explain, key
 from harness.records.schema import Record
+from harness.resolve import unusual
 from harness.system.reading import Unreadable, content, json_value
 
 FOLDER, SUFFIX = "cells", ".jsonl"  # a suffix of its own: each .json below results/ is a record

@@ -9,7 +9,7 @@ from harness_lm_eval import rows
 from harness_lm_eval.evaluator import _shares
 from harness_lm_eval.tasks import SUBJECTS, TASKS
 
-from harness import options
+from harness import resolve
 from harness.api import Context
 from harness.cell import planning
 from harness.conformance import Conformance, tiny_models
@@ -67,7 +67,7 @@ def write(folder, split, lines, name="piqa"):
 
 def evaluate(label, limit=None, model="llama, grouped"):
     made, anatomy = tiny_models.tiny(model)
-    (evaluation,), _ = options.evaluations([label], "quick")
+    (evaluation,), _ = resolve.evaluations([label], "quick")
     context = tiny_models.context(anatomy, tokenizer=byte_tokenizer(), calibration=None, limit=limit)
     assert isinstance(context, Context)
     return evaluation, evaluation.build().evaluate(made, context)
@@ -85,9 +85,9 @@ def test_a_folder_goes_before_the_package(folder):
 
 def test_another_row_is_another_identity(folder):
     write(folder, "validation", PIQA)
-    first = options.evaluations(["piqa"], "quick")[0][0].data
+    first = resolve.evaluations(["piqa"], "quick")[0][0].data
     write(folder, "validation", PIQA[1:])
-    assert options.evaluations(["piqa"], "quick")[0][0].data != first
+    assert resolve.evaluations(["piqa"], "quick")[0][0].data != first
 
 
 def test_both_accuracies_follow_from_lm_evals_own_rule(folder):
@@ -183,7 +183,7 @@ def test_boolq_without_titles_is_refused(folder, row):
 
 def test_boolq_without_any_rows_names_what_can_be_asked(nowhere):
     with pytest.raises(EnvironmentFault, match="rows of boolq are not") as fault:
-        options.evaluations(["boolq"], "quick")
+        resolve.evaluations(["boolq"], "quick")
     assert "boolq/validation.jsonl; boolq_passages asks without titles" in fault.value.remedy
     assert "install" not in fault.value.remedy
 
@@ -250,19 +250,19 @@ def test_rows_of_the_hub_are_adapted_too(nowhere, folder, monkeypatch):
 
 def test_no_rows_anywhere_says_where_they_would_lie(nowhere):
     with pytest.raises(EnvironmentFault, match="rows of piqa") as fault:
-        options.evaluations(["piqa"], "quick")
+        resolve.evaluations(["piqa"], "quick")
     assert "HARNESS_DATA" in fault.value.remedy
 
 
 def test_what_is_missing_stops_no_other(nowhere, folder):
     write(folder, "validation", PIQA)
-    found, missing = options.evaluations(["piqa", "arc_easy"], "quick")
+    found, missing = resolve.evaluations(["piqa", "arc_easy"], "quick")
     assert [evaluation.label for evaluation in found] == ["piqa"]
     assert list(missing) == ["arc_easy"]
 
 
 def test_a_plan_without_fetching_does_not_ask_the_hub(nowhere):
-    found, missing = options.evaluations(["piqa"], "quick", fetch=False)
+    found, missing = resolve.evaluations(["piqa"], "quick", fetch=False)
     assert found[0].data["piqa"]["revision"] == "to be fetched"
     assert not missing
 
@@ -270,7 +270,7 @@ def test_a_plan_without_fetching_does_not_ask_the_hub(nowhere):
 def test_a_folder_without_rows_is_named(folder):
     (folder / "piqa").mkdir()
     with pytest.raises(EnvironmentFault, match="folder piqa without rows"):
-        options.evaluations(["piqa"], "quick")
+        resolve.evaluations(["piqa"], "quick")
 
 
 @pytest.mark.parametrize("label", [-1, 2, "x"])

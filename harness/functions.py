@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import options
+from harness import resolve
 from harness.api import Context, Workload
 from harness.cell import planning
 from harness.cell.lifecycle import Cell, Reporter
@@ -67,7 +67,7 @@ def evaluate(
     folder, store, found = Path(path), Store(Path(out) if out else None), {}
     model, tokenizer = load(folder, dtype), folders.tokenizer(folder)
     asked = evaluators.split(",") if isinstance(evaluators, str) else evaluators
-    evaluations, missing = options.evaluations(asked, preset)
+    evaluations, missing = resolve.evaluations(asked, preset)
     if missing:
         raise next(iter(missing.values()))
     for evaluation in evaluations:
