@@ -18,7 +18,7 @@ from harness.devices import ort_session
 from harness.errors import EnvironmentFault, Unsupported
 from harness.models.anatomy.core import anatomy_of
 from harness.models.export import onnx_graph
-from harness.models.surgery import apply, check
+from harness.models.surgery import apply, check_cut
 
 from .families import difference, tiny
 
@@ -36,7 +36,7 @@ class Case:
 
 def made(family: str, keep: dict[str, Any], tied: bool = False):
     model, anatomy = tiny(family, tied)
-    return apply(model, anatomy, check(anatomy, Cut(keep=keep))) if keep else model
+    return apply(model, anatomy, check_cut(anatomy, Cut(keep=keep))) if keep else model
 
 
 def eager(model, workload: Workload) -> tuple[dict[str, Any], torch.Tensor]:
@@ -186,7 +186,7 @@ def test_a_pruned_smollm2_gives_in_onnx_runtime_what_it_gives_in_torch(words):
             keep[site.name] = (
                 range(site.layer % 3) if site.name.endswith("attention") else range(64 * (site.layer % 11))
             )
-    pruned = apply(model, anatomy, check(anatomy, Cut(keep=keep)))
+    pruned = apply(model, anatomy, check_cut(anatomy, Cut(keep=keep)))
     workload = Workload.parse(words)
     with tempfile.TemporaryDirectory() as folder:
         onnx_graph.export(pruned, workload, Path(folder))

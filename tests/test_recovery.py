@@ -16,7 +16,7 @@ import harness
 from harness import Cut, HarnessError, Unsupported
 from harness.conformance import tiny_models
 from harness.errors import UsageError
-from harness.models.surgery import apply, check
+from harness.models.surgery import apply, check_cut
 from harness.pruning.least_squares import LeastSquares
 from harness.pruning.training import lora
 from harness.pruning.training.loop import model_loss
@@ -45,7 +45,7 @@ class Case:
         if change is not None:
             with torch.no_grad():
                 change(self.dense)
-        self.cut = check(self.anatomy, Cut(keep=keep, masks=masks or {}))
+        self.cut = check_cut(self.anatomy, Cut(keep=keep, masks=masks or {}))
         self.pruned = apply(self.dense, self.anatomy, self.cut)
 
     def recovered(self, recovery):

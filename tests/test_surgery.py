@@ -18,7 +18,7 @@ from harness.api import Workload
 from harness.errors import BadCut
 from harness.models import counting
 from harness.models.saved import folders, modeling
-from harness.models.surgery import apply, check, dense_state, masked_elements, zeroed
+from harness.models.surgery import apply, check_cut, dense_state, masked_elements, zeroed
 from harness.pruning.gates import gated
 
 from .families import ALL, difference, logits, tiny
@@ -59,7 +59,7 @@ def test_sliced_equals_zeroed(family, tied):
     @given(cuts(anatomy))
     @settings(max_examples=12)
     def holds(cut):
-        cut = check(anatomy, cut)
+        cut = check_cut(anatomy, cut)
         smaller = apply(model, anatomy, cut)
         assert difference(logits(smaller), logits(reference(model, anatomy, cut))) < 1e-4  # fp32 sums in another order
         assert sum(p.numel() for p in smaller.parameters()) == anatomy.params(cut.shape)
@@ -75,7 +75,7 @@ def test_saved_and_reloaded(family):
     @given(cuts(anatomy))
     @settings(max_examples=6)
     def holds(cut):
-        cut = check(anatomy, cut)
+        cut = check_cut(anatomy, cut)
         smaller = apply(model, anatomy, cut)
         with tempfile.TemporaryDirectory() as folder:
             folders.write(smaller, None, Path(folder))
@@ -97,7 +97,7 @@ def test_left_padding_and_pieces(family):
     from transformers import DynamicCache
 
     model, anatomy = tiny(family)
-    smaller = apply(model, anatomy, check(anatomy, Cut(keep={"layers.0.attention": [], "layers.1.mlp": [2, 3]})))
+    smaller = apply(model, anatomy, check_cut(anatomy, Cut(keep={"layers.0.attention": [], "layers.1.mlp": [2, 3]})))
     tokens = torch.arange(12).view(1, 12) * 3 % 48
     cache = DynamicCache(config=smaller.config)
     with torch.inference_mode():
@@ -118,7 +118,7 @@ def test_flops_of_a_shape_are_those_of_the_counter(family):
     @given(cuts(anatomy), st.sampled_from(["prefill:2x16", "decode:2x16", "prefill:1x3"]))
     @settings(max_examples=8)
     def holds(cut, text):
-        cut, workload = check(anatomy, cut), Workload.parse(text)
+        cut, workload = check_cut(anatomy, cut), Workload.parse(text)
         smaller = apply(model, anatomy, cut)
         hollow = modeling.empty(modeling.words_of(smaller)).to("meta")
         more = counting.counted_flops(hollow, workload) - counting.flops(anatomy, cut.shape, workload)
@@ -134,11 +134,13 @@ def test_a_pruned_model_can_be_pruned_again(family):
     from harness.models.anatomy.core import anatomy_of
 
     model, anatomy = tiny(family)
-    once = apply(model, anatomy, check(anatomy, Cut(keep={"layers.0.attention": [], "layers.2.mlp": [1, 5, 7]})))
+    once = apply(model, anatomy, check_cut(anatomy, Cut(keep={"layers.0.attention": [], "layers.2.mlp": [1, 5, 7]})))
     between = anatomy_of(modeling.words_of(once))
     assert {n: tuple(t.shape) for n, t in dense_state(once).items()} == dict(between.tensors)
-    twice = apply(once, between, check(between, Cut(keep={"layers.2.mlp": [0, 2], "layers.1.attention": [0]})))
-    straight = check(anatomy, Cut(keep={"layers.0.attention": [], "layers.2.mlp": [1, 7], "layers.1.attention": [0]}))
+    twice = apply(once, between, check_cut(between, Cut(keep={"layers.2.mlp": [0, 2], "layers.1.attention": [0]})))
+    straight = check_cut(
+        anatomy, Cut(keep={"layers.0.attention": [], "layers.2.mlp": [1, 7], "layers.1.attention": [0]})
+    )
     assert difference(logits(twice), logits(apply(model, anatomy, straight))) < 1e-5
 
 
@@ -147,7 +149,7 @@ def test_even_cuts_are_plain_and_uneven_ones_are_not():
     even = Cut(keep={f"layers.{i}.{kind}": range(2) for i in range(3) for kind in ("attention", "mlp")})
     gone = Cut(keep={"layers.1.attention": [], "layers.1.mlp": []})
     uneven = Cut(keep={"layers.1.mlp": [0]})
-    types = [apply(model, anatomy, check(anatomy, cut)).config.model_type for cut in (even, gone, uneven)]
+    types = [apply(model, anatomy, check_cut(anatomy, cut)).config.model_type for cut in (even, gone, uneven)]
     assert types == ["llama", "llama", "pruned_llama"]
 
 
@@ -156,7 +158,7 @@ def test_masks_and_rewrites_reach_the_tensors():
     name = "model.layers.1.mlp.up_proj.weight"
     mask = torch.rand(anatomy.tensors[name]) > 0.5
     new = torch.randn(anatomy.tensors["model.layers.0.mlp.down_proj.bias"])
-    cut = check(
+    cut = check_cut(
         anatomy,
         Cut(keep={"layers.1.mlp": range(10)}, masks={name: mask}, rewrites={"model.layers.0.mlp.down_proj.bias": new}),
     )
@@ -165,7 +167,7 @@ def test_masks_and_rewrites_reach_the_tensors():
     assert torch.equal(smaller.get_parameter("model.layers.0.mlp.down_proj.bias"), new)
     assert masked_elements(anatomy, cut) == int((~mask[:10]).sum())
     assert torch.equal(
-        model.get_parameter(name) * mask, zeroed(model, anatomy, check(anatomy, Cut(masks={name: mask})))[name]
+        model.get_parameter(name) * mask, zeroed(model, anatomy, check_cut(anatomy, Cut(masks={name: mask})))[name]
     )
 
 
@@ -173,7 +175,7 @@ def test_a_cut_survives_its_file(tmp_path):
     _, anatomy = tiny("qwen2")
     name = "model.layers.1.mlp.up_proj.weight"
     mask = torch.rand(anatomy.tensors[name]) > 0.5
-    cut = check(
+    cut = check_cut(
         anatomy,
         Cut(
             keep={"layers.0.mlp": [3, 1]},
@@ -218,7 +220,7 @@ def test_a_cut_survives_its_file(tmp_path):
 def test_a_wrong_cut_is_named(cut, said):
     _, anatomy = tiny("llama")
     with pytest.raises(BadCut, match=said.replace("(", r"\(").replace(")", r"\)")):
-        check(anatomy, cut)
+        check_cut(anatomy, cut)
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -229,7 +231,7 @@ def test_gates_at_zero_are_what_the_cut_leaves(family):
     gates = {s.name: torch.zeros(s.units) for s in anatomy.blocks()}
     for site, gate in gates.items():
         gate[list(keep.get(site, range(len(gate))))] = 1
-    smaller = apply(model, anatomy, check(anatomy, Cut(keep=keep)))
+    smaller = apply(model, anatomy, check_cut(anatomy, Cut(keep=keep)))
     with gated(model, anatomy, gates):
         found = logits(model)
     assert difference(found, logits(smaller)) < 1e-4

@@ -66,7 +66,7 @@ class Decision:
                     decided: Cut = self.pruner.prune(model, budget, ctx, state)
                 if "training" not in self.plan.pruner.needs:
                     self.asked.clear()  # the last one is nearly always the one, and another run is cheap
-                self.asked[key] = surgery.check(self.plan.anatomy, decided)
+                self.asked[key] = surgery.check_cut(self.plan.anatomy, decided)
         return self.asked[key]
 
     @cached_property

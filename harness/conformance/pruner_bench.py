@@ -158,7 +158,7 @@ class PrunerBench:
         if not isinstance(cut, Cut):
             raise Fault(f"prune returned {type(cut).__name__}, not a Cut")
         asked.touched = tuple(n for n, t in model.state_dict().items() if n in before and not t.equal(before[n]))
-        asked.cut = surgery.check(anatomy, cut)
+        asked.cut = surgery.check_cut(anatomy, cut)
         return asked
 
     def cut(self, ratio: float) -> Asked:

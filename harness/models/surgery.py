@@ -35,7 +35,7 @@ class CheckedCut:
         return {site: len(units) for site, units in self.keep.items()}
 
 
-def check(anatomy: Anatomy, cut: Cut) -> CheckedCut:
+def check_cut(anatomy: Anatomy, cut: Cut) -> CheckedCut:
     """The cut in canonical form: sorted indices, only sites that lose something."""
     if not isinstance(cut, Cut):
         raise BadCut(f"the pruner returned {type(cut).__name__}, not a Cut")

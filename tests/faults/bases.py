@@ -273,7 +273,7 @@ def model() -> Files:
     from harness.models.anatomy.core import anatomy_of
     from harness.models.loading.weights import byte_tokenizer
     from harness.models.saved import folders, modeling
-    from harness.models.surgery import check
+    from harness.models.surgery import check_cut
 
     torch.manual_seed(0)
     _, model_class = modeling.classes("llama")
@@ -293,7 +293,7 @@ def model() -> Files:
         folder = Path(name)
         folders.write(pruned, byte_tokenizer(), folder)
         origin = {"dense_tensors": {name: list(dims) for name, dims in anatomy.tensors.items()}}
-        folders.write_cut(check(anatomy, cut), origin, folder)
+        folders.write_cut(check_cut(anatomy, cut), origin, folder)
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

@@ -17,7 +17,7 @@ from harness.cell import planning
 from harness.errors import BadCut, EnvironmentFault, HarnessError, UsageError
 from harness.models.loading import cards, weights
 from harness.models.saved import folders, states
-from harness.models.surgery import CheckedCut, check
+from harness.models.surgery import CheckedCut, check_cut
 from harness.system import host
 
 from .folders import DEEP, ODD_FILES, change, limited, odd_files, refused, tiny
@@ -372,7 +372,7 @@ def test_a_file_of_a_cut_has_a_plain_name(tmp_path, name):
 
     anatomy = anatomy_of(card("tiny").config)
     with pytest.raises(BadCut, match="cannot be the name of a file of the cut"):
-        check(anatomy, Cut(files={name: "text"}))
+        check_cut(anatomy, Cut(files={name: "text"}))
     raw = CheckedCut({}, {}, {}, "", {}, {name: "text"})
     if name.startswith(("..", "/")):  # also where nobody checked it
         (tmp_path / "cut").mkdir()
@@ -399,7 +399,7 @@ def test_what_a_method_may_not_decide(fault):
     from harness.models.loading.cards import card
 
     with limited(), pytest.raises(BadCut):
-        check(anatomy_of(card("tiny").config), DECISIONS[fault])
+        check_cut(anatomy_of(card("tiny").config), DECISIONS[fault])
 
 
 def test_facts_that_contain_themselves():
@@ -410,7 +410,7 @@ def test_facts_that_contain_themselves():
     for _ in range(10_000):
         deep = [deep]
     with pytest.raises(BadCut, match="is not JSON"):
-        check(anatomy_of(card("tiny").config), Cut(told={"deep": deep}))
+        check_cut(anatomy_of(card("tiny").config), Cut(told={"deep": deep}))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from harness import Cut, HarnessError, TimingPlan, Unsupported, Workload
 from harness.errors import EnvironmentFault, UsageError
 from harness.models.anatomy.core import anatomy_of
 from harness.models.saved import modeling
-from harness.models.surgery import apply, check
+from harness.models.surgery import apply, check_cut
 
 BASE = {
     "vocab_size": 48,
@@ -61,7 +61,7 @@ def model_of(family: str = "llama", keep: dict[str, list[int]] | None = None, **
     if keep is None:
         return model
     anatomy = anatomy_of(modeling.words_of(model))
-    return apply(model, anatomy, check(anatomy, Cut(keep=keep)))
+    return apply(model, anatomy, check_cut(anatomy, Cut(keep=keep)))
 
 
 def plain(model, workload: Workload):

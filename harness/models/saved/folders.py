@@ -19,7 +19,7 @@ from harness.errors import BadCut, EnvironmentFault, UsageError
 from harness.models.anatomy.core import Anatomy, anatomy_of
 from harness.models.saved import modeling
 from harness.models.saved.contents import read_config
-from harness.models.surgery import CheckedCut, check
+from harness.models.surgery import CheckedCut, check_cut
 from harness.system import reading
 from harness.system.paths import below, plain_name
 
@@ -106,7 +106,7 @@ def read_cut(folder: Path, anatomy: Anatomy | None = None) -> CheckedCut:
     if anatomy is None:
         return cut
     try:
-        return check(anatomy, Cut(cut.keep, cut.masks, cut.rewrites, cut.why, cut.told, cut.files))
+        return check_cut(anatomy, Cut(cut.keep, cut.masks, cut.rewrites, cut.why, cut.told, cut.files))
     except BadCut as error:
         raise EnvironmentFault(f"{folder} holds a cut of another model: {error.cause}", AGAIN) from None
 

@@ -50,7 +50,7 @@ def binary(anatomy, seed=0, share=0.3):
 
 def as_cut(anatomy, stays, **more):
     keep = {name: units.nonzero().flatten().tolist() for name, units in stays.items()}
-    return surgery.check(anatomy, Cut(keep, **more))
+    return surgery.check_cut(anatomy, Cut(keep, **more))
 
 
 # --- gates ----------------------------------------------------------------------------------------

@@ -42,7 +42,9 @@ def asked(method, curve, limit, name=PLAIN, folder=None, sizes=None, **more):
     model, anatomy = tiny(name, **(sizes or {}))
     cost = cost_model(anatomy, curve)
     ctx = context(anatomy, latency=cost, work_dir=folder, **more)
-    cut = surgery.check(anatomy, method.prune(model, Budget("latency", limit, "x"), ctx, method.prepare(model, ctx)))
+    cut = surgery.check_cut(
+        anatomy, method.prune(model, Budget("latency", limit, "x"), ctx, method.prepare(model, ctx))
+    )
     assert cost.time(cut.shape) <= limit * cost.dense + 1e-6
     unused = limit * cost.dense - cost.time(cut.shape)
     assert unused < largest_step(cost, [site.name for site in anatomy.blocks()]) + 1e-6
@@ -127,7 +129,7 @@ def test_what_the_held_out_text_judged_is_what_is_cut(tmp_path):
     ctx = context(anatomy, latency=cost, work_dir=tmp_path)
     state = QUICK.prepare(model, ctx)
     shuffled = dict(reversed(state.items()))
-    cut = surgery.check(anatomy, QUICK.prune(model, Budget("latency", 0.5, "x"), ctx, shuffled))
+    cut = surgery.check_cut(anatomy, QUICK.prune(model, Budget("latency", 0.5, "x"), ctx, shuffled))
     model, _ = tiny(PLAIN)
     dense = Distance(model, anatomy, tokens(12, 16), "kl", 1, "fp32")
     gates = {site.name: torch.zeros(site.units) for site in anatomy.blocks()}
@@ -271,7 +273,7 @@ def test_sub_layers_that_do_nothing_go_first(tmp_path):
         model.model.layers[anatomy.sites[site].layer].get_submodule(linear).weight.data *= 1e-3
     ctx = context(anatomy, latency=cost_model(anatomy, line), work_dir=tmp_path)
     method = replace(QUICK, steps=90)
-    cut = surgery.check(anatomy, method.prune(model, Budget("latency", 0.8, "x"), ctx, method.prepare(model, ctx)))
+    cut = surgery.check_cut(anatomy, method.prune(model, Budget("latency", 0.8, "x"), ctx, method.prepare(model, ctx)))
     shape = anatomy.complete(cut.shape)
     kept = {site.name: shape[site.name] / site.units for site in anatomy.blocks()}
     assert {site for site, share in kept.items() if share < 0.5} == idle.keys()

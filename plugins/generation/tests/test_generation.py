@@ -55,7 +55,7 @@ def made(name: str):
         "deaf": {f"layers.{at}.attention": [] for at in range(4)},
         "shorter": {f"layers.0.{site}": [] for site in ("attention", "mlp")},
     }
-    return surgery.apply(model, anatomy, surgery.check(anatomy, Cut(keep=cuts[how]))) if how else model
+    return surgery.apply(model, anatomy, surgery.check_cut(anatomy, Cut(keep=cuts[how]))) if how else model
 
 
 def by_hand(model, prompt, tokens, ends=()):

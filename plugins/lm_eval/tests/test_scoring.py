@@ -73,7 +73,7 @@ def uneven(name="llama, grouped"):
         "layers.2.attention": [1, 3],
         "layers.3.mlp": [],
     }
-    return surgery.apply(model, anatomy, surgery.check(anatomy, Cut(keep)))
+    return surgery.apply(model, anatomy, surgery.check_cut(anatomy, Cut(keep)))
 
 
 @pytest.mark.parametrize("capacity", [16, 4096])
