@@ -11,16 +11,17 @@ from harness import resolve
 from harness.api import Context, Workload
 from harness.cell import planning
 from harness.cell.lifecycle import Cell, Reporter
-from harness.cell.planning import Request
+from harness.cell.request import Request
 from harness.cell.scoring import score_words
 from harness.errors import EnvironmentFault, UsageError
 from harness.latency import timing
 from harness.latency.fresh_process import openers
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
 from harness.models.saved.contents import read_config
 from harness.plugins import registry
 from harness.records.schema import Latency, Record, ScoreRecord
 from harness.records.store import Store
+from harness.resolve import prepare_for
 from harness.system import process, seeds
 from harness.system.isolation import plugin_code
 
@@ -36,7 +37,7 @@ def run(
         if isinstance(asked.get(name), str):
             asked[name] = asked[name].split(",")
     request = Request(pruner=pruner, **asked)
-    process.prepare_for(request.device, request.dtype)
+    prepare_for(request.device, request.dtype)
     return Cell(planning.make(request), Store(Path(out) if out else None), reporter or Reporter(), command).run()
 
 

@@ -12,6 +12,7 @@ from harness.api import Evaluator, EvaluatorSpec, Param, PrunerSpec, Recovery, R
 from harness.errors import EnvironmentFault, UsageError, one_line
 from harness.evaluation import texts
 from harness.records.schema import RunSpec
+from harness.system.process import prepare
 
 
 @dataclass(frozen=True)
@@ -178,3 +179,11 @@ def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
     if hasattr(built, "identity"):
         identity |= built.identity(fetch)
     return replace(made, data=identity)
+
+
+def prepare_for(device: str, dtype: str | None) -> None:
+    """The same, with the device's own dtype where none was asked for."""
+    from harness.plugins import registry
+
+    spec = registry().specs["device"].get(device)
+    prepare(dtype or (spec.dtype if spec else "fp32"))

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
 from harness.models.architectures.decoder import FAMILIES
 from harness.models.saved import modeling
 

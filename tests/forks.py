@@ -92,9 +92,9 @@ def _read_passages() -> None:
     """Read the text that most commands are about: what is kept of it reaches every fork."""
     from harness.errors import EnvironmentFault
     from harness.evaluation import texts
-    from harness.models.loading import weights
+    from harness.models.loading.tiny import byte_tokenizer
 
-    tokenizer = weights.byte_tokenizer()
+    tokenizer = byte_tokenizer()
     with suppress(EnvironmentFault):  # not on this machine
         for role in (texts.EVALUATE, texts.CALIBRATE):
             text = texts.read("passages", role)

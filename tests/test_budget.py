@@ -14,6 +14,7 @@ from harness import plugins
 from harness.api import Cut, PrunerSpec, Samples
 from harness.cell import measuring, planning
 from harness.cell.lifecycle import Reporter
+from harness.cell.request import Request
 from harness.cli import cli
 from harness.devices.simulated import Null, Staircase
 from harness.errors import HarnessError
@@ -226,7 +227,7 @@ def test_a_finished_model_that_missed_is_cut_anew(runs, one_process, monkeypatch
 def test_a_miss_that_may_be_chance_is_measured_on(pruned, workload, again):
     from harness.cell.measuring import missed_by_chance
 
-    plan = planning.make(planning.Request("random", model="tiny", device="null", latency="0.7x"))
+    plan = planning.make(Request("random", model="tiny", device="null", latency="0.7x"))
     dense = [Samples([100_000_000 + 10_000 * at]) for at in range(6)]
     rounds = timing.Rounds(dense, [Samples([ms * 1_000_000]) for ms in pruned], dense)
     assert missed_by_chance(plan, harness.Workload.parse(workload), rounds) is again

@@ -196,13 +196,14 @@ def test_more_tokens_than_the_model_sees(runs):
 
 def test_a_sliding_cache_is_not_decoded(tmp_path):
     from harness.cell import planning
+    from harness.cell.request import Request
 
     words = {"model_type": "mistral", "vocab_size": 48, "hidden_size": 32, "intermediate_size": 20}
     words |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 8}
     (tmp_path / "config.json").write_text(json.dumps(words))
     asked = {"pruner": "dense", "model": str(tmp_path), "evaluators": ["footprint"]}
-    assert planning.make(planning.Request(**asked, workloads=["prefill:1x8"])).obstacle is None
-    refused_plan = planning.make(planning.Request(**asked, workloads=["decode:1x8"]))
+    assert planning.make(Request(**asked, workloads=["prefill:1x8"])).obstacle is None
+    refused_plan = planning.make(Request(**asked, workloads=["decode:1x8"]))
     assert "sliding cache" in refused_plan.obstacle.cause
 
 

@@ -17,6 +17,7 @@ from harness.api import Cut, DeviceSpec, EvaluatorSpec, Param, PrunerSpec, Sampl
 from harness.cell.lifecycle import Reporter
 from harness.conformance import Conformance, kit
 from harness.conformance.kit import bench_of, checks, judged
+from harness.conformance.report import KIT, Report, Result
 from harness.devices.simulated import Null
 from harness.errors import Unsupported, UsageError
 from harness.pruning.allocate import uniform
@@ -464,14 +465,14 @@ def test_the_score_goes_into_records_once_checked(runs, one_process, monkeypatch
 
     def check(name, kind="", **more):
         asked.append(name)
-        report = kit.Report(kind, name, results=[kit.Result("a", "passed"), kit.Result("b", "failed")])
+        report = Report(kind, name, results=[Result("a", "passed"), Result("b", "failed")])
         kit.remember(report)
         return [report]
 
     monkeypatch.setattr(kit, "check", check)
     words = {"model": "tiny", "device": "null", "evaluators": "footprint", "ratio": 0.3}
     record = harness.run("random", **words)
-    assert (record.conformance.kit, record.conformance.passed, record.conformance.of) == (kit.KIT, 1, 2)
+    assert (record.conformance.kit, record.conformance.passed, record.conformance.of) == (KIT, 1, 2)
     notices = Notices()
     harness.run("random", seed=1, reporter=notices, **words)
     assert notices.told == ["random: 1 of 2 checks hold; harness check random tells which do not"]

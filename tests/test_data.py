@@ -10,7 +10,8 @@ import torch
 
 from harness.errors import EnvironmentFault, UsageError
 from harness.evaluation import texts
-from harness.models.loading.weights import byte_tokenizer
+from harness.evaluation.calibration import calibration
+from harness.models.loading.tiny import byte_tokenizer
 
 from .conftest import SHARED
 
@@ -182,13 +183,13 @@ def test_calibration_windows_are_drawn_once_each(tmp_path, monkeypatch):
     (tmp_path / "boolq.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     tokenizer = byte_tokenizer()
-    windows = texts.calibration("passages", tokenizer, 8, 32, seed=1)
+    windows = calibration("passages", tokenizer, 8, 32, seed=1)
     assert windows.shape == (8, 32)
-    assert len({tuple(row.tolist()) for row in texts.calibration("passages", tokenizer, 8, 32, seed=1)}) > 1
-    assert torch.equal(windows, texts.calibration("passages", tokenizer, 8, 32, seed=1))
-    assert not torch.equal(windows, texts.calibration("passages", tokenizer, 8, 32, seed=2))
+    assert len({tuple(row.tolist()) for row in calibration("passages", tokenizer, 8, 32, seed=1)}) > 1
+    assert torch.equal(windows, calibration("passages", tokenizer, 8, 32, seed=1))
+    assert not torch.equal(windows, calibration("passages", tokenizer, 8, 32, seed=2))
     with pytest.raises(UsageError, match="calibration windows"):
-        texts.calibration("passages", tokenizer, 10_000, 32, seed=1)
+        calibration("passages", tokenizer, 10_000, 32, seed=1)
 
 
 @pytest.mark.parametrize("content", ["not json", '{"other": 1}', "[1]"])

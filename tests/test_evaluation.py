@@ -12,6 +12,7 @@ from harness import resolve, stats
 from harness.api import EvaluatorSpec, Score
 from harness.cell import planning
 from harness.cell.lifecycle import Cell, Reporter
+from harness.cell.request import Request
 from harness.cli.output import print_plan
 from harness.cli.record import print_record
 from harness.errors import EnvironmentFault, HarnessError, UsageError
@@ -88,7 +89,7 @@ def asked(monkeypatch, one_process):
 
 
 def run(root, *evaluators, **more):
-    request = planning.Request(
+    request = Request(
         pruner="magnitude", model="tiny", ratio=0.3, device="null", evaluators=evaluators, limit=2, **more
     )
     return Cell(planning.make(request), Store(root), Reporter()).run()
@@ -221,7 +222,7 @@ def test_a_benchmark_that_asks_about_the_calibration_text_is_marked(asked, tmp_p
     assert not learned.scores["fine"].notes
     assert note not in run(tmp_path, "writes").scores["writes"].notes
     for recovery, times in (("least-squares", 1), ("none", 0)):
-        request = planning.Request(
+        request = Request(
             pruner="magnitude", model="tiny", ratio=0.3, device="null", evaluators=("writes",), recovery=recovery
         )
         print_plan(planning.make(request), False)

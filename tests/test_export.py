@@ -16,9 +16,10 @@ from harness import Cut
 from harness.api import Workload
 from harness.devices import ort_session
 from harness.errors import EnvironmentFault, Unsupported
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
+from harness.models.anatomy.cut import check_cut
 from harness.models.export import onnx_graph
-from harness.models.surgery import apply, check_cut
+from harness.models.surgery import apply
 
 from .families import difference, tiny
 

@@ -10,9 +10,10 @@ import harness
 from harness import plugins
 from harness.api import Context, Samples, Workload
 from harness.cell import planning
+from harness.cell.request import Request
 from harness.devices.simulated import Null
 from harness.evaluation.footprint import Footprint
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
 from harness.models.saved import modeling
 
 from .families import tiny
@@ -118,5 +119,5 @@ def test_only_who_asks_is_shown_a_measurement(runs, one_process, telling, monkey
     monkeypatch.setitem(known.specs["evaluator"], "footprint", modest)
     harness.run("random", ratio=0.3, **QUICK)
     assert seen == [None, None]
-    plan = planning.make(planning.Request("random", ratio=0.3, **{**QUICK, "evaluators": ["footprint"]}))
+    plan = planning.make(Request("random", ratio=0.3, **{**QUICK, "evaluators": ["footprint"]}))
     assert "measured" not in plan.eval_parts("", plan.evaluations[0], MEASURED)

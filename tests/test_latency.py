@@ -18,13 +18,14 @@ from harness.devices.simulated import CALL_NS, Null, Staircase
 from harness.errors import HarnessError, OverBudget, Unsupported, UsageError
 from harness.latency import budget_search
 from harness.latency.cost_table import fit, regression, smoothing, table_store
+from harness.latency.cost_table.cost_model import CostModel
 from harness.latency.cost_table.profile import Effort, Profile, Target, _inner, alone, copies, grid
 from harness.latency.cost_table.shape_timer import Visits
 from harness.latency.cost_table.smoothing import hull
-from harness.latency.cost_table.table import CostModel, CostTable, anatomy_mark, classes
+from harness.latency.cost_table.table import CostTable, anatomy_mark, classes
 from harness.latency.prober import PROBING, Bed, Measured
 from harness.latency.random_models import Pool
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
 from harness.models.counting import flops
 from harness.pruning.allocate import uniform
 from harness.records.store import Store

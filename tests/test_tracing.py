@@ -17,7 +17,8 @@ import harness
 from harness.api import Workload
 from harness.cell import tracing
 from harness.cell.lifecycle import Cell, Reporter
-from harness.cell.planning import Request, make
+from harness.cell.planning import make
+from harness.cell.request import Request
 from harness.cli.run import command
 from harness.errors import EnvironmentFault
 from harness.models.workloads import runner

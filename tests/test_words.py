@@ -118,7 +118,7 @@ def test_single_values_have_no_interval():
 
 
 def test_old_configs_keep_their_rope_and_their_card():
-    from harness.models.anatomy.core import anatomy_of
+    from harness.models.anatomy.build import anatomy_of
     from harness.models.architectures.decoder import config_of
     from harness.models.saved import modeling
 

@@ -46,11 +46,12 @@ def rows():
 @cache
 def opened() -> tuple[Any, Any]:
     from harness.cell import planning
+    from harness.cell.request import Request
     from harness.models.saved import folders
     from harness.system import process
 
     process.prepare("fp32")
-    plan = planning.make(planning.Request("dense", model=MODEL, device="null", evaluators=("footprint",)))
+    plan = planning.make(Request("dense", model=MODEL, device="null", evaluators=("footprint",)))
     planning.find_weights(plan)
     assert plan.folder is not None
     return folders.read(plan.folder, "fp32"), folders.tokenizer(plan.folder)

@@ -77,9 +77,10 @@ class Question:
         from harness.cell import planning
         from harness.cell.cutting import Decision
         from harness.cell.lifecycle import Cell, Reporter
+        from harness.cell.request import Request
         from harness.records.store import Store
 
-        plan = planning.make(planning.Request(name, model=MODEL, ratio=RATIO, device="null", evaluators=("footprint",)))
+        plan = planning.make(Request(name, model=MODEL, ratio=RATIO, device="null", evaluators=("footprint",)))
         planning.find_weights(plan)
         store = Store(folder)
         store.prepare()

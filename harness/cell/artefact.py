@@ -177,8 +177,8 @@ class Artefacts:
         """The device's cost model for the first workload, measured now if nobody did before."""
         if (known := self.known_cost_model()) is not None:
             return known
+        from harness.latency.cost_table.cost_model import CostModel
         from harness.latency.cost_table.profile import Target
-        from harness.latency.cost_table.table import CostModel
         from harness.latency.cost_table.table_store import Shelf, device_words
 
         plan, spec = self.plan, self.plan.spec
@@ -193,7 +193,7 @@ class Artefacts:
         return CostModel(table, plan.anatomy)
 
     def known_cost_model(self) -> Any:
-        from harness.latency.cost_table.table import CostModel
+        from harness.latency.cost_table.cost_model import CostModel
         from harness.latency.cost_table.table_store import Shelf, device_words
 
         plan, spec = self.plan, self.plan.spec

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.api import Budget, Context, Cut, Shape
-from harness.evaluation import texts
+from harness.evaluation.calibration import calibration
 from harness.models import counting
 from harness.models.architectures.decoder import FAMILIES
 from harness.plugins import registry
@@ -23,7 +23,7 @@ from harness.system.isolation import plugin_code
 if TYPE_CHECKING:
     from harness.cell.artefact import Artefacts
     from harness.cell.plan import Plan
-    from harness.models.surgery import CheckedCut
+    from harness.models.anatomy.cut import CheckedCut
     from harness.records.schema import Cost
 
 TRAINING_RUNS = 2  # a method that trains is run for its first guess, and once more if that missed
@@ -56,7 +56,7 @@ class Decision:
 
     def ask(self, budget: Budget) -> CheckedCut:
         """Run the method, once per budget."""
-        from harness.models import surgery
+        from harness.models.anatomy.cut import check_cut
 
         key = str(budget)
         if key not in self.asked:
@@ -66,7 +66,7 @@ class Decision:
                     decided: Cut = self.pruner.prune(model, budget, ctx, state)
                 if "training" not in self.plan.pruner.needs:
                     self.asked.clear()  # the last one is nearly always the one, and another run is cheap
-                self.asked[key] = surgery.check_cut(self.plan.anatomy, decided)
+                self.asked[key] = check_cut(self.plan.anatomy, decided)
         return self.asked[key]
 
     @cached_property
@@ -101,7 +101,7 @@ class Decision:
         named = partial(_settings_of, spec.parameters if settings is None else settings, option)
         needs_bos = FAMILIES[self.plan.anatomy.family].needs_bos
         first = self.plan.anatomy.config.get("bos_token_id") if needs_bos else None
-        ctx.calibration = lambda count, length: texts.calibration(
+        ctx.calibration = lambda count, length: calibration(
             spec.calibration, tokenizer, count, length, ctx.seed("calibration"), first, named
         )
         ctx.latency = self.made.cost_model if self.plan.sees_latency else None

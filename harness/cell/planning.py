@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from harness import plugins
-from harness.api import Budget, DeviceInfo, DeviceSpec, PrunerSpec, Workload
+from harness.api import Budget, DeviceSpec, PrunerSpec, Workload
 from harness.cell.plan import Plan
+from harness.cell.request import Request
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.evaluation import texts
 from harness.models import counting
@@ -20,33 +18,8 @@ from harness.records import carbon as grids
 from harness.records.schema import BudgetSpec, RunSpec
 from harness.resolve import evaluations, recovering, settings
 
-DEFAULT_MODEL, DEFAULT_CALIBRATION = "smollm2-135m", "passages"
 DEFAULT_LATENCY, DEFAULT_RATIO = "0.8x", 0.2  # a ratio for methods whose cuts change no shape
 QUICK_LIMIT = 40  # documents per evaluator under the quick preset
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a user may say; None is "you choose"."""
-
-    pruner: str
-    model: str = DEFAULT_MODEL
-    ratio: str | float | None = None
-    latency: str | None = None
-    device: str = "cpu"
-    runtime: str | None = None
-    dtype: str | None = None
-    workloads: Sequence[str] = ()
-    preset: str = "quick"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    recovery: str = "none"
-    calibration: str = DEFAULT_CALIBRATION
-    evaluators: Sequence[str] = ("smoke",)
-    limit: int | None = None
-    seed: int = 0
-    grid: str | float | None = None
-    sustain: float = 0.0
-    probed: DeviceInfo | None = None  # what the device said where it hangs; without it, it is asked here
 
 
 def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:

@@ -26,7 +26,8 @@ def command(name: str, kind: str | None, settings: tuple[str, ...], as_json: boo
 
     process.prepare()
     from harness.cli.run import pair
-    from harness.conformance.kit import Result, check
+    from harness.conformance.kit import check
+    from harness.conformance.report import Result
 
     marks = {"passed": ("ok", "green"), "failed": ("FAIL", "red"), "skipped": ("skip", "cyan")}
 

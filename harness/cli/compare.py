@@ -34,9 +34,10 @@ def command(first: str, second: str, remeasure: bool, as_json: bool) -> None:
     one, other = compare.found(first, store), compare.found(second, store)
     words = compare.compared(one, other)
     if remeasure:
+        from harness.resolve import prepare_for
         from harness.system import process
 
-        process.prepare_for(other.record.spec.device, other.record.spec.dtype)
+        prepare_for(other.record.spec.device, other.record.spec.dtype)
         with process.stdout_kept():
             timings = compare.remeasured(one.record, other.record, store.root)
         words["remeasured"] = {workload: timing.model_dump(mode="json") for workload, timing in timings.items()}

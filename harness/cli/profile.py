@@ -32,9 +32,9 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
     harness profile --model smollm2-135m --workload prefill:1x128
     harness profile --model llama3.2-1b --weights random --device cuda --export llama.json
     """
-    from harness.system import process
+    from harness.resolve import prepare_for
 
-    process.prepare_for(asked["device"], asked["dtype"])
+    prepare_for(asked["device"], asked["dtype"])
     from harness.cli.output import Terminal, console
     from harness.latency.cost_table import table_store
     from harness.records.store import Store
@@ -87,7 +87,7 @@ def resolve(
     from harness.latency.cost_table.profile import EFFORTS, Target
     from harness.latency.cost_table.table_store import device_words
     from harness.models import counting
-    from harness.models.anatomy.core import anatomy_of
+    from harness.models.anatomy.build import anatomy_of
     from harness.models.loading.cards import card as find_card
     from harness.plugins import registry
 

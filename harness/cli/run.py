@@ -59,6 +59,7 @@ def command(
     harness run --pruner magnitude --ratio 0.2 --limit 20
     harness run --pruner magnitude --model llama3.2-1b --dry-run
     """
+    from harness.resolve import prepare_for
     from harness.system import process, supervisor
 
     asked["settings"] = dict(pair(text) for text in settings)
@@ -66,12 +67,13 @@ def command(
     command_line = shlex.join(["harness", *(word for word in sys.argv[1:] if word != "--json")])
     if timeout is not None and not 0 < timeout <= LONGEST_MINUTES:
         raise UsageError(f"a timeout of {timeout:g} minutes cannot be kept", f"give up to {LONGEST_MINUTES:,} minutes")
-    process.prepare_for(asked["device"], asked["dtype"])
+    prepare_for(asked["device"], asked["dtype"])
     from harness.cell import planning
+    from harness.cell.request import Request
     from harness.cli import output
     from harness.records.store import Store
 
-    request = planning.Request(**asked)
+    request = Request(**asked)
     store = Store()
     if not dry_run:
         parts = {"request": asdict(request), "root": str(store.root), "command": command_line, "json": as_json}

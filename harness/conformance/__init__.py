@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.conformance.kit import KIT, Report, Result, check
+from harness.conformance.kit import check
+from harness.conformance.report import KIT, Report, Result
 
 
 class Conformance:

@@ -14,7 +14,7 @@ from typing import Any
 from harness.api import DeviceInfo, DeviceSpec, Samples, TimingPlan, Workload
 from harness.conformance import tiny_models
 from harness.conformance.guard import Seen, disturbed, standing, watched
-from harness.conformance.kit import Fault, NotApplicable, in_a_line, where
+from harness.conformance.report import Fault, NotApplicable, in_a_line, where
 from harness.conformance.spec_checks import check_spec, heavy
 from harness.errors import Unsupported, UsageError
 from harness.latency.timing import CLOCKS

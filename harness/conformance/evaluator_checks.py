@@ -14,7 +14,7 @@ from typing import Any
 from harness.api import Context, EvaluatorSpec, Score, Workload
 from harness.conformance import tiny_models
 from harness.conformance.guard import Seen, disturbed, standing, watched
-from harness.conformance.kit import Fault, NotApplicable
+from harness.conformance.report import Fault, NotApplicable
 from harness.conformance.spec_checks import check_spec, heavy
 from harness.errors import EnvironmentFault
 from harness.evaluation import texts
@@ -38,7 +38,7 @@ class EvaluatorBench:
         return None
 
     def evaluate(self, model: str, limit: int | None = LIMIT) -> dict[str, Score]:
-        from harness.models.loading.weights import byte_tokenizer
+        from harness.models.loading.tiny import byte_tokenizer
 
         for source in self.spec.reads:
             if texts.local(source) is None:

@@ -8,57 +8,16 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness import plugins
+from harness.conformance.report import KIT, Fault, NotApplicable, Report, Result, in_a_line, where
 from harness.errors import HarnessError, UsageError
 from harness.system.host import note, notes
 from harness.system.isolation import plugin_code
 
-KIT = "2"  # raise when a check is added or means something else
 KINDS = ("pruner", "device", "evaluator")
-
-
-class Fault(Exception):
-    """A check that does not hold; the text names the fault as the author will want to read it."""
-
-
-class NotApplicable(Exception):
-    """A check that has nothing to look at here, and why."""
-
-
-@dataclass(frozen=True)
-class Result:
-    check: str
-    outcome: str  # passed, failed, skipped, expected
-    detail: str = ""
-    trace: str = field(default="", repr=False)  # of an exception that is neither a fault nor a refusal
-
-
-@dataclass
-class Report:
-    kind: str
-    name: str
-    kit: str = KIT
-    results: list[Result] = field(default_factory=list)
-
-    @property
-    def passed(self) -> int:
-        return sum(result.outcome == "passed" for result in self.results)
-
-    @property
-    def of(self) -> int:
-        return sum(result.outcome != "skipped" for result in self.results)
-
-    @property
-    def ok(self) -> bool:
-        return all(result.outcome != "failed" for result in self.results)
-
-    def words(self) -> dict[str, Any]:
-        results = [{"check": r.check, "outcome": r.outcome, "detail": r.detail} for r in self.results]
-        return {**asdict(self), "results": results, "passed": self.passed, "of": self.of, "ok": self.ok}
 
 
 def bench_of(kind: str, name: str, settings: Mapping[str, Any], work: Path) -> Any:
@@ -104,20 +63,6 @@ def judged(bench: Any, name: str, function: Callable[[], None]) -> Result:
         if outcome == "passed":  # strict: what was mended must be struck off
             return Result(name, "failed", f"it passes, but is declared to fail: {excused}")
     return Result(name, outcome, detail, trace)
-
-
-def in_a_line(error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:160]
-
-
-def where(error: BaseException, spec: Any) -> str:
-    """The line of the plug-in that an exception came through last; its origin, if it came through none."""
-    frames = traceback.extract_tb(error.__traceback__)
-    module = spec.target.partition(":")[0].partition(".")[0]
-    own = [frame for frame in frames if module in Path(frame.filename).with_suffix("").parts]
-    last = (own or frames)[-1]
-    return f"{Path(last.filename).name}:{last.lineno}"
 
 
 def kinds_of(name: str, kind: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from harness.api import Budget, Context, Cut, PrunerSpec, Workload
 from harness.conformance import tiny_models
 from harness.conformance.guard import Seen, watched
-from harness.conformance.kit import Fault, NotApplicable
+from harness.conformance.report import Fault, NotApplicable
 from harness.conformance.second_process import Second, second
 from harness.errors import HarnessError, OverBudget, Unsupported
 from harness.models import counting
@@ -99,9 +99,10 @@ class PrunerBench:
     def latency(self, anatomy: Any) -> Any:
         """A cost model of the made-up device with steps, which costs nothing to measure."""
         from harness.devices.simulated import Staircase
+        from harness.latency.cost_table.cost_model import CostModel
         from harness.latency.cost_table.profile import Effort, Profile, Target
         from harness.latency.cost_table.shape_timer import Visits
-        from harness.latency.cost_table.table import CostModel, anatomy_mark
+        from harness.latency.cost_table.table import anatomy_mark
 
         if (mark := anatomy_mark(anatomy)) in self.tables:
             return CostModel(self.tables[mark], anatomy)
@@ -134,7 +135,7 @@ class PrunerBench:
         import numpy as np
         import torch
 
-        from harness.models import surgery
+        from harness.models.anatomy.cut import check_cut
 
         model, anatomy = tiny_models.tiny(name, dtype)
         before = {n: t.clone() for n, t in model.state_dict().items()}
@@ -158,7 +159,7 @@ class PrunerBench:
         if not isinstance(cut, Cut):
             raise Fault(f"prune returned {type(cut).__name__}, not a Cut")
         asked.touched = tuple(n for n, t in model.state_dict().items() if n in before and not t.equal(before[n]))
-        asked.cut = surgery.check_cut(anatomy, cut)
+        asked.cut = check_cut(anatomy, cut)
         return asked
 
     def cut(self, ratio: float) -> Asked:

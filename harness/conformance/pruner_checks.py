@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from harness.conformance import tiny_models
-from harness.conformance.kit import Fault, NotApplicable, in_a_line, where
 from harness.conformance.pruner_bench import RATIOS, Asked, PrunerBench
+from harness.conformance.report import Fault, NotApplicable, in_a_line, where
 from harness.conformance.spec_checks import check_spec, heavy
 from harness.errors import BadCut, HarnessError
 from harness.models import counting

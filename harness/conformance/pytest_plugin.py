@@ -13,7 +13,8 @@ import pytest
 def pytest_generate_tests(metafunc: Any) -> None:
     if "harness_check" not in metafunc.fixturenames or metafunc.cls is None:
         return
-    from harness.conformance.kit import Result, bench_of, checks, judged, kinds_of
+    from harness.conformance.kit import bench_of, checks, judged, kinds_of
+    from harness.conformance.report import Result
     from harness.errors import UsageError
 
     named = metafunc.cls

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from harness.api import Spec
-from harness.conformance.kit import Fault
+from harness.conformance.report import Fault
 from harness.plugins import registry, resolve
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "pydantic", "onnxruntime", "timm")

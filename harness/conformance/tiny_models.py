@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import Context
-from harness.models.anatomy.core import Anatomy, Site, anatomy_of
+from harness.models.anatomy.build import anatomy_of
+from harness.models.anatomy.core import Anatomy, Site
 from harness.models.architectures.decoder import FAMILIES
 from harness.system import seeds
 
@@ -116,7 +117,8 @@ def line(site: Site, units: int) -> float:
 
 def cost_model(anatomy: Anatomy, takes: Callable[[Site, int], float], fixed: float = 100.0) -> Any:
     """The cost model of a device that is made up: what a site takes at so many units, and what is there without any."""
-    from harness.latency.cost_table.table import CostModel, CostTable, Curve, anatomy_mark, classes
+    from harness.latency.cost_table.cost_model import CostModel
+    from harness.latency.cost_table.table import CostTable, Curve, anatomy_mark, classes
 
     curves = {
         name: Curve(units=list(range(site.units + 1)), ns=[takes(site, units) for units in range(site.units + 1)])

@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
 from harness.models.counting import flops
 
 FLOPS_PER_NS = 1000  # one TFLOP/s

@@ -11,7 +11,8 @@ from typing import Any
 
 from harness.api import Shape
 from harness.errors import EnvironmentFault
-from harness.models.anatomy.core import Anatomy, anatomy_of
+from harness.models.anatomy.build import anatomy_of
+from harness.models.anatomy.core import Anatomy
 from harness.models.architectures.decoder import config_of
 from harness.models.counting import stored_bytes
 from harness.system.host import free_memory

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.resolve import prepare_for
 from harness.sweep import steps
 from harness.system import process
 from harness.system.fork_server import ending
@@ -44,7 +45,7 @@ class Local:
         if steps.light(work, given):  # a suite that is done needs no libraries
             return steps.WORK[work](**given)
         if words := given.get("words"):
-            process.prepare_for(words["device"], words["dtype"])
+            prepare_for(words["device"], words["dtype"])
         server = self._server()
         self.made += 1
         out = self.scratch / f"{self.made}.json"

@@ -10,11 +10,11 @@ from typing import Any
 from harness.api import DeviceInfo
 from harness.cell import planning
 from harness.cell.lifecycle import STEPS, Cell, Reporter
-from harness.cell.planning import Request
+from harness.cell.request import Request
 from harness.errors import HarnessError, UsageError
 from harness.plugins import registry
 from harness.records.store import Store
-from harness.system import process
+from harness.resolve import prepare_for
 
 Words = dict[str, Any]
 
@@ -32,7 +32,7 @@ def cell(words: Words, root: str, command: str = "", inspect: bool = True) -> Ce
     lists = {name: tuple(words[name]) for name in ("workloads", "evaluators")}
     probed = DeviceInfo(**words["probed"]) if words["probed"] else None
     request = Request(**{**words, **lists, "probed": probed})
-    process.prepare_for(request.device, request.dtype)
+    prepare_for(request.device, request.dtype)
     return Cell(planning.make(request, inspect=inspect), Store(Path(root)), Reporter(), command)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictInt, ValidationError, field_validator
 
 from harness import plugins
-from harness.cell.planning import DEFAULT_CALIBRATION, Request
+from harness.cell.request import DEFAULT_CALIBRATION, Request
 from harness.errors import UsageError, one_line
 from harness.system import reading
 

@@ -64,14 +64,6 @@ def glibc() -> Any:
     return found if hasattr(found, "gnu_get_libc_version") else None
 
 
-def prepare_for(device: str, dtype: str | None) -> None:
-    """The same, with the device's own dtype where none was asked for."""
-    from harness.plugins import registry
-
-    spec = registry().specs["device"].get(device)
-    prepare(dtype or (spec.dtype if spec else "fp32"))
-
-
 def announces_amx() -> bool:
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -115,9 +115,10 @@ class Run:
         import torch
 
         from harness.pruning.training import loop
+        from harness.pruning.training.adapters import Adapters
 
         self.model, self.anatomy, self.shape, self.settings = model.train(), anatomy, shape, settings
-        self.adapters = loop.Adapters(model, settings.rank, settings.alpha, settings.dropout)
+        self.adapters = Adapters(model, settings.rank, settings.alpha, settings.dropout)
         self.optimiser = loop.optimiser(self.adapters.parameters(), settings.lr)
         self.sites: list[Site] = [anatomy.sites[name] for name in shape]
         self.importance = {site.name: torch.zeros(site.units) for site in self.sites}

@@ -271,9 +271,9 @@ def table(folder: Path, path: Path) -> object:
 def shelved_table(folder: Path, path: Path) -> object:
     from harness import plugins
     from harness.api import Workload
-    from harness.latency.cost_table.table import CostModel
+    from harness.latency.cost_table.cost_model import CostModel
     from harness.latency.cost_table.table_store import Shelf
-    from harness.models.anatomy.core import anatomy_of
+    from harness.models.anatomy.build import anatomy_of
 
     pristine = json.loads(bases.table())
     anatomy = anatomy_of(plugins.registry().get("model", "tiny").config)
@@ -286,7 +286,7 @@ def shelved_table(folder: Path, path: Path) -> object:
 
 
 def config(folder: Path, path: Path) -> object:
-    from harness.models.anatomy.core import anatomy_of
+    from harness.models.anatomy.build import anatomy_of
     from harness.models.architectures.decoder import config_of, sliding_window
     from harness.models.saved.contents import read_config
 
@@ -299,8 +299,9 @@ def config(folder: Path, path: Path) -> object:
 def plan(folder: Path, path: Path) -> object:
     """`harness run --model FOLDER --dry-run`."""
     from harness.cell import planning
+    from harness.cell.request import Request
 
-    request = planning.Request(
+    request = Request(
         pruner="magnitude", model=str(folder), ratio=0.3, device="null", evaluators=("footprint",), calibration="c4"
     )
     cell = planning.make(request, fetch=False)
@@ -339,7 +340,7 @@ def state(folder: Path, path: Path) -> object:
 
 def gguf_header(folder: Path, path: Path) -> object:
     """The look at a file's header that comes before any library opens it."""
-    from harness.models.anatomy.core import check_config
+    from harness.models.anatomy.build import check_config
     from harness.models.loading.gguf_header import Header
     from harness.system import reading
 

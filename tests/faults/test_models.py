@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 import harness
 from harness.api import Cut, ModelCard
 from harness.cell import planning
+from harness.cell.request import Request
 from harness.errors import BadCut, EnvironmentFault, HarnessError, UsageError
+from harness.models.anatomy.cut import CheckedCut, check_cut
 from harness.models.loading import cards, weights
+from harness.models.loading.cache import once
 from harness.models.saved import folders, states
-from harness.models.surgery import CheckedCut, check_cut
 from harness.system import host
 
 from .folders import DEEP, ODD_FILES, change, limited, odd_files, refused, tiny
@@ -39,7 +41,7 @@ def folder(tmp_path, healthy):
 
 def plan(folder: Path) -> planning.Plan:
     """As `harness run --model FOLDER --dry-run` does."""
-    request = planning.Request(pruner="dense", model=str(folder), device="null", evaluators=("footprint",))
+    request = Request(pruner="dense", model=str(folder), device="null", evaluators=("footprint",))
     return planning.make(request)
 
 
@@ -355,7 +357,7 @@ def test_a_note_that_is_not_text(cut):
 
 
 def test_a_cut_of_another_model(cut):
-    from harness.models.anatomy.core import anatomy_of
+    from harness.models.anatomy.build import anatomy_of
     from harness.models.loading.cards import card
 
     anatomy = anatomy_of(card("tiny").config)
@@ -367,7 +369,7 @@ NAMES = ["../escape.svg", "/tmp/escape.svg", "a/b.svg", "..", ".hidden", "", "a\
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_of_a_cut_has_a_plain_name(tmp_path, name):
-    from harness.models.anatomy.core import anatomy_of
+    from harness.models.anatomy.build import anatomy_of
     from harness.models.loading.cards import card
 
     anatomy = anatomy_of(card("tiny").config)
@@ -395,7 +397,7 @@ DECISIONS = {
 
 @pytest.mark.parametrize("fault", DECISIONS)
 def test_what_a_method_may_not_decide(fault):
-    from harness.models.anatomy.core import anatomy_of
+    from harness.models.anatomy.build import anatomy_of
     from harness.models.loading.cards import card
 
     with limited(), pytest.raises(BadCut):
@@ -403,7 +405,7 @@ def test_what_a_method_may_not_decide(fault):
 
 
 def test_facts_that_contain_themselves():
-    from harness.models.anatomy.core import anatomy_of
+    from harness.models.anatomy.build import anatomy_of
     from harness.models.loading.cards import card
 
     deep: list = []
@@ -542,7 +544,7 @@ def test_a_folder_with_a_name_that_cannot_be_printed(tmp_path, healthy, monkeypa
 def test_a_cached_model_has_a_plain_name(cache, name):
     before = sorted(path.name for path in cache.parent.iterdir())
     with pytest.raises(EnvironmentFault, match="cannot be the name of a cached model"):
-        weights.once(name, lambda folder: None)
+        once(name, lambda folder: None)
     assert sorted(path.name for path in cache.parent.iterdir()) == before
 
 
@@ -596,7 +598,7 @@ def test_without_a_home_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "user_cache_dir", lambda name: f"~/.cache/{name}")
     host.note("a.json", {"a": 1})
     assert host.notes("a.json") == {}
-    refused(lambda: weights.once("model", lambda folder: None), tmp_path, "HARNESS_CACHE", codes=(3,))
+    refused(lambda: once("model", lambda folder: None), tmp_path, "HARNESS_CACHE", codes=(3,))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -607,7 +609,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("HARNESS_CACHE", str(blocked if kind == "a file" else blocked / "cache"))
     host.note("a.json", {"a": 1})
     assert host.notes("a.json") == {}
-    refused(lambda: weights.once("model", lambda folder: None), tmp_path, str(blocked), "HARNESS_CACHE", codes=(3,))
+    refused(lambda: once("model", lambda folder: None), tmp_path, str(blocked), "HARNESS_CACHE", codes=(3,))
 
 
 def test_settings_that_are_no_numbers():

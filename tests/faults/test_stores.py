@@ -622,7 +622,7 @@ CACHES = {  # by the variables that name a folder
 
 @pytest.mark.parametrize("kind", CACHES)
 def test_a_cache_that_cannot_be_written_is_said_with_a_remedy(tmp_path, monkeypatch, kind):
-    from harness.models.loading.weights import once
+    from harness.models.loading.cache import once
     from harness.system.host import note, notes
 
     (tmp_path / "closed").mkdir(mode=0o555)

@@ -10,10 +10,11 @@ import pytest
 from harness.api import Workload
 from harness.errors import HarnessError
 from harness.latency.cost_table import table_store
+from harness.latency.cost_table.cost_model import CostModel
 from harness.latency.cost_table.regression import sizes
 from harness.latency.cost_table.shape_timer import Visits
-from harness.latency.cost_table.table import CostModel, CostTable, Curve, Fit, anatomy_mark, classes
-from harness.models.anatomy.core import anatomy_of
+from harness.latency.cost_table.table import CostTable, Curve, Fit, anatomy_mark, classes
+from harness.models.anatomy.build import anatomy_of
 from harness.models.loading.cards import card
 from harness.records.store import Store
 

@@ -17,7 +17,7 @@ from harness import plugins, resolve
 from harness.conformance import tiny_models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.evaluation import texts
-from harness.models.loading.weights import byte_tokenizer
+from harness.models.loading.tiny import byte_tokenizer
 
 from ..forks import command
 

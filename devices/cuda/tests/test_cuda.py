@@ -23,9 +23,10 @@ from harness_cuda.places import Gpu
 
 from harness import Cut, HarnessError, TimingPlan, Unsupported, Workload
 from harness.errors import EnvironmentFault, UsageError
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
+from harness.models.anatomy.cut import check_cut
 from harness.models.saved import modeling
-from harness.models.surgery import apply, check_cut
+from harness.models.surgery import apply
 
 BASE = {
     "vocab_size": 48,

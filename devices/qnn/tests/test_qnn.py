@@ -52,9 +52,10 @@ def decoder():
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from harness.models.anatomy.core import anatomy_of
+    from harness.models.anatomy.build import anatomy_of
+    from harness.models.anatomy.cut import check_cut
     from harness.models.saved import modeling
-    from harness.models.surgery import apply, check_cut
+    from harness.models.surgery import apply
 
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 128, "head_dim": 16}
     torch.manual_seed(0)

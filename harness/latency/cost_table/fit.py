@@ -9,8 +9,9 @@ from collections.abc import Callable
 from harness import stats
 from harness.api import Shape
 from harness.latency.cost_table import regression
+from harness.latency.cost_table.cost_model import CostModel
 from harness.latency.cost_table.shape_timer import Bench
-from harness.latency.cost_table.table import CostModel, CostTable, Validation
+from harness.latency.cost_table.table import CostTable, Validation
 from harness.models.anatomy.core import Anatomy
 from harness.pruning.allocate import uniform
 

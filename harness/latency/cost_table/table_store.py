@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from harness.api import Device, DeviceInfo, DeviceSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, UsageError, one_line
-from harness.latency.cost_table.table import CostModel, CostTable, anatomy_mark, table_key
+from harness.latency.cost_table.cost_model import CostModel
+from harness.latency.cost_table.table import CostTable, anatomy_mark, table_key
 from harness.models.anatomy.core import Anatomy
 from harness.records.files import put
 from harness.records.store import Store

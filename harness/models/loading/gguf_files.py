@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import EnvironmentFault, one_line
-from harness.models.anatomy.core import check_config
+from harness.models.anatomy.build import check_config
 from harness.models.architectures.decoder import FAMILIES
+from harness.models.loading.cache import once
 from harness.models.loading.gguf_header import Header
-from harness.models.loading.weights import once
 from harness.system import reading
 
 ARCHITECTURES = {"llama", "mistral", "qwen2", "qwen3", "gemma"}  # as GGUF spells them

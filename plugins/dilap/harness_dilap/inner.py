@@ -15,6 +15,7 @@ from harness.pruning.gates import gated
 from harness.pruning.importance import output_member
 from harness.pruning.least_squares import TOKENS, TooLittle, mend
 from harness.pruning.training import loop
+from harness.pruning.training.adapters import Adapters
 
 TINY = 0.01  # the length of the step that takes a finite difference, as DARTS has it
 
@@ -63,7 +64,7 @@ class Trained(Frozen):
         self.distance, self.lr, self.unrolled = distance, lr, unrolled
         model = distance.model
         model.requires_grad_(False)
-        self.adapters = loop.Adapters(model, rank, 2 * rank) if kind == "lora" else None
+        self.adapters = Adapters(model, rank, 2 * rank) if kind == "lora" else None
         self.start: dict[str, Tensor] = {}
         if self.adapters is not None:
             self.weights = self.adapters.parameters()

@@ -17,6 +17,7 @@ from harness_dilap.search import Splits
 
 from harness import Budget, Unsupported, Workload
 from harness.cell import planning
+from harness.cell.request import Request
 from harness.conformance import Conformance
 from harness.conformance.tiny_models import (
     PLAIN,
@@ -30,7 +31,7 @@ from harness.conformance.tiny_models import (
     tokens,
 )
 from harness.errors import HarnessError, UsageError
-from harness.models import surgery
+from harness.models.anatomy.cut import check_cut
 from harness.pruning import distance
 from harness.pruning.distance import Distance
 from harness.system import process
@@ -42,9 +43,7 @@ def asked(method, curve, limit, name=PLAIN, folder=None, sizes=None, **more):
     model, anatomy = tiny(name, **(sizes or {}))
     cost = cost_model(anatomy, curve)
     ctx = context(anatomy, latency=cost, work_dir=folder, **more)
-    cut = surgery.check_cut(
-        anatomy, method.prune(model, Budget("latency", limit, "x"), ctx, method.prepare(model, ctx))
-    )
+    cut = check_cut(anatomy, method.prune(model, Budget("latency", limit, "x"), ctx, method.prepare(model, ctx)))
     assert cost.time(cut.shape) <= limit * cost.dense + 1e-6
     unused = limit * cost.dense - cost.time(cut.shape)
     assert unused < largest_step(cost, [site.name for site in anatomy.blocks()]) + 1e-6
@@ -129,7 +128,7 @@ def test_what_the_held_out_text_judged_is_what_is_cut(tmp_path):
     ctx = context(anatomy, latency=cost, work_dir=tmp_path)
     state = QUICK.prepare(model, ctx)
     shuffled = dict(reversed(state.items()))
-    cut = surgery.check_cut(anatomy, QUICK.prune(model, Budget("latency", 0.5, "x"), ctx, shuffled))
+    cut = check_cut(anatomy, QUICK.prune(model, Budget("latency", 0.5, "x"), ctx, shuffled))
     model, _ = tiny(PLAIN)
     dense = Distance(model, anatomy, tokens(12, 16), "kl", 1, "fp32")
     gates = {site.name: torch.zeros(site.units) for site in anatomy.blocks()}
@@ -273,7 +272,7 @@ def test_sub_layers_that_do_nothing_go_first(tmp_path):
         model.model.layers[anatomy.sites[site].layer].get_submodule(linear).weight.data *= 1e-3
     ctx = context(anatomy, latency=cost_model(anatomy, line), work_dir=tmp_path)
     method = replace(QUICK, steps=90)
-    cut = surgery.check_cut(anatomy, method.prune(model, Budget("latency", 0.8, "x"), ctx, method.prepare(model, ctx)))
+    cut = check_cut(anatomy, method.prune(model, Budget("latency", 0.8, "x"), ctx, method.prepare(model, ctx)))
     shape = anatomy.complete(cut.shape)
     kept = {site.name: shape[site.name] / site.units for site in anatomy.blocks()}
     assert {site for site, share in kept.items() if share < 0.5} == idle.keys()
@@ -371,7 +370,7 @@ def test_a_loss_that_is_not_a_number_ends_it_with_the_layer_and_keeps_the_last_g
 )
 def test_settings_that_do_not_go_together_are_told_while_planning(settings):
     with pytest.raises(UsageError):
-        planning.make(planning.Request(pruner="dilap", model="tiny", device="null", settings=settings))
+        planning.make(Request(pruner="dilap", model="tiny", device="null", settings=settings))
 
 
 class TestDilap(Conformance):

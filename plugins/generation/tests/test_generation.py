@@ -18,9 +18,11 @@ from harness_generation.writing import Marks, greedy, surprise
 from harness import Cut, HarnessError, Unsupported
 from harness.conformance import Conformance, tiny_models
 from harness.models import surgery
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
+from harness.models.anatomy.cut import check_cut
 from harness.models.loading.cards import card
-from harness.models.loading.weights import byte_tokenizer, locate
+from harness.models.loading.tiny import byte_tokenizer
+from harness.models.loading.weights import locate
 from harness.models.saved import folders, modeling
 
 ENDLESS = Marks(None, ())
@@ -55,7 +57,7 @@ def made(name: str):
         "deaf": {f"layers.{at}.attention": [] for at in range(4)},
         "shorter": {f"layers.0.{site}": [] for site in ("attention", "mlp")},
     }
-    return surgery.apply(model, anatomy, surgery.check_cut(anatomy, Cut(keep=cuts[how]))) if how else model
+    return surgery.apply(model, anatomy, check_cut(anatomy, Cut(keep=cuts[how]))) if how else model
 
 
 def by_hand(model, prompt, tokens, ends=()):

@@ -12,7 +12,8 @@ from harness_llm_streamline import Streamline, bypassed, cached, chosen, likenes
 from harness import Budget, Cut, HarnessError, Unsupported, plugins
 from harness.conformance import Conformance, tiny_models
 from harness.models import counting, surgery
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
+from harness.models.anatomy.cut import check_cut
 from harness.models.loading.cards import card
 from harness.pruning.training import loop
 
@@ -43,7 +44,7 @@ def raw(model, windows):
 def uneven():
     """A model whose layers differ: one without its MLP, one with half of it."""
     model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
-    cut = surgery.check_cut(anatomy, Cut(keep={"layers.1.mlp": [], "layers.2.mlp": range(20)}))
+    cut = check_cut(anatomy, Cut(keep={"layers.1.mlp": [], "layers.2.mlp": range(20)}))
     smaller = surgery.apply(model, anatomy, cut)
     return smaller, anatomy_of({**smaller.config.to_dict(), "model_type": smaller.config.model_type})
 
@@ -160,7 +161,7 @@ def test_the_first_layer_of_the_block_is_rewritten_and_nothing_else(name, dtype)
     assert any(not torch.equal(value, dense[tensor].float()) for tensor, value in cut.rewrites.items())
     after = surgery.dense_state(model)
     assert all(torch.equal(after[tensor], dense[tensor]) for tensor in dense if tensor not in cut.rewrites)
-    smaller = surgery.apply(tiny_models.tiny(name, dtype)[0], anatomy, surgery.check_cut(anatomy, cut))
+    smaller = surgery.apply(tiny_models.tiny(name, dtype)[0], anatomy, check_cut(anatomy, cut))
     assert [layer.self_attn.layer_idx for layer in smaller.model.layers] == [0, 1]
 
 
@@ -175,8 +176,8 @@ def test_one_seed_one_result():
 def test_uneven_models_train_too():
     model, anatomy = uneven()
     cut = small(lm_steps=1).prune(model, Budget.ratio(0.3), tiny_models.context(anatomy), FAVOURITE)
-    smaller = surgery.apply(uneven()[0], anatomy, surgery.check_cut(anatomy, cut))
-    assert counting.count(smaller)[0] == anatomy.params(surgery.check_cut(anatomy, cut).shape)
+    smaller = surgery.apply(uneven()[0], anatomy, check_cut(anatomy, cut))
+    assert counting.count(smaller)[0] == anatomy.params(check_cut(anatomy, cut).shape)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def test_the_layer_learns_what_the_block_does_as_the_smaller_model_shows():
     cut = method.prune(model, HALF, tiny_models.context(anatomy), FAVOURITE)
     held = tiny_models.tokens(20, 16)[18:]
     dense = raw(tiny_models.tiny(tiny_models.PLAIN)[0], held)
-    smaller = surgery.apply(tiny_models.tiny(tiny_models.PLAIN)[0], anatomy, surgery.check_cut(anatomy, cut))
+    smaller = surgery.apply(tiny_models.tiny(tiny_models.PLAIN)[0], anatomy, check_cut(anatomy, cut))
     untrained = torch.stack([states[2] - states[4] for states in dense]).square().mean()
     trained = torch.stack([a[2] - b[4] for a, b in zip(raw(smaller, held), dense, strict=True)]).square().mean()
     assert told(cut, "mse") == pytest.approx((float(untrained), float(trained)), rel=1e-3)
@@ -210,7 +211,7 @@ def test_language_loss_goes_down_end_to_end_as_the_smaller_model_shows():
     held = ctx.calibration(10, 16)[9:]
     losses = []
     for rewrites in ({}, cut.rewrites):
-        whole = surgery.check_cut(anatomy, Cut(keep=cut.keep, rewrites=rewrites))
+        whole = check_cut(anatomy, Cut(keep=cut.keep, rewrites=rewrites))
         with torch.no_grad():
             logits = (
                 surgery.apply(tiny_models.tiny(tiny_models.PLAIN)[0], anatomy, whole)(held)

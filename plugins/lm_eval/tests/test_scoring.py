@@ -16,7 +16,8 @@ from harness import Cut
 from harness.conformance import tiny_models
 from harness.errors import HarnessError, Unsupported
 from harness.models import surgery
-from harness.models.loading.weights import byte_tokenizer
+from harness.models.anatomy.cut import check_cut
+from harness.models.loading.tiny import byte_tokenizer
 
 TOLERANCE = 1e-4
 
@@ -73,7 +74,7 @@ def uneven(name="llama, grouped"):
         "layers.2.attention": [1, 3],
         "layers.3.mlp": [],
     }
-    return surgery.apply(model, anatomy, surgery.check_cut(anatomy, Cut(keep)))
+    return surgery.apply(model, anatomy, check_cut(anatomy, Cut(keep)))
 
 
 @pytest.mark.parametrize("capacity", [16, 4096])

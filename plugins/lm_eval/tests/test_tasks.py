@@ -12,10 +12,11 @@ from harness_lm_eval.tasks import SUBJECTS, TASKS
 from harness import resolve
 from harness.api import Context
 from harness.cell import planning
+from harness.cell.request import Request
 from harness.conformance import Conformance, tiny_models
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.evaluation import texts
-from harness.models.loading.weights import byte_tokenizer
+from harness.models.loading.tiny import byte_tokenizer
 
 
 class TestHellaswag(Conformance):
@@ -319,4 +320,4 @@ def test_examples_from_a_split_that_is_not_there(folder):
 @pytest.mark.parametrize("label", ["mmlu:subjects=anatomie", "hellaswagg", "piqa:fewshot=-1", "piqa:subjects=anatomy"])
 def test_wrong_words_are_said_while_planning(label):
     with pytest.raises(UsageError):
-        planning.make(planning.Request(pruner="dense", model="tiny", evaluators=(label,), device="null"), fetch=False)
+        planning.make(Request(pruner="dense", model="tiny", evaluators=(label,), device="null"), fetch=False)

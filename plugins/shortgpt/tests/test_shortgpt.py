@@ -12,14 +12,15 @@ from harness_shortgpt import ShortGPT, cosines, influence, least_influence
 from harness import Budget, Cut, Unsupported, plugins
 from harness.conformance import Conformance, tiny_models
 from harness.models import counting, surgery
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
+from harness.models.anatomy.cut import check_cut
 from harness.models.loading.cards import card
 
 
 def uneven():
     """A model whose layers differ: one without its MLP, one with half of it."""
     model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
-    cut = surgery.check_cut(anatomy, Cut(keep={"layers.1.mlp": [], "layers.2.mlp": range(20)}))
+    cut = check_cut(anatomy, Cut(keep={"layers.1.mlp": [], "layers.2.mlp": range(20)}))
     smaller = surgery.apply(model, anatomy, cut)
     return smaller, anatomy_of({**smaller.config.to_dict(), "model_type": smaller.config.model_type})
 
@@ -89,7 +90,7 @@ def test_layers_that_differ_count_what_they_hold(tmp_path):
         assert least_influence(anatomy, ratio, scores) == set(order[:fewest])
     ctx = tiny_models.context(anatomy)
     state = ShortGPT(4, 16).prepare(model, ctx)
-    cut = surgery.check_cut(anatomy, ShortGPT().prune(model, Budget.ratio(0.3), ctx, state))
+    cut = check_cut(anatomy, ShortGPT().prune(model, Budget.ratio(0.3), ctx, state))
     assert counting.count(surgery.apply(model, anatomy, cut))[0] == anatomy.params(cut.shape)
 
 
@@ -113,7 +114,7 @@ def test_one_layer_stays_and_the_refusal_names_it():
 def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio, layers, of_all):
     anatomy = anatomy_of(card(config).config if isinstance(config, str) else config)
     state = {"influence": torch.linspace(1, 0, 32)}
-    cut = surgery.check_cut(anatomy, ShortGPT().prune(None, Budget.ratio(ratio), tiny_models.context(anatomy), state))
+    cut = check_cut(anatomy, ShortGPT().prune(None, Budget.ratio(ratio), tiny_models.context(anatomy), state))
     gone = {anatomy.sites[site].layer for site, units in cut.keep.items() if not units}
     assert gone == set(range(32 - layers, 32))
     assert 100 * counting.ratios(anatomy, cut.shape)[1] == pytest.approx(of_all, abs=0.005)
@@ -123,7 +124,7 @@ def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio
 def test_a_model_without_its_first_layer_generates_alike_with_and_without_a_cache(name):
     model, anatomy = tiny_models.tiny(name)
     state = {"influence": torch.tensor([0.1, 0.4, 0.2, 0.3])}
-    cut = surgery.check_cut(anatomy, ShortGPT().prune(None, Budget.ratio(0.5), tiny_models.context(anatomy), state))
+    cut = check_cut(anatomy, ShortGPT().prune(None, Budget.ratio(0.5), tiny_models.context(anatomy), state))
     smaller = surgery.apply(model, anatomy, cut)
     assert [layer.self_attn.layer_idx for layer in smaller.model.layers] == [0, 1]
     ids = tiny_models.tokens(1, 6)

@@ -14,7 +14,7 @@ from harness import Budget, Unsupported, plugins, uniform
 from harness.conformance import Conformance
 from harness.conformance.tiny_models import LLAMA31_8B, PLAIN, context, tiny, tokens
 from harness.errors import HarnessError
-from harness.models.anatomy.core import anatomy_of
+from harness.models.anatomy.build import anatomy_of
 from harness.models.loading.cards import card
 from harness.pruning.allocate import to_remove
 from harness.system import seeds
@@ -321,7 +321,7 @@ def test_a_site_that_is_gone_adds_nothing_to_what_later_layers_see():
 @pytest.fixture(scope="module")
 def smollm2():
     """SmolLM2 and sixteen windows of real text: with four of 64 tokens statistics are so few that single flips grow."""
-    from harness.evaluation.texts import calibration
+    from harness.evaluation.calibration import calibration
     from harness.models.loading.weights import locate, on_this_machine
     from harness.models.saved import folders
     from harness.models.saved.contents import read_config

@@ -1,0 +1,54 @@
+"""Windows of text that methods learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+from harness.evaluation.texts import CALIBRATE, _serving, read, tokenize
+
+
+def calibration(
+    name: str,
+    tokenizer: Any,
+    count: int,
+    length: int,
+    seed: int,
+    first: int | None = None,
+    named: Callable[[int], str] = lambda _: "",
+) -> torch.Tensor:
+    """`count` windows of `length` tokens from the calibration side, drawn without replacement.
+
+    Documents are joined before they are cut, so that short ones serve as well as long ones. `first` begins every
+    window, for families to which text without it is no text. `named` tells which setting holds a number.
+    """
+    import torch
+
+    def told(value: int) -> str:
+        return f" ({named(value)})" if named(value) else ""
+
+    if count < 1 or length < 2:
+        raise UsageError(
+            f"{count} calibration windows of {length} tokens teach nothing",
+            f"ask for more{told(count if count < 1 else length)}",
+        )
+    text = read(name, CALIBRATE)
+    tokens = tokenize(tokenizer, text.documents, text.join)
+    windows = tokens[: len(tokens) // length * length].reshape(-1, length)
+    if len(windows) < count:
+        fewer = f"ask for at most {len(windows)}{told(count)}, for" if len(windows) else "ask for"
+        others = " or ".join(f"--calibration {other}" for other in _serving(CALIBRATE) if other != name)
+        raise UsageError(
+            f"the text {name} has {len(windows)} calibration windows of {length} tokens ({len(tokens)} in all), "
+            f"not {count}",
+            f"{fewer} shorter ones{told(length)}, or for another text ({others})",
+        )
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    chosen = windows[order[:count]]
+    if first is not None:
+        chosen[:, 0] = first
+    return chosen

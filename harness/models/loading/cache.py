@@ -1,0 +1,35 @@
+"""A cached folder that is made at most once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness.errors import EnvironmentFault
+from harness.system.host import cache_dir
+from harness.system.paths import plain_name
+
+
+def once(name: str, make: Callable[[Path], None]) -> Path:
+    """A cached folder, built by `make` at most once, whole or not at all."""
+    folder = cache_dir() / "models" / plain_name(name, "a cached model", EnvironmentFault)
+    if folder.exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+                    made = Path(scratch) / "model"
+                    made.mkdir()
+                    make(made)
+                    made.rename(folder)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write the model cache {folder.parent}: {error.strerror or error}",
+            "make room, or set HARNESS_CACHE to a folder that can be written",
+        ) from error
+    return folder

@@ -1,0 +1,41 @@
+"""The tiny model: random weights of a fixed seed, and a tokenizer of bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.api import ModelCard
+from harness.models.loading.cache import once
+
+
+def tiny(card: ModelCard) -> tuple[Path, str]:
+    """Random weights from a fixed seed and a tokenizer of bytes: seconds, no network."""
+
+    def make(folder: Path) -> None:
+        import torch
+
+        from harness.models.saved import folders, modeling
+        from harness.system import process
+
+        process.hush()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, model_class = modeling.classes(card.config["model_type"])
+            model = model_class(modeling.config(card.config))
+        folders.write(model, byte_tokenizer(), folder)
+
+    return once(f"{card.name}-{card.revision}", make), card.revision
+
+
+def byte_tokenizer() -> Any:
+    """256 bytes and two marks."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ["<bos>", "<eos>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(marks + letters)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
