@@ -16,7 +16,7 @@ from harness.cell.scoring import score_words
 from harness.errors import EnvironmentFault, UsageError
 from harness.latency import timing
 from harness.latency.fresh_process import openers
-from harness.models.anatomy.build import anatomy_of
+from harness.models.architectures.lookup import anatomy_of
 from harness.models.saved.contents import read_config
 from harness.plugins import registry
 from harness.records.schema import Latency, Record, ScoreRecord

@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
-from harness.models.anatomy.build import anatomy_of
+from harness.models.architectures import modeling
 from harness.models.architectures.decoder import FAMILIES
-from harness.models.saved import modeling
+from harness.models.architectures.lookup import anatomy_of
 
 BASE = {
     "vocab_size": 48,

@@ -20,7 +20,7 @@ from typing import Any
 LIBRARIES = (
     "harness.cell.lifecycle",
     "harness.cell.planning",
-    "harness.models.saved.modeling",
+    "harness.models.architectures.modeling",
     "harness.cli.record",
     "transformers.models.llama.modeling_llama",
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness import best, plugins, ranked, uniform
 from harness.errors import Unsupported
-from harness.models.anatomy.build import anatomy_of
+from harness.models.architectures.lookup import anatomy_of
 from harness.models.counting import ratios
 from harness.pruning.allocate import knapsack, to_remove
 

@@ -16,8 +16,8 @@ from harness import Cut
 from harness.api import Workload
 from harness.devices import ort_session
 from harness.errors import EnvironmentFault, Unsupported
-from harness.models.anatomy.build import anatomy_of
-from harness.models.anatomy.cut import check_cut
+from harness.models.architectures.lookup import anatomy_of
+from harness.models.cut import check_cut
 from harness.models.export import onnx_graph
 from harness.models.surgery import apply
 

@@ -13,8 +13,8 @@ from harness.cell import planning
 from harness.cell.request import Request
 from harness.devices.simulated import Null
 from harness.evaluation.footprint import Footprint
-from harness.models.anatomy.build import anatomy_of
-from harness.models.saved import modeling
+from harness.models.architectures import modeling
+from harness.models.architectures.lookup import anatomy_of
 
 from .families import tiny
 

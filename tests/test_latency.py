@@ -25,7 +25,7 @@ from harness.latency.cost_table.smoothing import hull
 from harness.latency.cost_table.table import CostTable, anatomy_mark, classes
 from harness.latency.prober import PROBING, Bed, Measured
 from harness.latency.random_models import Pool
-from harness.models.anatomy.build import anatomy_of
+from harness.models.architectures.lookup import anatomy_of
 from harness.models.counting import flops
 from harness.pruning.allocate import uniform
 from harness.records.store import Store
@@ -56,7 +56,7 @@ class Exact(Staircase):
     TILES: ClassVar = {"attention": 2, "mlp": 64}
 
     def prepare(self, model, workload):
-        from harness.models.saved.modeling import words_of
+        from harness.models.architectures.modeling import words_of
 
         return round(1000 * self.time(words_of(model), workload))
 

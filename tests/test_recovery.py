@@ -16,7 +16,7 @@ import harness
 from harness import Cut, HarnessError, Unsupported
 from harness.conformance import tiny_models
 from harness.errors import UsageError
-from harness.models.anatomy.cut import check_cut
+from harness.models.cut import check_cut
 from harness.models.surgery import apply
 from harness.pruning.least_squares import LeastSquares
 from harness.pruning.training import lora

@@ -18,10 +18,10 @@ from harness.api import TimingPlan, Workload
 from harness.devices.remote import agent as agent_file
 from harness.devices.remote import shells
 from harness.devices.remote.adb import Adb
+from harness.devices.remote.agent_client import Agent
 from harness.devices.remote.folder import OURS, Folder
 from harness.devices.remote.local import Local
 from harness.devices.remote.ort_device import OnnxRuntime
-from harness.devices.remote.programs.agent import Agent
 from harness.devices.remote.shells import ended
 from harness.devices.remote.ssh import Ssh
 from harness.devices.remote.transport import Done, Lost, Refused, TooLong, Unreachable

@@ -17,8 +17,9 @@ from harness import Cut
 from harness.api import Workload
 from harness.errors import BadCut
 from harness.models import counting
-from harness.models.anatomy.cut import check_cut
-from harness.models.saved import folders, modeling
+from harness.models.architectures import modeling
+from harness.models.cut import check_cut
+from harness.models.saved import folders
 from harness.models.surgery import apply, dense_state, masked_elements, zeroed
 from harness.pruning.gates import gated
 
@@ -132,7 +133,7 @@ def test_flops_of_a_shape_are_those_of_the_counter(family):
 
 @pytest.mark.parametrize("family", ALL)
 def test_a_pruned_model_can_be_pruned_again(family):
-    from harness.models.anatomy.build import anatomy_of
+    from harness.models.architectures.lookup import anatomy_of
 
     model, anatomy = tiny(family)
     once = apply(model, anatomy, check_cut(anatomy, Cut(keep={"layers.0.attention": [], "layers.2.mlp": [1, 5, 7]})))

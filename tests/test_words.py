@@ -118,9 +118,9 @@ def test_single_values_have_no_interval():
 
 
 def test_old_configs_keep_their_rope_and_their_card():
-    from harness.models.anatomy.build import anatomy_of
+    from harness.models.architectures import modeling
     from harness.models.architectures.decoder import config_of
-    from harness.models.saved import modeling
+    from harness.models.architectures.lookup import anatomy_of
 
     scaling = {"rope_type": "linear", "factor": 4.0}
     words = {"model_type": "llama", "vocab_size": 48, "hidden_size": 32, "intermediate_size": 20}

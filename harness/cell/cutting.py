@@ -23,7 +23,7 @@ from harness.system.isolation import plugin_code
 if TYPE_CHECKING:
     from harness.cell.artefact import Artefacts
     from harness.cell.plan import Plan
-    from harness.models.anatomy.cut import CheckedCut
+    from harness.models.cut import CheckedCut
     from harness.records.schema import Cost
 
 TRAINING_RUNS = 2  # a method that trains is run for its first guess, and once more if that missed
@@ -56,7 +56,7 @@ class Decision:
 
     def ask(self, budget: Budget) -> CheckedCut:
         """Run the method, once per budget."""
-        from harness.models.anatomy.cut import check_cut
+        from harness.models.cut import check_cut
 
         key = str(budget)
         if key not in self.asked:

@@ -13,8 +13,8 @@ from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, S
 from harness.errors import HarnessError, describe
 from harness.latency import prober, timing
 from harness.models import counting
-from harness.models.anatomy.build import anatomy_of
 from harness.models.anatomy.core import Anatomy
+from harness.models.architectures.lookup import anatomy_of
 from harness.records import keys
 from harness.records.carbon import Grid
 from harness.records.schema import RunSpec

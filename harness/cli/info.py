@@ -94,7 +94,7 @@ def describe(kind: str, spec: Any) -> dict[str, Any]:
 
 def shapes(config: Any) -> dict[str, Any]:
     from harness.errors import Unsupported
-    from harness.models.anatomy.build import anatomy_of
+    from harness.models.architectures.lookup import anatomy_of
 
     try:
         anatomy = anatomy_of(config)

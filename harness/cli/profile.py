@@ -87,7 +87,7 @@ def resolve(
     from harness.latency.cost_table.profile import EFFORTS, Target
     from harness.latency.cost_table.table_store import device_words
     from harness.models import counting
-    from harness.models.anatomy.build import anatomy_of
+    from harness.models.architectures.lookup import anatomy_of
     from harness.models.loading.cards import card as find_card
     from harness.plugins import registry
 

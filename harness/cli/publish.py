@@ -14,7 +14,7 @@ from harness.errors import one_line
 from harness.records.store import Store
 
 if TYPE_CHECKING:
-    from harness.leaderboard.publish import Published
+    from harness.leaderboard.audit.publish import Published
 
 
 @click.command("publish")
@@ -35,7 +35,7 @@ def command(name: str, cells: tuple[str, ...], target: Path, check: bool, as_jso
     harness publish smollm
     harness publish smollm 2c6f --to ../boards
     """
-    from harness.leaderboard.publish import publish
+    from harness.leaderboard.audit.publish import publish
 
     store = Store()
     done = publish(store, target, name, cells, check)

@@ -135,7 +135,7 @@ class PrunerBench:
         import numpy as np
         import torch
 
-        from harness.models.anatomy.cut import check_cut
+        from harness.models.cut import check_cut
 
         model, anatomy = tiny_models.tiny(name, dtype)
         before = {n: t.clone() for n, t in model.state_dict().items()}

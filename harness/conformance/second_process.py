@@ -17,15 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.conformance.second_server import answer
 from harness.errors import HarnessError
-from harness.system import fork_server, process
+from harness.system import fork_server
 
-LIBRARIES = (
-    "harness.conformance.pruner_bench",
-    "harness.models.saved.reload_check",
-    "transformers.models.llama.modeling_llama",
-)
 LOG = "second.log"
 ORDER = "1"  # of hashes: another than that of whoever asks
 
@@ -35,7 +29,7 @@ class Second:
 
     def __init__(self) -> None:
         self.server: Any = subprocess.Popen(
-            [sys.executable, "-m", "harness.conformance.second_process"],
+            [sys.executable, "-m", "harness.conformance.second_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -92,9 +86,3 @@ def end() -> None:
     if second.cache_info().currsize:
         second().close()
         second.cache_clear()
-
-
-if __name__ == "__main__":
-    fork_server.bound()
-    process.prepare()
-    fork_server.serve(LIBRARIES, answer)

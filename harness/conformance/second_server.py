@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.system import fork_server, process
+
+LIBRARIES = (
+    "harness.conformance.pruner_bench",
+    "harness.models.saved.reload_check",
+    "transformers.models.llama.modeling_llama",
+)
 
 
 def answer(asked: Any) -> None:
@@ -44,3 +51,9 @@ def again(asked: dict[str, Any], work: Path) -> None:
         _, anatomy = tiny_models.tiny(asked["model"])
         dense = {name: list(anatomy.tensors[name]) for name in {*cut.masks, *cut.rewrites}}
         folders.write_cut(cut, {"dense_tensors": dense}, work / "again")
+
+
+if __name__ == "__main__":
+    fork_server.bound()
+    process.prepare()
+    fork_server.serve(LIBRARIES, answer)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.api import Context
-from harness.models.anatomy.build import anatomy_of
 from harness.models.anatomy.core import Anatomy, Site
 from harness.models.architectures.decoder import FAMILIES
+from harness.models.architectures.lookup import anatomy_of
 from harness.system import seeds
 
 BASE = {
@@ -63,7 +63,7 @@ def tiny(name: str, dtype: str = "fp32", **sizes: int) -> tuple[Any, Anatomy]:
     """A model whose weights are large enough that no unit is without effect."""
     import torch
 
-    from harness.models.saved import modeling
+    from harness.models.architectures import modeling
     from harness.models.saved.folders import TORCH_DTYPES
 
     words = {**BASE, **MODELS[name], **sizes}

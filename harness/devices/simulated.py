@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
-from harness.models.anatomy.build import anatomy_of
+from harness.models.architectures.lookup import anatomy_of
 from harness.models.counting import flops
 
 FLOPS_PER_NS = 1000  # one TFLOP/s
@@ -22,7 +22,7 @@ class Null:
         return DeviceInfo(usable=True, fingerprint=self.fingerprint)
 
     def prepare(self, model: Any, workload: Workload) -> int:
-        from harness.models.saved.modeling import words_of
+        from harness.models.architectures.modeling import words_of
 
         return round(self.time(words_of(model), workload))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.api import Context, Score, Scores
 from harness.models import counting
-from harness.models.saved import modeling
+from harness.models.architectures import modeling
 from harness.models.saved.contents import folder_bytes
 
 

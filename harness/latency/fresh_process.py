@@ -193,7 +193,7 @@ def imported() -> None:
     import torch
 
     import harness.models.saved.folders  # noqa: F401
-    from harness.models.saved import modeling
+    from harness.models.architectures import modeling
     from harness.models.workloads import runner
 
     torch.set_num_threads(1)  # a pool of threads does not survive a fork

@@ -11,9 +11,9 @@ from typing import Any
 
 from harness.api import Shape
 from harness.errors import EnvironmentFault
-from harness.models.anatomy.build import anatomy_of
 from harness.models.anatomy.core import Anatomy
 from harness.models.architectures.decoder import config_of
+from harness.models.architectures.lookup import anatomy_of
 from harness.models.counting import stored_bytes
 from harness.system.host import free_memory
 
@@ -45,7 +45,7 @@ class Pool:
         """A model of this shape; every site may be empty."""
         import torch
 
-        from harness.models.saved.modeling import fill
+        from harness.models.architectures.modeling import fill
 
         words = config_of(self.anatomy, shape)
         state, at = {}, 0

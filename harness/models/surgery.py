@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from harness.models.anatomy.core import Anatomy
-from harness.models.anatomy.cut import CheckedCut
 from harness.models.architectures.decoder import FAMILIES, config_of, embedding_scale, norm_scale, rename, survivors
-from harness.models.saved.modeling import fill
+from harness.models.architectures.modeling import fill
+from harness.models.cut import CheckedCut
 
 
 def dense_state(model: Any) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.errors import HarnessError, Unsupported
 from harness.models.anatomy.core import Anatomy
 from harness.pruning.gates import gated
-from harness.pruning.training.loop import first_bad_layer
+from harness.pruning.layerwise import first_bad_layer
 from harness.system import process
 
 ROWS = 4  # windows that go through together where nothing asks for gradients

@@ -205,3 +205,13 @@ def finite(tensors: Iterable[Tensor], cause: str) -> None:
 def by_linear(layer: int, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What was seen at a layer's linears, by the full names of their weights."""
     return {f"model.layers.{layer}.{name}.weight": tensor for name, tensor in found.items()}
+
+
+def first_bad_layer(model: Any, ids: Tensor) -> str:
+    """The end of a sentence about a loss that is not finite, where a layer is to blame."""
+    try:
+        for _ in forward(model, [ids]):
+            pass
+    except HarnessError as found:
+        return f"; {found.cause}"
+    return ""

@@ -12,7 +12,7 @@ from harness.system.fork_server import bound, serve
 
 LIBRARIES = (
     "harness.sweep.steps",
-    "harness.models.saved.modeling",
+    "harness.models.architectures.modeling",
     "harness.pruning.training.lora",
     "transformers.models.llama.modeling_llama",
 )

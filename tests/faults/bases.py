@@ -270,10 +270,11 @@ def model() -> Files:
     import torch
 
     from harness.api import Cut
-    from harness.models.anatomy.build import anatomy_of
-    from harness.models.anatomy.cut import check_cut
+    from harness.models.architectures import modeling
+    from harness.models.architectures.lookup import anatomy_of
+    from harness.models.cut import check_cut
     from harness.models.loading.tiny import byte_tokenizer
-    from harness.models.saved import folders, modeling
+    from harness.models.saved import folders
 
     torch.manual_seed(0)
     _, model_class = modeling.classes("llama")

@@ -273,7 +273,7 @@ def shelved_table(folder: Path, path: Path) -> object:
     from harness.api import Workload
     from harness.latency.cost_table.cost_model import CostModel
     from harness.latency.cost_table.table_store import Shelf
-    from harness.models.anatomy.build import anatomy_of
+    from harness.models.architectures.lookup import anatomy_of
 
     pristine = json.loads(bases.table())
     anatomy = anatomy_of(plugins.registry().get("model", "tiny").config)
@@ -286,8 +286,8 @@ def shelved_table(folder: Path, path: Path) -> object:
 
 
 def config(folder: Path, path: Path) -> object:
-    from harness.models.anatomy.build import anatomy_of
     from harness.models.architectures.decoder import config_of, sliding_window
+    from harness.models.architectures.lookup import anatomy_of
     from harness.models.saved.contents import read_config
 
     anatomy = anatomy_of(read_config(folder))
@@ -340,7 +340,7 @@ def state(folder: Path, path: Path) -> object:
 
 def gguf_header(folder: Path, path: Path) -> object:
     """The look at a file's header that comes before any library opens it."""
-    from harness.models.anatomy.build import check_config
+    from harness.models.architectures.lookup import check_config
     from harness.models.loading.gguf_header import Header
     from harness.system import reading
 
@@ -396,9 +396,9 @@ def agent(folder: Path, path: Path) -> object:
     from harness.api import TimingPlan
     from harness.devices.remote import agent as program
     from harness.devices.remote import ort_device
+    from harness.devices.remote.agent_client import Process
     from harness.devices.remote.device import Handle
     from harness.devices.remote.device_file import Target
-    from harness.devices.remote.programs.agent import Process
 
     reply = path.read_bytes().decode(errors="replace")
     lines = (program.ANSWER + reply.replace("\n", " ") if path.suffix == ".json" else reply).splitlines(True)

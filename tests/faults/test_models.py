@@ -16,7 +16,7 @@ from harness.api import Cut, ModelCard
 from harness.cell import planning
 from harness.cell.request import Request
 from harness.errors import BadCut, EnvironmentFault, HarnessError, UsageError
-from harness.models.anatomy.cut import CheckedCut, check_cut
+from harness.models.cut import CheckedCut, check_cut
 from harness.models.loading import cards, weights
 from harness.models.loading.cache import once
 from harness.models.saved import folders, states
@@ -357,7 +357,7 @@ def test_a_note_that_is_not_text(cut):
 
 
 def test_a_cut_of_another_model(cut):
-    from harness.models.anatomy.build import anatomy_of
+    from harness.models.architectures.lookup import anatomy_of
     from harness.models.loading.cards import card
 
     anatomy = anatomy_of(card("tiny").config)
@@ -369,7 +369,7 @@ NAMES = ["../escape.svg", "/tmp/escape.svg", "a/b.svg", "..", ".hidden", "", "a\
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_of_a_cut_has_a_plain_name(tmp_path, name):
-    from harness.models.anatomy.build import anatomy_of
+    from harness.models.architectures.lookup import anatomy_of
     from harness.models.loading.cards import card
 
     anatomy = anatomy_of(card("tiny").config)
@@ -397,7 +397,7 @@ DECISIONS = {
 
 @pytest.mark.parametrize("fault", DECISIONS)
 def test_what_a_method_may_not_decide(fault):
-    from harness.models.anatomy.build import anatomy_of
+    from harness.models.architectures.lookup import anatomy_of
     from harness.models.loading.cards import card
 
     with limited(), pytest.raises(BadCut):
@@ -405,7 +405,7 @@ def test_what_a_method_may_not_decide(fault):
 
 
 def test_facts_that_contain_themselves():
-    from harness.models.anatomy.build import anatomy_of
+    from harness.models.architectures.lookup import anatomy_of
     from harness.models.loading.cards import card
 
     deep: list = []

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.errors import EnvironmentFault, HarnessError
+from harness.leaderboard.audit.publish import publish
 from harness.leaderboard.audit.validate import judged, named_samples
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.publish import publish
 from harness.records.store import Store
 from tests.seals import another_cell, as_seed, as_version, later, records, reseal, tiny_runs, tree
 

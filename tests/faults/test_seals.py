@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from harness.api import Samples
 from harness.cli import cli
 from harness.latency import sustained
+from harness.leaderboard.audit.publish import publish
 from harness.leaderboard.audit.validate import judged
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.publish import publish
 from harness.records.files import text_of
 from harness.records.keys import canonical
 from harness.records.schema import RunSpec

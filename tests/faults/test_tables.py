@@ -14,7 +14,7 @@ from harness.latency.cost_table.cost_model import CostModel
 from harness.latency.cost_table.regression import sizes
 from harness.latency.cost_table.shape_timer import Visits
 from harness.latency.cost_table.table import CostTable, Curve, Fit, anatomy_mark, classes
-from harness.models.anatomy.build import anatomy_of
+from harness.models.architectures.lookup import anatomy_of
 from harness.models.loading.cards import card
 from harness.records.store import Store
 

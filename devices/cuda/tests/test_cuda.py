@@ -23,9 +23,9 @@ from harness_cuda.places import Gpu
 
 from harness import Cut, HarnessError, TimingPlan, Unsupported, Workload
 from harness.errors import EnvironmentFault, UsageError
-from harness.models.anatomy.build import anatomy_of
-from harness.models.anatomy.cut import check_cut
-from harness.models.saved import modeling
+from harness.models.architectures import modeling
+from harness.models.architectures.lookup import anatomy_of
+from harness.models.cut import check_cut
 from harness.models.surgery import apply
 
 BASE = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from harness.devices.remote.agent_client import Agent
 from harness.devices.remote.ort_device import lowered
-from harness.devices.remote.programs.agent import Agent
 from harness.errors import HarnessError, Unsupported, UsageError
 
 PROVIDER = "QNNExecutionProvider"

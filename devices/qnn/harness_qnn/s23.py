@@ -12,12 +12,12 @@ from typing import Any
 
 from harness.api import Samples, TimingPlan
 from harness.devices.remote import android
+from harness.devices.remote.agent_client import Agent
 from harness.devices.remote.device import Handle, Look, enough, means, opened
 from harness.devices.remote.folder import Folder
 from harness.devices.remote.local import Local
 from harness.devices.remote.phone import Phone
 from harness.devices.remote.programs import net_run, perf_test
-from harness.devices.remote.programs.agent import Agent
 from harness.errors import EnvironmentFault
 from harness_qnn import htp, inputs
 

@@ -16,9 +16,9 @@ from harness_qnn.x_plus import XPlus
 from harness import Cut, TimingPlan, Unsupported, Workload
 from harness.cli import cli
 from harness.conformance import Conformance, fake_machine
+from harness.devices.remote.agent_client import Agent
 from harness.devices.remote.folder import Folder
 from harness.devices.remote.local import Local
-from harness.devices.remote.programs.agent import Agent
 from harness.errors import HarnessError
 from harness.models.export.onnx_graph import export
 
@@ -52,9 +52,9 @@ def decoder():
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from harness.models.anatomy.build import anatomy_of
-    from harness.models.anatomy.cut import check_cut
-    from harness.models.saved import modeling
+    from harness.models.architectures import modeling
+    from harness.models.architectures.lookup import anatomy_of
+    from harness.models.cut import check_cut
     from harness.models.surgery import apply
 
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 128, "head_dim": 16}

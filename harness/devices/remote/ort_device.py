@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from harness.api import Samples, TimingPlan
+from harness.devices.remote.agent_client import Agent, Process
 from harness.devices.remote.device import MOST, Handle, Look, Remote, opened
-from harness.devices.remote.programs.agent import Agent, Process
 from harness.errors import EnvironmentFault, HarnessError, Unsupported
 
 SHOWN = 5

@@ -12,8 +12,8 @@ from harness import plugins
 from harness.api import Workload
 from harness.errors import HarnessError
 from harness.models import counting
-from harness.models.anatomy.build import anatomy_of
 from harness.models.anatomy.core import Anatomy
+from harness.models.architectures.lookup import anatomy_of
 from harness.records import carbon
 from harness.records.schema import Record, ScoreRecord
 

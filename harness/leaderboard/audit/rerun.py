@@ -16,8 +16,8 @@ from harness import stats
 from harness.cell.lifecycle import now
 from harness.errors import EnvironmentFault, UsageError
 from harness.leaderboard.audit import history
+from harness.leaderboard.audit.publish import exclusive
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.publish import exclusive
 from harness.leaderboard.rows import ranked
 from harness.records.command_line import reproduce
 from harness.records.files import put, text_of

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import EnvironmentFault, one_line
-from harness.models.anatomy.build import check_config
 from harness.models.architectures.decoder import FAMILIES
+from harness.models.architectures.lookup import check_config
 from harness.models.loading.cache import once
 from harness.models.loading.gguf_header import Header
 from harness.system import reading
@@ -44,7 +44,8 @@ def _convert(path: Path, folder: Path, config: Mapping[str, Any] | None) -> None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from harness.models.saved import folders, modeling
+    from harness.models.architectures import modeling
+    from harness.models.saved import folders
     from harness.models.surgery import dense_state
     from harness.system import process
 

@@ -15,7 +15,8 @@ def tiny(card: ModelCard) -> tuple[Path, str]:
     def make(folder: Path) -> None:
         import torch
 
-        from harness.models.saved import folders, modeling
+        from harness.models.architectures import modeling
+        from harness.models.saved import folders
         from harness.system import process
 
         process.hush()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import EnvironmentFault
-from harness.models.anatomy.build import check_config
+from harness.models.architectures.lookup import check_config
 from harness.system import reading
 
 CONFIG = 4 * 2**20  # bytes of a config.json

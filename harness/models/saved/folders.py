@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 
 from harness.api import Cut
 from harness.errors import BadCut, EnvironmentFault, UsageError
-from harness.models.anatomy.build import anatomy_of
 from harness.models.anatomy.core import Anatomy
-from harness.models.anatomy.cut import CheckedCut, check_cut
-from harness.models.saved import modeling
+from harness.models.architectures import modeling
+from harness.models.architectures.lookup import anatomy_of
+from harness.models.cut import CheckedCut, check_cut
 from harness.models.saved.contents import read_config
 from harness.system import reading
 from harness.system.paths import below, plain_name

@@ -96,7 +96,8 @@ class Watch:
 
 def measured(folder: Path, dtype: str, workload: Workload) -> tuple[Any, dict[str, int]]:
     """A folder's model, and the resident bytes, average and peak, that it and its run added to the process."""
-    from harness.models.saved import folders, modeling
+    from harness.models.architectures import modeling
+    from harness.models.saved import folders
     from harness.models.workloads import runner
 
     sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.pruning.layerwise import forward, language_loss
+from harness.pruning.layerwise import first_bad_layer, language_loss
 
 
 @contextmanager
@@ -64,13 +64,3 @@ def stop_if_lost(loss: float, step: int, model: Any = None, ids: Tensor | None =
         f"training lost its way at step {step}: the loss is {loss}{where}",
         "try a smaller learning rate, or --dtype fp32; if it is so from the first step on, the weights are bad",
     )
-
-
-def first_bad_layer(model: Any, ids: Tensor) -> str:
-    """The end of a sentence about a loss that is not finite, where a layer is to blame."""
-    try:
-        for _ in forward(model, [ids]):
-            pass
-    except HarnessError as found:
-        return f"; {found.cause}"
-    return ""

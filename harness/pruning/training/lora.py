@@ -19,7 +19,7 @@ from harness.models.architectures.decoder import rename, survivors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.models.anatomy.cut import CheckedCut
+    from harness.models.cut import CheckedCut
     from harness.pruning.training.adapters import Adapters
 
 MICRO = 4  # windows that are in memory at once

@@ -13,8 +13,8 @@ from harness_compresso.text import training_text
 from harness import Budget, Cut, Unsupported, plugins, to_remove
 from harness.conformance import Conformance, tiny_models
 from harness.models import counting, surgery
-from harness.models.anatomy.build import anatomy_of
-from harness.models.anatomy.cut import check_cut
+from harness.models.architectures.lookup import anatomy_of
+from harness.models.cut import check_cut
 from harness.models.loading.cards import card
 from harness.pruning.training import loop
 

@@ -31,7 +31,7 @@ from harness.conformance.tiny_models import (
     tokens,
 )
 from harness.errors import HarnessError, UsageError
-from harness.models.anatomy.cut import check_cut
+from harness.models.cut import check_cut
 from harness.pruning import distance
 from harness.pruning.distance import Distance
 from harness.system import process

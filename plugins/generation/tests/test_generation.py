@@ -18,12 +18,13 @@ from harness_generation.writing import Marks, greedy, surprise
 from harness import Cut, HarnessError, Unsupported
 from harness.conformance import Conformance, tiny_models
 from harness.models import surgery
-from harness.models.anatomy.build import anatomy_of
-from harness.models.anatomy.cut import check_cut
+from harness.models.architectures import modeling
+from harness.models.architectures.lookup import anatomy_of
+from harness.models.cut import check_cut
 from harness.models.loading.cards import card
 from harness.models.loading.tiny import byte_tokenizer
 from harness.models.loading.weights import locate
-from harness.models.saved import folders, modeling
+from harness.models.saved import folders
 
 ENDLESS = Marks(None, ())
 PROMPT_IDS = [[7, 30, 12], [9, 2, 40, 41, 5, 6, 7, 8, 77], [200], [50, 51, 52, 53, 54]]

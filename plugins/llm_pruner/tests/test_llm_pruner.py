@@ -12,7 +12,7 @@ from harness_llm_pruner import ELEMENTS, LlmPruner, own_shape
 from harness import Budget, Unsupported, plugins
 from harness.conformance import Conformance
 from harness.conformance.tiny_models import LLAMA31_8B, PLAIN, context, tiny, tokens
-from harness.models.anatomy.build import anatomy_of
+from harness.models.architectures.lookup import anatomy_of
 from harness.models.loading.cards import card
 
 MODELS = ("llama, one KV head per head, tied", PLAIN, "qwen2", "qwen3", "gemma")

@@ -16,7 +16,7 @@ from harness import Cut
 from harness.conformance import tiny_models
 from harness.errors import HarnessError, Unsupported
 from harness.models import surgery
-from harness.models.anatomy.cut import check_cut
+from harness.models.cut import check_cut
 from harness.models.loading.tiny import byte_tokenizer
 
 TOLERANCE = 1e-4

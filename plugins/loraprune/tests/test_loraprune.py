@@ -14,7 +14,7 @@ from torch.func import functional_call
 from harness import Budget, HarnessError, Unsupported, plugins
 from harness.conformance import Conformance
 from harness.conformance.tiny_models import LLAMA31_8B, PLAIN, context, tiny, tokens
-from harness.models.anatomy.build import anatomy_of
+from harness.models.architectures.lookup import anatomy_of
 from harness.models.loading.cards import card
 from harness.pruning.gates import gated
 

@@ -12,8 +12,8 @@ from harness_shortgpt import ShortGPT, cosines, influence, least_influence
 from harness import Budget, Cut, Unsupported, plugins
 from harness.conformance import Conformance, tiny_models
 from harness.models import counting, surgery
-from harness.models.anatomy.build import anatomy_of
-from harness.models.anatomy.cut import check_cut
+from harness.models.architectures.lookup import anatomy_of
+from harness.models.cut import check_cut
 from harness.models.loading.cards import card
 
 

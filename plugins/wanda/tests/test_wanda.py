@@ -14,7 +14,7 @@ from harness import Budget, Unsupported, plugins, uniform
 from harness.conformance import Conformance
 from harness.conformance.tiny_models import LLAMA31_8B, PLAIN, context, tiny, tokens
 from harness.errors import HarnessError
-from harness.models.anatomy.build import anatomy_of
+from harness.models.architectures.lookup import anatomy_of
 from harness.models.loading.cards import card
 from harness.pruning.allocate import to_remove
 from harness.system import seeds

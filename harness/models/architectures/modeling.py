@@ -36,7 +36,7 @@ def module(family: str) -> ModuleType:
     """The modelling file, imported under a name of its own."""
     name = f"harness.models.saved.contents.modeling_pruned_{family}"
     if family == "llama":
-        import harness.models.saved.modeling_pruned_llama as ours
+        import harness.models.architectures.modeling_pruned_llama as ours
 
         return ours
     made = ModuleType(name)
