@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from harness.api import DeviceSpec, EvaluatorSpec, ModelCard, Param, PrunerSpec, RecoverySpec, hookimpl
 
-HERE = "harness.builtin"
-
 
 @hookimpl
 def harness_register_pruners():
     return [
         PrunerSpec(
             name="dense",
-            target=f"{HERE}.pruners:Dense",
+            target="harness.pruning.baselines:Dense",
             summary="cuts nothing: the baseline of every table",
             kinds=(),
             budgets=(),
         ),
         PrunerSpec(
             name="random",
-            target=f"{HERE}.pruners:Random",
+            target="harness.pruning.baselines:Random",
             summary="removes random channels and KV groups, the same share in every layer",
         ),
     ]
@@ -30,7 +28,7 @@ def harness_register_devices():
     return [
         DeviceSpec(
             name="cpu",
-            target=f"{HERE}.cpu:Cpu",
+            target="harness.devices.cpu:Cpu",
             summary="this machine's CPU, one thread; ranked by process CPU time",
             runtimes=("eager", "onnxruntime"),
             clock="cpu",
@@ -38,13 +36,13 @@ def harness_register_devices():
         ),
         DeviceSpec(
             name="null",
-            target=f"{HERE}.null:Null",
+            target="harness.devices.simulated:Null",
             summary="a made-up machine of one TFLOP/s: exact, instant, never in a leaderboard",
             provenance="simulated",
         ),
         DeviceSpec(
             name="staircase",
-            target=f"{HERE}.null:Staircase",
+            target="harness.devices.simulated:Staircase",
             summary="a made-up machine with tiles, launches and dips, as GPUs have them; never in a leaderboard",
             provenance="simulated",
         ),
@@ -58,7 +56,7 @@ def harness_register_evaluators():
     def perplexity(name: str, what: str, groups: tuple[str, ...] = ()) -> EvaluatorSpec:
         return EvaluatorSpec(
             name=name,
-            target=f"{HERE}.perplexity:{name.capitalize()}",
+            target=f"harness.evaluation.perplexity:{name.capitalize()}",
             summary=f"perplexity on {what}",
             groups=groups,
             reads=(name,),
@@ -70,7 +68,7 @@ def harness_register_evaluators():
         perplexity("wikitext2", "WikiText-2 raw, test", ("stage1", "stage2")),
         EvaluatorSpec(
             name="ptb",
-            target=f"{HERE}.perplexity:Ptb",
+            target="harness.evaluation.perplexity:Ptb",
             summary="perplexity on the Penn Treebank, from files of your own",
             groups=("stage1", "stage2"),
             parameters={"window": window, "split": Param("test", "of the text", choices=("test", "validation"))},
@@ -78,7 +76,7 @@ def harness_register_evaluators():
         perplexity("c4", "C4, documents that never calibrate"),
         EvaluatorSpec(
             name="footprint",
-            target=f"{HERE}.footprint:Footprint",
+            target="harness.evaluation.footprint:Footprint",
             summary="parameters stored and non-zero, bytes, FLOPs per workload and token, memory, energy",
             groups=("smoke", "stage1", "stage2"),
             needs=("measured",),
@@ -89,7 +87,7 @@ def harness_register_evaluators():
 @hookimpl
 def harness_register_recoveries():
     return [
-        RecoverySpec(name="none", target=f"{HERE}.pruners:NoRecovery", summary="nothing follows the cut"),
+        RecoverySpec(name="none", target="harness.pruning.baselines:NoRecovery", summary="nothing follows the cut"),
         RecoverySpec(
             name="least-squares",
             target="harness.pruning.least_squares:LeastSquares",
@@ -144,7 +142,7 @@ def harness_register_models():
             summary="4 random layers and a tokenizer of bytes: seconds, no download",
             source="made here",
             revision="seed0-1",
-            loader=f"{loading}:tiny",
+            loader="harness.models.loading.tiny:tiny",
             package="prune-harness",
             licence="none",
             config=llama(

@@ -34,7 +34,7 @@ def source(family: str) -> str:
 @cache
 def module(family: str) -> ModuleType:
     """The modelling file, imported under a name of its own."""
-    name = f"harness.models.saved.contents.modeling_pruned_{family}"
+    name = f"harness.models.architectures.modeling_pruned_{family}"
     if family == "llama":
         import harness.models.architectures.modeling_pruned_llama as ours
 
