@@ -210,6 +210,17 @@ class Samples:
     told: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What a run says to `harness_event`: `name` is cell-started, stage-started, stage-finished or cell-finished."""
+
+    name: str
+    cell: str
+    stage: str = ""
+    seconds: float = 0.0
+    status: str = ""
+
+
 @dataclass
 class Context:
     """What a run lends to a pruner, an evaluator or a recovery.

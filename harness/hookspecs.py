@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from harness.api import DeviceSpec, EvaluatorSpec, ModelCard, PrunerSpec, RecoverySpec
+from harness.api import DeviceSpec, EvaluatorSpec, Event, ModelCard, PrunerSpec, RecoverySpec
 
 if TYPE_CHECKING:
     import click
 
-    from harness.events import Event
 
 hookspec = pluggy.HookspecMarker("harness")
 
@@ -94,7 +93,7 @@ def harness_register_commands(cli: click.Group) -> None:
 def harness_event(event: Event) -> None:
     """Hear what a run does. A listener that raises is noted and does not stop the run.
 
-    `event` is a frozen `harness.events.Event`, whose fields may grow: `name` (cell-started, stage-started,
+    `event` is a frozen `harness.api.Event`, whose fields may grow: `name` (cell-started, stage-started,
     stage-finished, cell-finished), `cell`, `stage`, `seconds`, `status`.
 
     @hookimpl

@@ -10,66 +10,37 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
+from .house import ROOMS, ROOT, circle, core, file_imports, imports, room, room_imports
 
-CORE = sorted((ROOT / "harness").rglob("*.py"))
-PLUGINS = [path for room in ("plugins", "devices") for path in sorted((ROOT / room).glob("*/harness_*"))]
+CORE = list(core().values())
+PLUGINS = [path for folder in ("plugins", "devices") for path in sorted((ROOT / folder).glob("*/harness_*"))]
 PLUGINS = [file for path in PLUGINS for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
-
-# Who may import whom: a module imports its own rank or below. Ranks read from the bottom of the design's arrow.
-RANKS = [
-    ("errors", "quantities", "api", "hookspecs", "events", "stats", "markup", "plugins", "system", "records"),
-    ("resolve", "models", "evaluation", "pruning"),
-    ("latency", "devices"),
-    ("builtin", "conformance", "cell"),
-    ("functions", "sweep", "leaderboard"),
-    ("cli", "__main__"),
-]
-# A folder's modelling classes and its cut are written by the same room that surgery builds models with.
-KNOWN = {("checkpoints", "surgery"), ("checkpoints", "latency")}
-
-
-def rank(room: str) -> int:
-    return next(i for i, rooms in enumerate(RANKS) if room in rooms)
-
-
-def imports(path: Path) -> set[str]:
-    """What a file imports anywhere in it, leaving out what only a type checker reads."""
-    found = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            if node.module == "harness":
-                found |= {f"harness.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_downwards(path):
-    parts = path.relative_to(ROOT / "harness").with_suffix("").parts
-    if parts[0] == "__init__":
+    """The command line asks for cells, cells for devices and models, and so on: never the other way round."""
+    assert not [name for name in imports(path) if name.startswith("harness_")], "the core imports a plug-in"
+    if path.name == "__init__.py" and path.parent.name == "harness":
         return
-    for name in imports(path):
-        words = name.split(".")
-        assert not (words[0].startswith("harness_")), f"the core imports the plug-in {name}"
-        if words[0] == "harness" and len(words) > 1 and words[1] != parts[0]:
-            allowed = rank(words[1]) <= rank(parts[0]) or (parts[0], words[1]) in KNOWN
-            assert allowed, f"{'.'.join(parts)} imports {name}, which stands above it"
+    own = ROOMS.index(room(path))
+    modules = core()
+    for name in imports(path) & set(modules):
+        other = room(modules[name])
+        if other != "__init__":
+            assert ROOMS.index(other) <= own, f"{name} stands above {room(path)}"
+
+
+def test_imports_have_no_circles():
+    assert circle(file_imports()) == []
+    assert circle(room_imports(file_imports())) == []
+
+
+def test_the_rooms_are_those_that_are_there():
+    assert {room(path) for path in CORE} - {"__init__"} == set(ROOMS)
 
 
 def test_plugins_import_public_names_and_never_each_other():
@@ -101,7 +72,7 @@ def test_every_hook_has_a_pasteable_example():
 
 def test_every_plugin_folder_is_one_distribution():
     root = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    for folder in [path.parent for room in ("plugins", "devices") for path in (ROOT / room).glob("*/pyproject.toml")]:
+    for folder in [path.parent for kind in ("plugins", "devices") for path in (ROOT / kind).glob("*/pyproject.toml")]:
         words = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
         name = "prune-harness-" + folder.name.replace("_", "-")
         assert words["project"]["name"] == name

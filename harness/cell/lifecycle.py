@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from harness.api import Context
+from harness.api import Context, Event
 from harness.cell import budget_check, planning
 from harness.cell.artefact import Artefacts
 from harness.cell.measuring import lasting, memory, sides, timed
@@ -19,7 +19,6 @@ from harness.cell.plan import Plan
 from harness.cell.scoring import Scoring
 from harness.conformance import kit
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError, describe, one_line, without_secrets
-from harness.events import Event
 from harness.models import counting
 from harness.models.saved.contents import folder_sha256
 from harness.plugins import emit
