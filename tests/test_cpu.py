@@ -196,7 +196,7 @@ def test_fp32_is_not_tried(amx):
 
 FAULTS = """
 import resource
-from harness import process
+from harness.system import process
 process.prepare(keep=KEEP)
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def touched():

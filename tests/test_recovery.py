@@ -321,7 +321,8 @@ def test_a_recovered_model_is_one_of_the_same_kind(recovery, cut, dtype):
 
 def test_a_plan_needs_no_torch():
     code = "import sys; sys.modules['torch'] = None\n"
-    code += "from harness.recovery import least_squares, lora; least_squares.LeastSquares(); lora.Lora()"
+    code += "from harness.pruning.least_squares import LeastSquares; from harness.pruning.training.lora import Lora; "
+    code += "LeastSquares(); Lora()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

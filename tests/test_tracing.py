@@ -202,7 +202,7 @@ def test_a_pass_that_was_disturbed_does_not_count():
 
 def test_the_profiler_is_silent():
     code = (
-        "from harness import process; process.prepare(); import torch\n"
+        "from harness.system import process; process.prepare(); import torch\n"
         "with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]): torch.ones(1) + 1"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
