@@ -79,7 +79,7 @@ class DeviceSpec(Spec):
     workload: str = "prefill:1x128"
     in_process: bool = False  # models run in the caller's process, so that careful timing opens fresh ones
 
-    def found(self, info: DeviceInfo) -> DeviceSpec:
+    def on_machine(self, info: DeviceInfo) -> DeviceSpec:
         """With what the machine, or its user, decides where it hangs."""
         asked = info.workloads[0] if info.workloads else self.workload
         clock, provenance = info.clock or self.clock, info.provenance or self.provenance

@@ -109,7 +109,7 @@ def measure(
     info = registry().device(device, runtime).probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
-    spec, protocol = spec.found(info), timing.protocol(preset, spec, runtime)
+    spec, protocol = spec.on_machine(info), timing.protocol(preset, spec, runtime)
     asked = Workload.parse(workload or spec.workload)
     with openers((Path(against or path), Path(path)), device, runtime, dtype, asked, protocol) as (dense, pruned):
         rounds = timing.interleave(dense, pruned, protocol, spec.clock)

@@ -146,7 +146,7 @@ def _expand(wanted: Sequence[str]) -> list[str]:
 
 def recovering(text: str, preset: str, source: str, fetch: bool = True) -> Recovering:
     """A recovery by name; `name:key=value` sets a parameter."""
-    name, given = _told(text)
+    name, given = _parse(text)
     spec = plugins.registry().get("recovery", name)
     parameters = settings(f"recovery {name}", spec.parameters, preset, given)
     identity = texts.identity(source, texts.CALIBRATE, fetch) if "calibration" in spec.needs else None
@@ -155,7 +155,7 @@ def recovering(text: str, preset: str, source: str, fetch: bool = True) -> Recov
     return made
 
 
-def _told(text: str) -> tuple[str, dict[str, str]]:
+def _parse(text: str) -> tuple[str, dict[str, str]]:
     name, *pairs = text.split(":")
     return name, dict(pair.partition("=")[::2] for pair in pairs)
 
@@ -165,7 +165,7 @@ def _label(name: str, given: Mapping[str, Any], parameters: Mapping[str, Any]) -
 
 
 def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
-    name, given = _told(text)
+    name, given = _parse(text)
     specs = plugins.registry().specs["evaluator"]
     if name not in specs:
         groups = plugins.groups()

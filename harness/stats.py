@@ -93,7 +93,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
 
 
-def told(documents: Sequence[float], scale: str) -> tuple[float, float | None]:
+def estimate(documents: Sequence[float], scale: str) -> tuple[float, float | None]:
     """A score and its standard error, from its documents."""
     mean, stderr = mean_stderr(documents)
     value = scaled(mean, scale)

@@ -15,6 +15,7 @@ import pytest
 
 from .house import ROOMS, ROOT, circle, core, file_imports, imports, room, room_imports
 
+UNCLEAR = {"found", "told", "made", "asked", "alike", "gone", "said", "heard", "lasting"}
 CORE = list(core().values())
 PLUGINS = [path for folder in ("plugins", "devices") for path in sorted((ROOT / folder).glob("*/harness_*"))]
 PLUGINS = [file for path in PLUGINS for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
@@ -57,6 +58,14 @@ def test_files_stay_small_and_safe(path):
     for unsafe in ("torch.load(", "shell=True", "yaml.load(", "os.system(", "pickle.load"):
         assert unsafe not in text
     assert not {"pickle", "cloudpickle", "dill", "joblib"} & imports(path)
+
+
+def test_functions_and_classes_have_names_that_say_what_they_are():
+    for path in [*CORE, *PLUGINS]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        names = {node.name.lstrip("_").lower() for node in ast.walk(tree) if isinstance(node, kinds)}
+        assert not names & UNCLEAR, path
 
 
 def test_every_hook_has_a_pasteable_example():

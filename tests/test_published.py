@@ -16,7 +16,7 @@ RECORDS = sorted((BOARDS / "results").rglob("*.json"))
 
 
 def test_pages_are_what_their_records_give():
-    assert site.differing(BOARDS, site.made(BOARDS, read(BOARDS))) == {}
+    assert site.differing(BOARDS, site.page_files(BOARDS, read(BOARDS))) == {}
 
 
 def test_records_are_fit_to_be_published():

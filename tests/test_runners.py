@@ -34,7 +34,7 @@ def test_numbers_that_say_two_things_are_none(words):
 
 
 def test_trtexec_over_its_versions():
-    old, new = trtexec.told(said("trtexec-8.2"), 0), trtexec.told(said("trtexec-10.3"), 0)
+    old, new = trtexec.parse_output(said("trtexec-8.2"), 0), trtexec.parse_output(said("trtexec-10.3"), 0)
     assert (old["version"], new["version"]) == ("8.2.1", "10.3.0")
     assert old["GPU Compute Time"]["median"] == 4_679_690
     assert "percentile(90%)" not in old["Latency"]
@@ -52,12 +52,12 @@ def test_trtexec_over_its_versions():
 def test_trtexec_that_fails_says_why():
     for code in (0, 1):
         with pytest.raises(BadOutput, match="reshape changes volume"):
-            trtexec.told(said("trtexec-failed"), code)
+            trtexec.parse_output(said("trtexec-failed"), code)
     cut_off = said("trtexec-8.2").rpartition("&&&& PASSED")[0]
     with pytest.raises(BadOutput):
-        trtexec.told(cut_off, 0)
+        trtexec.parse_output(cut_off, 0)
     with pytest.raises(BadOutput, match="it printed nothing"):
-        trtexec.told("", 127)
+        trtexec.parse_output("", 127)
 
 
 def test_raw_times_of_trtexec_old_and_new():
@@ -83,7 +83,7 @@ def test_words_for_trtexec():
 
 
 def test_perf_test_over_its_versions():
-    old, new = perf_test.told(said("perf_test-1.17"), 0), perf_test.told(said("perf_test-1.23"), 0)
+    old, new = perf_test.parse_output(said("perf_test-1.17"), 0), perf_test.parse_output(said("perf_test-1.23"), 0)
     assert old["P90 Latency"] == 1_880_000
     assert old["Peak working set size"] == 36696064
     assert old["Total inference requests"] == 100
@@ -92,7 +92,7 @@ def test_perf_test_over_its_versions():
     assert new["Min Latency"] == 95_820_400
     for code in (0, 1):
         with pytest.raises(BadOutput, match="fallback to CPU EP has been explicitly disabled"):
-            perf_test.told(said("perf_test-failed"), code)
+            perf_test.parse_output(said("perf_test-failed"), code)
 
 
 def test_raw_times_of_perf_test():
@@ -120,26 +120,26 @@ def test_net_run_and_its_viewer():
         net_run.done(said("net_run-failed"), 1)
     with pytest.raises(BadOutput):
         net_run.done(said("net_run").replace("Finished", "Stopped"), 0)
-    found = net_run.told(said("viewer-2.51"))
+    found = net_run.parse_output(said("viewer-2.51"))
     assert found["average"]["NetRun"] == 2_952_000
     assert found["average"]["Backend (Accelerator (execute) time)"] == 2_492_000
     assert found["average"]["Backend (Accelerator (execute) time (cycles))"] == {"cycles": 4643728.0}
     assert (found["min"]["NetRun"], found["max"]["NetRun"]) == (2_900_000, 3_411_000)
     with pytest.raises(BadOutput, match="tells no execution"):
-        net_run.told(said("viewer-empty"))
+        net_run.parse_output(said("viewer-empty"))
 
 
 def test_benchmark_model_over_its_versions():
     old, new = (
-        benchmark_model.told(said("benchmark_model-2.6"), 0),
-        benchmark_model.told(said("benchmark_model-2.20"), 0),
+        benchmark_model.parse_output(said("benchmark_model-2.6"), 0),
+        benchmark_model.parse_output(said("benchmark_model-2.20"), 0),
     )
     assert (old["count"], old["avg"], old["peak_bytes"]) == (260, 3_756_870, 63_400_000)
     assert "median" not in old
     assert (new["avg"], new["median"], new["max"]) == (120_000_000, 79_000_000, 1_240_000_000)
     assert new["peak_bytes"] == 138_800_000
     with pytest.raises(BadOutput, match="ANEURALNETWORKS_OP_FAILED"):
-        benchmark_model.told(said("benchmark_model-undone"), 139)
+        benchmark_model.parse_output(said("benchmark_model-undone"), 139)
 
 
 @pytest.mark.parametrize(

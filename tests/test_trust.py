@@ -521,7 +521,7 @@ def better_than_it_was(runs, one):
     documents = {name: value - 0.5 for name, value in one.documents(one.record.scores["passages"]).items()}
     theirs = store.read_side_file(score["dense_samples"])["documents"]
     score["samples"] = store.side_file({"scale": score["scale"], "documents": documents})
-    score["value"], score["stderr"] = stats.told(list(documents.values()), score["scale"])
+    score["value"], score["stderr"] = stats.estimate(list(documents.values()), score["scale"])
     score["change"], score["change_ci95"] = stats.change(documents, theirs, score["scale"])
     rewrite(one, words)
 

@@ -63,7 +63,7 @@ def asked(name: str) -> tuple[list[Any], list[tuple[Any, Any, list[Any]]]]:
 
     label = f"mmlu:subjects={'+'.join(SUBJECTS)}" if name == "mmlu" else name
     (evaluation,), _ = evaluations([label], "quick")
-    documents = [(task, doc, requests) for _, task, doc, requests in evaluation.build().asked(DOCUMENTS)]
+    documents = [(task, doc, requests) for _, task, doc, requests in evaluation.build().questions(DOCUMENTS)]
     return [one for *_, requests in documents for one in requests], documents
 
 

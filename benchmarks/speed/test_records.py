@@ -65,7 +65,7 @@ def scored(folder: Path, name: str, values: list[float], scale: str) -> dict:
     text = canonical({"documents": {f"{name}/{at:03}": v for at, v in enumerate(values)}, "scale": scale}).encode()
     file = f"{hashlib.sha256(text).hexdigest()}.json.gz"
     (folder / "samples" / file).write_bytes(packed(text))
-    value, stderr = stats.told(values, scale)
+    value, stderr = stats.estimate(values, scale)
     return {"samples": file, "n": len(values), "value": value, "stderr": stderr}
 
 

@@ -62,7 +62,7 @@ class Decision:
         if key not in self.asked:
             state = self.state
             with self.made.lent() as model, self.made.stage(f"prune to {budget}") as progress:
-                with self.lasting(self.context(progress)) as ctx, self._code():
+                with self.with_work_dir(self.context(progress)) as ctx, self._code():
                     decided: Cut = self.pruner.prune(model, budget, ctx, state)
                 if "training" not in self.plan.pruner.needs:
                     self.asked.clear()  # the last one is nearly always the one, and another run is cheap
@@ -108,7 +108,7 @@ class Decision:
         return ctx
 
     @contextmanager
-    def lasting(self, ctx: Context) -> Iterator[Context]:
+    def with_work_dir(self, ctx: Context) -> Iterator[Context]:
         """With a folder that outlives a kill: the same for all that is asked on the way to one budget."""
         parts = {**self.plan.cut_parts(), "tightened": 1.0}
         parts.pop("matched", None)

@@ -14,7 +14,7 @@ from typing import Any
 from harness.api import Context, Event
 from harness.cell import budget_check, planning
 from harness.cell.artefact import Artefacts
-from harness.cell.measuring import lasting, memory, sides, timed
+from harness.cell.measuring import memory, sides, sustained_latency, timed
 from harness.cell.plan import Plan
 from harness.cell.scoring import Scoring
 from harness.conformance import kit
@@ -217,7 +217,7 @@ class Cell:
         if self.plan.spec.sustain:
             for name, timing in timings.items():
                 asked = (self.plan, self.store, self.stage, made, artefact)
-                timing.latency.sustained = lasting(*asked, timing.latency, name)
+                timing.latency.sustained = sustained_latency(*asked, timing.latency, name)
         first = timings[self.plan.spec.workloads[0]]
         parts["latency"] = {workload: found.latency for workload, found in timings.items()}
         parts["gates"] = [gate for found in timings.values() for gate in found.gates]

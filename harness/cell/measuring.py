@@ -54,7 +54,7 @@ def timed(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artef
     return found
 
 
-def lasting(
+def sustained_latency(
     plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artefact, latency: Latency, workload: str
 ) -> Sustained:
     """From the store, or at work now: after all that is ranked, for it warms the device."""

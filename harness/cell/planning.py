@@ -60,9 +60,9 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
     info = request.probed or plugins.registry().device(device.name, runtime).probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
-    device = device.found(info)
+    device = device.on_machine(info)
     card = find_card(request.model)
-    asked = _asked(request, pruner)
+    asked = _requested_budget(request, pruner)
     budget = asked or Budget("ratio", 0.0)
     spec = RunSpec(
         pruner=pruner.name,
@@ -179,7 +179,7 @@ def _default(plan: Plan) -> Budget:
     return Budget("ratio", DEFAULT_RATIO)
 
 
-def _asked(request: Request, pruner: PrunerSpec) -> Budget | None:
+def _requested_budget(request: Request, pruner: PrunerSpec) -> Budget | None:
     if request.ratio is not None and request.latency is not None:
         raise UsageError("a cell has one budget", "give --ratio or --latency")
     budget = None

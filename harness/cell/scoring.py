@@ -24,7 +24,7 @@ from harness.system import seeds
 from harness.system.interrupts import interrupts
 from harness.system.isolation import plugin_code
 
-Found = dict[str, dict[str, Any]]
+Outcomes = dict[str, dict[str, Any]]
 
 
 class Scoring:
@@ -66,7 +66,7 @@ class Scoring:
 
     def _side(
         self, side: str, content: Any, made: Artefacts, artefact: schema.Artefact, evaluation: Evaluation
-    ) -> Found:
+    ) -> Outcomes:
         parts = self.plan.eval_parts(content, evaluation, self.measured[side])
         key = keys.key("eval", parts)
         stored = self.store.stage("eval", key)
@@ -112,7 +112,7 @@ def score_words(score: Score, store: Store) -> dict[str, Any]:
     mean, _ = stats.mean_stderr(list(score.documents.values()))
     if not math.isfinite(mean) or (score.scale == "exp-mean" and mean > stats.MOST):
         raise HarnessError("the evaluation is not a number: the model overflows", "ask for a smaller ratio")
-    value, stderr = stats.told(list(score.documents.values()), score.scale)
+    value, stderr = stats.estimate(list(score.documents.values()), score.scale)
     return {
         "value": value,
         "stderr": stderr,

@@ -31,7 +31,7 @@ def command(name: str, kind: str | None, settings: tuple[str, ...], as_json: boo
 
     marks = {"passed": ("ok", "green"), "failed": ("FAIL", "red"), "skipped": ("skip", "cyan")}
 
-    def told(result: Result) -> None:
+    def print_result(result: Result) -> None:
         if not as_json:
             word, colour = marks.get(result.outcome, ("known", "yellow"))
             click.echo(f"{click.style(f'{word:5}', fg=colour)} {result.check:18} {result.detail}".rstrip())
@@ -39,7 +39,7 @@ def command(name: str, kind: str | None, settings: tuple[str, ...], as_json: boo
                 click.echo(result.trace.rstrip())
 
     start = time.monotonic()
-    reports = check(name, kind or "", dict(pair(text) for text in settings), told)
+    reports = check(name, kind or "", dict(pair(text) for text in settings), print_result)
     if as_json:
         print_json([report.words() for report in reports])
     else:

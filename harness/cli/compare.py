@@ -31,7 +31,7 @@ def command(first: str, second: str, remeasure: bool, as_json: bool) -> None:
     from harness.leaderboard import compare
 
     store = Store()
-    one, other = compare.found(first, store), compare.found(second, store)
+    one, other = compare.find(first, store), compare.find(second, store)
     words = compare.compared(one, other)
     if remeasure:
         from harness.resolve import prepare_for

@@ -78,7 +78,7 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
         none = f"no records in {store.root}; harness run --pruner magnitude makes one"
         click.echo(of_all(site.printed) or none)
     else:
-        bring(folder, of_all(lambda sound: site.made(folder, sound)), check)
+        bring(folder, of_all(lambda sound: site.page_files(folder, sound)), check)
     for notice in store.notices:
         click.echo(f"note: {one_line(notice)}", err=True)
     if bad:

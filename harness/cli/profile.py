@@ -52,14 +52,14 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
         store.prepare()
         stages: dict[str, None] = {}
 
-        def told(stage: str, done: int, total: int) -> None:
+        def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in stages:
                 reporter.stage(f"profile: {stage}")
                 stages[stage] = None
             reporter.progress(done, total)
 
         try:
-            table = table_store.Shelf(store).fill(wanted, device, told, again)
+            table = table_store.Shelf(store).fill(wanted, device, on_progress, again)
         finally:
             reporter.close()
         path = table_store.Shelf(store).path(table.key)
@@ -109,7 +109,7 @@ def resolve(
     info = made.probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
-    spec = spec.found(info)
+    spec = spec.on_machine(info)
     asked = Workload.parse(workload or spec.workload)
     counting.flops(anatomy, {}, asked)
     return Target(card.name, anatomy, device_words(spec, info), runtime, dtype, asked, preset), made

@@ -81,7 +81,7 @@ def cells(store: Store) -> list[dict[str, Any]]:
             state = {"status": "interrupted", "detail": "the same command continues it"}
         else:
             continue
-        found[cell] = {"id": cell, "what": said(store.stage("cell", cell)), **state}
+        found[cell] = {"id": cell, "what": request_text(store.stage("cell", cell)), **state}
     return [found[cell] for cell in sorted(found)]
 
 
@@ -89,7 +89,7 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": record["id"],
         "status": record["status"],
-        "what": said(record["spec"]),
+        "what": request_text(record["spec"]),
         "detail": record["reason"] or record["finished"],
     }
 
@@ -127,7 +127,7 @@ def is_sweep_cell(cell: Any) -> bool:
     return isinstance(cell, dict) and all(isinstance(cell.get(name), str) for name in ("id", "status", "reason"))
 
 
-def said(spec: Any) -> str:
+def request_text(spec: Any) -> str:
     """A request in one line; `(unreadable)` where the text is of another shape."""
     try:
         budget = spec["budget"]

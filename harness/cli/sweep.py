@@ -52,7 +52,7 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
         if as_json:
             print_json([words(item) for item in found])
         else:
-            told(suite.stem, read.about, found, store)
+            print_outlook(suite.stem, read.about, found, store)
         return
     asked = [Path(word).name if Path(word) == suite else word for word in sys.argv[1:] if word != "--json"]
     timeout = read.timeout_minutes and read.timeout_minutes * 60
@@ -61,7 +61,7 @@ def command(suite: Path, engine: str, address: str | None, dry_run: bool, as_jso
     try:
         found = sweep.items(asks, made.probe)
         if not as_json:
-            told(suite.stem, read.about, found, store)
+            print_outlook(suite.stem, read.about, found, store)
         counts = sweep.Sweep(name, found, store, made, shlex.join(["harness", *asked])).run(Teller(as_json, len(found)))
     finally:
         made.close()
@@ -85,7 +85,7 @@ def engines(name: str, address: str | None, store: Any, sweep: str, timeout_s: f
     return Local(store.scratch(f"sweep-{sweep}"), log, timeout_s)
 
 
-def told(name: str, about: str, found: list[Item], store: Any) -> None:
+def print_outlook(name: str, about: str, found: list[Item], store: Any) -> None:
     """The plan of it all, before any work."""
     from harness.cli.output import estimate as rough
     from harness.models.loading.weights import on_this_machine

@@ -121,7 +121,7 @@ class DeviceBench:
         """A visit has at least the passes that were asked for, every clock as many, all positive."""
         samples = self.samples
         clocks = {name: getattr(samples, f"{name}_ns") for name in CLOCKS if getattr(samples, f"{name}_ns")}
-        ranked = self.spec.found(self.info).clock
+        ranked = self.spec.on_machine(self.info).clock
         if ranked not in clocks:
             raise Fault(f"it is ranked by {ranked} time, but its samples have none")
         if (fewest := min(map(len, clocks.values()))) < PLAN.iterations:
@@ -189,7 +189,7 @@ class DeviceBench:
 
     def check_growth(self) -> None:
         """Time grows with work: four layers and 128 times the tokens, by half at least."""
-        ranked = self.spec.found(self.info).clock
+        ranked = self.spec.on_machine(self.info).clock
         device = self.usable()
         handles = [device.prepare(self.model(layers), workload) for layers, workload in ((1, SMALL), (4, LARGE))]
         times = []

@@ -89,7 +89,7 @@ def watched(work: Path) -> Iterator[Seen]:
         made.mkdir(exist_ok=True)
     seen = Seen([folder], {thread.ident or 0 for thread in threading.enumerate()} - {threading.get_ident()})
     settings = torch_settings()
-    with _elsewhere(home, here), _heard(seen):
+    with _elsewhere(home, here), _captured_stdout(seen):
         _watching.append(seen)
         try:
             yield seen
@@ -121,7 +121,7 @@ def _elsewhere(home: Path, here: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _heard(seen: Seen) -> Iterator[None]:
+def _captured_stdout(seen: Seen) -> Iterator[None]:
     """What goes to stdout, by Python's name for it or by its number."""
     out = io.StringIO()
     sys.stdout.flush()

@@ -26,7 +26,7 @@ WORKLOAD = Workload("prefill", 1, 512)  # long enough that launches are not most
 
 
 @dataclass
-class Asked:
+class Trial:
     """One run of the method on one tiny model: what it returned, or how it refused."""
 
     model: str
@@ -41,7 +41,7 @@ class PrunerBench:
         self.name, self.work = name, work
         self.spec: PrunerSpec = registry().get("pruner", name)
         self.parameters = resolve(f"pruner {name}", self.spec.parameters, "quick", {**self.spec.check_with, **given})
-        self.known: dict[Any, Asked | BaseException] = {}
+        self.known: dict[Any, Trial | BaseException] = {}
         self.watches: list[Seen] = []
         self.tables: dict[str, Any] = {}  # of the made-up device, by anatomy
         self.second: Second | None = None
@@ -64,13 +64,13 @@ class PrunerBench:
             yield seen
         self.watches.append(seen)
 
-    def made(self) -> Any:
+    def build(self) -> Any:
         return registry().load("pruner", self.name)(**self.parameters)
 
     def promise(self, anatomy: Any, ratio: float) -> Any:
         """What `shape()` says; None where it says nothing."""
         with self.watch():
-            made = self.made()
+            made = self.build()
             return made.shape(anatomy, ratio) if hasattr(made, "shape") else None
 
     def context(self, anatomy: Any) -> Context:
@@ -113,7 +113,7 @@ class PrunerBench:
         self.tables[mark] = profile.run(judge=False)
         return CostModel(self.tables[mark], anatomy)
 
-    def ask(self, ratio: float, model: str = "", dtype: str = "fp32", again: bool = False) -> Asked:
+    def ask(self, ratio: float, model: str = "", dtype: str = "fp32", again: bool = False) -> Trial:
         key = (ratio, model or self.plain, dtype, again)
         if key not in self.known:
             try:
@@ -125,11 +125,11 @@ class PrunerBench:
         return found
 
     @property
-    def answers(self) -> list[Asked]:
+    def answers(self) -> list[Trial]:
         """Every question that was answered with a cut or a refusal."""
-        return [found for found in self.known.values() if isinstance(found, Asked)]
+        return [found for found in self.known.values() if isinstance(found, Trial)]
 
-    def _ask(self, ratio: float, name: str, dtype: str, again: bool) -> Asked:
+    def _ask(self, ratio: float, name: str, dtype: str, again: bool) -> Trial:
         import random
 
         import numpy as np
@@ -139,7 +139,7 @@ class PrunerBench:
 
         model, anatomy = tiny_models.tiny(name, dtype)
         before = {n: t.clone() for n, t in model.state_dict().items()}
-        asked = Asked(name, ratio)
+        trial = Trial(name, ratio)
         for seed in (random.seed, np.random.seed, torch.manual_seed):  # chance that is not ctx.seed's must not matter
             seed(7 if again else 3)
         budget = Budget("ratio", ratio)
@@ -148,28 +148,28 @@ class PrunerBench:
         context = self.context(anatomy)
         with self.watch():
             try:
-                state, first = None, self.made()
+                state, first = None, self.build()
                 if hasattr(first, "prepare"):
                     state = self.stored(first.prepare(model, context))
                 # another object: a second budget gets the state from the store, and no prepare before
-                cut = self.made().prune(model, budget, context, state)
+                cut = self.build().prune(model, budget, context, state)
             except (Unsupported, OverBudget) as error:
-                asked.refused = error
-                return asked
+                trial.refused = error
+                return trial
         if not isinstance(cut, Cut):
             raise Fault(f"prune returned {type(cut).__name__}, not a Cut")
-        asked.touched = tuple(n for n, t in model.state_dict().items() if n in before and not t.equal(before[n]))
-        asked.cut = check_cut(anatomy, cut)
-        return asked
+        trial.touched = tuple(n for n, t in model.state_dict().items() if n in before and not t.equal(before[n]))
+        trial.cut = check_cut(anatomy, cut)
+        return trial
 
-    def cut(self, ratio: float) -> Asked:
-        asked = self.ask(ratio)
-        if asked.refused is not None:
-            raise NotApplicable(f"refused {ratio:g}: {asked.refused.cause}")
-        return asked
+    def cut(self, ratio: float) -> Trial:
+        trial = self.ask(ratio)
+        if trial.refused is not None:
+            raise NotApplicable(f"refused {ratio:g}: {trial.refused.cause}")
+        return trial
 
     @cached_property
-    def some(self) -> Asked:
+    def some(self) -> Trial:
         """A cut that the method does make."""
         for ratio in (0.25, 0.5, 0.1):
             if self.ask(ratio).refused is None:
@@ -178,25 +178,25 @@ class PrunerBench:
 
     # --- what a cut leaves, in figures ---
 
-    def slowest(self, asked: Asked) -> float:
+    def slowest(self, trial: Trial) -> float:
         """The sub-layer that takes most, as a share of dense."""
-        _, anatomy = tiny_models.tiny(asked.model)
+        _, anatomy = tiny_models.tiny(trial.model)
         cost = self.latency(anatomy)
         return float(max(max(cost.site_times(site.name)) for site in anatomy.blocks()) / cost.dense)
 
-    def share(self, asked: Asked) -> float:
-        _, anatomy = tiny_models.tiny(asked.model)
-        return float(self.latency(anatomy).share(asked.cut.shape))
+    def share(self, trial: Trial) -> float:
+        _, anatomy = tiny_models.tiny(trial.model)
+        return float(self.latency(anatomy).share(trial.cut.shape))
 
-    def removed(self, asked: Asked) -> float:
+    def removed(self, trial: Trial) -> float:
         from harness.models import surgery
 
-        _, anatomy = tiny_models.tiny(asked.model)
-        return counting.ratios(anatomy, asked.cut.shape, surgery.masked_elements(anatomy, asked.cut))[0]
+        _, anatomy = tiny_models.tiny(trial.model)
+        return counting.ratios(anatomy, trial.cut.shape, surgery.masked_elements(anatomy, trial.cut))[0]
 
-    def step(self, asked: Asked) -> float:
+    def step(self, trial: Trial) -> float:
         """The coarsest unit in play, as a share of the prunable parameters."""
-        _, anatomy = tiny_models.tiny(asked.model)
+        _, anatomy = tiny_models.tiny(trial.model)
         sites = list(anatomy.blocks())
         if "depth" in self.spec.kinds:
             layers = {site.layer for site in sites}
@@ -234,4 +234,4 @@ class PrunerBench:
         if self.second is None:
             raise NotApplicable("no second process was started")
         assert self.saved
-        return self.second.told()
+        return self.second.complaint()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.conformance import tiny_models
-from harness.conformance.pruner_bench import RATIOS, Asked, PrunerBench
+from harness.conformance.pruner_bench import RATIOS, PrunerBench, Trial
 from harness.conformance.report import Fault, NotApplicable, in_a_line, where
 from harness.conformance.spec_checks import check_spec, heavy
 from harness.errors import BadCut, HarnessError
@@ -49,7 +49,7 @@ class PrunerChecks(PrunerBench):
         """Every family it names works and gets its budget, or it says what it does not support."""
         for name in tiny_models.of(self.spec.families):
             try:
-                asked = self.ask(0.25, name)
+                trial = self.ask(0.25, name)
             except (Fault, HarnessError):
                 raise
             except Exception as error:
@@ -57,21 +57,21 @@ class PrunerChecks(PrunerBench):
                     f"{name}: {in_a_line(error)} ({where(error, self.spec)}); raise Unsupported, or leave it out of "
                     "families"
                 ) from error
-            if asked.refused is None and self.spec.budgets:
-                self._met(asked, f"{name}: ")
+            if trial.refused is None and self.spec.budgets:
+                self._met(trial, f"{name}: ")
 
     def check_weights(self) -> None:
         """Weights change only if the spec says so, and only by way of the cut."""
         assert self.some
         for ratio in RATIOS:
             self.ask(ratio)
-        for asked in self.answers:
-            rewritten = set(asked.cut.rewrites) if asked.cut else set()
+        for trial in self.answers:
+            rewritten = set(trial.cut.rewrites) if trial.cut else set()
             if rewritten and not self.spec.updates_weights:
                 raise Fault(f"it rewrites {sorted(rewritten)[0]}, undeclared: updates_weights=True")
-            if lost := [name for name in asked.touched if name not in rewritten]:
+            if lost := [name for name in trial.touched if name not in rewritten]:
                 raise Fault(
-                    f"it changed {lost[0]} in place ({asked.model}, {asked.ratio:g}), and such a change is lost: "
+                    f"it changed {lost[0]} in place ({trial.model}, {trial.ratio:g}), and such a change is lost: "
                     "return it in Cut(rewrites=...), or leave the model as it was"
                 )
 
@@ -92,16 +92,16 @@ class PrunerChecks(PrunerBench):
         """The budget is met, without a whole step to spare, or refused."""
         self.cuts()
         for ratio in RATIOS:
-            if (asked := self.ask(ratio)).refused is None:
-                self._met(asked)
+            if (trial := self.ask(ratio)).refused is None:
+                self._met(trial)
 
-    def _met(self, asked: Asked, where: str = "") -> None:
+    def _met(self, trial: Trial, where: str = "") -> None:
         if "ratio" not in self.spec.budgets:
-            self._fast_enough(asked, where)
+            self._fast_enough(trial, where)
             return
-        removed, step, ratio = self.removed(asked), self.step(asked), asked.ratio
+        removed, step, ratio = self.removed(trial), self.step(trial), trial.ratio
         if removed < ratio - 1e-9:
-            _, anatomy = tiny_models.tiny(asked.model)
+            _, anatomy = tiny_models.tiny(trial.model)
             short = round((ratio - removed) * anatomy.params(prunable=True))
             raise Fault(
                 f"{where}asked to remove {ratio:g} of the prunable parameters, it removed {removed:.4g}: {short} "
@@ -110,12 +110,12 @@ class PrunerChecks(PrunerBench):
         if removed >= ratio + step:
             raise Fault(f"{where}asked for {ratio:g}, it removed {removed:.4g}: a step ({step:.4g}) or more beyond")
 
-    def _fast_enough(self, asked: Asked, where: str) -> None:
-        limit = 1 - asked.ratio
-        share, told = self.share(asked), f"{where}asked for {limit:g}x of dense, its cut takes"
+    def _fast_enough(self, trial: Trial, where: str) -> None:
+        limit = 1 - trial.ratio
+        share, told = self.share(trial), f"{where}asked for {limit:g}x of dense, its cut takes"
         if share > limit + 1e-9:
             raise Fault(f"{told} {share:.4g}x by the cost model it was given")
-        if share < limit - (step := self.slowest(asked)):
+        if share < limit - (step := self.slowest(trial)):
             raise Fault(f"{told} {share:.4g}x: more than the largest sub-layer ({step:.4g}x) is left unused")
 
     def check_kind(self) -> None:
@@ -134,35 +134,35 @@ class PrunerChecks(PrunerBench):
 
     def check_identity(self) -> None:
         """Budget zero changes nothing."""
-        asked = self.cut(0.0)
-        lost = any(not mask.all() for mask in asked.cut.masks.values())
-        dense = tiny_models.tiny(asked.model)[0].state_dict()
-        changed = [name for name, value in asked.cut.rewrites.items() if not value.to(dense[name]).equal(dense[name])]
-        if asked.cut.keep or lost or changed:
-            what = next(iter([*asked.cut.keep, *asked.cut.masks, *changed]))
+        trial = self.cut(0.0)
+        lost = any(not mask.all() for mask in trial.cut.masks.values())
+        dense = tiny_models.tiny(trial.model)[0].state_dict()
+        changed = [name for name, value in trial.cut.rewrites.items() if not value.to(dense[name]).equal(dense[name])]
+        if trial.cut.keep or lost or changed:
+            what = next(iter([*trial.cut.keep, *trial.cut.masks, *changed]))
             raise Fault(f"asked to remove nothing, it cut or changed {what}")
 
     def check_monotone(self) -> None:
         """More budget never leaves more parameters; to methods that know latencies alone, never a slower model."""
-        served = [asked for ratio in RATIOS if (asked := self.ask(ratio)).refused is None]
+        served = [trial for ratio in RATIOS if (trial := self.ask(ratio)).refused is None]
         by_size = "ratio" in self.spec.budgets
         what = "removed" if by_size else "made faster by"
-        cuts = [self.removed(asked) if by_size else 1 - self.share(asked) for asked in served]
+        cuts = [self.removed(trial) if by_size else 1 - self.share(trial) for trial in served]
         if cuts != sorted(cuts):
             raise Fault(f"for {', '.join(f'{r:g}' for r in RATIOS)} it {what} {', '.join(f'{c:.4g}' for c in cuts)}")
 
     def check_promise(self) -> None:
         """`shape()` tells what `prune()` leaves."""
-        if not hasattr(self.made(), "shape"):
+        if not hasattr(self.build(), "shape"):
             raise NotApplicable("it has no shape()")
         for ratio in RATIOS:
-            if (asked := self.ask(ratio)).refused is not None:
+            if (trial := self.ask(ratio)).refused is not None:
                 continue
-            _, anatomy = tiny_models.tiny(asked.model)
+            _, anatomy = tiny_models.tiny(trial.model)
             promised = self.promise(anatomy, ratio)
             if promised is None:
                 continue
-            left = anatomy.complete(asked.cut.shape)
+            left = anatomy.complete(trial.cut.shape)
             if anatomy.complete(promised) != left:
                 site = next(s for s, units in anatomy.complete(promised).items() if units != left[s])
                 raise Fault(
@@ -172,11 +172,11 @@ class PrunerChecks(PrunerBench):
 
     def check_dtypes(self) -> None:
         """bf16 works as fp32 does."""
-        asked = self.ask(self.some.ratio, dtype="bf16")
-        if asked.refused is not None:
-            raise Fault(f"it refused bf16: {asked.refused.cause}")
+        trial = self.ask(self.some.ratio, dtype="bf16")
+        if trial.refused is not None:
+            raise Fault(f"it refused bf16: {trial.refused.cause}")
         if self.spec.budgets:
-            self._met(asked, "in bf16 ")
+            self._met(trial, "in bf16 ")
 
     def check_quiet(self) -> None:
         """It prints nothing: stdout is the record's."""
@@ -188,11 +188,11 @@ class PrunerChecks(PrunerBench):
         """It writes nowhere but into ctx.work_dir, and leaves torch's settings as they were."""
         assert self.some
         if wrote := next((seen.wrote for seen in self.watches if seen.wrote), []):
-            raise Fault(f"it wrote to {self.told(wrote[0])}, outside ctx.work_dir")
+            raise Fault(f"it wrote to {self.shortened(wrote[0])}, outside ctx.work_dir")
         if left := next((seen.left for seen in self.watches if seen.left), ""):
             raise Fault(f"it left {left} changed")
 
-    def told(self, path: str) -> str:
+    def shortened(self, path: str) -> str:
         return path.replace(str(self.work / "home"), "~").replace(str(self.work / "here"), ".")
 
     def check_offline(self) -> None:

@@ -43,14 +43,14 @@ class Second:
     def ask(self, work: Path, **asked: Any) -> None:
         self.leave(self.work)
         if not self.ready:
-            self.ready = self._heard() == fork_server.READY
+            self.ready = self._reply() == fork_server.READY
         job = {"work": str(work), "log": str(work / LOG), "env": dict(os.environ), "cwd": os.getcwd(), **asked}
         print(json.dumps(job), file=self.server.stdin, flush=True)
-        self.child, self.work = int(self._heard()), work
+        self.child, self.work = int(self._reply()), work
 
-    def told(self) -> str:
+    def complaint(self) -> str:
         """What it complained of, once it is done; nothing if all went well."""
-        code, self.child = int(self._heard()), 0
+        code, self.child = int(self._reply()), 0
         lines = (self.work / LOG).read_text(encoding="utf-8").strip().splitlines()
         return (lines or [f"it ended with {code}"])[-1] if code else ""
 
@@ -59,7 +59,7 @@ class Second:
         if self.child and work == self.work:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, signal.SIGKILL)
-            self._heard()
+            self._reply()
             self.child = 0
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class Second:
             self.server.kill()
         self.server.communicate()
 
-    def _heard(self) -> str:
+    def _reply(self) -> str:
         line = self.server.stdout.readline().strip()
         if not line:
             self.child = 0

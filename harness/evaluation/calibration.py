@@ -28,24 +28,24 @@ def calibration(
     """
     import torch
 
-    def told(value: int) -> str:
+    def setting(value: int) -> str:
         return f" ({named(value)})" if named(value) else ""
 
     if count < 1 or length < 2:
         raise UsageError(
             f"{count} calibration windows of {length} tokens teach nothing",
-            f"ask for more{told(count if count < 1 else length)}",
+            f"ask for more{setting(count if count < 1 else length)}",
         )
     text = read(name, CALIBRATE)
     tokens = tokenize(tokenizer, text.documents, text.join)
     windows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if len(windows) < count:
-        fewer = f"ask for at most {len(windows)}{told(count)}, for" if len(windows) else "ask for"
+        fewer = f"ask for at most {len(windows)}{setting(count)}, for" if len(windows) else "ask for"
         others = " or ".join(f"--calibration {other}" for other in _serving(CALIBRATE) if other != name)
         raise UsageError(
             f"the text {name} has {len(windows)} calibration windows of {length} tokens ({len(tokens)} in all), "
             f"not {count}",
-            f"{fewer} shorter ones{told(length)}, or for another text ({others})",
+            f"{fewer} shorter ones{setting(length)}, or for another text ({others})",
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     chosen = windows[order[:count]]

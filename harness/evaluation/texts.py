@@ -83,10 +83,10 @@ class Text:
     join: str = "\n\n"
 
 
-Found = tuple[dict[str, Any], Callable[[], list[str]]]
+LocatedText = tuple[dict[str, Any], Callable[[], list[str]]]
 
 
-def local(name: str, role: str = EVALUATE) -> Found | None:
+def local(name: str, role: str = EVALUATE) -> LocatedText | None:
     """A text set on this machine: its identity and a way to read its rows."""
     if name not in SOURCES:
         raise UsageError(
@@ -111,7 +111,7 @@ def local(name: str, role: str = EVALUATE) -> Found | None:
     return None
 
 
-def locate(name: str, role: str = EVALUATE) -> Found:
+def locate(name: str, role: str = EVALUATE) -> LocatedText:
     """The same, asking the hub if this machine has none."""
     if (found := local(name, role)) is not None:
         return found

@@ -14,7 +14,7 @@ from harness.records.schema import Latency, Record, ScoreRecord
 from harness.records.store import Store
 
 
-def found(word: str, store: Store) -> Entry:
+def find(word: str, store: Store) -> Entry:
     """A record by the beginning of its id, or by its file."""
     path = Path(word)
     if path.is_file():

@@ -252,11 +252,11 @@ def _ms(timings: Sequence[Latency]) -> Figures:
 
 def failed(entry: Entry, home: Path | None) -> Cell:
     record = entry.record
-    method, settings = asked(record)
+    method, settings = request_text(record)
     return method, f"{settings}: ", Strong(record.status), ": ", record.reason, " (", record_link(entry, home), ")"
 
 
-def asked(record: Record) -> tuple[Code, str]:
+def request_text(record: Record) -> tuple[Code, str]:
     """What tells a row without figures from its neighbours: the method, and the rest with a space before each word."""
     spec = record.spec
     words = [f"{name}={value}" for name, value in settings(record).items()]

@@ -61,14 +61,14 @@ def usual(rows: Sequence[Row], everywhere: Sequence[Row]) -> list[Row]:
 
     No score is looked at: the best of several tries would be better than the method.
     """
-    often = Counter(map(_asked, everywhere))
+    often = Counter(map(_request, everywhere))
     chosen: dict[str, tuple[str, ...]] = {}
-    for asked in sorted(map(_asked, rows), key=lambda asked: (-often[asked], asked[-1].count("="), asked)):
+    for asked in sorted(map(_request, rows), key=lambda asked: (-often[asked], asked[-1].count("="), asked)):
         chosen.setdefault(asked[0], asked)
-    return [row for row in rows if _asked(row) == chosen[row.spec.pruner]]
+    return [row for row in rows if _request(row) == chosen[row.spec.pruner]]
 
 
-def _asked(row: Row) -> tuple[str, ...]:
+def _request(row: Row) -> tuple[str, ...]:
     return row.spec.pruner, row.spec.preset, row.spec.calibration, row.settings
 
 

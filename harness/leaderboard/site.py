@@ -103,12 +103,12 @@ def ranked(boards: Sequence[Board]) -> Sequence[Board]:
     return boards
 
 
-def made(folder: Path, records: Sequence[Entry]) -> dict[str, str]:
+def page_files(folder: Path, records: Sequence[Entry]) -> dict[str, str]:
     """Every file that the records give, by its path below the folder."""
     pages, outside = paged(records)
     known = reported.read(folder)
 
-    def page_files(name: str, number: str = "") -> dict[str, str]:
+    def board_files(name: str, number: str = "") -> dict[str, str]:
         """A page and its pictures, which are named after it."""
         own, stem = ranked(pages[name]), name.removesuffix(".md")
         files: dict[str, str] = {}
@@ -126,10 +126,10 @@ def made(folder: Path, records: Sequence[Entry]) -> dict[str, str]:
     if known:
         files[REPORTED] = reported_page(known)
     taken = {name.lower() for name in files}
-    for name, own in zip(pages, spread(page_files, list(pages), least=FEW), strict=True):
+    for name, own in zip(pages, spread(board_files, list(pages), least=FEW), strict=True):
         numbers = itertools.count(2)
         while not taken.isdisjoint(path.lower() for path in own):  # a picture is named as another page's
-            own = page_files(name, f"{next(numbers)}-")
+            own = board_files(name, f"{next(numbers)}-")
         taken |= {path.lower() for path in own}
         files |= own
     return {name: f"{MARK}\n{text}" if name.endswith(".svg") else f"{MARK}\n\n{text}" for name, text in files.items()}

@@ -26,7 +26,7 @@ def gated(model: Any, anatomy: Anatomy, gates: Mapping[str, Tensor]) -> Iterator
 
         return hook
 
-    def gone(name: str) -> Any:
+    def removed(name: str) -> Any:
         def hook(module: Any, _: Any, out: Tensor) -> Tensor:
             return out if bool(gates[name].any()) else out - module.bias
 
@@ -39,7 +39,7 @@ def gated(model: Any, anatomy: Anatomy, gates: Mapping[str, Tensor]) -> Iterator
             reader = model.get_submodule(member.tensor.removesuffix(".weight"))
             hooks.append(reader.register_forward_pre_hook(multiply(name, member.block)))
             if getattr(reader, "bias", None) is not None:  # an empty site takes it along
-                hooks.append(reader.register_forward_hook(gone(name)))
+                hooks.append(reader.register_forward_hook(removed(name)))
         yield
     finally:
         for hook in hooks:

@@ -51,7 +51,7 @@ class Local:
         out = self.scratch / f"{self.made}.json"
         job = {"work": work, "with": given, "out": str(out), "log": str(self.log)}
         print(json.dumps(job), file=server.stdin, flush=True)
-        self.child = self._heard()
+        self.child = self._reply()
         late = threading.Event()
 
         def end() -> None:
@@ -62,7 +62,7 @@ class Local:
         try:
             if timer:
                 timer.start()
-            code = self._heard()
+            code = self._reply()
         finally:
             if timer:
                 timer.cancel()
@@ -73,7 +73,7 @@ class Local:
             raise Died(f"{ending(code)}; see {self.log}", "failed")
         return json.loads(out.read_text(encoding="utf-8"))
 
-    def _heard(self) -> int:
+    def _reply(self) -> int:
         line = self.server.stdout.readline()
         if not line:
             self.child, self.server = 0, None

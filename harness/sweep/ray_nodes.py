@@ -47,13 +47,13 @@ def options(needs: Needs) -> dict[str, Any]:
 def missing(needs: Needs, nodes: Sequence[Node]) -> tuple[str, str]:
     """What no node offers, or none all of, and how to start one that does."""
     lone = {name: count for name, count in needs.items() if not offered(nodes, {name: count})}
-    what = [_said(name, count) for name, count in (lone or needs).items() if count]
+    what = [_amount(name, count) for name, count in (lone or needs).items() if count]
     hung = {name: count for name, count in needs.items() if name not in ASKED}
     how = f"ray start --resources='{json.dumps(hung)}' where it hangs" if hung else "ray start where that is"
     return f"no node offers {', '.join(what)}", how
 
 
-def _said(name: str, count: float) -> str:
+def _amount(name: str, count: float) -> str:
     if name == "memory":
         return f"{count / 1e9:,.1f} GB of memory"
     return name if name not in ASKED else f"{count:,.0f} {name}"

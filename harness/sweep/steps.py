@@ -74,7 +74,7 @@ def table(words: Words, root: str, measure: bool = True) -> Words | None:
     return {"obstacle": told} if told or one.plan.cost_table else None
 
 
-def alike(words: Words, ratio: float, root: str, measure: bool = True) -> Words | None:
+def uniform_latency(words: Words, ratio: float, root: str, measure: bool = True) -> Words | None:
     """What the evenly narrowed model takes of dense on the device, measured once: the budget of all methods."""
     from harness.pruning.allocate import uniform
     from harness.records import keys
@@ -118,7 +118,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "look": look,
     "step": step,
     "table": table,
-    "alike": alike,
+    "alike": uniform_latency,
     "fail": fail,
     "probe": probe,
 }

@@ -166,7 +166,7 @@ class Sweep:
     def _open(self) -> list[Item]:
         return [item for item in self.items if item.status == "planned"]
 
-    def _alike(self, items: Iterable[Item]) -> Iterable[list[Item]]:
+    def _same_device(self, items: Iterable[Item]) -> Iterable[list[Item]]:
         """Cells by what their latency is measured on."""
         found: dict[tuple[Any, ...], list[Item]] = {}
         for item in items:
@@ -178,7 +178,7 @@ class Sweep:
 
     def _tables(self, told: Callable[[Item, str], None]) -> None:
         """Before any cell: a table that came between two of them would make them different cells when asked again."""
-        for alike in self._alike(item for item in self._open() if item.plan and item.plan.sees_latency):
+        for alike in self._same_device(item for item in self._open() if item.plan and item.plan.sees_latency):
             first = alike[0]
             words = {**first.words, "latency": "0.5x"} if first.ask.like is not None else first.words
             self._known(alike, "cost table", told, "table", words=words)
@@ -186,7 +186,7 @@ class Sweep:
     def _budgets(self, told: Callable[[Item, str], None]) -> None:
         """What an evenly narrowed model takes is the limit for all methods there."""
         for like in sorted({item.ask.like for item in self._open() if item.ask.like is not None}):
-            for alike in self._alike(item for item in self._open() if item.ask.like == like):
+            for alike in self._same_device(item for item in self._open() if item.ask.like == like):
                 words = {**alike[0].words, "pruner": "dense", "settings": {}, "recovery": "none"}
                 what = f"what an even narrowing by {like:g} takes"
                 answer = self._known(alike, what, told, "alike", words=words, ratio=like)

@@ -467,14 +467,14 @@ def trtexec(folder: Path, path: Path) -> object:
     from harness.devices.remote.programs import trtexec as program
 
     text = _printed(path)
-    return program.samples(text) if path.suffix == ".json" else program.told(text, 0)
+    return program.samples(text) if path.suffix == ".json" else program.parse_output(text, 0)
 
 
 def perf_test(folder: Path, path: Path) -> object:
     from harness.devices.remote.programs import perf_test as program
 
     text = _printed(path)
-    return program.samples(text) if path.suffix == ".csv" else program.told(text, 0)
+    return program.samples(text) if path.suffix == ".csv" else program.parse_output(text, 0)
 
 
 def benchmark_model(folder: Path, path: Path) -> object:
@@ -482,7 +482,7 @@ def benchmark_model(folder: Path, path: Path) -> object:
 
     text = _printed(path)
     program.fallback(text)
-    return program.told(text, 0)
+    return program.parse_output(text, 0)
 
 
 def net_run(folder: Path, path: Path) -> object:
@@ -491,7 +491,7 @@ def net_run(folder: Path, path: Path) -> object:
     text = _printed(path)
     with suppress(HarnessError):
         program.done(text, 0)
-    return program.told(text)
+    return program.parse_output(text)
 
 
 def environment(folder: Path) -> dict[str, str]:

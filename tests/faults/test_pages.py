@@ -41,7 +41,7 @@ def harmless(tmp_path_factory):
     """The same records with an ordinary text: what pages are made of when nothing is hostile."""
     folder = tmp_path_factory.mktemp("harmless")
     records = published(folder, HARMLESS)
-    return site.made(folder, records), sheet(records, folder)
+    return site.page_files(folder, records), sheet(records, folder)
 
 
 @pytest.fixture(params=TEXTS)
@@ -50,7 +50,7 @@ def pages(request, tmp_path):
     text = TEXTS[request.param]
     folder = tmp_path / "boards"
     records = published(folder, text)
-    return text, site.made(folder, records), sheet(records, folder)
+    return text, site.page_files(folder, records), sheet(records, folder)
 
 
 def pages_in(files: dict[str, str]) -> list[str]:
@@ -142,7 +142,7 @@ def test_no_mixture_of_signs_is_markup(name):
 
 def test_a_record_names_no_column_of_ours(tmp_path):
     folder = tmp_path / "boards"
-    page = site.made(folder, published(folder, HARMLESS))["some-t-xt/some-t-xt-prefill-1x128.md"]
+    page = site.page_files(folder, published(folder, HARMLESS))["some-t-xt/some-t-xt-prefill-1x128.md"]
     (head, *_) = [line for line in page.splitlines() if line.startswith("| method")]
     names = [name.strip() for name in head.split("|")[1:-1]]
     assert len(set(names)) == len(names)
@@ -436,7 +436,7 @@ def test_two_models_never_share_a_page(tmp_path, pair):
         path = tmp_path / f"{record.id}.json"
         path.write_text(json.dumps(record.words()))
         records.append(entries.Entry(path, tmp_path))
-    files = site.made(tmp_path, records)
+    files = site.page_files(tmp_path, records)
     names = [name.lower() for name in files]
     assert len(set(names)) == len(names) == 3
     assert len(set(pages_in(files))) == 3
@@ -454,7 +454,7 @@ def test_a_picture_is_never_written_over_another_pages(tmp_path):
             path = tmp_path / f"{record.id}.json"
             path.write_text(json.dumps(record.words()))
             records.append(entries.Entry(path, tmp_path))
-    files = site.made(tmp_path, records)
+    files = site.page_files(tmp_path, records)
     assert len(pages_in(files)) == 3
     assert len(svgs_in(files)) == 2
     for name, page in files.items():

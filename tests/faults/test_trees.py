@@ -52,7 +52,7 @@ def finished(tmp_path_factory):
     """A folder of leaderboards with all its pages."""
     folder = tmp_path_factory.mktemp("finished") / "boards"
     records = published(folder, HARMLESS)
-    site.write(folder, site.made(folder, records))
+    site.write(folder, site.page_files(folder, records))
     return folder
 
 
@@ -274,7 +274,7 @@ def test_one_bad_record_is_named_and_left_out(boards, tmp_path, monkeypatch, how
 def test_a_disk_that_fills_up_leaves_whole_pages(full, monkeypatch, at):
     """The n-th page finds no room. Each page is the old or the new one, and the same command goes on."""
     entries = published(full, HARMLESS)
-    old = site.made(full, entries)
+    old = site.page_files(full, entries)
     new = {name: f"{text}<!-- new -->\n" for name, text in old.items()}
     calls = iter(range(100))
     inner = os.fsync

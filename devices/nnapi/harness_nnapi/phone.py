@@ -79,4 +79,4 @@ class Nnapi(Phone):
         elsewhere = benchmark_model.fallback(text)
         if elsewhere and (done.code == 0 or not elsewhere[0].startswith(benchmark_model.UNTOLD)):
             raise Unsupported(f"{self.name}: not all of it runs on NNAPI: {'; '.join(elsewhere)}")
-        return benchmark_model.told(text, done.code)
+        return benchmark_model.parse_output(text, done.code)

@@ -46,7 +46,7 @@ class OrinGpu(Remote):
         """Which words this version of trtexec knows."""
         done = self.folder.transport.run([self.binary, "--help"])
         if "--loadEngine" not in done.out:
-            cause = f"{self.where} has no trtexec at {self.binary}: {done.said}"
+            cause = f"{self.where} has no trtexec at {self.binary}: {done.message}"
             raise EnvironmentFault(cause, "name it in the device's file: tools: {trtexec: /path}")
         return done.out
 
@@ -97,7 +97,7 @@ class OrinGpu(Remote):
 
     def _built(self, text: str, code: int) -> dict[str, Any]:
         try:
-            return trtexec.told(text, code)
+            return trtexec.parse_output(text, code)
         except BadOutput as error:
             kind = Unsupported if CANNOT.search(error.cause) else HarnessError
             raise kind(f"{self.name}: {error.cause}") from error
@@ -110,7 +110,7 @@ class OrinGpu(Remote):
         engine = opened(handle).model
         times = f"{self.folder.path}/{handle.name}/times.json"
         done, seen = self._watch(trtexec.time(self.binary, engine, plan, times, self.help))
-        trtexec.told(done.out + done.err, done.code)
+        trtexec.parse_output(done.out + done.err, done.code)
         with tempfile.TemporaryDirectory(prefix="harness-times-") as here:
             self.folder.transport.pull(times, Path(here) / "times.json")
             compute, whole = trtexec.samples((Path(here) / "times.json").read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ class Jetson:
         self.folder, self.target = folder, target
 
     def model(self) -> str:
-        return self._told("cat", MODEL).strip("\0 \n")
+        return self._output("cat", MODEL).strip("\0 \n")
 
     def power(self) -> dict[str, Any]:
         """Its mode, and whether jetson_clocks holds its clocks, where it tells; what the file asks for must hold."""
@@ -41,7 +41,7 @@ class Jetson:
         return f"{found['power_mode'] or 'not told'}, {locked[found['clocks_locked']]}"
 
     def _mode(self) -> str:
-        found = MODE.search(self._told("nvpmodel", "-q"))
+        found = MODE.search(self._output("nvpmodel", "-q"))
         mode, wanted = found[1] if found else "", self.target.power_mode
         if wanted and mode != wanted:
             where = self.folder.transport.where
@@ -53,10 +53,10 @@ class Jetson:
 
     def clocks(self) -> dict[str, tuple[int, ...]]:
         """Least, most and now in Hz, where this user may ask jetson_clocks. It tells those of CPUs in kHz."""
-        said = CLOCK.findall(self._told("sudo", "-n", "jetson_clocks", "--show"))
+        said = CLOCK.findall(self._output("sudo", "-n", "jetson_clocks", "--show"))
         return {name: tuple(int(hz) * (1000 if name.startswith("cpu") else 1) for hz in known) for name, *known in said}
 
-    def _told(self, *words: str) -> str:
+    def _output(self, *words: str) -> str:
         done = self.folder.transport.run(list(words))
         return "" if done.code else done.out
 

@@ -47,5 +47,5 @@ def refused(error: HarnessError, device: str) -> HarnessError:
     return error
 
 
-def told(found: Mapping[str, Any]) -> dict[str, int]:
+def details(found: Mapping[str, Any]) -> dict[str, int]:
     return {"qnn_partitions": found["parts"], "qnn_binary_bytes": found["bytes"]}

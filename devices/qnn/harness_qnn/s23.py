@@ -88,7 +88,7 @@ class S23(Phone):
             if self.runtime == "net-run":
                 inputs.write(model, Path(made))
             handle = self.send(Path(made), COMPILED)
-        handle.told = htp.told(found)
+        handle.told = htp.details(found)
         return handle
 
     def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
@@ -107,7 +107,7 @@ class S23(Phone):
             asked = TimingPlan(plan.warmup, passes)
             words = perf_test.words(self.binary, handle.model, results, asked, self.target.threads, known)
             done = self.folder.transport.run(android.beside(beside, words), self.target.timeout_s)
-            found = perf_test.told(done.out + done.err, done.code)
+            found = perf_test.parse_output(done.out + done.err, done.code)
             if peak := found.get("Peak working set size"):
                 handle.memory = {"average": int(peak), "peak": int(peak)}
             written = self.folder.transport.run(["cat", results]).out
@@ -134,7 +134,7 @@ class S23(Phone):
             done = self.folder.transport.run(there, self.target.timeout_s)
             net_run.done(done.out + done.err, done.code)
             viewer = [f"{beside}/qnn-profile-viewer", "--input_log", f"{folder}/out/{net_run.LOG}"]
-            found = net_run.told(self.folder.transport.run(android.beside(beside, viewer)).out)
+            found = net_run.parse_output(self.folder.transport.run(android.beside(beside, viewer)).out)
             self.folder.remove(f"{handle.name}/out")
             return int(found["average"]["NetRun"])
 

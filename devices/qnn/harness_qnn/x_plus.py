@@ -50,5 +50,5 @@ class XPlus(OnnxRuntime):
         except BaseException:
             self.close(handle)
             raise
-        handle.model, handle.told = target, htp.told(found)
+        handle.model, handle.told = target, htp.details(found)
         return handle

@@ -52,7 +52,7 @@ class Adb:
     def _judged(self, done: Done) -> Done:
         code, out = ended(done.out)
         if code == NOTHING_CAME:
-            raise self._unreachable(done.said)
+            raise self._unreachable(done.message)
         self._answered = True
         return Done(code, out, done.err)
 
@@ -64,10 +64,10 @@ class Adb:
 
     def _copy(self, how: str, source: str, target: str) -> None:
         done = call([*self._client, how, source, target], 3600, self.where)
-        if done.code and (found := self._known(done.said)):
+        if done.code and (found := self._known(done.message)):
             raise found
         if done.code:
-            raise Refused(self.where, how, done.said)
+            raise Refused(self.where, how, done.message)
         self._answered = True
 
     def _known(self, said: str) -> Unreachable | None:

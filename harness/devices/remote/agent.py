@@ -31,7 +31,7 @@ kept: dict = {}  # of the open model
 
 
 def main():
-    for request in asked():
+    for request in requests():
         answer = {"nonce": request["nonce"], "agent": 2}
         try:
             answer.update(WORK[request["do"]](request))
@@ -40,7 +40,7 @@ def main():
         print("\n" + ANSWER + json.dumps(answer), flush=True)
 
 
-def asked():
+def requests():
     if os.name == "nt":  # where a thread that waits for input holds up imports; it ends after what it is doing
         return map(json.loads, sys.stdin)
     lines: queue.Queue = queue.Queue()
@@ -56,8 +56,8 @@ def listen(lines):
 
 def probe(request):
     found: dict = {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()}
-    found.update(model=told("/proc/device-tree/model") or cpu_name(), cores=cores(), state=state(0))
-    found["governors"] = sorted(set(filter(None, map(told, glob.glob(CPUS + "cpu*/cpufreq/scaling_governor")))))
+    found.update(model=read_text("/proc/device-tree/model") or cpu_name(), cores=cores(), state=state(0))
+    found["governors"] = sorted(set(filter(None, map(read_text, glob.glob(CPUS + "cpu*/cpufreq/scaling_governor")))))
     found.update(emulated=emulated(), packages={}, missing={})
     for name in request.get("packages", ()):
         try:
@@ -68,11 +68,11 @@ def probe(request):
 
 
 def keep(request):
-    session, inputs, told = opened(request)
+    session, inputs, facts = opened(request)
     elsewhere = (request.get("provider") or {}).get("library")  # what waits for an NPU does not run all the time
-    kept.update(told, run=bound(session, inputs), resident=memory())
+    kept.update(facts, run=bound(session, inputs), resident=memory())
     kept["threads"] = 0 if elsewhere else request.get("threads") or 1
-    return told
+    return facts
 
 
 def measure(request):
@@ -100,18 +100,18 @@ def measure(request):
 def once(request):
     import numpy
 
-    session, inputs, told = opened(request)
+    session, inputs, facts = opened(request)
     numpy.savez(request["outputs"], **{str(at): value for at, value in enumerate(session.run(None, inputs))})
-    return dict(told, outputs=[value.name for value in session.get_outputs()])
+    return dict(facts, outputs=[value.name for value in session.get_outputs()])
 
 
 def compiled(request):
     target = request["compiled"]
     entries = {"ep.context_enable": "1", "ep.context_file_path": target, "ep.context_embed_mode": "0"}
-    session, _, told = opened(dict(request, entries=entries))
+    session, _, facts = opened(dict(request, entries=entries))
     del session
     files = glob.glob(glob.escape(os.path.splitext(target)[0]) + "*.bin")
-    return dict(told, bytes=sum(map(os.path.getsize, files)))
+    return dict(facts, bytes=sum(map(os.path.getsize, files)))
 
 
 def devices(request):
@@ -153,7 +153,7 @@ def opened(request):
         known, base = [(provider["name"], provider.get("options") or {})], memory()
         session = onnxruntime.InferenceSession(request["model"], options, providers=known)
     placed = session.get_provider_graph_assignment_info() if tells else []
-    told = {
+    facts = {
         "parts": sum(part.ep_name == provider["name"] for part in placed) if tells else None,
         "fallback": [
             node.op_type + " " + node.name + " on " + part.ep_name
@@ -163,7 +163,7 @@ def opened(request):
         ],
         "base": base,
     }
-    return session, examples(session, request), told
+    return session, examples(session, request), facts
 
 
 def plugged(onnxruntime, provider):
@@ -222,11 +222,11 @@ TRIPPED = 95.0  # degrees at which phones and boards hold their clocks down
 
 def emulated():
     """Whether a PC plays an ARM processor: some files show what it really is; newer emulators play the first, too."""
-    shown = re.search("vendor_id|type:x86", told("/proc/cpuinfo") + told(CPUS + "modalias"))
+    shown = re.search("vendor_id|type:x86", read_text("/proc/cpuinfo") + read_text(CPUS + "modalias"))
     return bool(shown) and platform.machine().lower().startswith(("aarch64", "arm"))
 
 
-def told(path):
+def read_text(path):
     """The words of a small file, or nothing."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -240,7 +240,7 @@ def cpu_name():
         words = __import__("winreg")
         with words.OpenKey(words.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
             return words.QueryValueEx(key, "ProcessorNameString")[0].strip()
-    for line in told("/proc/cpuinfo").splitlines():
+    for line in read_text("/proc/cpuinfo").splitlines():
         if line.startswith(("model name", "Hardware")):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -254,38 +254,38 @@ def state(threads):
     """Time, what competed for it, clocks and temperatures. What this system does not tell is left out."""
     found: dict = {"time_ns": time.monotonic_ns(), "own_ns": time.process_time_ns(), "cores": cores()}
     found.update({"threads": threads} if threads else {})
-    pressure = told("/proc/pressure/cpu").partition("\n")[0].rpartition("total=")[2]
+    pressure = read_text("/proc/pressure/cpu").partition("\n")[0].rpartition("total=")[2]
     if pressure.isdigit():
         found["pressure_us"] = int(pressure)
-    words = told("/proc/stat").partition("\n")[0].split()[1:9]
+    words = read_text("/proc/stat").partition("\n")[0].split()[1:9]
     if len(words) == 8 and hasattr(os, "sysconf"):
         user, nice, system, _, _, irq, softirq, steal = (int(word) for word in words)
         tick = 10**9 // os.sysconf("SC_CLK_TCK")
         found["busy_ns"], found["steal_ns"] = (user + nice + system + irq + softirq) * tick, steal * tick
-    clocks = map(told, glob.glob(CPUS + "cpu*/cpufreq/scaling_cur_freq"))
+    clocks = map(read_text, glob.glob(CPUS + "cpu*/cpufreq/scaling_cur_freq"))
     found["clocks_khz"] = [int(word) for word in clocks if word.isdigit()]
     zones = temperatures()
     if zones:
         found["temperatures_c"] = zones
         found["throttle"] = sorted(name + " is hot" for name, degrees in zones.items() if degrees >= TRIPPED)
         for path in glob.glob("/sys/class/thermal/cooling_device*"):  # a fan is no brake
-            if "freq" in told(path + "/type") and told(path + "/cur_state") not in ("", "0"):
-                found["throttle"].append(told(path + "/type") + " is held down")
+            if "freq" in read_text(path + "/type") and read_text(path + "/cur_state") not in ("", "0"):
+                found["throttle"].append(read_text(path + "/type") + " is held down")
     return found
 
 
 def temperatures():
     zones = {}
     for folder in sorted(glob.glob("/sys/class/thermal/thermal_zone*")):
-        words = told(folder + "/temp")
+        words = read_text(folder + "/temp")
         if words.lstrip("-").isdigit() and int(words) > 0:
-            zones[told(folder + "/type") or os.path.basename(folder)] = int(words) / 1000
+            zones[read_text(folder + "/type") or os.path.basename(folder)] = int(words) / 1000
     return zones
 
 
 def memory():
     """Resident bytes of this process now and at most, where the system tells."""
-    found = re.findall(r"^Vm(?:HWM|RSS):\s*(\d+) kB", told("/proc/self/status"), re.MULTILINE)
+    found = re.findall(r"^Vm(?:HWM|RSS):\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
     return [int(now) * 1024 for now in reversed(found)] if len(found) == 2 else None
 
 

@@ -80,7 +80,7 @@ class Process:
                 break
         else:
             done = self._talk.ended()
-            raise self._silent(self.where, done.code, done.said)
+            raise self._silent(self.where, done.code, done.message)
         reply = self._parsed(line.removeprefix(agent.ANSWER))
         if reply.pop("nonce", "") != nonce:
             raise HarnessError(f"{self.where} answered something else than it was asked", AGAIN)

@@ -32,7 +32,7 @@ CALM = ("", "0")  # what a thermal service says when nothing is held down
 
 def look(transport: Transport) -> dict[str, Any]:
     """Its properties, what it calls itself, and the state it is in. What has no `getprop` tells nothing."""
-    found: dict[str, Any] = {name: _told(transport, ["getprop", prop]).strip() for name, prop in PROPERTIES.items()}
+    found: dict[str, Any] = {name: _output(transport, ["getprop", prop]).strip() for name, prop in PROPERTIES.items()}
     found["model"] = " ".join(filter(None, [found["maker"], found["product"], found["soc"]]))
     found["emulated"] = found["hardware"] in EMULATED or found["qemu"] == "1"
     return {**found, "state": state(transport)}
@@ -47,13 +47,13 @@ def usable(transport: Transport, program: str, where: str) -> str:
     content = transport.run(["sha256sum", program])
     if content.code or not content.out.strip():
         raise EnvironmentFault(
-            f"{where}: {content.said or f'sha256sum {program} printed nothing'}",
+            f"{where}: {content.message or f'sha256sum {program} printed nothing'}",
             "push it there with its libraries beside it",
         )
     tried = transport.run(beside(program.rpartition("/")[0], [program, "--help"]))
     if tried.code in (126, 127) or tried.code > 128 or "CANNOT LINK" in tried.out + tried.err:
         raise EnvironmentFault(
-            f"{where}: {program} does not run: {tried.said}", "chmod +x, and its libraries beside it"
+            f"{where}: {program} does not run: {tried.message}", "chmod +x, and its libraries beside it"
         )
     return content.out.split()[0][:16]
 
@@ -61,9 +61,9 @@ def usable(transport: Transport, program: str, where: str) -> str:
 def state(transport: Transport) -> dict[str, Any]:
     """The thermal service's own words, where the shell may ask it; else the zones that it may read."""
     found: dict[str, Any] = {"time_ns": time.monotonic_ns()}
-    service = _told(transport, ["dumpsys", "thermalservice"])
+    service = _output(transport, ["dumpsys", "thermalservice"])
     degrees = {name: float(value) for value, name in SENSOR.findall(service)}  # the newest of each stand last
-    for line in _told(transport, ["sh", "-c", ZONES]).splitlines():
+    for line in _output(transport, ["sh", "-c", ZONES]).splitlines():
         name, _, value = line.rpartition(" ")
         if not service and name and value.lstrip("-").isdigit() and 0 < int(value) < 200_000:
             degrees[name] = int(value) / 1000
@@ -76,7 +76,7 @@ def state(transport: Transport) -> dict[str, Any]:
     return found
 
 
-def _told(transport: Transport, words: Sequence[str]) -> str:
+def _output(transport: Transport, words: Sequence[str]) -> str:
     done = transport.run(words)
     return "" if done.code else done.out
 

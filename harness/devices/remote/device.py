@@ -109,7 +109,7 @@ class Remote:
         done = self.folder.transport.run(self.folder.shell.temporary())
         if done.code:
             remedy = "log in by hand and look" if self.target.system == "posix" else "name its Python: python"
-            raise EnvironmentFault(f"{self.where} runs no command: {done.said}", remedy)
+            raise EnvironmentFault(f"{self.where} runs no command: {done.message}", remedy)
         return f"{self.where} answers"
 
     def _space(self) -> str:

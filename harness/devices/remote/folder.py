@@ -72,7 +72,9 @@ class Folder:
         done = self.transport.run(self.shell.hashes(paths), timeout_s=600)
         found = [line.lstrip("\\").partition(" ")[0] for line in done.out.splitlines() if line.strip()]
         if done.code or len(found) != len(paths):
-            raise EnvironmentFault(f"{self.transport.where} cannot hash what it was sent: {done.said}", "try it again")
+            raise EnvironmentFault(
+                f"{self.transport.where} cannot hash what it was sent: {done.message}", "try it again"
+            )
         return found
 
     def free(self) -> int | None:
@@ -111,7 +113,7 @@ class Folder:
     def _must(self, words: list[str], what: str) -> str:
         done = self.transport.run(words)
         if done.code:
-            raise EnvironmentFault(f"{self.transport.where} cannot {what}: {done.said}", "name another folder")
+            raise EnvironmentFault(f"{self.transport.where} cannot {what}: {done.message}", "name another folder")
         return (done.out.strip().splitlines() or [""])[-1]  # a login may print above it
 
 

@@ -111,7 +111,7 @@ class Ssh:
         if done.code == LOST:
             raise self._unreachable(done.err)
         if done.code:
-            raise Refused(self.where, order.split()[0], done.said)
+            raise Refused(self.where, order.split()[0], done.message)
         self._answered = True
 
     def _unreachable(self, said: str) -> Unreachable:

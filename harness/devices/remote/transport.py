@@ -50,7 +50,7 @@ class Done:
     err: str
 
     @property
-    def said(self) -> str:
+    def message(self) -> str:
         """The last line that says why."""
         lines = [line.strip() for line in (self.err + "\n" + self.out).splitlines() if line.strip()]
         return lines[-1] if lines else f"nothing, and ended with {self.code}"

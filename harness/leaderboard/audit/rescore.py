@@ -73,7 +73,7 @@ def followed(entry: Entry, dense: Dense) -> Iterator[str]:
         if not ours or (words or {}).get("scale", score.scale) != score.scale:
             yield f"{name}: its samples are not those of such a score"
             continue
-        value, stderr = stats.told(list(ours.values()), score.scale)
+        value, stderr = stats.estimate(list(ours.values()), score.scale)
         known = score.model_dump(mode="json", include={"value", "stderr", "n"})
         found = apart(known, {"value": value, "stderr": stderr, "n": len(ours)})
         yield from (f"{name}: {where}" for where in [*found, *_against(entry, name, ours, dense)])
@@ -98,7 +98,7 @@ def _against(entry: Entry, name: str, ours: Mapping[str, float], dense: Dense) -
 
 
 def _figures(ours: Mapping[str, float], theirs: Mapping[str, float], scale: str) -> dict[str, Any]:
-    values = (*stats.told(list(theirs.values()), scale), *stats.change(ours, theirs, scale))
+    values = (*stats.estimate(list(theirs.values()), scale), *stats.change(ours, theirs, scale))
     return dict(zip(AGAINST, values, strict=True))
 
 

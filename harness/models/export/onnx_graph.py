@@ -57,7 +57,7 @@ def _write(model: Any, workload: Workload, folder: Path) -> Exported:
     folder.mkdir(parents=True, exist_ok=True)
     onnx_ir.save(graph, folder / FILE, external_data=f"{FILE}.data")
     inputs, outputs = _shapes(graph.graph.inputs), _shapes(graph.graph.outputs)
-    return Exported(folder / FILE, workload, inputs, outputs, _told(workload, inputs, outputs))
+    return Exported(folder / FILE, workload, inputs, outputs, _description(workload, inputs, outputs))
 
 
 def suits(model: Any, workload: Workload) -> None:
@@ -194,7 +194,7 @@ def _shapes(values: Any) -> dict[str, tuple[int, ...]]:
     return {value.name: tuple(int(size) for size in value.shape) for value in values}
 
 
-def _told(workload: Workload, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
+def _description(workload: Workload, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
     if workload.kind == "image":
         return f"ONNX opset {OPSET}, {workload}: {', '.join(outputs)}"
     past, present = (sum(name.endswith(".keys") for name in names) for names in (inputs, outputs))

@@ -145,12 +145,12 @@ def main() -> None:
     try:
         answer(asked.folder, asked.out, asked.dtype, asked.workload, asked.logits_only)
     except HarnessError as error:
-        sys.exit(told(error.cause, error.exit_code))
+        sys.exit(report(error.cause, error.exit_code))
     except (OSError, SafetensorError) as error:  # the disk
-        sys.exit(told(str(error), EnvironmentFault.exit_code))
+        sys.exit(report(str(error), EnvironmentFault.exit_code))
 
 
-def told(cause: str, code: int) -> int:
+def report(cause: str, code: int) -> int:
     print(cause, file=sys.stderr)
     return code
 

@@ -38,9 +38,9 @@ class Tally:
         self.anatomy, self.stays = anatomy, stays
         self.counts = {name: int(units.sum()) for name, units in stays.items()}
         self.dense = anatomy.params(prunable=True)
-        self.gone = self._gone()
+        self.gone = self._removed()
 
-    def _gone(self) -> int:
+    def _removed(self) -> int:
         return self.dense - self.anatomy.params(self.counts, prunable=True)
 
     def weight(self, name: str) -> int:
@@ -57,7 +57,7 @@ class Tally:
         self.stays[name][unit] = stay
         self.counts[name] += 1 if stay else -1
         if name == "hidden":  # every other unit's weight is another now
-            self.gone = self._gone()
+            self.gone = self._removed()
 
 
 def to_budget(

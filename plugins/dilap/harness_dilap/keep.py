@@ -36,8 +36,8 @@ def saved(file: Path) -> dict[str, Any] | None:
         return None
 
 
-class Heard:
-    """What was judged already, in order: a search that was killed among its judgements hears again what they said."""
+class Judgements:
+    """Judgements so far, in order: a search that was killed among them goes on with the stored ones."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.at = file, 0

@@ -21,7 +21,7 @@ from harness.pruning.training.loop import seeded
 from harness_dilap import inner as levels
 from harness_dilap import picture, project
 from harness_dilap.gates import Gates
-from harness_dilap.keep import Heard, save, saved
+from harness_dilap.keep import Judgements, save, saved
 from harness_dilap.search import Plan, Search, Splits, State
 from harness_dilap.settings import TRAINS, fault
 
@@ -82,7 +82,7 @@ class Dilap:
         target = nearby(ctx.work_dir, limit / cost.dense, fastest / cost.dense)
         worth = {site.name: state[site.name] for site in ctx.anatomy.blocks()}
         with plain_attention(model, self.length):
-            found = self._found(model, ctx, worth, target)
+            found = self._search_once(model, ctx, worth, target)
         if (search := file_of(ctx, "found", target)) not in self.counted:
             ctx.trained(found["told"]["tokens"]["inner"])
             self.counted.add(search)
@@ -100,7 +100,7 @@ class Dilap:
             files={"search.svg": picture.drawn(ctx.anatomy, shape, found["log"], title)},
         )
 
-    def _found(self, model: Any, ctx: Context, worth: dict[str, Tensor], target: float) -> dict[str, Any]:
+    def _search_once(self, model: Any, ctx: Context, worth: dict[str, Tensor], target: float) -> dict[str, Any]:
         """What a search for this target found, made once; a killed one goes on where it was saved."""
         file, going, heard = (file_of(ctx, name, target) for name in ("found", "search", "heard"))
         if (known := saved(file)) is not None:
@@ -113,14 +113,14 @@ class Dilap:
             inner = self._inner(distance, windows[splits.outer])
         search = Search(Plan.of(target, self), splits, distance, inner, guide(self.guide, ctx), worth, ctx, going)
         done = search.run()
-        shape, positions, losses = self._polished(ctx, search, done, target, Heard(heard))
+        shape, positions, losses = self._polished(ctx, search, done, target, Judgements(heard))
         found = {
             "shape": shape,
             "positions": positions,
             "ranks": done.gates.ranks,
             "rewrites": inner.rewrites() if self.merge else {},
             "log": done.log,
-            "told": self._told(search, target, losses),
+            "told": self._details(search, target, losses),
         }
         save(found, file)
         for spent in (going, heard):
@@ -128,7 +128,7 @@ class Dilap:
         return found
 
     def _polished(
-        self, ctx: Context, search: Search, done: State, target: float, heard: Heard
+        self, ctx: Context, search: Search, done: State, target: float, heard: Judgements
     ) -> tuple[dict[str, int], Tensor, dict[str, list[float]]]:
         """Whole units at the searched budget: what the held-out text likes best, exchanged while it likes that."""
         cost, limit = ctx.latency, target * ctx.latency.dense
@@ -181,7 +181,7 @@ class Dilap:
                 f"{model.dtype} swallows the small steps of all weights", "set inner=lora, or --dtype fp32"
             )
 
-    def _told(self, search: Search, target: float, losses: dict[str, list[float]]) -> dict[str, Any]:
+    def _details(self, search: Search, target: float, losses: dict[str, list[float]]) -> dict[str, Any]:
         """Facts for the record, the same on every run. A training step is three passes: forward, back to the
         activations, back to the weights; the search's passes are counted in those over all its windows."""
         steps, splits, tokens = self.steps, search.splits, self.samples * self.length

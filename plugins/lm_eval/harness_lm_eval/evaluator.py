@@ -18,7 +18,7 @@ from harness.records.keys import canonical
 from harness_lm_eval import rows
 from harness_lm_eval.tasks import SUBJECTS, TASKS, Part
 
-Asked = tuple[str, Any, Any, list[Any]]  # a document's name, its task, itself, and the requests
+Question = tuple[str, Any, Any, list[Any]]  # a document's name, its task, itself, and the requests
 
 
 class Benchmark:
@@ -31,12 +31,12 @@ class Benchmark:
         self.parts = _chosen(TASKS[self.name], subjects)
 
     @cached_property
-    def found(self) -> list[rows.Found]:
+    def sources(self) -> list[rows.TaskRows]:
         return [rows.find(part.source) for part in self.parts]
 
     def identity(self, fetch: bool) -> dict[str, Any]:
         """What is asked: lm-eval's version, and the rows by their content."""
-        here = self.found if fetch else [rows.find(part.source, fetch) for part in self.parts]
+        here = self.sources if fetch else [rows.find(part.source, fetch) for part in self.parts]
         told: dict[str, Any] = {"lm_eval": version("lm-eval")}
         return told | {part.name: found.identity for part, found in zip(self.parts, here, strict=True)}
 
@@ -44,7 +44,7 @@ class Benchmark:
         from harness_lm_eval.model import SharedLM
 
         lm = SharedLM(model, ctx.tokenizer, ctx.progress)
-        asked = list(self.asked(ctx.limit))
+        asked = list(self.questions(ctx.limit))
         answers = iter(lm.loglikelihood([one for *_, requests in asked for one in requests], disable_tqdm=True))
         values: dict[str, dict[str, float]] = defaultdict(dict)
         for key, task, doc, requests in asked:
@@ -58,15 +58,15 @@ class Benchmark:
         main = Score(values["acc"], higher_is_better=True, **about)
         return {"": main} | {name: Score(values[name], True, **about) for name in values if name != "acc"}
 
-    def asked(self, limit: int | None) -> Iterator[Asked]:
+    def questions(self, limit: int | None) -> Iterator[Question]:
         """The first documents of every part, with lm-eval's requests for each."""
-        for part, found, share in zip(self.parts, self.found, _shares(len(self.parts), limit), strict=True):
+        for part, found, share in zip(self.parts, self.sources, _shares(len(self.parts), limit), strict=True):
             if share == 0:
                 continue
-            with _told(f"the rows of {part.name}", part):
+            with _naming_the_benchmark(f"the rows of {part.name}", part):
                 task = part.build(found, self.fewshot, share)
             for number, doc in task.doc_iterator(limit=share):
-                with _told(f"row {part.name}/{number}", part):
+                with _naming_the_benchmark(f"row {part.name}/{number}", part):
                     context = task.fewshot_context(doc, self.fewshot)
                     requests = task.construct_requests(doc=doc, ctx=context, metadata=(part.name, number, 1))
                     asked = f"{part.name}/{number}", task, doc, requests
@@ -74,13 +74,13 @@ class Benchmark:
                 yield asked
 
     def _details(self, first: Any, split: str) -> dict[str, Any]:
-        count, taken = self.found[0].counts.get(split, (0, 0))
+        count, taken = self.sources[0].counts.get(split, (0, 0))
         return {
             "task_version": first.VERSION,
             "lm_eval": version("lm-eval"),
             "fewshot": self.fewshot,
             "split": split,
-            "data": _named(self.name, self.found),
+            "data": _named(self.name, self.sources),
             "documents_from": "the first of the split" + (", each subject in turn" if len(self.parts) > 1 else ""),
             **({"rows": {"in the split": count, "that may be asked": taken}} if taken < count else {}),
         }
@@ -96,7 +96,7 @@ def _notes(lm: Any) -> list[str]:
 
 
 @contextmanager
-def _told(what: str, part: Part) -> Iterator[None]:
+def _naming_the_benchmark(what: str, part: Part) -> Iterator[None]:
     """lm-eval's definitions take their columns and answers for granted."""
     try:
         yield
@@ -109,7 +109,7 @@ def _told(what: str, part: Part) -> Iterator[None]:
         ) from error
 
 
-def _answerable(asked: Asked) -> None:
+def _answerable(asked: Question) -> None:
     """A row without a valid answer (hidden test sets have such) would only ever count as wrong."""
     key, task, doc, _ = asked
     answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
@@ -120,7 +120,7 @@ def _answerable(asked: Asked) -> None:
         )
 
 
-def _named(name: str, found: Sequence[rows.Found]) -> dict[str, Any]:
+def _named(name: str, found: Sequence[rows.TaskRows]) -> dict[str, Any]:
     """The rows by their content; of many parts, one hash over all."""
     if len(found) == 1:
         return found[0].identity

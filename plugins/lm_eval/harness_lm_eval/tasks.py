@@ -33,7 +33,7 @@ class Part:
 
         return load_yaml(DEFINITIONS / self.file)
 
-    def build(self, found: rows.Found, fewshot: int, limit: int | None) -> Any:
+    def build(self, found: rows.TaskRows, fewshot: int, limit: int | None) -> Any:
         """lm-eval's own task over the rows. Where only its second choice of split is at hand, that is evaluated."""
         from lm_eval.api.task import ConfigurableTask
 

@@ -37,7 +37,7 @@ def words(binary: str, model: str, passes: int, threads: int, nnapi: bool, accel
     ]
 
 
-def told(text: str, code: int) -> dict[str, Any]:
+def parse_output(text: str, code: int) -> dict[str, Any]:
     """Of the timed passes, which come last: how many, and figures in nanoseconds; memory in bytes."""
     counts = COUNT.findall(text)
     if code or not counts:

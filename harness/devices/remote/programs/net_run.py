@@ -46,7 +46,7 @@ def done(text: str, code: int) -> None:
         raise BadOutput(f"qnn-net-run: {fault(text, FAULTS, code)}", "run it by hand and look")
 
 
-def told(text: str) -> dict[str, dict[str, Any]]:
+def parse_output(text: str) -> dict[str, dict[str, Any]]:
     """Of the viewer: per kind (average, min, max) the events of an execution in nanoseconds; cycles as they are.
 
     NetRun holds the RPC, which holds the accelerator. There are no single passes and no percentiles.

@@ -35,7 +35,7 @@ def words(
     return [*found, model, results]
 
 
-def told(text: str, code: int) -> dict[str, Any]:
+def parse_output(text: str, code: int) -> dict[str, Any]:
     """Its figures: times in nanoseconds, counts and bytes as they are."""
     found: dict[str, Any] = {}
     for name, value, unit in FIGURE.findall(text):

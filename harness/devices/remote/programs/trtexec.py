@@ -67,7 +67,7 @@ def version(text: str) -> str:
     return f"{number // per}.{number % per // 100}.{number % 100}"
 
 
-def told(text: str, code: int) -> dict[str, Any]:
+def parse_output(text: str, code: int) -> dict[str, Any]:
     """Its version and its own figures, in nanoseconds; BadOutput with its reason if it did not pass."""
     if code or "&&&& FAILED" in text or ("&&&& RUNNING" in text and "&&&& PASSED" not in text):
         raise BadOutput(f"trtexec: {fault(text, FAULTS, code)}", "run it by hand and look")
