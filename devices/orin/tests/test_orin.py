@@ -124,7 +124,7 @@ def test_clocks_and_their_units(orin, monkeypatch):
     cpu = OrinCpu()
     cpu.probe()
     assert cpu.found["clocks_locked"] is None  # there is no jetson_clocks, or no right to ask it
-    monkeypatch.setattr(Jetson, "_told", lambda self, *words: CLOCKS if "jetson_clocks" in words else "")
+    monkeypatch.setattr(Jetson, "_output", lambda self, *words: CLOCKS if "jetson_clocks" in words else "")
     assert cpu.jetson.clocks() == {
         "cpu0": (729_600_000, 2_201_600_000, 2_112_000_000),
         "GPU": (306_000_000, 1_300_500_000, 306_000_000),
@@ -132,7 +132,7 @@ def test_clocks_and_their_units(orin, monkeypatch):
     }
     assert cpu.jetson.power()["clocks_locked"] is False
     locked = re.sub(r"MinFreq=\d+ MaxFreq=(\d+)", r"MinFreq=\1 MaxFreq=\1", CLOCKS)
-    monkeypatch.setattr(Jetson, "_told", lambda self, *words: locked if "jetson_clocks" in words else "")
+    monkeypatch.setattr(Jetson, "_output", lambda self, *words: locked if "jetson_clocks" in words else "")
     assert cpu.jetson.power()["clocks_locked"] is True
     cpu.folder.end()
 
