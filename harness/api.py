@@ -227,11 +227,11 @@ class Context:
 
     latency   for methods that need it: `time(shape)` in nanoseconds, exactly; `smooth({site: units})`, a torch scalar
               with gradients, the lower convex hull if `convex=1`; `dense`, `floor` and `share(shape)`. See
-              `harness.latency.cost_table.table.CostModel`.
+              `harness.latency.cost_table.cost_model.CostModel`.
     measured  for evaluators that need it: "memory" (average, peak, total) or None, "energy_j" per pass or None
     trained   for methods that train: told how many tokens a step learned from, so that the record can say it
     work_dir  the only folder to write to. A pruner finds there what an earlier try for this budget left
-    cut       for recoveries: what was cut, in canonical form, as `harness.models.surgery.CheckedCut` has it
+    cut       for recoveries: what was cut, in canonical form, as `harness.models.cut.CheckedCut` has it
     dense     for evaluators that need it: the dense model; the one they judge itself, where that is dense
     """
 

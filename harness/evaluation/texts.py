@@ -366,19 +366,22 @@ def tokenize(tokenizer: Any, documents: list[str], join: str = "\n\n") -> torch.
 
     A text of a megabyte takes a second, and the dense and the pruned model read the same one: the last few are kept.
     """
-    import torch
-
     text = join.join(documents)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.long)
+        return _ids(tokenizer, text)
     key = hashlib.sha256(f"{backend.to_str()}\0{text}".encode(errors="surrogatepass")).digest()
     if key not in _tokens:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        _tokens[key] = torch.tensor(ids, dtype=torch.long)
+        _tokens[key] = _ids(tokenizer, text)
         while len(_tokens) > 8:
             del _tokens[next(iter(_tokens))]
     return _tokens[key].clone()
 
 
 _tokens: dict[bytes, torch.Tensor] = {}
+
+
+def _ids(tokenizer: Any, text: str) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.long)
