@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import json
@@ -225,11 +226,30 @@ def test_ray_is_told_to_leave_the_environment_of_uv_alone_before_it_is_imported(
         ray_engine.Ray("nowhere")
 
 
-def test_a_step_on_a_node_has_its_time_too(tmp_path, runs, one_process):
+def test_a_step_on_a_node_has_its_time_too(tmp_path, runs, one_process, monkeypatch):
+    """The first alarm strikes within a callback of the garbage collector, where Python drops its exception."""
     item = sweep.items(asks("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path))[0]
-    told = ray_engine._after(item.words, "make", str(runs), "", 0.01, None, None)
+    step, dropped = ray_engine.steps.step, []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: dropped.append(error.exc_type))
+
+    def collect(phase: str, _: dict) -> None:
+        if phase == "start" and not dropped:
+            time.sleep(1)
+
+    def endless(*_):
+        gc.callbacks.append(collect)
+        try:
+            gc.collect()
+        finally:
+            gc.callbacks.remove(collect)
+        time.sleep(60)
+
+    monkeypatch.setattr(ray_engine.steps, "step", endless)
+    told = ray_engine._after(item.words, "make", str(runs), "", 0.5, None, None)
     (record,) = Store(runs).records()
-    assert (record.status, record.reason) == ("timeout", "make: took longer than 0.01 s")
+    assert (record.status, record.reason) == ("timeout", "make: took longer than 0.5 s")
+    assert dropped == [ray_engine.Late]
+    monkeypatch.setattr(ray_engine.steps, "step", step)
     assert ray_engine._after(item.words, "time", str(runs), "", None, told, None) is told  # the cell has ended
     assert ray_engine._after(item.words, "make", str(runs), "", 600, None, None)["status"] == ""
 

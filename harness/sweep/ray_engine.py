@@ -21,6 +21,7 @@ from harness.sweep.ray_nodes import Needs, Task
 from harness.sweep.steps import Words
 
 RETRIES = 3  # of a piece of work whose node or process was lost
+RAISE_AGAIN_S = 1.0  # Python drops an exception that is raised within a finaliser or a callback of the collector
 HANDED_ON = ("HARNESS_", "HF_", "ONEDNN_", "OMP_")  # environment that decides what comes out
 
 
@@ -29,7 +30,7 @@ def resource(device: str) -> str:
 
 
 class Late(BaseException):
-    """A step has had its time; nothing on the way may take it for a fault of its own."""
+    """A step ran out of time. It is no `Exception`, so that no handler on the way takes it for its own."""
 
 
 def _after(
@@ -45,10 +46,11 @@ def _after(
         raise Late
 
     known = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, timeout_s or 0)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s or 0, RAISE_AGAIN_S)
     try:
         return steps.step(words, until, root, command, before["started"] if before else "")
-    except BaseException:  # Late, or what came of it on its way
+    except BaseException:  # Late, or an error that Late caused
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if not over:
             raise
         return steps.fail(words, root, "timeout", f"{until}: took longer than {timeout_s:g} s", command)
