@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import pluggy
 
@@ -15,13 +17,52 @@ from harness.quantities import Workload as Workload
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
     from harness.models.anatomy.core import Anatomy
 
-API_VERSION = 1
-"""Raised when a name or an argument that plug-ins use goes away or changes its meaning; never for what is added. A
-plug-in's module may say what it was written for, `HARNESS_API = 1`; one of another is a line with its reason."""
+API_VERSION = 2
+"""The version of what plug-ins use. It is raised when a name or an argument goes away or changes its meaning.
+
+A plug-in's module may state the version it was written for, `HARNESS_API = 2`. Plug-ins for the version before still
+load: a name that has changed since works and warns. A plug-in for any other version is listed as broken."""
+OLDEST_API = 1
 hookimpl = pluggy.HookimplMarker("harness")
+
+Class = TypeVar("Class", bound=type)
+
+
+def renamed_fields(**new_names: str) -> Callable[[Class], Class]:
+    """A class decorator: fields can be given and read under their names of API version 1 too, with a warning."""
+
+    def warn(cls: type, old: str) -> None:
+        new = new_names[old]
+        warnings.warn(f"{cls.__name__}.{old} is now called {new}", DeprecationWarning, stacklevel=3)
+
+    def decorate(cls: Class) -> Class:
+        init: Callable[..., None] = vars(cls)["__init__"]
+
+        @functools.wraps(init)
+        def with_old_names(self: Any, *args: Any, **values: Any) -> None:
+            for old, new in new_names.items():
+                if old in values:
+                    warn(cls, old)
+                    values[new] = values.pop(old)
+            init(self, *args, **values)
+
+        def alias(old: str) -> property:
+            def read(self: Any) -> Any:
+                warn(cls, old)
+                return getattr(self, new_names[old])
+
+            return property(read)
+
+        setattr(cls, "__init__", with_old_names)  # noqa: B010
+        for old in new_names:
+            setattr(cls, old, alias(old))
+        return cls
+
+    return decorate
 
 
 # --- what a plug-in registers: data only ---------------------------------------------------------
@@ -56,16 +97,26 @@ class Spec:
     exceptions: Mapping[str, str] = field(default_factory=dict)  # checks of the kit that it fails, and why; strict
 
 
+@renamed_fields(families="architectures", sound="check_settings")
 @dataclass(frozen=True, kw_only=True)
 class PrunerSpec(Spec):
+    """A method. `architectures` names those it works on, or single model types of them; "*" stands for all.
+
+    `check_settings` names a function, "module:function", of a module that imports nothing heavy. It gets all settings
+    and returns the problem with them together and its remedy, or None.
+    """
+
     paper: str = ""
     kinds: tuple[str, ...] = ("structured",)
     budgets: tuple[str, ...] = ("ratio",)
-    families: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+    architectures: tuple[str, ...] = ("*",)
     needs: tuple[str, ...] = ()  # calibration, gradients, latency (fills ctx.latency), training (few runs per budget)
     updates_weights: bool = False
     differs: tuple[str, ...] = ()  # where it leaves its paper, a line each; the card says more
-    sound: str = ""  # "module:function", light: of all settings, what is wrong with them together and what to do
+    check_settings: str = ""
+
+    def works_on(self, anatomy: Anatomy) -> bool:
+        return not {"*", anatomy.architecture, anatomy.family}.isdisjoint(self.architectures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +154,15 @@ class RecoverySpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArchitectureSpec(Spec):
+    """A kind of network. `target` is an `Architecture`; `model_types` are those of config.json that it serves."""
+
+    model_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """A model before its weights: shape facts in the words of its config.json, and where to get the rest."""
+    """A model before its weights: the fields of its config.json, and where to get the rest."""
 
     name: str
     summary: str
@@ -120,6 +178,7 @@ class ModelCard:
 # --- what goes to and fro -------------------------------------------------------------------------
 
 
+@renamed_fields(told="details")
 @dataclass
 class Cut:
     """A pruner's decision. The harness applies it; the pruner changes nothing itself.
@@ -127,7 +186,7 @@ class Cut:
     keep      site -> indices of the units that stay; sites not named stay whole
     masks     tensor name -> bool tensor of the tensor's shape, False where an element becomes zero
     rewrites  tensor name -> new value at the dense shape (merged adapters, compensated biases)
-    told      plain facts about the search, for the record: steps, splits, losses
+    details   plain facts about the search, for the record: steps, splits, losses
     files     name -> text, saved in `notes/` beside the model: pictures (SVG), tables
     """
 
@@ -135,7 +194,7 @@ class Cut:
     masks: Mapping[str, torch.Tensor] = field(default_factory=dict)
     rewrites: Mapping[str, torch.Tensor] = field(default_factory=dict)
     why: str = ""
-    told: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -196,7 +255,8 @@ class Samples:
     before, after   counters and readings; the names that gates understand stand in `harness.latency.gates`
     memory          bytes of this model alone while it ran: average and peak
     energy_j        joules of the timed passes, where a meter can be read; energy_note: what of, or why there are none
-    told            plain figures of the model as it lies on this device: parts of a graph, bytes of a binary
+    told            plain figures of the model as it lies on this device: parts of a graph, bytes of a binary. The name
+                    is that of the stored field
     """
 
     wall_ns: list[int]
@@ -233,6 +293,7 @@ class Context:
     work_dir  the only folder to write to. A pruner finds there what an earlier try for this budget left
     cut       for recoveries: what was cut, in canonical form, as `harness.models.cut.CheckedCut` has it
     dense     for evaluators that need it: the dense model; the one they judge itself, where that is dense
+    task      what goes into the model and what comes out, as `Task` describes it
     """
 
     anatomy: Anatomy
@@ -249,9 +310,106 @@ class Context:
     dense: Any = None
     latency: Any = None
     cut: Any = None
+    task: Task | None = None
+
+    def batches(self, count: int, **size: int) -> list[Inputs]:
+        """So many inputs to learn from, of any task; `size` is a text's `length` or an image's `size`."""
+        if self.calibration is None or self.task is None:
+            raise ValueError("the spec of this plug-in does not say needs=('calibration',)")
+        return self.task.batches(self.calibration, count, **size)
 
 
 # --- what a plug-in implements ------------------------------------------------------------------
+
+Inputs = Mapping[str, "Tensor"]  # what one pass takes in: `input_ids`, or `pixel_values` and `labels`
+
+
+class Task(Protocol):
+    """What goes into a network and what comes out, for everything that runs one: text, images."""
+
+    name: str
+    kinds: tuple[str, ...]  # of workloads
+    default: Workload  # where neither the user nor the device names one
+
+    def batches(self, source: Callable[..., Tensor], count: int, **size: int) -> list[Inputs]:
+        """`count` inputs of calibration data, drawn by `source`."""
+
+    def forward(self, model: Any, inputs: Inputs) -> None:
+        """One pass for what happens within; the outputs are not used, and as few as possible are computed."""
+
+    def logits(self, model: Any, inputs: Inputs) -> Tensor:
+        """A row of class scores for each position or image."""
+
+    def loss(self, logits: Tensor, inputs: Inputs) -> Tensor:
+        """The mean loss that training lowers."""
+
+    def probe(self, model: Any) -> Inputs:
+        """Fixed inputs on which two copies of a model are compared."""
+
+    def runner(self, model: Any, workload: Workload) -> Callable[[], None]:
+        """One timed pass, as something to call."""
+
+    def flops(self, anatomy: Anatomy, shape: Shape, workload: Workload) -> int:
+        """Multiply-adds times two of one pass at this shape, without weights."""
+
+    def counted_flops(self, model: Any, workload: Workload) -> int:
+        """The same by counting the products of one pass; the model may lie on the meta device."""
+
+    def count(self, inputs: Inputs) -> int:
+        """How many positions or images a step learns from."""
+
+
+class Architecture(Protocol):
+    """How a kind of network is put together. Nothing outside `harness.models` knows more about a network than this.
+
+    Optional beside it: `sublayers(layer)`, for residual networks: the kind of each sub-layer of a layer with its norm,
+    its module and the last linear in that, as `harness.models.architectures.decoder.Sublayer` has them.
+    """
+
+    name: str
+    task: str
+
+    def check(self, config: Mapping[str, Any], where: str) -> None:
+        """Refuse a config with a field of the wrong type or out of range; `where` names its file."""
+
+    def anatomy(self, config: Mapping[str, Any]) -> Anatomy:
+        """Sites and tensors, from a checked config.json; no weights, no torch."""
+
+    def config_of(self, anatomy: Anatomy, shape: Shape) -> dict[str, Any]:
+        """The config.json of this network at another shape."""
+
+    def config(self, model: Any) -> dict[str, Any]:
+        """The config.json of a model in memory."""
+
+    def hollow(self, config: Mapping[str, Any]) -> Any:
+        """A model whose parameters have shapes and no storage."""
+
+    def build(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+        """A model around these tensors. Every tensor must fit and none may be missing."""
+
+    def tensors(self, model: Any) -> dict[str, Tensor]:
+        """A model's tensors under the anatomy's names, shared ones once."""
+
+    def rename(self, anatomy: Anatomy, shape: Shape) -> dict[str, str]:
+        """The tensors that a shape keeps, by their dense names, and what each is called in the smaller model."""
+
+    def rescale(self, anatomy: Anatomy, state: dict[str, Tensor], shape: Shape) -> None:
+        """Change, in place, what depends on a width: norms that average over it."""
+
+    def windows(self, anatomy: Anatomy) -> dict[str, int | None]:
+        """How far back the layer of each site looks; None for all the way, and for networks that do not look back."""
+
+    def layers(self, model: Any) -> Mapping[str, nn.Module]:
+        """The blocks in order, under the prefix of their tensors' names."""
+
+    def layer_numbers(self, anatomy: Anatomy, shape: Shape) -> dict[int, int]:
+        """The blocks that a shape keeps: their dense numbers, and their numbers in the smaller model."""
+
+    def head(self, model: Any, hidden: Tensor) -> Tensor:
+        """The logits of what leaves the last block."""
+
+    def write(self, model: Any, folder: Path) -> None:
+        """config.json, weights, and what else the folder needs to be opened without harness."""
 
 
 @runtime_checkable

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from harness.api import DeviceSpec, EvaluatorSpec, ModelCard, Param, PrunerSpec, RecoverySpec, hookimpl
+from harness.api import (
+    ArchitectureSpec,
+    DeviceSpec,
+    EvaluatorSpec,
+    ModelCard,
+    Param,
+    PrunerSpec,
+    RecoverySpec,
+    hookimpl,
+)
 
 
 @hookimpl
@@ -20,6 +29,18 @@ def harness_register_pruners():
             target="harness.pruning.baselines:Random",
             summary="removes random channels and KV groups, the same share in every layer",
         ),
+    ]
+
+
+@hookimpl
+def harness_register_architectures():
+    return [
+        ArchitectureSpec(
+            name="decoder",
+            target="harness.models.architectures.decoder:Decoder",
+            summary="decoders of gated MLPs and grouped-query attention",
+            model_types=("llama", "mistral", "qwen2", "qwen3", "gemma"),
+        )
     ]
 
 

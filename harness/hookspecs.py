@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from harness.api import DeviceSpec, EvaluatorSpec, Event, ModelCard, PrunerSpec, RecoverySpec
+from harness.api import ArchitectureSpec, DeviceSpec, EvaluatorSpec, Event, ModelCard, PrunerSpec, RecoverySpec
 
 if TYPE_CHECKING:
     import click
@@ -76,6 +76,16 @@ def harness_register_models() -> Iterable[ModelCard]:  # type: ignore[empty-body
     @hookimpl
     def harness_register_models():
         return [ModelCard(name="my-1b", summary="ours", source="org/my-1b", config=SHAPES)]
+    """
+
+
+@hookspec
+def harness_register_architectures() -> Iterable[ArchitectureSpec]:  # type: ignore[empty-body]
+    """Kinds of network. Returns an `ArchitectureSpec` for each; its target is a `harness.api.Architecture`.
+
+    @hookimpl
+    def harness_register_architectures():
+        return [ArchitectureSpec(name="mlp", target="harness_mlp:Mlp", summary="plain MLPs", model_types=("mlp",))]
     """
 
 

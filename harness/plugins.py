@@ -22,7 +22,17 @@ from typing import Any
 import pluggy
 
 from harness import hookspecs
-from harness.api import API_VERSION, DeviceSpec, EvaluatorSpec, ModelCard, Param, PrunerSpec, RecoverySpec
+from harness.api import (
+    API_VERSION,
+    OLDEST_API,
+    ArchitectureSpec,
+    DeviceSpec,
+    EvaluatorSpec,
+    ModelCard,
+    Param,
+    PrunerSpec,
+    RecoverySpec,
+)
 from harness.errors import HarnessError, UsageError, describe, one_line
 from harness.system import process, supervisor
 from harness.system.isolation import plugin_code
@@ -34,6 +44,7 @@ KINDS = {
     "evaluator": ("harness_register_evaluators", EvaluatorSpec),
     "recovery": ("harness_register_recoveries", RecoverySpec),
     "model": ("harness_register_models", ModelCard),
+    "architecture": ("harness_register_architectures", ArchitectureSpec),
 }
 
 
@@ -242,7 +253,8 @@ def registry() -> Registry:
                 raise ValueError(f"the entry point {point.name!r} is taken by {first.distribution}")
             with supervisor.importing(point.name), process.stdout_kept(), plugin_code("it"):
                 plugin = point.load()
-                if (written_for := getattr(plugin, "HARNESS_API", API_VERSION)) != API_VERSION:
+                written_for = getattr(plugin, "HARNESS_API", API_VERSION)
+                if written_for not in range(OLDEST_API, API_VERSION + 1):
                     raise HarnessError(f"it is written for plug-in API {written_for}, this harness has {API_VERSION}")
                 manager.register(plugin, name=point.name)
                 manager.check_pending()

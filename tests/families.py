@@ -40,7 +40,7 @@ def tiny(family: str, tied: bool = False):
         model = model_class(modeling.config(words)).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    return model, anatomy_of(modeling.words_of(model))
+    return model, anatomy_of(modeling.config_dict(model))
 
 
 def logits(model, length: int = 13):

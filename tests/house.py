@@ -25,6 +25,7 @@ ROOMS = (
     "builtin",
     "plugins",
     "models/anatomy",
+    "models/tasks",
     "models/architectures",
     "models",
     "models/export",

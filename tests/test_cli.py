@@ -75,7 +75,10 @@ def test_wrong_words(words, cause, remedy, runs):
 def test_missing_weights_say_what_to_accept_and_set(runs):
     done = run("run", "--pruner", "magnitude", "--model", "llama3.2-1b", "--json")
     refused(
-        done, 3, "no weights of llama3.2-1b", "accept the licence at https://huggingface.co/meta-llama/Llama-3.2-1B"
+        done,
+        3,
+        "the weights of llama3.2-1b are not on this machine",
+        "accept the licence at https://huggingface.co/meta-llama/Llama-3.2-1B",
     )
     assert "HF_TOKEN" in done.stderr
 

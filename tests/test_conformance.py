@@ -312,7 +312,7 @@ def test_one_for_another_family_alone_is_sound(monkeypatch, tmp_path):
                 raise Unsupported("gemma only")
             return super().prune(model, budget, ctx, state)
 
-    spec = PrunerSpec(name="broken", target="t:Broken", summary="sound", families=("gemma",))
+    spec = PrunerSpec(name="broken", target="t:Broken", summary="sound", architectures=("gemma",))
     assert faults(monkeypatch, tmp_path, "pruner", spec, GemmaOnly) == {}
 
 
@@ -412,7 +412,7 @@ def test_heavy_imports_are_named(site):
     [
         ({"summary": ""}, "summary"),
         ({"kinds": ("thin",)}, "kinds names 'thin'"),
-        ({"families": ("llama", "bert")}, "families names 'bert'"),
+        ({"architectures": ("llama", "bert")}, "architectures names 'bert'"),
         ({"budgets": ("size",)}, "budgets names 'size'"),
         ({"needs": ("GPU",)}, "needs names 'GPU'"),
         ({"parameters": {"a": Param(1, "")}}, "parameter a has no help"),

@@ -153,7 +153,7 @@ def test_the_passages_of_the_package():
     ],
 )
 def test_a_benchmark_that_asks_about_the_calibration_text(source, evaluator, told):
-    assert texts.asked_about(source, evaluator) == told
+    assert texts.overlap_note(source, evaluator) == told
 
 
 def test_an_explicit_folder_comes_first(tmp_path, monkeypatch):

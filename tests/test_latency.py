@@ -56,9 +56,9 @@ class Exact(Staircase):
     TILES: ClassVar = {"attention": 2, "mlp": 64}
 
     def prepare(self, model, workload):
-        from harness.models.architectures.modeling import words_of
+        from harness.models.architectures.modeling import config_dict
 
-        return round(1000 * self.time(words_of(model), workload))
+        return round(1000 * self.time(config_dict(model), workload))
 
 
 class Wide(Exact):

@@ -122,7 +122,7 @@ def test_flops_of_a_shape_are_those_of_the_counter(family):
     def holds(cut, text):
         cut, workload = check_cut(anatomy, cut), Workload.parse(text)
         smaller = apply(model, anatomy, cut)
-        hollow = modeling.empty(modeling.words_of(smaller)).to("meta")
+        hollow = modeling.empty(modeling.config_dict(smaller)).to("meta")
         more = counting.counted_flops(hollow, workload) - counting.flops(anatomy, cut.shape, workload)
         # before 5.23 the counter also sees the few products of the rotary angles
         angles = 0 if version("transformers") == "5.23.0" else 2 * anatomy.config["head_dim"] * workload.size
@@ -137,7 +137,7 @@ def test_a_pruned_model_can_be_pruned_again(family):
 
     model, anatomy = tiny(family)
     once = apply(model, anatomy, check_cut(anatomy, Cut(keep={"layers.0.attention": [], "layers.2.mlp": [1, 5, 7]})))
-    between = anatomy_of(modeling.words_of(once))
+    between = anatomy_of(modeling.config_dict(once))
     assert {n: tuple(t.shape) for n, t in dense_state(once).items()} == dict(between.tensors)
     twice = apply(once, between, check_cut(between, Cut(keep={"layers.2.mlp": [0, 2], "layers.1.attention": [0]})))
     straight = check_cut(
@@ -183,7 +183,7 @@ def test_a_cut_survives_its_file(tmp_path):
             keep={"layers.0.mlp": [3, 1]},
             masks={name: mask},
             why="a test",
-            told={"steps": 3},
+            details={"steps": 3},
             files={"way.svg": "<svg/>"},
         ),
     )
@@ -192,30 +192,30 @@ def test_a_cut_survives_its_file(tmp_path):
     assert again.keep == {"layers.0.mlp": [1, 3]}
     assert torch.equal(again.masks[name], mask)
     assert again.why == "a test"
-    assert again.told == {"steps": 3}
+    assert again.details == {"steps": 3}
     assert again.files == {"way.svg": "<svg/>"}
     assert (tmp_path / "notes" / "way.svg").read_text(encoding="utf-8") == "<svg/>"
     words = json.loads((tmp_path / "cut.json").read_text(encoding="utf-8"))
     words.pop("told")  # as a cut of earlier days
     (tmp_path / "cut.json").write_text(json.dumps(words), encoding="utf-8")
-    assert folders.read_cut(tmp_path).told == {}
+    assert folders.read_cut(tmp_path).details == {}
 
 
 @pytest.mark.parametrize(
     ("cut", "said"),
     [
-        (Cut(keep={"layers.9.mlp": []}), "which this model has not"),
+        (Cut(keep={"layers.9.mlp": []}), "which this model does not have"),
         (Cut(keep={"layers.0.mlp": [20]}), "keeps unit 20 of layers.0.mlp, which has units 0 to 19"),
         (Cut(keep={"layers.0.mlp": [-1]}), "keeps unit -1"),
         (Cut(keep={"layers.0.mlp": [1, 1]}), "twice"),
-        (Cut(masks={"nothing": torch.ones(1)}), "which this model has not"),
+        (Cut(masks={"nothing": torch.ones(1)}), "which this model does not have"),
         (Cut(masks={"model.norm.weight": torch.ones(3)}), "the tensor (32,)"),
         (Cut(keep={f"layers.{i}.{k}": [] for i in range(3) for k in ("attention", "mlp")}), "leaves no layer"),
         (Cut(keep={"hidden": []}), "no residual stream"),
         (Cut(files={"a/b.svg": ""}), "cannot be the name of a file of the cut"),
         (Cut(files={"": ""}), "cannot be the name of a file of the cut"),
         (Cut(files={"a.svg": b""}), "is bytes, not text"),
-        (Cut(told={"loss": float("nan")}), "is not JSON"),
+        (Cut(details={"loss": float("nan")}), "is not JSON"),
         ({"layers.0.mlp": []}, "not a Cut"),
     ],
 )

@@ -336,7 +336,7 @@ def test_a_cell_that_cannot_be_is_a_row_and_stops_no_plan(tmp_path, runs, one_pr
     done = CliRunner().invoke(cli, ["sweep", str(path), "--dry-run"])
     assert done.exit_code == 0, done.output
     assert "no way: tiny, random, 0.3, null, image:1x224" in done.output
-    assert "weights of llama2-7b: not here; accept https://" in done.output
+    assert "weights of llama2-7b: not on this machine; accept https://" in done.output
     text = path.read_text().replace(", llama2-7b", "")
     assert swept(sweep.items(asks(text, tmp_path)), runs, Here()) == {"ok": 1, "unsupported": 1}
     path.write_text(text)

@@ -131,7 +131,7 @@ class Artefacts:
                 "ratio_total": total,
                 "bytes": folder_bytes(scratch),
                 "shape": cut.shape,
-                "told": dict(cut.told),
+                "told": dict(cut.details),
                 "weights_updated": bool(cut.rewrites) or plan.recovery.spec.name != "none",
             },
             "budget": search,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from harness.api import Budget, Context, Cut, Shape
 from harness.evaluation.calibration import calibration
 from harness.models import counting
-from harness.models.architectures.decoder import FAMILIES
+from harness.models.architectures.lookup import task
 from harness.plugins import registry
 from harness.pruning.allocate import uniform
 from harness.records import keys
@@ -99,8 +99,9 @@ class Decision:
         tokenizer, spec = self.made.tokenizer, self.plan.spec
         ctx = self.made.context(progress, tokenizer=tokenizer, trained=self._learned)
         named = partial(_settings_of, spec.parameters if settings is None else settings, option)
-        needs_bos = FAMILIES[self.plan.anatomy.family].needs_bos
-        first = self.plan.anatomy.config.get("bos_token_id") if needs_bos else None
+        anatomy = self.plan.anatomy
+        first = anatomy.config.get("bos_token_id") if anatomy.needs_bos else None
+        ctx.task = task(anatomy.task)
         ctx.calibration = lambda count, length: calibration(
             spec.calibration, tokenizer, count, length, ctx.seed("calibration"), first, named
         )

@@ -11,7 +11,7 @@ from harness.cell.request import Request
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.evaluation import texts
 from harness.models import counting
-from harness.models.architectures.decoder import sliding_window
+from harness.models.architectures.lookup import architecture
 from harness.models.loading.cards import card as find_card
 from harness.models.loading.weights import locate
 from harness.records import carbon as grids
@@ -48,7 +48,7 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
         raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
     workloads = [str(Workload.parse(text)) for text in request.workloads]
     parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
-    if pruner.sound and (wrong := plugins.resolve(pruner.sound)(parameters)):
+    if pruner.check_settings and (wrong := plugins.resolve(pruner.check_settings)(parameters)):
         raise UsageError(*wrong)
     found, absent = evaluations(request.evaluators, request.preset, fetch)
     missing = {label: fault.line for label, fault in absent.items()}
@@ -103,12 +103,13 @@ def find_weights(plan: Plan) -> None:
 
 def _obstacle(plan: Plan) -> HarnessError | None:
     try:
-        family = plan.anatomy.family
+        anatomy = plan.anatomy
     except Unsupported as error:
         return error
-    if family not in plan.pruner.families and plan.pruner.budgets:
+    if not plan.pruner.works_on(anatomy) and plan.pruner.budgets:
         return Unsupported(
-            f"{plan.pruner.name} does not know the family {family}", f"it knows {', '.join(plan.pruner.families)}"
+            f"{plan.pruner.name} does not work on {anatomy.family}",
+            f"it works on {', '.join(plan.pruner.architectures)}",
         )
     kind = plan.spec.budget.kind
     if kind == "latency" and "latency" not in plan.pruner.budgets and not changes_shapes(plan):
@@ -128,9 +129,8 @@ def _obstacle(plan: Plan) -> HarnessError | None:
             counting.flops(plan.anatomy, {}, workload)
         except Unsupported as error:
             return error
-        if workload.kind == "decode" and any(
-            sliding_window(plan.anatomy.config, site.layer or 0) for site in plan.anatomy.blocks()
-        ):
+        windows = architecture(anatomy.architecture).windows(anatomy)
+        if workload.kind == "decode" and any(windows.values()):
             return Unsupported("a sliding cache cannot step back one token to be timed again", "give prefill:BxS")
     return None
 

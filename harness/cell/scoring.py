@@ -50,7 +50,7 @@ class Scoring:
                 with interrupts.told_apart():
                     dense = self._side("dense", self.plan.model_key(), made, artefact, evaluation)
                     pruned = self._side("pruned", artefact.sha256, made, artefact, evaluation)
-                    note = texts.asked_about(self.plan.spec.calibration, evaluation.spec.name)
+                    note = texts.overlap_note(self.plan.spec.calibration, evaluation.spec.name)
                     for name, words in pruned.items():
                         score = compared(words, dense.get(name), self.store)
                         score.notes = [*score.notes, note] if note else score.notes

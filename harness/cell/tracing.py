@@ -17,9 +17,8 @@ from typing import Any
 
 from harness.cell.lifecycle import Cell, Reporter
 from harness.cell.plan import Plan
-from harness.models.architectures.decoder import survivors
+from harness.models.architectures.lookup import architecture, architecture_for
 from harness.models.workloads import runner, threads
-from harness.pruning.least_squares import PARTS
 from harness.records.files import guarded
 from harness.records.schema import Record
 from harness.system.host import threads_asked
@@ -40,7 +39,8 @@ def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[st
         reporter.notice(words)
     # A record from the store has opened no model; to open one now is part of this look and no stage of the run.
     made.folder, made.opened = store.path(record.artefact.path), True
-    kept, count = list(survivors(plan.anatomy, record.artefact.shape)), threads_asked() or 1
+    numbers = architecture(plan.anatomy.architecture).layer_numbers(plan.anatomy, record.artefact.shape)
+    kept, count = list(numbers), threads_asked() or 1
     found: dict[str, Any] = {"place": plan.place, "threads": count, "passes": PASSES, "workloads": {}}
     scratch, folder = store.scratch(f"traces-{record.id}"), store.path("traces", record.id)
     try:
@@ -50,8 +50,8 @@ def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[st
                 reporter.stage(f"trace {workload} of {side}")
                 files[side] = f"{str(workload).replace(':', '-')}-{side}.json.gz"
                 model = getattr(made, side).to(plan.place)
-                layers = model.model.layers
-                with threads(count), spans(layers, kept if side == "pruned" else range(len(layers))):
+                layers = architecture_for(model).layers(model)
+                with threads(count), spans(model, kept if side == "pruned" else range(len(layers))):
                     profile = profiled(runner(model, workload), plan.place, reporter.progress)
                 with guarded(store.root):
                     export(profile, scratch / files[side])
@@ -74,8 +74,8 @@ def stand_in(plan: Plan) -> str:
 
 
 @contextmanager
-def spans(layers: Any, numbers: Iterable[int]) -> Iterator[None]:
-    """A span around every layer and sub-layer, under the dense model's numbers: both traces name the same alike."""
+def spans(model: Any, numbers: Iterable[int]) -> Iterator[None]:
+    """A span around every layer and sub-layer, named by the dense model's numbers, so that both traces agree."""
     from torch.profiler import record_function
 
     inside: list[Any] = []
@@ -87,12 +87,12 @@ def spans(layers: Any, numbers: Iterable[int]) -> Iterator[None]:
         inside.pop().__exit__(None, None, None)
 
     with ExitStack() as hooks:
-        for number, layer in zip(numbers, layers, strict=True):
-            parts = {f".{kind}": getattr(layer, module) for kind, (_, module, _) in PARTS.items()}
-            for name, module in {"": layer, **parts}.items():
-                if module is not None:
-                    hooks.callback(module.register_forward_pre_hook(entering(f"layers.{number}{name}")).remove)
-                    hooks.callback(module.register_forward_hook(leaving, always_call=True).remove)
+        kind = architecture_for(model)
+        for number, layer in zip(numbers, kind.layers(model).values(), strict=True):
+            parts = kind.sublayers(layer) if hasattr(kind, "sublayers") else ()
+            for name, module in {"": layer, **{f".{name}": part.module for name, part in parts}}.items():
+                hooks.callback(module.register_forward_pre_hook(entering(f"layers.{number}{name}")).remove)
+                hooks.callback(module.register_forward_hook(leaving, always_call=True).remove)
         yield
 
 

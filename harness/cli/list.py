@@ -8,7 +8,7 @@ from harness import plugins
 from harness.cli.answer import print_json
 from harness.errors import one_line
 
-KINDS = ("pruners", "devices", "evaluators", "models", "recoveries")
+KINDS = ("pruners", "devices", "evaluators", "models", "recoveries", "architectures")
 SINGULAR = {"recoveries": "recovery"}
 
 

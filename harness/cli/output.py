@@ -161,7 +161,7 @@ def print_plan(plan: Plan, as_json: bool) -> None:
         rows.append(("grid", f"{plan.grid.grams_per_kwh:g} g CO2e per kWh ({plan.grid.source})"))
     rows += [("not scored", f"{label}: {why}") for label, why in plan.missing.items()]
     rows += [("note", note) for note in plan.info.notes]
-    asked_about = {e.label: texts.asked_about(spec.calibration, e.spec.name) for e in plan.evaluations}
+    asked_about = {e.label: texts.overlap_note(spec.calibration, e.spec.name) for e in plan.evaluations}
     rows += [("note", f"{label}: {note}") for label, note in asked_about.items() if note]
     if words is not None:
         minutes = max(1, round(words["estimate_cpu_s"] / 60))

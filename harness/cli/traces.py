@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +12,6 @@ from rich.table import Table
 from harness.cell import tracing
 from harness.cell.lifecycle import Cell
 from harness.cli.output import Terminal, console
-from harness.pruning.least_squares import PARTS
 from harness.records.schema import Record
 from harness.system import process
 
@@ -63,9 +63,14 @@ def table(workload: str, words: dict[str, Any], found: dict[str, Any]) -> Table:
         made.add_row(*line("between operators: Python, waiting", between))
     made.add_section()
     made.add_row(*line("a pass", whole))
-    for kind in PARTS:
+    for kind in kinds_of(spans):
         made.add_row(*line(f"of it in {kind}", total(row for name, row in spans.items() if name.endswith(kind))))
     return made
+
+
+def kinds_of(spans: Iterable[str]) -> list[str]:
+    """The kinds of sub-layer that have spans, in the order of the layers: `layers.0.mlp` is of kind `mlp`."""
+    return list(dict.fromkeys(name.split(".")[2] for name in spans if name.count(".") == 2))
 
 
 def total(rows: Any) -> dict[str, float]:

@@ -45,8 +45,8 @@ class PrunerBench:
         self.watches: list[Seen] = []
         self.tables: dict[str, Any] = {}  # of the made-up device, by anatomy
         self.second: Second | None = None
-        families = tiny_models.of(self.spec.families)
-        self.plain = tiny_models.PLAIN if tiny_models.PLAIN in families else next(iter(families), tiny_models.PLAIN)
+        models = tiny_models.of(self.spec)
+        self.plain = tiny_models.PLAIN if tiny_models.PLAIN in models else next(iter(models), tiny_models.PLAIN)
 
     def begin(self) -> None:
         """The second process imports what it needs while the first checks run."""

@@ -26,7 +26,7 @@ class PrunerChecks(PrunerBench):
         heavy("pruner", self.name)
 
     def check_spec(self) -> None:
-        """The spec is complete: summary, paper, kinds, budgets, families, parameters with both presets."""
+        """The spec is complete: summary, paper, kinds, budgets, architectures, parameters with both presets."""
         check_spec(self.spec, registry().load("pruner", self.name))
         if wrong := set(self.spec.kinds) - MASKING - SLICING:
             raise Fault(f"kinds names {sorted(wrong)[0]!r}; known: {', '.join(sorted(MASKING | SLICING))}")
@@ -34,8 +34,8 @@ class PrunerChecks(PrunerBench):
             raise Fault(f"needs names {sorted(wrong)[0]!r}; known: {', '.join(sorted(NEEDS))}")
         if wrong := set(self.spec.budgets) - {"ratio", "latency"}:
             raise Fault(f"budgets names {sorted(wrong)[0]!r}; known: ratio, latency")
-        if wrong := set(self.spec.families) - {tiny_models.family(name) for name in tiny_models.MODELS}:
-            raise Fault(f"families names {sorted(wrong)[0]!r}, which has no anatomy")
+        if wrong := set(self.spec.architectures) - tiny_models.supported():
+            raise Fault(f"architectures names {sorted(wrong)[0]!r}, which has no anatomy")
 
     def check_cut(self) -> None:
         """It returns a cut of this model: known sites, indices in range, none twice; masks and rewrites that fit."""
@@ -47,7 +47,7 @@ class PrunerChecks(PrunerBench):
 
     def check_families(self) -> None:
         """Every family it names works and gets its budget, or it says what it does not support."""
-        for name in tiny_models.of(self.spec.families):
+        for name in tiny_models.of(self.spec):
             try:
                 trial = self.ask(0.25, name)
             except (Fault, HarnessError):

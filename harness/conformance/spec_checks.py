@@ -52,5 +52,5 @@ def check_spec(spec: Spec, target: Any) -> None:
             target(**settings)
         except TypeError as error:
             raise Fault(f"its class does not take the parameters of its spec: {error}") from None
-        if (sound := getattr(spec, "sound", "")) and (wrong := resolve(sound)(settings)):
-            raise Fault(f"its {preset} settings are not sound: {wrong[0]}")
+        if (check := getattr(spec, "check_settings", "")) and (wrong := resolve(check)(settings)):
+            raise Fault(f"its {preset} settings are refused by its own check: {wrong[0]}")

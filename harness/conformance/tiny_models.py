@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.api import Context
+from harness.api import Context, PrunerSpec
 from harness.models.anatomy.core import Anatomy, Site
-from harness.models.architectures.decoder import FAMILIES
-from harness.models.architectures.lookup import anatomy_of
+from harness.models.architectures.lookup import anatomy_of, model_types
+from harness.plugins import registry
 from harness.system import seeds
 
 BASE = {
@@ -54,9 +54,14 @@ def family(name: str) -> str:
     return str(MODELS[name]["model_type"])
 
 
-def of(families: tuple[str, ...]) -> list[str]:
-    """The tiny models of these families."""
-    return [name for name in MODELS if family(name) in families]
+def of(spec: PrunerSpec) -> list[str]:
+    """The tiny models that a method works on."""
+    return [name for name in MODELS if spec.works_on(anatomy_of({**BASE, **MODELS[name]}))]
+
+
+def supported() -> set[str]:
+    """What `PrunerSpec.architectures` may name."""
+    return {"*", *registry().specs["architecture"], *model_types()}
 
 
 def tiny(name: str, dtype: str = "fp32", **sizes: int) -> tuple[Any, Anatomy]:
@@ -67,13 +72,13 @@ def tiny(name: str, dtype: str = "fp32", **sizes: int) -> tuple[Any, Anatomy]:
     from harness.models.saved.folders import TORCH_DTYPES
 
     words = {**BASE, **MODELS[name], **sizes}
-    _, model_class = modeling.classes(FAMILIES[family(name)].name)
+    _, model_class = modeling.classes(family(name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = model_class(modeling.config(words)).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    return model.to(TORCH_DTYPES[dtype]), anatomy_of(modeling.words_of(model))
+    return model.to(TORCH_DTYPES[dtype]), anatomy_of(modeling.config_dict(model))
 
 
 def tokens(count: int, length: int, seed: int = 0) -> Any:

@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
-from harness.models.architectures.lookup import anatomy_of
+from harness.models.architectures.lookup import anatomy_of, architecture_for
 from harness.models.counting import flops
 
 FLOPS_PER_NS = 1000  # one TFLOP/s
@@ -22,12 +22,10 @@ class Null:
         return DeviceInfo(usable=True, fingerprint=self.fingerprint)
 
     def prepare(self, model: Any, workload: Workload) -> int:
-        from harness.models.architectures.modeling import words_of
+        return round(self.time(architecture_for(model).config(model), workload))
 
-        return round(self.time(words_of(model), workload))
-
-    def time(self, words: dict[str, Any], workload: Workload) -> float:
-        return CALL_NS + flops(anatomy_of(words), {}, workload) / FLOPS_PER_NS
+    def time(self, config: dict[str, Any], workload: Workload) -> float:
+        return CALL_NS + flops(anatomy_of(config), {}, workload) / FLOPS_PER_NS
 
     def measure(self, handle: int, plan: TimingPlan) -> Samples:
         return Samples(wall_ns=[handle] * plan.iterations)
@@ -49,8 +47,8 @@ class Staircase(Null):
 
     fingerprint: ClassVar[dict[str, Any]] = {"kind": "staircase", "tiles": TILES, "launch_ns": LAUNCH_NS, "dip": DIP}
 
-    def time(self, words: dict[str, Any], workload: Workload) -> float:
-        anatomy = anatomy_of(words)
+    def time(self, config: dict[str, Any], workload: Workload) -> float:
+        anatomy = anatomy_of(config)
         hidden, tokens = int(anatomy.config["hidden_size"]), workload.batch * workload.size
         if workload.kind == "decode":
             tokens = workload.batch

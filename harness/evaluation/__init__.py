@@ -1,1 +1,1 @@
-"""What a model is judged by: texts, calibration, perplexity, footprint."""
+"""Texts, calibration windows, and the evaluators that ship with harness."""

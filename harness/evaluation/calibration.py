@@ -19,17 +19,17 @@ def calibration(
     length: int,
     seed: int,
     first: int | None = None,
-    named: Callable[[int], str] = lambda _: "",
+    setting_of: Callable[[int], str] = lambda _: "",
 ) -> torch.Tensor:
-    """`count` windows of `length` tokens from the calibration side, drawn without replacement.
+    """`count` windows of `length` tokens from the rows that calibrate, drawn without replacement.
 
-    Documents are joined before they are cut, so that short ones serve as well as long ones. `first` begins every
-    window, for families to which text without it is no text. `named` tells which setting holds a number.
+    Documents are joined before they are cut, so that short ones can be used. `first` is the token that begins every
+    window, for models that need one. `setting_of` names the setting that a number came from, for error messages.
     """
     import torch
 
     def setting(value: int) -> str:
-        return f" ({named(value)})" if named(value) else ""
+        return f" ({setting_of(value)})" if setting_of(value) else ""
 
     if count < 1 or length < 2:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What a model takes: parameters, bytes, FLOPs, memory, energy. Counted by the harness, never by the method."""
+"""Parameters, bytes, FLOPs, memory and energy of a model, counted by harness and never by the method."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.api import Context, Score, Scores
 from harness.models import counting
-from harness.models.architectures import modeling
+from harness.models.architectures.lookup import architecture_for
 from harness.models.saved.contents import folder_bytes
 
 
@@ -18,7 +18,8 @@ class Footprint:
             "params_nonzero": nonzero,
             "bytes": folder_bytes(ctx.folder) if ctx.folder else stored * next(model.parameters()).element_size(),
         }
-        hollow = modeling.empty(modeling.words_of(model)).to("meta")
+        kind = architecture_for(model)
+        hollow = kind.hollow(kind.config(model)).to("meta")
         for workload in ctx.workloads:
             counted = counting.counted_flops(hollow, workload)
             figures[f"flops[{workload}]"] = counted
@@ -28,15 +29,15 @@ class Footprint:
 
 
 def measured(ctx: Context) -> dict[str, float]:
-    """What was read while the first workload ran; what was not read has no figure."""
-    found: dict[str, float] = {}
-    words = ctx.measured or {}
-    if (memory := words.get("memory")) is not None:
+    """Memory and energy of the first workload. A reading that is missing has no figure."""
+    figures: dict[str, float] = {}
+    readings = ctx.measured or {}
+    if (memory := readings.get("memory")) is not None:
         for name in ("average", "peak"):
-            found[f"memory_{name}"] = memory[name]
+            figures[f"memory_{name}"] = memory[name]
             if memory.get("total"):
-                found[f"memory_{name}_share"] = memory[name] / memory["total"]
-    if (joules := words.get("energy_j")) is not None:
+                figures[f"memory_{name}_share"] = memory[name] / memory["total"]
+    if (joules := readings.get("energy_j")) is not None:
         first = ctx.workloads[0]
-        found[f"energy_per_token[{first}]"] = joules / first.items
-    return found
+        figures[f"energy_per_token[{first}]"] = joules / first.items
+    return figures

@@ -1,4 +1,4 @@
-"""Perplexity over fixed windows of a text: the raw rows joined by blank lines, cut into equal pieces."""
+"""Perplexity over fixed windows of a text: its rows, joined by blank lines and cut into windows of equal length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 from harness.api import Context, Score, Scores
 from harness.errors import Unsupported, UsageError
 from harness.evaluation import texts
-from harness.models.architectures.decoder import FAMILIES
 
 
 class Perplexity:
@@ -29,7 +28,7 @@ class Perplexity:
         windows = tokens[: len(tokens) // self.window * self.window].reshape(-1, self.window)[: ctx.limit]
         if not len(windows):
             raise Unsupported(f"{self.text} has no window of {self.window} tokens", "give a smaller window")
-        bos = ctx.tokenizer.bos_token_id if FAMILIES[ctx.anatomy.family].needs_bos else None
+        bos = ctx.tokenizer.bos_token_id if ctx.anatomy.needs_bos else None
         losses = {}
         with torch.inference_mode():
             for at, window in enumerate(windows):
@@ -48,7 +47,7 @@ class Perplexity:
         return {"": Score(losses, higher_is_better=False, scale="exp-mean", details=details)}
 
     def _protocol(self, text: texts.Text, tokenizer: Any) -> dict[str, Any]:
-        """What else a reader must know of a text before figures compare."""
+        """What else decides whether figures on this text compare, for the record."""
         return {}
 
     def _loss(self, model: Any, window: Any, bos: int | None) -> float:
@@ -73,7 +72,7 @@ class C4(Perplexity):
 
 
 class Ptb(Perplexity):
-    """Lines as they were published, joined by one blank; `<unk>` is text like any other, and counted."""
+    """Lines as published, joined by one blank. `<unk>` is ordinary text and counts."""
 
     text = "ptb"
 

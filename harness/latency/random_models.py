@@ -12,8 +12,7 @@ from typing import Any
 from harness.api import Shape
 from harness.errors import EnvironmentFault
 from harness.models.anatomy.core import Anatomy
-from harness.models.architectures.decoder import config_of
-from harness.models.architectures.lookup import anatomy_of
+from harness.models.architectures.lookup import architecture
 from harness.models.counting import stored_bytes
 from harness.system.host import free_memory
 
@@ -45,11 +44,10 @@ class Pool:
         """A model of this shape; every site may be empty."""
         import torch
 
-        from harness.models.architectures.modeling import fill
-
-        words = config_of(self.anatomy, shape)
+        kind = architecture(self.anatomy.architecture)
+        config = kind.config_of(self.anatomy, shape)
         state, at = {}, 0
-        for name, dims in anatomy_of(words).tensors.items():
+        for name, dims in kind.anatomy(config).tensors.items():
             count = math.prod(dims)
             # norms of ones and biases of zeros keep activations away from denormals, which are slow
             if len(dims) > 1:
@@ -58,5 +56,5 @@ class Pool:
             else:
                 make = torch.zeros if name.endswith(".bias") else torch.ones
                 state[name] = make(dims, dtype=self.numbers.dtype, device=self.numbers.device)
-        model = fill(words, state)
+        model = kind.build(config, state)
         return model.to(self.numbers.device)  # buffers; the parameters are there already

@@ -1,4 +1,4 @@
-"""Applies a cut. The only place that changes shapes."""
+"""Applies a cut to a model. No other file changes the shape of a tensor."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 from harness.models.anatomy.core import Anatomy
-from harness.models.architectures.decoder import FAMILIES, config_of, embedding_scale, norm_scale, rename, survivors
-from harness.models.architectures.modeling import fill
+from harness.models.architectures.lookup import architecture, architecture_for
 from harness.models.cut import CheckedCut
 
 
 def dense_state(model: Any) -> dict[str, Tensor]:
     """A model's tensors under the anatomy's names, tied ones once."""
-    state = model.state_dict()
-    if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    return state
+    return architecture_for(model).tensors(model)
 
 
 def written(state: Mapping[str, Tensor], cut: CheckedCut) -> dict[str, Tensor]:
@@ -33,62 +29,50 @@ def written(state: Mapping[str, Tensor], cut: CheckedCut) -> dict[str, Tensor]:
 
 
 def apply(model: Any, anatomy: Anatomy, cut: CheckedCut) -> Any:
-    """A new, smaller model; the dense one is left as it was."""
-    shape = anatomy.complete(cut.shape)
-    left = sliced(anatomy, cut, written(dense_state(model), cut))
-    if "hidden" in cut.keep:
-        _narrow(anatomy, left, shape["hidden"])
-    numbers = survivors(anatomy, shape)
-    tensors = {rename(name, numbers): tensor.detach().clone() for name, tensor in left.items()}
-    smaller = fill(config_of(anatomy, shape), tensors)
-    smaller.generation_config = model.generation_config
+    """A new, smaller model. The dense model does not change."""
+    kind, shape = architecture(anatomy.architecture), anatomy.complete(cut.shape)
+    remaining = sliced(anatomy, cut, written(dense_state(model), cut))
+    kind.rescale(anatomy, remaining, shape)
+    names = kind.rename(anatomy, shape)
+    tensors = {names[name]: tensor.detach().clone() for name, tensor in remaining.items()}
+    smaller = kind.build(kind.config_of(anatomy, shape), tensors)
+    if hasattr(model, "generation_config"):
+        smaller.generation_config = model.generation_config
     return smaller
 
 
 def sliced(anatomy: Anatomy, cut: CheckedCut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the cut leaves of these tensors; those of empty sites are gone."""
-    indices: dict[tuple[str, int], Tensor] = {}
-    left = {}
+    """What the cut leaves of these tensors, without those of empty sites."""
+    rows: dict[tuple[str, int, object], Tensor] = {}
+    remaining = {}
     for name in anatomy.tensor_shapes(cut.shape):
         if name not in tensors:
             continue
         tensor = tensors[name]
         for site, member in anatomy.cuts.get(name, ()):
             if site in cut.keep:
-                key = (site, member.block)
-                if key not in indices:
-                    units = torch.tensor(cut.keep[site], dtype=torch.long)
-                    indices[key] = (units[:, None] * member.block + torch.arange(member.block)).flatten()
-                tensor = tensor.index_select(member.dim, indices[key].to(tensor.device))
-        left[name] = tensor
-    return left
+                key = (site, member.block, member.at)
+                if key not in rows:
+                    rows[key] = torch.tensor(member.rows(cut.keep[site]), dtype=torch.long)
+                tensor = tensor.index_select(member.dim, rows[key].to(tensor.device))
+        remaining[name] = tensor
+    return remaining
 
 
 def masked_elements(anatomy: Anatomy, cut: CheckedCut) -> int:
-    """Prunable elements that stay in the file and are zero by decision."""
-    left = sliced(anatomy, cut, {name: mask for name, mask in cut.masks.items() if name not in anatomy.head})
-    return sum(int((~mask).sum()) for mask in left.values())
-
-
-def _narrow(anatomy: Anatomy, state: dict[str, Tensor], kept: int) -> None:
-    """Norms and embedding factors of a narrower residual stream."""
-    offset = FAMILIES[anatomy.family].norm_offset
-    for name in state:
-        if name.endswith("norm.weight") and "self_attn" not in name:
-            state[name] = (state[name] + offset) * norm_scale(anatomy, name, kept) - offset
-    if (scale := embedding_scale(anatomy, kept)) != 1:
-        state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"] * scale
+    """The number of prunable elements that the cut zeroes and does not remove."""
+    masks = sliced(anatomy, cut, {name: mask for name, mask in cut.masks.items() if name not in anatomy.head})
+    return sum(int((~mask).sum()) for mask in masks.values())
 
 
 def zeroed(model: Any, anatomy: Anatomy, cut: CheckedCut) -> dict[str, Tensor]:
-    """The dense tensors with the cut units set to zero: what the sliced model must agree with."""
+    """The dense tensors with the removed units set to zero. The sliced model must compute the same."""
     state = {name: tensor.clone() for name, tensor in written(dense_state(model), cut).items()}
     for name, units in cut.keep.items():
         site = anatomy.sites[name]
-        gone = sorted(set(range(site.units)) - set(units))
+        removed = sorted(set(range(site.units)) - set(units))
         for member in site.members:
-            tensor = state[member.tensor].movedim(member.dim, 0)
-            tensor.unflatten(0, (site.units, member.block))[gone] = 0
+            state[member.tensor].movedim(member.dim, 0)[member.rows(removed)] = 0
         if not units:
             for owned in site.owned:
                 state[owned].zero_()

@@ -1,1 +1,1 @@
-"""What pruners share: allocation, importance, gates, distance, walks from layer to layer."""
+"""What pruners share: allocation, importance, gates, distance, passes layer by layer."""

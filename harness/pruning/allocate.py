@@ -1,7 +1,7 @@
-"""Shared allocations: how a budget is spread over the sites. Shapes in, shapes out; no weights, no torch.
+"""Allocations that methods share: how many units each site keeps under a budget. No weights, no torch.
 
-The budget rule: at least `ratio` of the prunable parameters goes, and what goes beyond is less than one step of the
-coarsest unit in play. numpy waits inside the functions: plug-ins import this module to describe themselves.
+The budget rule: at least `ratio` of the prunable parameters is removed, and the excess is less than one unit of the
+coarsest kind that is removed. numpy is imported inside the functions: plug-ins import this module to register.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ KINDS = ("attention", "mlp")
 
 
 def to_remove(anatomy: Anatomy, ratio: float) -> int:
-    """Parameters that have to go."""
+    """The number of parameters that a ratio removes."""
     return math.ceil(round(ratio * anatomy.params(prunable=True), 6))
 
 
 def spread(sizes: Mapping[str, int], goal: int) -> dict[str, int]:
-    """The same share of each, in whole numbers that add up to the goal."""
+    """Whole numbers that add up to the goal, each in proportion to its size."""
     total = sum(sizes.values())
     exact = {name: goal * size / total for name, size in sizes.items()}
     counts = {name: math.floor(share) for name, share in exact.items()}
@@ -34,36 +34,36 @@ def spread(sizes: Mapping[str, int], goal: int) -> dict[str, int]:
 
 
 def open_layers(anatomy: Anatomy, first: float, last: float) -> list[int]:
-    """The layers that are not protected at either end; below 1 is a share of all, from 1 on a count."""
+    """The layers between the protected ones at either end. `first` and `last` are shares below 1, else counts."""
     layers = sorted({site.layer for site in anatomy.blocks() if site.layer is not None})
     ends = [round(end * len(layers)) if end < 1 else int(end) for end in (first, last)]
     return layers[ends[0] : max(ends[0], len(layers) - ends[1])]
 
 
 def cap(anatomy: Anatomy, kinds: Iterable[str] = KINDS, layers: Iterable[int] | None = None, least: int = 0) -> float:
-    """The largest share of the prunable parameters that can go from these sites."""
-    gone = sum(_removed(anatomy, s, s.units - min(least, s.units)) for s in _sites(anatomy, kinds, layers))
-    return gone / anatomy.params(prunable=True)
+    """The largest share of the prunable parameters that these sites can lose."""
+    removable = sum(_removed(anatomy, s, s.units - min(least, s.units)) for s in _sites(anatomy, kinds, layers))
+    return removable / anatomy.params(prunable=True)
 
 
 def out_of_reach(
     anatomy: Anatomy, ratio: float, kinds: Iterable[str] = KINDS, layers: Iterable[int] | None = None, least: int = 0
 ) -> Unsupported:
-    """Why a ratio cannot be served, with the most that can."""
+    """The error for a ratio that these sites cannot lose, with the largest that they can."""
     kinds, most = tuple(kinds), cap(anatomy, kinds, layers, least)
     whole = {site.layer for site in anatomy.blocks()} - set(layers if layers is not None else ())
     named = ", ".join(_runs(layer for layer in whole if layer is not None)) if layers is not None else ""
     keeping = f", keeping {least} unit in each" if least else ""
     return Unsupported(
-        f"{ratio:g} of the prunable parameters cannot go from the {' and '.join(kinds)} sites"
+        f"{ratio:g} of the prunable parameters cannot be removed from the {' and '.join(kinds)} sites"
         + (f" while layers {named} are protected" if named else "")
         + f"{keeping}: at most {math.floor(most * 1e4) / 1e4:g} can",
-        "ask for a smaller ratio" + (", or protect fewer layers (harness info tells the parameter)" if named else ""),
+        "ask for a smaller ratio" + (", or protect fewer layers (harness info shows the parameter)" if named else ""),
     )
 
 
 def _runs(numbers: Iterable[int]) -> list[str]:
-    """1, 2, 3, 7 as 1-3, 7."""
+    """Numbers as ranges: 1, 2, 3, 7 as 1-3, 7."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][-1] == number - 1:
@@ -85,50 +85,51 @@ def _removed(anatomy: Anatomy, site: Site, units: int) -> int:
 def uniform(
     anatomy: Anatomy, ratio: float, kinds: Iterable[str] = KINDS, layers: Iterable[int] | None = None
 ) -> dict[str, int]:
-    """The same share from every site.
+    """Units per site after the same share of each was removed.
 
-    Coarse units (KV groups) round down, the finest (MLP channels) make up the difference, so that layers stay equal.
+    Counts of coarse units (KV groups) are rounded down and the finest (MLP channels) make up the difference, so that
+    layers remain equal.
     """
     layers = None if layers is None else list(layers)
     sites = _sites(anatomy, kinds, layers)
     step = {kind: max(anatomy.unit_params(s) for s in sites if s.kind == kind) for kind in {s.kind for s in sites}}
     groups = [[s for s in sites if s.kind == kind] for kind in sorted(step, key=lambda k: -step[k])]
-    gone: dict[str, int] = {}
-    left = to_remove(anatomy, ratio)
+    counts: dict[str, int] = {}
+    remaining = to_remove(anatomy, ratio)
     for i, group in enumerate(groups):
-        finer = sum(anatomy.site_params(s, s.units) for other in groups[i + 1 :] for s in other)
-        # norms do not count here: they stay until a site is empty, and a fourth of the heads shall be a fourth
-        units = sum(anatomy.unit_params(s) * s.units for other in groups[i:] for s in other)
+        finer = sum(anatomy.site_params(s, s.units) for group_of_sites in groups[i + 1 :] for s in group_of_sites)
+        # without norms, which stay until a site is empty: a quarter of the heads is then a quarter of this sum
+        units = sum(anatomy.unit_params(s) * s.units for group_of_sites in groups[i:] for s in group_of_sites)
         most = max(s.units for s in group)
 
         def chosen(count: int, group: list[Site] = group, most: int = most) -> dict[str, int]:
             return {s.name: math.ceil(count / most * s.units) for s in group}
 
-        def enough(count: int, group: list[Site] = group, need: int = left - finer) -> bool:
-            """What the finer kinds cannot take goes from this one."""
+        def enough(count: int, group: list[Site] = group, need: int = remaining - finer) -> bool:
+            """Whether this kind loses all that the finer kinds cannot."""
             taken = chosen(count, group)
             return sum(_removed(anatomy, s, taken[s.name]) for s in group) >= need
 
-        first = min(most, max(left, 0) * most // units) if finer else 0
+        first = min(most, max(remaining, 0) * most // units) if finer else 0
         count = min(first + bisect.bisect_left(range(first, most + 1), True, key=enough), most)
         taken = chosen(count)
         removed = sum(_removed(anatomy, s, taken[s.name]) for s in group)
-        gone |= taken
-        left -= removed
-    if left > 0:
+        counts |= taken
+        remaining -= removed
+    if remaining > 0:
         raise out_of_reach(anatomy, ratio, kinds, layers)
-    # Equal layers may overshoot by a unit in each of them; give back while that is a coarse step or more.
+    # Equal layers may exceed the goal by a unit each; restore units while the excess is a coarse unit or more.
     coarsest = max(step.values(), default=0)
     for site in [s for group in reversed(groups) for s in reversed(group)]:
-        while gone[site.name] and -left >= coarsest:
-            back = _removed(anatomy, site, gone[site.name]) - _removed(anatomy, site, gone[site.name] - 1)
-            if back > -left:
+        while counts[site.name] and -remaining >= coarsest:
+            restored = _removed(anatomy, site, counts[site.name]) - _removed(anatomy, site, counts[site.name] - 1)
+            if restored > -remaining:
                 break
-            gone[site.name] -= 1
-            left += back
+            counts[site.name] -= 1
+            remaining += restored
             if site in groups[-1]:
                 break
-    return {s.name: s.units - gone[s.name] for s in sites}
+    return {s.name: s.units - counts[s.name] for s in sites}
 
 
 def ranked(
@@ -154,17 +155,17 @@ def ranked(
     order = np.argsort(np.concatenate(worth), kind="stable")
     keep = [np.ones(s.units, dtype=bool) for s in sites]
     count = [s.units for s in sites]
-    left = to_remove(anatomy, ratio)
+    remaining = to_remove(anatomy, ratio)
     for at in order:
-        if left <= 0:
+        if remaining <= 0:
             break
         i = int(owner[at])
         if count[i] <= least:
             continue
-        left -= anatomy.site_params(sites[i], count[i]) - anatomy.site_params(sites[i], count[i] - 1)
+        remaining -= anatomy.site_params(sites[i], count[i]) - anatomy.site_params(sites[i], count[i] - 1)
         count[i] -= 1
         keep[i][unit[at]] = False
-    if left > 0:
+    if remaining > 0:
         raise out_of_reach(anatomy, ratio, kinds, layers, least)
     return {s.name: np.flatnonzero(k).tolist() for s, k in zip(sites, keep, strict=True)}
 
@@ -181,10 +182,11 @@ def best(shape: Mapping[str, int], scores: Mapping[str, Sequence[float]]) -> dic
 
 
 def knapsack(values: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float) -> list[int]:
-    """One level of every group, so that the values add up to the most there is and the costs do not exceed the budget.
+    """One level of every group: the largest sum of values whose sum of costs does not exceed the budget.
 
-    Exact for any costs. The relaxation's price of a unit of cost bounds what the groups to come can still add; a
-    partial choice stays while no other is better at no more cost and that bound is above the best choice known.
+    Exact for any costs, by branch and bound. The Lagrangian price of a unit of cost bounds what the remaining groups
+    can add. A partial choice is dropped if another has no less value at no more cost, or if its bound does not exceed
+    the best complete choice.
     """
     import numpy as np
 
@@ -193,13 +195,13 @@ def knapsack(values: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
     budget += 1e-12 * abs(budget)  # sums in another order differ by as much
     if math.fsum(row.min() for row in cost) > budget:
         raise Unsupported("even the cheapest level of every group exceeds the budget", "ask for a larger one")
-    price, known = _relaxed(value, cost, budget)
-    # of the groups from each on: least cost, most gain at that price; what the known choice gains and costs
-    least = _to_come(row.min() for row in cost)
-    most = _to_come((row - price * spent).max() for row, spent in zip(value, cost, strict=True))
-    kept = _to_come(row[level] for row, level in zip(value, known, strict=True))
-    paid = _to_come(row[level] for row, level in zip(cost, known, strict=True))
-    record, choice = kept[0], list(known)
+    price, first_choice = _relaxed(value, cost, budget)
+    # sums over the remaining groups: least cost, largest gain at that price, gain and cost of the first choice
+    least = _suffix_sums(row.min() for row in cost)
+    most = _suffix_sums((row - price * spent).max() for row, spent in zip(value, cost, strict=True))
+    gained = _suffix_sums(row[level] for row, level in zip(value, first_choice, strict=True))
+    paid = _suffix_sums(row[level] for row, level in zip(cost, first_choice, strict=True))
+    record, choice = gained[0], list(first_choice)
     slack = 1e-12 * (1 + float(np.abs(np.concatenate(value)).sum()))
     total, spent = np.zeros(1), np.zeros(1)
     trail: list[tuple[np.ndarray, np.ndarray]] = []
@@ -214,42 +216,42 @@ def knapsack(values: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
             return choice
         total, spent = grown[order], spends[order]
         trail.append((order // len(row), order % len(row)))
-        finished = np.where(spent + paid[at] <= budget, total + kept[at], -np.inf)
+        finished = np.where(spent + paid[at] <= budget, total + gained[at], -np.inf)
         if finished.max() > record:
             record, state = finished.max(), int(finished.argmax())
-            choice = _traced(trail, state) + known[at:]
+            choice = _traced(trail, state) + first_choice[at:]
     return choice
 
 
-def _to_come(parts: Iterable[float]) -> Any:
-    """The sums from each group to the last, and nothing behind that."""
+def _suffix_sums(parts: Iterable[float]) -> Any:
+    """The sums from each group to the last, then zero."""
     import numpy as np
 
     return np.append(np.cumsum(list(parts)[::-1])[::-1], 0.0)
 
 
 def _relaxed(value: list, cost: list, budget: float) -> tuple[float, list[int]]:
-    """The price of a unit of cost at which the best levels just fit, and those levels."""
+    """The price per unit of cost at which the best levels fit the budget, and those levels."""
 
-    def chosen(price: float) -> list[int]:
+    def best_levels(price: float) -> list[int]:
         return [_first_best(row - price * spent, spent) for row, spent in zip(value, cost, strict=True)]
 
     def total(levels: list[int]) -> float:
         return math.fsum(row[level] for row, level in zip(cost, levels, strict=True))
 
-    if total(found := chosen(0.0)) <= budget:
-        return 0.0, found
+    if total(best := best_levels(0.0)) <= budget:
+        return 0.0, best
     low, high = 0.0, 1.0
-    while total(found := chosen(high)) > budget and math.isfinite(2 * high):
+    while total(best := best_levels(high)) > budget and math.isfinite(2 * high):
         low, high = high, 2 * high
     for _ in range(200):
         middle = (low + high) / 2
-        levels = chosen(middle)
+        levels = best_levels(middle)
         if total(levels) <= budget:
-            high, found = middle, levels
+            high, best = middle, levels
         else:
             low = middle
-    return high, found
+    return high, best
 
 
 def _first_best(row: Any, spent: Any) -> int:

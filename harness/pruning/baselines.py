@@ -1,4 +1,4 @@
-"""The two methods that every comparison needs: nothing, and chance."""
+"""The baselines of every comparison: no pruning, random pruning, and no recovery."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""How far a model under gates is from its dense self, on its calibration samples. All that methods that search by
-gradients know of a network is here: what is said of decoders, their windows and their head, stays in this file.
+"""The distance of a gated model from the dense one on calibration samples, with gradients to the gates.
+
+Methods that search by gradients need to know no more of a network than this.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from harness.pruning.gates import gated
 from harness.pruning.layerwise import first_bad_layer
 from harness.system import process
 
-ROWS = 4  # windows that go through together where nothing asks for gradients
-SHORT = 512  # tokens up to which a CPU's plain attention, with its gradients, is faster than the fused one
+ROWS = 4  # windows per pass without gradients
+SHORT = 512  # tokens up to which eager attention with gradients is faster on a CPU than the fused one
 
 
 class Distance:
-    """KL to the dense model, or the task's own loss, on rows of the calibration windows under gates.
+    """KL divergence from the dense model, or the task's own loss, on rows of the calibration windows under gates.
 
-    What the dense model holds before its head is remembered, its logits would be too much; one more product with the
-    head gives them back. Every `stride`-th token counts, another one at every step.
+    The dense model's hidden states before the head are stored, since its logits would take too much memory; the head
+    computes them again. Only every `stride`-th token counts, starting at another one in every step.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy, windows: Tensor, kind: str, stride: int, compute: str) -> None:
@@ -41,20 +42,20 @@ class Distance:
                 self.dense = torch.cat([self._hidden(part) for part in self.windows.split(ROWS)])
 
     def __call__(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int = 0) -> Tensor:
-        """The mean over the tokens that count, in nats."""
+        """The mean over the counted tokens, in nats."""
         at, part = slice(step % self.stride, None, self.stride), self.windows[list(rows)]
         with gated(self.model, self.anatomy, gates), self.cast():
             hidden = self._hidden(part)
             if self.kind == "task":
-                hidden, wanted = hidden[:, :-1][:, at], part[:, 1:][:, at]
-                return torch.nn.functional.cross_entropy(self.head(hidden).float().flatten(0, 1), wanted.flatten())
-            ours = torch.log_softmax(self.head(hidden[:, at]).float(), -1)
+                hidden, following = hidden[:, :-1][:, at], part[:, 1:][:, at]
+                return torch.nn.functional.cross_entropy(self.head(hidden).float().flatten(0, 1), following.flatten())
+            gated_log = torch.log_softmax(self.head(hidden[:, at]).float(), -1)
         with torch.no_grad(), self.cast():
-            dense = torch.log_softmax(self.head(self.dense[list(rows)][:, at]).float(), -1)
-        return (dense.exp() * (dense - ours)).sum(-1).mean()
+            dense_log = torch.log_softmax(self.head(self.dense[list(rows)][:, at]).float(), -1)
+        return (dense_log.exp() * (dense_log - gated_log)).sum(-1).mean()
 
     def checked(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> Tensor:
-        """The same, or an end with a reason if it is not a number. Step 0 is none: held-out rows are judged."""
+        """The same; an error with its reason if the loss is not finite. Step 0 means the held-out rows."""
         loss = self(rows, gates, step)
         if not math.isfinite(float(loss.detach())):
             when = f"at step {step}" if step else "on the held-out samples"
@@ -66,11 +67,11 @@ class Distance:
         return loss
 
     def tokens(self, batch: int) -> int:
-        """That count in a step over so many windows."""
+        """How many tokens count in a step over so many windows."""
         return self.windows.shape[1] * batch // self.stride
 
     def held_out(self, rows: Sequence[int], gates: Mapping[str, Tensor]) -> float:
-        """Over many rows, all their tokens' share by the stride, without gradients."""
+        """The mean over many rows, without gradients."""
         parts = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
         with torch.no_grad():
             return sum(float(self.checked(part, gates, 0)) * len(part) for part in parts) / len(rows)
@@ -81,33 +82,34 @@ class Distance:
 
 @contextmanager
 def plain_attention(model: Any, length: int) -> Iterator[None]:
-    """While it lasts, the attention that is fastest for many short windows."""
-    asked = model.config._attn_implementation
+    """Use the attention that is fastest for many short windows, meanwhile."""
+    before = model.config._attn_implementation
     if model.device.type == "cpu" and length <= SHORT:
         model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(asked)
+        model.set_attn_implementation(before)
 
 
 def caster(model: Any, compute: str) -> Callable[[], AbstractContextManager]:
-    """The search's passes may run in bf16 whatever the model's weights are: where the machine is made for it."""
+    """A context for passes in bf16 or in the model's precision. "auto" is bf16 where the machine is fast at it."""
     if compute == "auto":
         compute = "bf16" if fast_bf16(model.device.type) else "fp32"
     if compute == "fp32" or model.dtype != torch.float32:
         return nullcontext
     if model.device.type == "cpu" and not process.tamed():
         raise Unsupported(
-            "bf16 would end this process: the CPU announces AMX and does not allow it",
+            "bf16 would end this process: the CPU announces AMX instructions and does not allow them",
             "set compute=fp32, or ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment",
         )
-    # weights may change while it lasts: none is remembered in bf16
+    # weights may change meanwhile, so no bf16 copies are cached
     return lambda: torch.autocast(model.device.type, torch.bfloat16, cache_enabled=False)
 
 
 def fast_bf16(device: str) -> bool:
+    """Whether this machine computes in bf16 faster than in fp32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device == "cpu" and bool(known.get("avx512_bf16")) and process.tamed()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device == "cpu" and bool(capabilities.get("avx512_bf16")) and process.tamed()

@@ -1,8 +1,8 @@
-"""Walks through a decoder a layer at a time, so that no method holds more than one layer's statistics.
+"""Passes through a network layer by layer, so that no method holds the statistics of more than one layer.
 
-`forward` goes from the first layer to the last and lets whoever iterates change a layer before the next one sees its
-outputs. `backward` goes from the last to the first and yields gradients. What is kept are the model, the calibration
-text's hidden states (for `backward` at the entry of every layer) and one layer's results.
+`forward` goes from the first layer to the last. The caller may change a layer before the next one gets its outputs.
+`backward` goes from the last to the first and yields gradients. Beside the model, memory holds the hidden states of the
+calibration data (for `backward` at the entry of every layer) and the results of one layer.
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import HarnessError
+from harness.models.architectures.lookup import architecture_for, task
 
 Watch = Callable[[str, Tensor], None]
 
 
 @dataclass
 class Layer:
-    """One decoder layer while its inputs are in hand, one tensor per batch."""
+    """One layer with its inputs, one tensor per batch. `prefix` begins the names of its tensors."""
 
     index: int
+    prefix: str
     module: nn.Module
     inputs: list[Tensor]
     extras: list[dict[str, Any]]
     outputs: list[Tensor] | None = field(default=None, repr=False)
 
     def run(self, watch: Watch | None = None) -> list[Tensor]:
-        """A pass over the inputs; `watch` hears each linear's name and what enters it."""
+        """The outputs for all inputs; `watch` is called with each linear's name and its input."""
         with torch.no_grad(), watched(self.module, watch):
-            found = [self.module(x, **extra) for x, extra in zip(self.inputs, self.extras, strict=True)]
-        finite(found, f"layer {self.index} gives values that are not finite")
-        return found
+            outputs = [self.module(x, **extra) for x, extra in zip(self.inputs, self.extras, strict=True)]
+        finite(outputs, f"layer {self.index} gives values that are not finite")
+        return outputs
 
     def settled(self, watch: Watch | None = None) -> list[Tensor]:
-        """The same by one who leaves the layer as it is: these outputs feed the next layer without another pass."""
+        """The same for a layer that will not be changed: the outputs feed the next layer without another pass."""
         self.outputs = self.run(watch)
         return self.outputs
 
@@ -47,12 +49,16 @@ class Layer:
         totals: dict[str, Tensor] = {}
 
         def add(name: str, x: Tensor) -> None:
-            found = x.float().pow(2).flatten(0, -2).sum(dim=0)
-            totals[name] = totals[name] + found if name in totals else found
+            squares = x.float().pow(2).flatten(0, -2).sum(dim=0)
+            totals[name] = totals[name] + squares if name in totals else squares
 
         (self.settled if settled else self.run)(add)
         sequences = sum(x.shape[0] for x in self.inputs)
         return {name: total / sequences for name, total in totals.items()}
+
+    def by_weight(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values per linear of this layer, under the full names of the linears' weights."""
+        return {f"{self.prefix}.{name}.weight": value for name, value in values.items()}
 
 
 @dataclass
@@ -68,17 +74,17 @@ class Gradients:
 def forward(model: Any, batches: Iterable[Tensor]) -> Iterator[Layer]:
     """The layers in order, each with what enters it."""
     hidden, extras = entries(model, batches)
-    for index, module in enumerate(model.model.layers):
-        layer = Layer(index, module, hidden, [extra[index] for extra in extras])
+    for index, (prefix, module) in enumerate(architecture_for(model).layers(model).items()):
+        layer = Layer(index, prefix, module, hidden, [extra[index] for extra in extras])
         yield layer
         hidden = layer.outputs if layer.outputs is not None else layer.run()
 
 
 def backward(model: Any, batches: Iterable[Tensor], squares: bool = False) -> Iterator[Gradients]:
-    """The layers from last to first, each with the gradients of the language loss.
+    """The layers from last to first, each with the gradients of the task's loss.
 
-    Hidden states are kept at the entry of every layer and each layer is run again for its gradients, so that the
-    gradients of one layer are all there ever are. Batches count alike, whatever their length.
+    Hidden states are held at the entry of every layer and each layer is run again for its gradients, so that memory
+    never holds the gradients of two layers. All batches have equal weight, whatever their length.
     """
     batches = [batch.to(model.device) for batch in batches]
     layers = []
@@ -89,16 +95,15 @@ def backward(model: Any, batches: Iterable[Tensor], squares: bool = False) -> It
     flow = [_head_gradient(model, x, ids) for x, ids in zip(layers[-1].outputs, batches, strict=True)]
     for layer in reversed(layers):
         layer.outputs = None
-        prefix = f"model.layers.{layer.index}."
-        weights = {prefix + name: p for name, p in layer.module.named_parameters()}
+        weights = {f"{layer.prefix}.{name}": p for name, p in layer.module.named_parameters()}
         mean = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
         second = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()} if squares else {}
         for at, (x, extra) in enumerate(zip(layer.inputs, layer.extras, strict=True)):
             with torch.enable_grad(), trainable(weights.values()):
                 x = x.detach().requires_grad_()
-                found = torch.autograd.grad(layer.module(x, **extra), [x, *weights.values()], flow[at])
-            flow[at] = found[0]
-            for name, gradient in zip(weights, found[1:], strict=True):
+                gradients = torch.autograd.grad(layer.module(x, **extra), [x, *weights.values()], flow[at])
+            flow[at] = gradients[0]
+            for name, gradient in zip(weights, gradients[1:], strict=True):
                 mean[name] += gradient.float() / len(batches)
                 if squares:
                     second[name] += gradient.float().pow(2) / len(batches)
@@ -112,40 +117,41 @@ def entries(model: Any, batches: Iterable[Tensor]) -> tuple[list[Tensor], list[l
 
     Those depend on a batch's shape alone, so that only the first batch of a shape goes through the whole model.
     """
-    layers = model.model.layers
+    kind = architecture_for(model)
+    layers, run = list(kind.layers(model).values()), task(kind.task).forward
     hidden: list[Tensor] = []
-    known: dict[tuple[int, ...], list[dict[str, Any]]] = {}
-    found: list[list[dict[str, Any]]] = []
+    by_shape: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    per_batch: list[list[dict[str, Any]]] = []
 
-    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if module is layers[0]:
             hidden.append(args[0])
-        if whole:
+        if is_first_of_shape:
             extras.append(kwargs)
         else:
-            raise _Enough
+            raise _StopAtFirstLayer
 
-    with torch.no_grad(), _each(layers, note):
+    with torch.no_grad(), _hooks(layers, record):
         for batch in batches:
-            whole = tuple(batch.shape) not in known
+            is_first_of_shape = tuple(batch.shape) not in by_shape
             extras: list[dict[str, Any]] = []
             try:
-                model(batch.to(model.device), use_cache=False, logits_to_keep=1)
-                known[tuple(batch.shape)] = extras
-            except _Enough:
+                run(model, {"input_ids": batch})
+                by_shape[tuple(batch.shape)] = extras
+            except _StopAtFirstLayer:
                 pass
-            found.append(known[tuple(batch.shape)])
+            per_batch.append(by_shape[tuple(batch.shape)])
     finite(hidden, "the embeddings are not finite")
-    return hidden, found
+    return hidden, per_batch
 
 
-class _Enough(Exception):
-    """The first layer's input is in hand."""
+class _StopAtFirstLayer(Exception):
+    """Ends a pass as soon as the input of the first layer is recorded."""
 
 
 @contextmanager
-def _each(layers: Iterable[nn.Module], note: Callable[..., None]) -> Iterator[None]:
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+def _hooks(layers: Iterable[nn.Module], record: Callable[..., None]) -> Iterator[None]:
+    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -155,13 +161,13 @@ def _each(layers: Iterable[nn.Module], note: Callable[..., None]) -> Iterator[No
 
 @contextmanager
 def watched(module: nn.Module, watch: Watch | None) -> Iterator[None]:
-    """`watch` hears what enters each linear of the module."""
+    """Call `watch` with the name and the input of each linear of the module, meanwhile."""
 
-    def hear(name: str) -> Callable[..., None]:
+    def call_watch(name: str) -> Callable[..., None]:
         return lambda _, args: watch(name, args[0].detach())  # type: ignore[misc]
 
     linears = module.named_modules() if watch is not None else ()
-    hooks = [m.register_forward_pre_hook(hear(name)) for name, m in linears if isinstance(m, nn.Linear)]
+    hooks = [m.register_forward_pre_hook(call_watch(name)) for name, m in linears if isinstance(m, nn.Linear)]
     try:
         yield
     finally:
@@ -171,7 +177,7 @@ def watched(module: nn.Module, watch: Watch | None) -> Iterator[None]:
 
 @contextmanager
 def trainable(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Gradients for these tensors, and afterwards as it was."""
+    """Let these tensors have gradients, meanwhile."""
     before = [(w, w.requires_grad) for w in weights]
     for w, _ in before:
         w.requires_grad_()
@@ -182,15 +188,11 @@ def trainable(weights: Iterable[Tensor]) -> Iterator[None]:
             w.requires_grad_(was)
 
 
-def language_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """The mean negative log likelihood of each next token."""
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-
-
-def _head_gradient(model: Any, x: Tensor, ids: Tensor) -> Tensor:
+def _head_gradient(model: Any, x: Tensor, batch: Tensor) -> Tensor:
+    kind = architecture_for(model)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        loss = language_loss(model.lm_head(model.model.norm(x)), ids)
+        loss = task(kind.task).loss(kind.head(model, x), {"input_ids": batch})
         return torch.autograd.grad(loss, x)[0]
 
 
@@ -202,16 +204,11 @@ def finite(tensors: Iterable[Tensor], cause: str) -> None:
         )
 
 
-def by_linear(layer: int, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What was seen at a layer's linears, by the full names of their weights."""
-    return {f"model.layers.{layer}.{name}.weight": tensor for name, tensor in found.items()}
-
-
 def first_bad_layer(model: Any, ids: Tensor) -> str:
-    """The end of a sentence about a loss that is not finite, where a layer is to blame."""
+    """`; ` and the first layer that gives values that are not finite; empty if none does."""
     try:
         for _ in forward(model, [ids]):
             pass
-    except HarnessError as found:
-        return f"; {found.cause}"
+    except HarnessError as error:
+        return f"; {error.cause}"
     return ""

@@ -1,8 +1,8 @@
-"""Least squares: what a cut took from the residual stream is given back in closed form, sub-layer by sub-layer.
+"""Least squares: restores in closed form, sub-layer by sub-layer, what a cut took from the residual stream.
 
-Two streams go through the layers side by side, the dense model's and the pruned one's. Where a sub-layer lost
-something, its last linear is solved for: with its inputs as they are now, the pruned stream shall come as near to the
-dense one as a linear brings it. What was solved feeds what follows: later sub-layers mend what earlier ones could not.
+The residual streams of the dense and of the pruned model go through the layers side by side. Where a sub-layer lost
+something, its last linear is solved for: with its inputs as they are now, the pruned stream comes as near to the dense
+one as a linear can bring it. Later sub-layers get the solved outputs, so that they reduce what error remains.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from typing import TYPE_CHECKING, Any
 from harness.api import Context, Shape
 from harness.errors import HarnessError, Unsupported
 from harness.models.anatomy.core import Anatomy, Site
-from harness.models.architectures.decoder import survivors
+from harness.models.architectures.lookup import architecture, architecture_for
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTS = {  # of a sub-layer: its norm, its module, the last linear in that
-    "attention": ("input_layernorm", "self_attn", "o_proj"),
-    "mlp": ("post_attention_layernorm", "mlp", "down_proj"),
-}
 Place = tuple[int, str]  # a layer's number and the kind of sub-layer
 FINE = 1e-4  # a ridge below which the rounding of fp32 sums would count, differently on every CPU
 TOKENS = 2048  # that go through a sub-layer at once
@@ -45,7 +41,8 @@ class LeastSquares:
             return
         assert ctx.calibration is not None
         batches = ctx.calibration(self.samples, self.length).split(max(1, TOKENS // self.length))
-        numbers, channels = survivors(anatomy, cut.shape), cut.keep.get("hidden", slice(None))
+        numbers = architecture(anatomy.architecture).layer_numbers(anatomy, cut.shape)
+        channels = cut.keep.get("hidden", slice(None))
         mend(model, teacher, anatomy, cut.shape, batches, self.ridge, numbers, channels, ctx.progress)
 
 
@@ -67,21 +64,21 @@ def mend(
     """
     import torch
 
-    found = stretches(anatomy, shape)
+    groups = replacements(anatomy, shape)
     with torch.no_grad():
         dense, pruned = Stream(teacher, batches), Stream(model, batches)
-        for done, (site, replaced) in enumerate(found, 1):
-            for old in replaced:
-                dense.through(place(old))
-            layer, kind = place(site)
-            here = (layer if numbers is None else numbers[layer]), kind
-            less = any(shape.get(name, units) < units for name, units in _units(anatomy, site))
-            if less or len(replaced) > 1:
+        for done, (site, replaced) in enumerate(groups, 1):
+            for dense_site in replaced:
+                dense.through(place_of(dense_site))
+            layer, kind = place_of(site)
+            place = (layer if numbers is None else numbers[layer]), kind
+            lost_units = any(shape.get(name, units) < units for name, units in _units(anatomy, site))
+            if lost_units or len(replaced) > 1:
                 aims = (x[..., channels] for x in dense.hidden)
-                gram, cross = normal_equations(pruned, here, aims, exact=ridge < FINE)
-                adjust(pruned.last(here).weight, gram, cross, ridge, site.name)
-            pruned.through(here)
-            progress(done, len(found))
+                gram, cross = normal_equations(pruned, place, aims, exact=ridge < FINE)
+                adjust(pruned.last(place).weight, gram, cross, ridge, site.name)
+            pruned.through(place)
+            progress(done, len(groups))
 
 
 def _units(anatomy: Anatomy, site: Site) -> list[tuple[str, int]]:
@@ -89,26 +86,28 @@ def _units(anatomy: Anatomy, site: Site) -> list[tuple[str, int]]:
     return [(name, anatomy.sites[name].units) for name in (site.name, "hidden") if name in anatomy.sites]
 
 
-def place(site: Site) -> Place:
+def place_of(site: Site) -> Place:
     assert site.layer is not None
     return site.layer, site.kind
 
 
-def stretches(anatomy: Anatomy, shape: Shape) -> list[tuple[Site, list[Site]]]:
-    """Each sub-layer that stays, in order, with the dense ones it stands for: itself and the lost ones behind it.
+def replacements(anatomy: Anatomy, shape: Shape) -> list[tuple[Site, list[Site]]]:
+    """Each sub-layer that remains with the dense ones it replaces: itself and the removed ones behind it, in order.
 
-    Those lost before the first that stays are its own too.
+    The first that remains replaces those removed before it too.
     """
     shape = anatomy.complete(shape)
-    found: list[tuple[Site, list[Site]]] = []
-    first: list[Site] = []
+    groups: list[tuple[Site, list[Site]]] = []
+    before_first: list[Site] = []
     for site in anatomy.blocks():
         if shape[site.name]:
-            found.append((site, [*first, site]))
-            first = []
+            groups.append((site, [*before_first, site]))
+            before_first = []
+        elif groups:
+            groups[-1][1].append(site)
         else:
-            (found[-1][1] if found else first).append(site)
-    return found
+            before_first.append(site)
+    return groups
 
 
 class Stream:
@@ -117,54 +116,52 @@ class Stream:
     def __init__(self, model: Any, batches: Sequence[Tensor]) -> None:
         from harness.pruning.layerwise import entries
 
-        self.layers = model.model.layers
+        kind = architecture_for(model)
+        if not hasattr(kind, "sublayers"):
+            raise Unsupported(f"least-squares needs a residual stream; {kind.name} has none", "use another recovery")
+        self.sublayers = [dict(kind.sublayers(layer)) for layer in kind.layers(model).values()]
         self.hidden, self.extras = entries(model, batches)
 
-    def last(self, here: Place) -> Any:
+    def last(self, place: Place) -> Any:
         """The linear that writes a sub-layer's result into the stream."""
-        layer, kind = here
-        _, inner, last = PARTS[kind]
-        return self.layers[layer].get_submodule(f"{inner}.{last}")
+        layer, kind = place
+        return self.sublayers[layer][kind].last
 
-    def after(self, batch: int, here: Place) -> Tensor:
+    def after(self, batch: int, place: Place) -> Tensor:
         """The stream of one batch behind a sub-layer."""
-        layer, kind = here
-        norm, inner, _ = PARTS[kind]
-        x, module = self.hidden[batch], self.layers[layer]
-        entered = module.get_submodule(norm)(x)
-        if kind == "attention":
-            return x + module.get_submodule(inner)(entered, **self.extras[batch][layer])[0]
-        return x + module.get_submodule(inner)(entered)
+        layer, kind = place
+        return self.sublayers[layer][kind].after(self.hidden[batch], self.extras[batch][layer])
 
-    def through(self, here: Place) -> None:
+    def through(self, place: Place) -> None:
+        """Take all batches through a sub-layer."""
         for batch in range(len(self.hidden)):
-            self.hidden[batch] = self.after(batch, here)
+            self.hidden[batch] = self.after(batch, place)
 
 
-def normal_equations(stream: Stream, here: Place, aims: Iterable[Tensor], exact: bool) -> tuple[Tensor, Tensor]:
-    """X'X and X'E over the calibration text: X enters the last linear, E is what the stream lacks behind it."""
+def normal_equations(stream: Stream, place: Place, aims: Iterable[Tensor], exact: bool) -> tuple[Tensor, Tensor]:
+    """X'X and X'E over the calibration text: X enters the last linear, E is the stream's error behind it."""
     import torch
 
     from harness.pruning.layerwise import watched
 
-    linear = stream.last(here)
+    linear = stream.last(place)
     precision = torch.float64 if exact else torch.float32
     wide: Any = {"dtype": precision, "device": linear.weight.device}
     gram = torch.zeros(linear.in_features, linear.in_features, **wide)
     cross = torch.zeros(linear.in_features, linear.out_features, **wide)
-    entered: list[Tensor] = []
-    with watched(linear, lambda _, x: entered.append(x)):
+    inputs: list[Tensor] = []
+    with watched(linear, lambda _, x: inputs.append(x)):
         for batch, aim in enumerate(aims):
-            lacking = aim.to(precision) - stream.after(batch, here).to(precision)
-            x = entered.pop().flatten(0, -2).to(precision)
-            with torch.autocast(x.device.type, enabled=False):  # sums of squares are no place to save
+            error = aim.to(precision) - stream.after(batch, place).to(precision)
+            x = inputs.pop().flatten(0, -2).to(precision)
+            with torch.autocast(x.device.type, enabled=False):  # sums of squares need the full precision
                 gram += x.T @ x
-                cross += x.T @ lacking.flatten(0, -2)
+                cross += x.T @ error.flatten(0, -2)
     return gram.double(), cross.double()
 
 
 class TooLittle(HarnessError):
-    """Text, or ridge, for the equations to have one answer."""
+    """The text, or the ridge, is too small for the equations to have one solution."""
 
 
 def adjust(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float, name: str) -> None:
@@ -181,7 +178,7 @@ def adjust(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float, name: str)
     damped.diagonal().add_(ridge * mean)
     factor, failed = torch.linalg.cholesky_ex(damped)
     del damped
-    # what float32 sums cannot tell from nothing is nothing
+    # float32 sums cannot tell such a small pivot from zero
     if failed or factor.diagonal().min() ** 2 <= torch.finfo(torch.float32).eps * mean:
         raise TooLittle(
             f"the calibration text says too little about {name}: its {len(gram)} inputs depend on each other",
@@ -189,5 +186,5 @@ def adjust(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float, name: str)
         )
     changed = weight + torch.cholesky_solve(cross, factor).T.to(weight)
     change = (changed - weight).double().T
-    if 2 * (change * cross).sum() > (change * (gram @ change)).sum():  # rounding may eat up a small gain
+    if 2 * (change * cross).sum() > (change * (gram @ change)).sum():  # rounding may cost more than a small gain
         weight.copy_(changed)

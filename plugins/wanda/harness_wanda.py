@@ -85,7 +85,7 @@ class Wanda:
         masks = {}
         for layer in layerwise.forward(model, ctx.calibration(self.samples, self.length).split(1)):
             pruned = {}
-            for name, squares in layerwise.by_linear(layer.index, layer.squares()).items():
+            for name, squares in layer.by_weight(layer.squares()).items():
                 weight = model.get_parameter(name).detach()
                 worth, columns = weight.float().abs() * squares.sqrt(), weight.shape[1]
                 group = (fewest, of) if fewest else (int(columns * budget.value), columns)
@@ -112,7 +112,7 @@ class WandaSp:
             return Cut()
         shape, keep = uniform(ctx.anatomy, budget.value), {}
         for layer in layerwise.forward(model, ctx.calibration(self.samples, self.length).split(1)):
-            squares = layerwise.by_linear(layer.index, layer.squares())
+            squares = layer.by_weight(layer.squares())
             found = importance.output_activation(ctx.anatomy, layer.index, model.get_parameter, squares)
             chosen = best({site: shape[site] for site in found}, found)
             keep |= chosen

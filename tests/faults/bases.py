@@ -287,7 +287,7 @@ def model() -> Files:
         masks={tensor: torch.ones(anatomy.tensors[tensor], dtype=torch.bool)},
         rewrites={"model.norm.weight": torch.ones(16)},
         why="the smallest",
-        told={"steps": 3},
+        details={"steps": 3},
         files={"search.txt": "a note"},
     )
     with tempfile.TemporaryDirectory() as name:

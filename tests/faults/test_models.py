@@ -361,7 +361,7 @@ def test_a_cut_of_another_model(cut):
     from harness.models.loading.cards import card
 
     anatomy = anatomy_of(card("tiny").config)
-    refused(lambda: folders.read_cut(cut, anatomy), cut, str(cut), "which this model has not", codes=(3,))
+    refused(lambda: folders.read_cut(cut, anatomy), cut, str(cut), "which this model does not have", codes=(3,))
 
 
 NAMES = ["../escape.svg", "/tmp/escape.svg", "a/b.svg", "..", ".hidden", "", "a\nb", "con.txt", "x" * 300, "a\x00b"]
@@ -412,7 +412,7 @@ def test_facts_that_contain_themselves():
     for _ in range(10_000):
         deep = [deep]
     with pytest.raises(BadCut, match="is not JSON"):
-        check_cut(anatomy_of(card("tiny").config), Cut(told={"deep": deep}))
+        check_cut(anatomy_of(card("tiny").config), Cut(details={"deep": deep}))
 
 
 @pytest.fixture

@@ -257,7 +257,7 @@ def test_nothing_but_a_bad_text_ends_the_run(option, folder, runs):
     assert ended.returncode == 3
     assert "Traceback" not in ended.stderr
     assert f"{folder / 'c4.jsonl'} is not a regular file" in " ".join(ended.stderr.split())
-    assert "repair the file or take it away" in ended.stderr
+    assert "repair the file or remove it" in ended.stderr
     assert not list(runs.glob("records/*"))
 
 

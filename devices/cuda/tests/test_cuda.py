@@ -61,7 +61,7 @@ def model_of(family: str = "llama", keep: dict[str, list[int]] | None = None, **
             torch.nn.init.normal_(parameter, std=0.3)
     if keep is None:
         return model
-    anatomy = anatomy_of(modeling.words_of(model))
+    anatomy = anatomy_of(modeling.config_dict(model))
     return apply(model, anatomy, check_cut(anatomy, Cut(keep=keep)))
 
 

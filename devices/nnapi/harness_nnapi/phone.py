@@ -27,7 +27,7 @@ class Nnapi(Phone):
         yield from super().more_looks()
 
     def _converter(self) -> str:
-        made = isolated_env.there(tflite_model.NAME, tflite_model.PACKAGES)
+        made = isolated_env.is_ready(tflite_model.NAME, tflite_model.PACKAGES)
         return f"{tflite_model.PACKAGES[0]}, " + ("there" if made else "made at its first use: uv, a network and 1 GB")
 
     def identity(self) -> Mapping[str, Any]:

@@ -60,7 +60,7 @@ def decoder():
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 128, "head_dim": 16}
     torch.manual_seed(0)
     made = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)).eval()
-    anatomy = anatomy_of(modeling.words_of(made))
+    anatomy = anatomy_of(modeling.config_dict(made))
     cut = Cut(keep={"layers.1.attention": [1], "layers.1.mlp": range(40), "layers.2.mlp": range(32, 96)})
     return apply(made, anatomy, check_cut(anatomy, cut)).eval().to(torch.float16)
 

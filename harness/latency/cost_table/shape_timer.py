@@ -112,12 +112,10 @@ class Bench:
         self._rounds(batch, rounds)
 
     def held(self, shape: Shape) -> int:
-        """Bytes that an open model may hold beside the pool: keys, values, activations; weights if it copies them."""
+        """Bytes that an open model may hold beside the pool: caches, activations; weights if it copies them."""
         anatomy, workload = self.pool.anatomy, self.workload
-        left = anatomy.tensor_shapes(shape)
         size, tokens = self.pool.numbers.element_size(), workload.batch * (workload.size + 1)
-        cached = sum(dims[0] for name, dims in left.items() if name.endswith(("k_proj.weight", "v_proj.weight")))
-        widest = max((dims[0] for name, dims in left.items() if ".layers." in name), default=0)
+        cached, widest = anatomy.outputs(shape)
         weights = anatomy.params(shape) if getattr(self.device, "copies_weights", False) else 0
         return size * (tokens * (cached + 4 * widest) + weights)
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from harness.models.anatomy.core import Anatomy, Site
 from harness.models.architectures.config_fields import WHOLE
-from harness.models.architectures.decoder import sliding_window
+from harness.models.architectures.lookup import architecture
 from harness.records import keys
 from harness.records.schema import Part
 
@@ -144,7 +144,7 @@ def table_key(anatomy: str, device: Mapping[str, Any], runtime: str, dtype: str,
 
 def anatomy_mark(anatomy: Anatomy) -> str:
     """Two models with the same shapes take the same time."""
-    windows = {s.name: sliding_window(anatomy.config, s.layer or 0) for s in anatomy.blocks()}
+    windows = architecture(anatomy.architecture).windows(anatomy)
     units = {name: site.units for name, site in anatomy.sites.items()}
     words = keys.canonical([anatomy.family, {k: list(v) for k, v in anatomy.tensors.items()}, units, windows])
     return hashlib.sha256(words.encode()).hexdigest()[:24]
@@ -152,7 +152,7 @@ def anatomy_mark(anatomy: Anatomy) -> str:
 
 def cost_class(anatomy: Anatomy, site: Site) -> str:
     """Sites of one class cost the same at the same number of units."""
-    window = sliding_window(anatomy.config, site.layer or 0) if site.kind == "attention" else None
+    window = anatomy.window(site)
     unit = anatomy.unit_params(site)
     return f"{site.kind} {site.units} x {unit}" + (f" window {window}" if window else "")
 

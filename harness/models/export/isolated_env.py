@@ -1,4 +1,4 @@
-"""An environment of its own for an exporter whose packages do not go with ours. It sees ours beneath its own."""
+"""A separate Python environment for an exporter whose packages conflict with harness's. It sees harness's as well."""
 
 from __future__ import annotations
 
@@ -19,40 +19,45 @@ READY = "ready"
 
 
 def home(name: str, packages: Sequence[str]) -> Path:
-    """Where it lies, or would: another one for other packages, or for another environment beneath."""
-    known = "\n".join([*packages, sys.executable, sysconfig.get_path("purelib")])
-    return cache_dir() / "environments" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
+    """Its folder, which may not exist yet. Other packages, or another base environment, have another folder."""
+    identity = "\n".join([*packages, sys.executable, sysconfig.get_path("purelib")])
+    return cache_dir() / "environments" / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
-def there(name: str, packages: Sequence[str]) -> bool:
+def is_ready(name: str, packages: Sequence[str]) -> bool:
+    """Whether the environment is installed."""
     return (home(name, packages) / READY).is_file()
 
 
 def python(name: str, packages: Sequence[str]) -> Path:
-    """Its Python; made by uv the first time, which takes a network. The packages bring nothing with them."""
+    """The environment's Python. uv installs it the first time, which needs a network; no dependencies are installed."""
     folder = home(name, packages)
-    found = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    if there(name, packages):
-        return found
+    interpreter = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    if is_ready(name, packages):
+        return interpreter
     uv = shutil.which("uv")
     if uv is None:
-        raise EnvironmentFault(f"{name} is in an environment of its own, which uv makes", "pip install uv")
+        raise EnvironmentFault(f"{name} needs a separate environment, which uv creates", "pip install uv")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not there(name, packages):
-            shutil.rmtree(folder, ignore_errors=True)  # what was begun and never ended
+        if not is_ready(name, packages):
+            shutil.rmtree(folder, ignore_errors=True)  # left by an installation that was interrupted
             _run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], name)
-            _run([uv, "pip", "install", "--quiet", "--no-deps", "--python", str(found), *packages], name)
+            _run([uv, "pip", "install", "--quiet", "--no-deps", "--python", str(interpreter), *packages], name)
             site = subprocess.run(
-                [found, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
+                [interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+                capture_output=True,
+                text=True,
             ).stdout.strip()
             (Path(site) / "beneath.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
             (folder / READY).touch()
-    return found
+    return interpreter
 
 
-def _run(words: list[str], name: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True)
+def _run(command: list[str], name: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise EnvironmentFault(f"the environment of {name} cannot be made: {said}", "is there a network, and room?")
+        message = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EnvironmentFault(
+            f"the environment of {name} cannot be created: {message}", "check the network and the free space"
+        )

@@ -1,7 +1,7 @@
-"""A model as an ONNX graph of fixed shapes: one prompt (`prefill`), one token at a context (`decode`), or `image`.
+"""Exports a model as an ONNX graph of fixed shapes: one prompt (`prefill`), one token at a context (`decode`), `image`.
 
-transformers' exporter traces and translates. Of onnxscript's optimiser only constant folding is run: its rewrite rules
-take longer than the whole rest of an export, and change nothing that ONNX Runtime does not do itself.
+transformers' exporter traces and translates. Of onnxscript's optimiser only constant folding runs: its rewrite rules
+take longer than the rest of an export, and ONNX Runtime does the same itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.api import Workload
 from harness.errors import EnvironmentFault, Unsupported
 
 FILE = "model.onnx"
-OPSET = 20  # torch's own choice today, named so that a newer torch writes the same graph; runtimes of phones know it
+OPSET = 20  # torch's default today, fixed so that a newer torch writes the same graph; runtimes on phones read it
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Exported:
 
 
 def export(model: Any, workload: Workload, folder: Path) -> Exported:
-    """Write `model.onnx` into a folder; the model stays as it is, and its weights are streamed, not copied.
+    """Write `model.onnx` into a folder. The model does not change; its weights are streamed, not copied.
 
     Graph of `prefill:BxS`: input_ids -> logits of the last position, keys and values.
     Graph of `decode:BxC`: input_ids of one token, past keys and values of C -> logits, those of C + 1.
@@ -45,8 +45,8 @@ def export(model: Any, workload: Workload, folder: Path) -> Exported:
     Graph of `image:BxP`: pixels -> what the model returns.
     """
     require("onnx", "onnxscript")
-    suits(model, workload)
-    with undisturbed():
+    check_workload(model, workload)
+    with quiet_export():
         return _write(model, workload, folder)
 
 
@@ -60,18 +60,19 @@ def _write(model: Any, workload: Workload, folder: Path) -> Exported:
     return Exported(folder / FILE, workload, inputs, outputs, _description(workload, inputs, outputs))
 
 
-def suits(model: Any, workload: Workload) -> None:
-    known = ("prefill", "decode") if hasattr(model, "generate") else ("image",)
-    if workload.kind not in known:
+def check_workload(model: Any, workload: Workload) -> None:
+    """Refuse a workload that this model has no inputs for."""
+    kinds = ("prefill", "decode") if hasattr(model, "generate") else ("image",)
+    if workload.kind not in kinds:
         shapes = {"prefill": "prefill:BxS", "decode": "decode:BxC", "image": "image:BxP"}
         raise Unsupported(
-            f"there is no {workload.kind} workload of such a model",
-            f"give {' or '.join(shapes[kind] for kind in known)}",
+            f"this model has no {workload.kind} workload",
+            f"give {' or '.join(shapes[kind] for kind in kinds)}",
         )
 
 
 def require(*packages: str) -> None:
-    """What `prune-harness[onnx]` brings must be there, and an exporter in transformers."""
+    """Refuse to export without the packages of `prune-harness[onnx]` and an exporter in transformers."""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise EnvironmentFault(f"{', '.join(missing)} not installed", "pip install 'prune-harness[onnx]'")
     if importlib.util.find_spec("transformers.exporters") is None:
@@ -88,7 +89,7 @@ def _inputs(model: Any, workload: Workload) -> dict[str, Any]:
 
 
 def _past(model: Any, workload: Workload) -> Any:
-    """A cache of the workload's context. One real token shows which layers keep keys and values, and of what shape."""
+    """A cache of the workload's context. A pass of one token shows the shapes of keys and values in each layer."""
     import torch
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -101,7 +102,7 @@ def _past(model: Any, workload: Workload) -> Any:
     for i, layer in enumerate(layers):
         if not isinstance(layer, DynamicLayer):
             continue  # no attention
-        # a plain layer holds its keys and values and nothing else; a sliding one short of its window holds the same
+        # a plain layer holds keys and values only, and so does a sliding one before its window is full
         layers[i] = DynamicLayer()
         if layer.keys is None:
             continue  # no layer at all has attention
@@ -111,8 +112,8 @@ def _past(model: Any, workload: Workload) -> Any:
                 f"a cache that slides over {window} tokens does not hold a context of {workload.size}",
                 f"give decode:{workload.batch}xC with C below {window}, or prefill:BxS",
             )
-        seen: list[Any] = [layer.keys, layer.values]
-        layers[i].update(*(t.new_zeros(*t.shape[:2], workload.size, t.shape[3]) for t in seen))
+        tensors: list[Any] = [layer.keys, layer.values]
+        layers[i].update(*(t.new_zeros(*t.shape[:2], workload.size, t.shape[3]) for t in tensors))
     return cache
 
 
@@ -126,11 +127,11 @@ def _graph(model: Any, inputs: dict[str, Any]) -> Any:
     except ImportError as error:
         raise EnvironmentFault(str(error), "pip install -U 'prune-harness[onnx]'") from error
     try:
-        made: Any = exporter.export(model, inputs, OnnxConfig(optimize=False, opset_version=OPSET))
+        exported: Any = exporter.export(model, inputs, OnnxConfig(optimize=False, opset_version=OPSET))
     finally:
-        vars(model).pop("forward", None)  # it puts the class's own one back on the model, which then holds itself
-    graph = made.program if hasattr(made, "program") else made.model  # an ONNXProgram in older versions
-    # the window of a sliding layer is no result
+        vars(model).pop("forward", None)  # the exporter leaves a bound method on the model, a reference to itself
+    graph = exported.program if hasattr(exported, "program") else exported.model  # an ONNXProgram in older versions
+    # the window of a sliding layer is not an output
     results = [value for value in graph.graph.outputs if not value.name.endswith("_sliding_window_tensor")]
     graph.graph.outputs[:] = results
     passes.InlinePass()(graph)
@@ -145,7 +146,7 @@ def _graph(model: Any, inputs: dict[str, Any]) -> Any:
         passes.NameFixPass(),
     ):
         clean(graph)
-    _straighten(graph.graph.initializers.values())
+    _make_contiguous(graph.graph.initializers.values())
     return graph
 
 
@@ -154,29 +155,29 @@ def _network(model: Any, workload: Workload) -> Any:
 
     weight = next(model.parameters())
     pixels = torch.zeros(workload.batch, 3, workload.size, workload.size, dtype=weight.dtype, device=weight.device)
-    made: Any = torch.onnx.export(model, (pixels,), input_names=["pixels"], opset_version=OPSET, dynamo=True)
-    return made.model
+    exported: Any = torch.onnx.export(model, (pixels,), input_names=["pixels"], opset_version=OPSET, dynamo=True)
+    return exported.model
 
 
-def _straighten(weights: Any) -> None:
-    """Folded weights are transposed views, which numpy writes to files one number at a time: copy each on its way."""
+def _make_contiguous(weights: Any) -> None:
+    """Write folded weights contiguously: they are transposed views, which numpy writes one number at a time."""
     import numpy
     import onnx_ir
 
-    def straight(tensor: Any) -> Any:
+    def contiguous(tensor: Any) -> Any:
         return onnx_ir.LazyTensor(
             lambda: onnx_ir.Tensor(numpy.ascontiguousarray(tensor.numpy())), dtype=tensor.dtype, shape=tensor.shape
         )
 
     for weight in weights:
         if isinstance(weight.const_value, onnx_ir.Tensor) and not weight.const_value.numpy().flags.c_contiguous:
-            weight.const_value = straight(weight.const_value)
+            weight.const_value = contiguous(weight.const_value)
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Silence, for standard output may be a record; and one collection in the end instead of hundreds on the way."""
-    quiet, collecting = logging.root.manager.disable, gc.isenabled()
+def quiet_export() -> Iterator[None]:
+    """Print nothing, since standard output may carry a record, and collect garbage once, not hundreds of times."""
+    level, collects = logging.root.manager.disable, gc.isenabled()
     logging.disable(logging.WARNING)
     gc.disable()
     try:
@@ -184,10 +185,10 @@ def undisturbed() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(quiet)
-        if collecting:
+        logging.disable(level)
+        if collects:
             gc.enable()
-        gc.collect()  # what was traced refers to itself, and would keep the weights
+        gc.collect()  # the traced graph refers to itself and would hold the weights
 
 
 def _shapes(values: Any) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""A model as a TensorFlow Lite graph of fixed shapes, by Google's litert-torch in an environment of its own."""
+"""Exports a model as a TensorFlow Lite graph of fixed shapes, by litert-torch in a separate environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from harness.api import Workload
 from harness.errors import Unsupported
 from harness.models.export import isolated_env
-from harness.models.export.onnx_graph import suits, undisturbed
+from harness.models.export.onnx_graph import check_workload, quiet_export
 
 FILE = "model.tflite"
 NAME = "litert-torch"
@@ -46,20 +46,20 @@ litert_torch.convert(traced.module(), traced.example_inputs[0]).export(sys.argv[
 
 
 def export(model: Any, workload: Workload, folder: Path) -> Path:
-    """Write `model.tflite`; the model stays as it is."""
-    suits(model, workload)
+    """Write `model.tflite` into a folder. The model does not change."""
+    check_workload(model, workload)
     if workload.kind == "decode":
-        raise Unsupported("a TensorFlow Lite graph of one token at a context is not made", "give prefill:BxS")
+        raise Unsupported("decode workloads cannot be exported to TensorFlow Lite", "give prefill:BxS")
     python = isolated_env.python(NAME, PACKAGES)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="harness-tflite-") as made:
-        traced = Path(made) / "traced.pt2"
+    with tempfile.TemporaryDirectory(prefix="harness-tflite-") as scratch:
+        traced = Path(scratch) / "traced.pt2"
         _trace(model, workload, traced)
-        words = [str(python), "-c", CONVERT, str(traced), str(folder / FILE)]
-        done = subprocess.run(words, capture_output=True, text=True)
+        command = [str(python), "-c", CONVERT, str(traced), str(folder / FILE)]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not (folder / FILE).is_file():
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        raise Unsupported(f"litert-torch does not convert it: {said[-1].strip()[:300]}")
+        messages = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        raise Unsupported(f"litert-torch cannot convert this model: {messages[-1].strip()[:300]}")
     return folder / FILE
 
 
@@ -70,12 +70,12 @@ def _trace(model: Any, workload: Workload, path: Path) -> None:
         whole, inputs = model, torch.zeros(workload.batch, 3, workload.size, workload.size)
     else:
         whole, inputs = _last(model), torch.ones(workload.batch, workload.size, dtype=torch.long)
-    with undisturbed(), torch.no_grad():
+    with quiet_export(), torch.no_grad():
         torch.export.save(torch.export.export(whole.eval(), (inputs,)), path)
 
 
 def _last(model: Any) -> Any:
-    """Tokens to the logits of the last one."""
+    """The model as a module from tokens to the logits of the last one."""
     import torch
 
     class Last(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""A cached folder that is made at most once."""
+"""The cache of model folders, each built at most once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.system.paths import plain_name
 
 
 def once(name: str, make: Callable[[Path], None]) -> Path:
-    """A cached folder, built by `make` at most once, whole or not at all."""
+    """The cached folder of this name. `make` fills it at most once; a folder that is there is complete."""
     folder = cache_dir() / "models" / plain_name(name, "a cached model", EnvironmentFault)
     if folder.exists():
         return folder
@@ -23,10 +23,10 @@ def once(name: str, make: Callable[[Path], None]) -> Path:
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-                    made = Path(scratch) / "model"
-                    made.mkdir()
-                    make(made)
-                    made.rename(folder)
+                    unfinished = Path(scratch) / "model"
+                    unfinished.mkdir()
+                    make(unfinished)
+                    unfinished.rename(folder)
     except OSError as error:
         raise EnvironmentFault(
             f"cannot write the model cache {folder.parent}: {error.strerror or error}",

@@ -1,4 +1,4 @@
-"""From what a user writes after --model to a card: a registered alias, a folder, a GGUF file or a hub id."""
+"""Turns the value of --model into a model card: a registered alias, a folder, a GGUF file or a hub id."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ LOADING = "harness.models.loading.weights:"
 
 
 def card(name: str) -> ModelCard:
-    known = plugins.registry().specs["model"]
-    if name in known:
-        return known[name]
+    """The card that a user's name stands for."""
+    registered = plugins.registry().specs["model"]
+    if name in registered:
+        return registered[name]
     if name.startswith("timm/"):
         raise Unsupported("vision models have no anatomy yet", "give a decoder: harness list models")
     if not name.isprintable():
@@ -39,7 +40,7 @@ def card(name: str) -> ModelCard:
         return _hub(name)
     if "/" in name or name.endswith(".gguf"):
         raise EnvironmentFault(f"there is no model at {name}", "give a folder with config.json and safetensors")
-    raise plugins.unknown("model", name, known)
+    raise plugins.unknown("model", name, registered)
 
 
 def _folder(path: Path) -> ModelCard:
@@ -53,7 +54,7 @@ def _folder(path: Path) -> ModelCard:
 
 
 def _gguf(path: Path) -> ModelCard:
-    """A GGUF file's shapes are read when it is converted, which happens once."""
+    """The card of a GGUF file, which is converted now unless the cache holds it."""
     from harness.models.loading.gguf_files import convert
 
     folder = convert(path, path.stem)
@@ -72,7 +73,7 @@ def _hub(name: str) -> ModelCard:
     config = hub_file(name, "config.json")
     if config is None:
         raise EnvironmentFault(
-            f"{name} is not on this machine and the hub did not give it",
+            f"{name} is not on this machine and cannot be fetched from the hub",
             f"check the name and the network; if it is gated, accept its licence at https://huggingface.co/{name} "
             "and set HF_TOKEN; or give --model FOLDER",
         )

@@ -1,4 +1,4 @@
-"""GGUF files become safetensors folders, once: transformers reads GGUF but refuses to save what it read."""
+"""Converts GGUF files to folders of safetensors, once: transformers reads GGUF but refuses to save such a model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import EnvironmentFault, one_line
-from harness.models.architectures.decoder import FAMILIES
-from harness.models.architectures.lookup import check_config
+from harness.models.architectures.lookup import architecture_for, check_config, model_types
 from harness.models.loading.cache import once
 from harness.models.loading.gguf_header import Header
 from harness.system import reading
@@ -38,13 +37,12 @@ def _convert(path: Path, folder: Path, config: Mapping[str, Any] | None) -> None
     if family not in ARCHITECTURES:
         raise EnvironmentFault(
             f"{path.name} holds a model of family {family!r}, which has no anatomy yet",
-            f"supported: {', '.join(sorted(FAMILIES))}",
+            f"supported: {', '.join(model_types())}",
         )
     check_config(header.config(), str(path))
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from harness.models.architectures import modeling
     from harness.models.saved import folders
     from harness.models.surgery import dense_state
     from harness.system import process
@@ -53,6 +51,6 @@ def _convert(path: Path, folder: Path, config: Mapping[str, Any] | None) -> None
     with reading.parsing(path, "a GGUF file that transformers reads", AGAIN):
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        words = dict(config or model.config.to_dict())
-        words["model_type"] = model.config.model_type
-        folders.write(modeling.fill(words, dense_state(model)), tokenizer, folder)
+        fields = dict(config or model.config.to_dict())
+        fields["model_type"] = model.config.model_type
+        folders.write(architecture_for(model).build(fields, dense_state(model)), tokenizer, folder)

@@ -1,6 +1,6 @@
-"""The header of a GGUF file: every count and length is compared with the file before it is believed.
+"""Reads the header of a GGUF file. Every count and length is checked against the size of the file.
 
-The readers of `gguf` and `transformers` loop over what a header says, and a header of 60 bytes can say 2**60.
+The readers of `gguf` and `transformers` loop as often as a header says, and a header of 60 bytes can say 2**60.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from harness.system import reading
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
-ENTRIES = 2**16  # of metadata, and of tensors: the largest files have some thousands
+ENTRIES = 2**16  # of metadata, and tensors: the largest files have some thousands
 ELEMENTS = 2**21  # of an array: vocabularies and merges have some 100,000
 DIMENSIONS = 4
 TEXT = 2**20  # bytes of a text; chat templates have some thousands
@@ -33,11 +33,11 @@ HEAD_SIZES = ("attention.key_length", "rope.dimension_count")
 
 
 class Length(int):
-    """Of an array in the metadata, whose elements are skipped."""
+    """The length of an array in the metadata. Its elements are skipped."""
 
 
 class Header:
-    """The metadata of a file. ValueError if a count or a length is not borne out by the file's size."""
+    """The metadata of a file. ValueError if a count or a length does not fit the file's size."""
 
     def __init__(self, path: Path) -> None:
         reading.must_be_regular(path)
@@ -53,12 +53,12 @@ class Header:
     def config(self) -> dict[str, Any]:
         """The fields of a config.json that this file states."""
         family = {name.removeprefix(f"{self.family}."): value for name, value in self.metadata.items()}
-        found = {field: family[name] for name, field in FIELDS.items() if name in family}
+        fields = {field: family[name] for name, field in FIELDS.items() if name in family}
         if sizes := [family[name] for name in HEAD_SIZES if name in family]:
-            found["head_dim"] = max(sizes)
+            fields["head_dim"] = max(sizes)
         if (tokens := self.metadata.get("tokenizer.ggml.tokens")) is not None:
-            found.setdefault("vocab_size", int(tokens))
-        return {"model_type": self.family, **found}
+            fields.setdefault("vocab_size", int(tokens))
+        return {"model_type": self.family, **fields}
 
     def _read(self) -> None:
         if self._take(4) != MAGIC:
@@ -77,7 +77,7 @@ class Header:
             raise ValueError("it ends before its tensors do")
 
     def _tensor(self) -> int:
-        """Where a tensor ends, counted from the first one's begin."""
+        """The offset of a tensor's end, from the start of the first tensor."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         self._text()
@@ -107,7 +107,7 @@ class Header:
         return Length(count)
 
     def _skip_texts(self, count: int) -> None:
-        """Quickly: a vocabulary has 100,000 of them."""
+        """Skip the texts of an array, without slicing: a vocabulary has 100,000 of them."""
         length, at, end = struct.Struct(f"{self.order}Q").unpack_from, self.at, len(self.bytes)
         for _ in range(count):
             if at + 8 > end:

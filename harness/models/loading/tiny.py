@@ -1,4 +1,4 @@
-"""The tiny model: random weights of a fixed seed, and a tokenizer of bytes."""
+"""The model `tiny`: random weights from a fixed seed, and a tokenizer of bytes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def tiny(card: ModelCard) -> tuple[Path, str]:
 
 
 def byte_tokenizer() -> Any:
-    """256 bytes and two marks."""
+    """A tokenizer of 256 bytes and two special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    marks = ["<bos>", "<eos>"]
+    special = ["<bos>", "<eos>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(marks + letters)}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")

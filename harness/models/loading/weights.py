@@ -1,4 +1,4 @@
-"""From a card to a folder of safetensors on this machine. Weights are never unpickled, no code of theirs is run."""
+"""Finds or fetches the weights of a model card: a folder of safetensors. Nothing is unpickled, no model code is run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def locate(card: ModelCard) -> tuple[Path, str]:
-    """The folder of a card's weights, made or fetched if need be, and the revision that names its content."""
+    """The folder of a card's weights, converted or fetched if necessary, and the revision that names its content."""
     return resolve(card.loader)(card)
 
 
@@ -25,23 +25,25 @@ def locate(card: ModelCard) -> tuple[Path, str]:
 
 
 def from_folder(card: ModelCard) -> tuple[Path, str]:
+    """A folder of the user, named by the hash of its content."""
     folder = Path(card.source)
     return folder, f"sha256:{_content(folder)}"
 
 
 def _content(folder: Path) -> str:
-    """The hash of a folder's config and weights; big files are hashed once per size and time of change."""
+    """The hash of a folder's config and weights. A file is hashed once per size and time of change."""
     import hashlib
 
-    known, new, lines = notes("hashes.json"), {}, []
+    hashes, new = notes("hashes.json"), {}
+    lines = []
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("tokenizer.json")]):
         if not path.exists():
             continue
         stat = path.stat()
         key = f"{path} {stat.st_size} {stat.st_mtime_ns}"
-        if not SHA256.fullmatch(str(known.get(key))):
-            known[key] = new[key] = file_sha256(path)
-        lines.append(f"{path.name} {known[key]}")
+        if not SHA256.fullmatch(str(hashes.get(key))):
+            hashes[key] = new[key] = file_sha256(path)
+        lines.append(f"{path.name} {hashes[key]}")
     if new:
         note("hashes.json", new)
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
@@ -57,7 +59,7 @@ def from_hub(card: ModelCard) -> tuple[Path, str]:
     revision = card.revision or None
     try:
         path = snapshot_download(card.source, revision=revision, allow_patterns=patterns, local_files_only=True)
-        weight_files(Path(path))  # an interrupted download goes on below
+        weight_files(Path(path))  # raises after an interrupted download, which is continued below
     except Exception:
         try:
             path = snapshot_download(card.source, revision=revision, allow_patterns=patterns)
@@ -65,13 +67,14 @@ def from_hub(card: ModelCard) -> tuple[Path, str]:
             page = f"https://huggingface.co/{card.source}"
             how = f"accept the licence at {page} and set HF_TOKEN" if card.gated else f"see {page}, check the network"
             raise EnvironmentFault(
-                f"no weights of {card.name} on this machine, and the hub gave none ({type(error).__name__})",
+                f"the weights of {card.name} are not on this machine and cannot be fetched ({type(error).__name__})",
                 f"{how}; or give --model FOLDER. --dry-run works without weights",
             ) from error
     return Path(path), Path(path).name
 
 
 def hub_file(repo: str, name: str) -> Path | None:
+    """One file of a repository, from the local cache or the hub; None if neither has it."""
     from huggingface_hub import hf_hub_download
 
     for local in (True, False):
@@ -99,6 +102,7 @@ def smollm2(card: ModelCard) -> tuple[Path, str]:
 
 
 def free_space(path: Path) -> int:
+    """Free bytes on the disk of a folder that may not exist yet."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
@@ -116,4 +120,4 @@ def on_this_machine(card: ModelCard) -> tuple[bool, str]:
     if isinstance(try_to_load_from_cache(card.source, "config.json"), str):
         return True, "in the hub's cache"
     how = f"accept https://huggingface.co/{card.source} and set HF_TOKEN" if card.gated else "fetched on first use"
-    return False, f"not here; {how}"
+    return False, f"not on this machine; {how}"

@@ -11,25 +11,26 @@ from harness.models.architectures.lookup import check_config
 from harness.system import reading
 
 CONFIG = 4 * 2**20  # bytes of a config.json
-NOT_CONTENT = {"record.json", "README.md"}  # written after the fact; they say something about the artefact
+NOT_CONTENT = {"record.json", "README.md"}  # written later, about the model
 
 
 def file_sha256(path: Path) -> str:
-    """The hash of a regular file: of a device or a pipe, reading would not end."""
-    with reading.parsing(path, "a file that can be read", "restore the file, or take it away"):
+    """The hash of a regular file. A device or a pipe is refused: reading it may never end."""
+    with reading.parsing(path, "a file that can be read", "restore the file, or remove it"):
         reading.must_be_regular(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_sha256(folder: Path) -> str:
-    """One hash of all files that make the model."""
+    """One hash over all files of a saved model."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in NOT_CONTENT)
     lines = [f"{path.name} {file_sha256(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def folder_bytes(folder: Path) -> int:
+    """The size of the weights on disk."""
     return sum(p.stat().st_size for p in folder.glob("model*.safetensors"))
 
 

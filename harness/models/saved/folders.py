@@ -1,4 +1,4 @@
-"""Writing a pruned model to a folder and opening it again."""
+"""Writes a model and its cut to a folder, and reads both again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from safetensors.torch import save_file
 from harness.api import Cut
 from harness.errors import BadCut, EnvironmentFault, UsageError
 from harness.models.anatomy.core import Anatomy
-from harness.models.architectures import modeling
-from harness.models.architectures.lookup import anatomy_of
+from harness.models.architectures.lookup import anatomy_of, architecture, architecture_for
 from harness.models.cut import CheckedCut, check_cut
 from harness.models.saved.contents import read_config
 from harness.system import reading
 from harness.system.paths import below, plain_name
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NOTES = "notes"  # what a method tells beside its cut
+NOTES = "notes"  # the folder of the files that a method wrote beside its cut
 CUT = 256 * 2**20  # bytes of a cut.json: it lists all units of sites that lose some
 TOKENIZER = 256 * 2**20  # bytes of a tokenizer.json
 BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -34,34 +33,23 @@ AGAIN = "fetch or save it again"
 
 
 def write(model: Any, tokenizer: Any, folder: Path) -> None:
-    """config.json, safetensors, tokenizer, and the modelling file where layers differ."""
-    model.save_pretrained(folder)
+    """A model and its tokenizer as a folder that transformers opens."""
+    architecture_for(model).write(model, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    path = folder / "config.json"
-    words = json.loads(path.read_text(encoding="utf-8"))
-    family = words["model_type"].removeprefix("pruned_")
-    if words["model_type"] != family:
-        name = f"modeling_pruned_{family}"
-        prefix = f"{name}.Pruned{modeling.FAMILIES[family].classes}"
-        words["auto_map"] = {"AutoConfig": f"{prefix}Config", "AutoModelForCausalLM": f"{prefix}ForCausalLM"}
-        for stray in folder.glob("modeling_*.py"):
-            stray.unlink()
-        (folder / f"{name}.py").write_text(modeling.source(family), encoding="utf-8")
-    path.write_text(json.dumps(words, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_cut(cut: CheckedCut, origin: dict[str, Any], folder: Path) -> None:
-    """cut.json says what was kept and why; masks and rewrites lie packed beside it, the method's files in notes/."""
-    words = {
+    """Write cut.json, with masks and rewrites packed in cut.safetensors and the method's files in notes/."""
+    payload = {
         "keep": dict(sorted(cut.keep.items())),
         "masks": sorted(cut.masks),
         "rewrites": sorted(cut.rewrites),
         "why": cut.why,
-        "told": cut.told,
+        "told": cut.details,
         **origin,
     }
-    (folder / "cut.json").write_text(json.dumps(words, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "cut.json").write_text(json.dumps(payload, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if cut.files:
         (folder / NOTES).mkdir(exist_ok=True)
         for name, text in cut.files.items():
@@ -74,7 +62,7 @@ def write_cut(cut: CheckedCut, origin: dict[str, Any], folder: Path) -> None:
 
 
 class SavedCut(BaseModel):
-    """What harness reads of a cut.json."""
+    """The fields of a cut.json that harness reads."""
 
     model_config = ConfigDict(strict=True)
 
@@ -87,7 +75,7 @@ class SavedCut(BaseModel):
 
 
 def read_cut(folder: Path, anatomy: Anatomy | None = None) -> CheckedCut:
-    """The cut of a saved model, masks unpacked; with an anatomy, proven to be one of that model."""
+    """The cut of a saved model. With an anatomy, the cut is checked to be one of that model."""
     path = folder / "cut.json"
     with reading.parsing(path, "a cut", AGAIN):
         saved = SavedCut.model_validate(reading.json_file(path, CUT))
@@ -101,19 +89,19 @@ def read_cut(folder: Path, anatomy: Anatomy | None = None) -> CheckedCut:
                 rewrites = {name: file.get_tensor(f"rewrite.{name}") for name in saved.rewrites}
     files = {}
     for path in sorted((folder / NOTES).glob("*")):
-        with reading.parsing(path, "text that a method left", AGAIN):
+        with reading.parsing(path, "text that a method wrote", AGAIN):
             files[path.name] = reading.content(path).decode()
     cut = CheckedCut(saved.keep, masks, rewrites, saved.why, saved.told, files)
     if anatomy is None:
         return cut
     try:
-        return check_cut(anatomy, Cut(cut.keep, cut.masks, cut.rewrites, cut.why, cut.told, cut.files))
+        return check_cut(anatomy, Cut(cut.keep, cut.masks, cut.rewrites, cut.why, cut.details, cut.files))
     except BadCut as error:
         raise EnvironmentFault(f"{folder} holds a cut of another model: {error.cause}", AGAIN) from None
 
 
 def _unpacked(file: Any, name: str, dims: list[int]) -> torch.Tensor:
-    """A mask of one bit an element. What it takes in memory is eight times its size in the file."""
+    """A mask that is stored with one bit per element. In memory it takes one byte."""
     packed = file.get_tensor(f"mask.{name}")
     if packed.dtype != torch.uint8 or packed.numel() != (math.prod(dims) + 7) // 8:
         raise ValueError(f"the mask of {name} has another size than the tensor")
@@ -122,14 +110,14 @@ def _unpacked(file: Any, name: str, dims: list[int]) -> torch.Tensor:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights, as transformers would choose them; strays are not read."""
+    """The files that hold a folder's weights, chosen as transformers does. Other safetensors are not read."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if os.path.lexists(index):
         with reading.parsing(index, "an index of weights", "fetch it again"):
             names = sorted(set(reading.json_file(index)["weight_map"].values()))
             paths = [folder / plain_name(name, f"a file of weights in {index}", EnvironmentFault) for name in names]
-        if lost := [path.name for path in paths if not path.exists()]:
-            raise EnvironmentFault(f"{folder} lacks {lost[0]}, which its index names", "fetch the missing files")
+        if absent := [path.name for path in paths if not path.exists()]:
+            raise EnvironmentFault(f"{folder} lacks {absent[0]}, which its index names", "fetch the missing files")
     elif os.path.lexists(single):
         paths = [single]
     else:
@@ -147,23 +135,25 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder; a damaged file is named."""
-    found = {}
+    """All tensors of a folder. An error names the damaged file."""
+    tensors = {}
     for path in weight_files(folder):
         with reading.parsing(path, "an intact file of weights", AGAIN), safe_open(path, "pt") as file:
-            found.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    return found
+            tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return tensors
 
 
-def read(folder: Path, dtype: str | None = None, words: dict[str, Any] | None = None, check_values: bool = True) -> Any:
-    """The model of a folder, even or uneven, from harness's own classes: no code of the folder is run.
+def read(
+    folder: Path, dtype: str | None = None, config: dict[str, Any] | None = None, check_values: bool = True
+) -> Any:
+    """The model of a folder, built from harness's own classes: no code of the folder is run.
 
     `check_values` refuses NaN and infinite weights, which takes a pass over all of them.
     """
-    words = words or read_config(folder)
+    config = config or read_config(folder)
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(TORCH_DTYPES)}")
-    anatomy = anatomy_of(words, str(folder / "config.json"))
+    anatomy = anatomy_of(config, str(folder / "config.json"))
     state = {name: tensor for name, tensor in weights(folder).items() if name in anatomy.tensors}
     target = TORCH_DTYPES[dtype] if dtype else None
     for name, dims in anatomy.tensors.items():
@@ -183,7 +173,7 @@ def read(folder: Path, dtype: str | None = None, words: dict[str, Any] | None = 
         if target:
             state[name] = state[name].to(target)
     with reading.parsing(folder / "config.json", "a config that transformers can build a model of", "repair it"):
-        model = modeling.fill({**anatomy.config, "model_type": words["model_type"]}, state)
+        model = architecture(anatomy.architecture).build({**anatomy.config, "model_type": config["model_type"]}, state)
     path = folder / "generation_config.json"
     if os.path.lexists(path):
         from transformers import GenerationConfig
@@ -195,7 +185,7 @@ def read(folder: Path, dtype: str | None = None, words: dict[str, Any] | None = 
 
 
 def _odd_values(tensor: torch.Tensor) -> str:
-    """How many elements are not finite; empty if all are. One of them makes the sum so, which is quick to find."""
+    """How many elements are not finite, as text; empty if all are. The sum alone tells whether any is."""
     if torch.isfinite(tensor.sum(dtype=torch.float32)):
         return ""
     wrong = int((~torch.isfinite(tensor)).sum())

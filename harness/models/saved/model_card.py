@@ -15,12 +15,12 @@ from harness.records.schema import Record
 
 
 def in_one_line(text: str) -> str:
-    """Line ends as a sign, since a model may write nothing else, and no codes that steer a terminal."""
+    """Text as one line: a sign for each line end, since a model may write only those, and no control codes."""
     return "".join(c if c.isprintable() else "�" for c in re.sub(r"\s*\n\s*", " ⏎ ", text))
 
 
 def side_by_side(texts: Sequence[Mapping[str, str]]) -> list[str]:
-    """A table of texts, each one cell whatever it holds."""
+    """A Markdown table of texts, one cell each."""
     rows = [[markdown(in_one_line(text)) for text in row.values()] for row in texts]
     columns = [markdown(name) for name in texts[0]]
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
@@ -41,7 +41,7 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
         "",
         f"Made by harness from {markdown(source.source)} (revision {markdown(spec.revision)}). "
         f"{artefact.ratio_blocks:.2%} of the prunable",
-        f"parameters are gone: {artefact.params:,} of {artefact.params_dense:,} remain.",
+        f"parameters were removed: {artefact.params:,} of {artefact.params_dense:,} remain.",
         "",
         "| | dense | pruned |",
         "|---|---:|---:|",
@@ -55,7 +55,7 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
             lines.append(f"| {markdown(name)} (n={score.n}) | {' | '.join(cells)} |")
     for name, score in record.scores.items():
         if score.texts:
-            lines += ["", f"What both wrote ({markdown(name)}):", "", *side_by_side(score.texts)]
+            lines += ["", f"What both models wrote ({markdown(name)}):", "", *side_by_side(score.texts)]
     lines.append("")
     lines += [markdown(Link(Path(name).stem, f"notes/{quote(os.fsencode(name))}", picture=True)) for name in pictures]
     if uneven:
@@ -67,7 +67,7 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
     else:
         lines += ["`AutoModelForCausalLM.from_pretrained(folder)` opens it as it is."]
     lines.append("")
-    asked = Code(f"--pruner {spec.pruner}{settings} --seed {spec.seed}")
-    lines += [f"Made with {markdown(asked)}; `cut.json` says what was kept,"]
+    options = Code(f"--pruner {spec.pruner}{settings} --seed {spec.seed}")
+    lines += [f"Made with {markdown(options)}; `cut.json` says which units remain,"]
     lines += ["`record.json` holds the evidence.", ""]
     return "\n".join(lines)

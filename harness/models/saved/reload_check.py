@@ -1,4 +1,4 @@
-"""What a fresh process says about a saved model: its logits on fixed tokens, and the memory it takes to run.
+"""Opens a saved model in a fresh process: its logits on fixed inputs, and the memory that it takes to run.
 
 `python -m harness.models.saved.reload_check FOLDER OUT [--dtype fp32] [--workload prefill:1x128]` writes
 OUT.safetensors and OUT.json.
@@ -19,27 +19,23 @@ from safetensors import SafetensorError
 
 from harness.api import Workload
 from harness.errors import EnvironmentFault, HarnessError
+from harness.models.architectures.lookup import task_for
 from harness.system import process
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 5e-3}  # of the largest logit
 
 
-def probe_tokens(vocab: int, count: int = 48) -> Any:
-    """Fixed tokens spread over the vocabulary."""
-    import torch
-
-    return (torch.arange(1, count + 1, dtype=torch.long) * 7919 % vocab)[None]
-
-
 def logits(model: Any) -> Any:
+    """What a model answers to its task's fixed inputs."""
     import torch
 
+    task = task_for(model)
     with torch.inference_mode():
-        return model(probe_tokens(model.config.vocab_size).to(model.device), use_cache=False).logits.float().cpu()
+        return task.logits(model, task.probe(model)).float().cpu()
 
 
 def ask(folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, Any]:
-    """Run this module in a process of its own and read what it wrote."""
+    """Run this module in a fresh process and read what it wrote."""
     command = [sys.executable, "-m", "harness.models.saved.reload_check", str(folder), str(out)]
     done = subprocess.run(
         [*command, "--dtype", dtype, "--workload", str(workload)], capture_output=True, text=True, check=False
@@ -54,17 +50,17 @@ def ask(folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, An
 
 
 def check(model: Any, folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, int]:
-    """Prove that a saved folder is the model in memory; the memory it takes comes along."""
+    """Check that a saved folder is the model in memory. Returns the memory that it takes to run."""
     from safetensors.torch import load_file
 
     expected = logits(model)
     answer = ask(folder, out, dtype, workload)
-    found = load_file(out.with_suffix(".safetensors"))["logits"]
-    difference = float((found - expected).abs().max() / expected.abs().max())
+    reloaded = load_file(out.with_suffix(".safetensors"))["logits"]
+    difference = float((reloaded - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE[dtype]:  # also when it is not a number
         raise HarnessError(
             f"the saved model differs from the one in memory: {difference:.2g} of the largest logit",
-            "this is a bug of harness or of the model's family; please report it with cut.json",
+            "this is a bug of harness; please report it with cut.json",
         )
     return answer["memory"]
 
@@ -95,16 +91,14 @@ class Watch:
 
 
 def measured(folder: Path, dtype: str, workload: Workload) -> tuple[Any, dict[str, int]]:
-    """A folder's model, and the resident bytes, average and peak, that it and its run added to the process."""
-    from harness.models.architectures import modeling
+    """A folder's model, and the resident memory, average and peak, that loading and running it added."""
+    from harness.models.architectures.modeling import smallest
     from harness.models.saved import folders
     from harness.models.workloads import runner
 
-    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    config, stand_in = modeling.classes("llama")
-    runner(stand_in(config(**sizes, num_attention_heads=1)), Workload("prefill", 1, 8))()  # lazy imports
+    runner(smallest(), Workload("prefill", 1, 8))()  # so that no library is imported while memory is watched
     with Watch() as loading:
-        model = folders.read(folder, dtype, check_values=False)  # looking at all weights would take them into memory
+        model = folders.read(folder, dtype, check_values=False)  # checking would read all weights into memory
         run = runner(model, workload)
         run()
     with Watch() as running:
@@ -140,10 +134,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--workload", type=Workload.parse, default="prefill:1x128")
     parser.add_argument("--logits-only", action="store_true", help="leave the memory out, which takes seconds")
-    asked = parser.parse_args()
-    process.prepare(asked.dtype, keep=False)  # what it holds is measured, as others would hold it
+    options = parser.parse_args()
+    process.prepare(options.dtype, keep=False)  # memory is measured as in a process of a user
     try:
-        answer(asked.folder, asked.out, asked.dtype, asked.workload, asked.logits_only)
+        answer(options.folder, options.out, options.dtype, options.workload, options.logits_only)
     except HarnessError as error:
         sys.exit(report(error.cause, error.exit_code))
     except (OSError, SafetensorError) as error:  # the disk

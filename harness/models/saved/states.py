@@ -1,4 +1,4 @@
-"""What `prepare` returned, on disk: tensors and plain values in a flat dict. No pickles."""
+"""Stores what a method's `prepare` returned: tensors and plain values in a flat dict. No pickles."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(state: Mapping[str, Any] | None, folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    path, remedy = folder / "state.json", f"remove {folder}, so that it is made again"
+    path, remedy = folder / "state.json", f"remove {folder}; it will be computed again"
     with reading.parsing(path, "a state that prepare() returned", remedy):
         saved = reading.json_file(path)
         if saved["none"]:

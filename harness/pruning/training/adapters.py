@@ -11,9 +11,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 class Adapters:
-    """LoRA on some of a model's linears, by way of peft. All other weights are frozen.
+    """LoRA on some of a model's linears, by peft. All other weights are frozen.
 
-    The model is changed in place: work on one that is lent, or take the adapters out again with `merge`.
+    The model is changed in place: use a copy, or remove the adapters again with `merge`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Adapters:
         self.linears: dict[str, Any] = {
             f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, LoraLayer)
         }
-        for parameter in self.parameters():  # bf16 would swallow small steps
+        for parameter in self.parameters():  # bf16 would round small steps to nothing
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
 
@@ -56,12 +56,12 @@ class Adapters:
         return [weight for name in self.linears for weight in (self.a(name), self.b(name))]
 
     def merged(self, name: str) -> Tensor:
-        """The weight with its adapter in it."""
+        """The weight with its adapter added."""
         base = self.base(name).detach()
         return (base.float() + self.scaling * self.b(name).detach().float() @ self.a(name).detach().float()).to(base)
 
     def merge(self) -> None:
-        """Write the adapters into the weights and take them out of the model."""
+        """Add the adapters to the weights and remove them from the model."""
         for name, layer in self.linears.items():
             base = layer.base_layer
             base.weight.data.copy_(self.merged(name))

@@ -1,4 +1,4 @@
-"""What methods and recoveries that train have in common: chance, batches, a schedule, adapters."""
+"""What training methods and recoveries share: random seeds, batches, a schedule, the loss."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.pruning.layerwise import first_bad_layer, language_loss
+from harness.models.architectures.lookup import task_for
+from harness.pruning.layerwise import first_bad_layer
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Chance that depends on the seed alone (dropout, initial values), and leaves the caller's as it was."""
+    """Random numbers (dropout, initial values) that depend on the seed alone; the caller's state is restored."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def drawn(windows: Tensor, size: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """So many batches of windows, every window once before any comes again."""
+    """Batches of windows in random order; every window comes once before any comes again."""
     order = torch.Generator().manual_seed(seed)
-    waiting: list[int] = []
+    queue: list[int] = []
     for _ in range(steps):
-        while len(waiting) < size:
-            waiting += torch.randperm(len(windows), generator=order).tolist()
-        now, waiting = waiting[:size], waiting[size:]
-        yield windows[now]
+        while len(queue) < size:
+            queue += torch.randperm(len(windows), generator=order).tolist()
+        batch, queue = queue[:size], queue[size:]
+        yield windows[batch]
 
 
 def cosine(step: int, steps: int, warmup: int = 0, floor: float = 0.0) -> float:
@@ -51,16 +52,17 @@ def at_rate(optim: torch.optim.Optimizer, lr: float) -> None:
 
 
 def model_loss(model: Any, ids: Tensor) -> Tensor:
-    ids = ids.to(model.device)
-    return language_loss(model(ids, use_cache=False).logits, ids)
+    """The loss of a model on a batch of its task's data."""
+    task, inputs = task_for(model), {"input_ids": ids}
+    return task.loss(task.logits(model, inputs), inputs)
 
 
 def stop_if_lost(loss: float, step: int, model: Any = None, ids: Tensor | None = None) -> None:
-    """A loss that is not finite ends a training; with the model and its last batch the first bad layer is named."""
+    """End a training whose loss is not finite; given the model and its last batch, name the first bad layer."""
     if math.isfinite(loss):
         return
     where = first_bad_layer(model, ids) if model is not None and ids is not None else ""
     raise HarnessError(
-        f"training lost its way at step {step}: the loss is {loss}{where}",
+        f"training diverged at step {step}: the loss is {loss}{where}",
         "try a smaller learning rate, or --dtype fp32; if it is so from the first step on, the weights are bad",
     )

@@ -1,6 +1,6 @@
-"""LoRA: low-rank adapters on all projections learn the language loss and then become part of the weights.
+"""LoRA: low-rank adapters on all projections learn the language loss and are then merged into the weights.
 
-LLM-Pruner's recipe, with the run's calibration text in place of instructions.
+This is LLM-Pruner's recipe with the run's calibration text in place of instructions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.api import Context
 from harness.errors import UsageError
 from harness.models.anatomy.core import Anatomy
-from harness.models.architectures.decoder import rename, survivors
+from harness.models.architectures.lookup import architecture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from harness.models.cut import CheckedCut
     from harness.pruning.training.adapters import Adapters
 
-MICRO = 4  # windows that are in memory at once
-HELD = 16  # one window in so many is kept for validation
-CHECKS = 8  # times that the validation loss is looked at, evenly spread
-LONGEST = 1.0  # gradients are shortened to this
+MICRO = 4  # windows in memory at once
+HELD = 16  # one window in so many validates
+CHECKS = 8  # evaluations of the validation loss, evenly spread
+LONGEST = 1.0  # the norm that gradients are clipped to
 
 
 @dataclass
@@ -69,12 +69,12 @@ class Lora:
         adapters.merge()
         for name, mask in masks.items():
             model.get_parameter(name).data.masked_fill_(~mask, 0)
-        for parameter, asked in before:
-            parameter.requires_grad_(asked)
+        for parameter, required in before:
+            parameter.requires_grad_(required)
         model.eval()
 
     def _train(self, adapters: Adapters, windows: Tensor, held: Tensor, ctx: Context) -> None:
-        """Leaves the adapters as they were where the validation loss was least; at first they change nothing."""
+        """Train, then restore the adapters that had the least validation loss, which may be the untrained ones."""
         import torch
 
         from harness.pruning.training import loop
@@ -117,15 +117,15 @@ def validation_loss(model: Any, windows: Tensor) -> float:
 
 
 def remaining_masks(anatomy: Anatomy, cut: CheckedCut) -> dict[str, Tensor]:
-    """The cut's masks as the pruned model's tensors are shaped and named."""
+    """The cut's masks with the shapes and names of the pruned model's tensors."""
     from harness.models.surgery import sliced
 
-    numbers = survivors(anatomy, cut.shape)
-    return {rename(name, numbers): mask for name, mask in sliced(anatomy, cut, cut.masks).items()}
+    names = architecture(anatomy.architecture).rename(anatomy, cut.shape)
+    return {names[name]: mask for name, mask in sliced(anatomy, cut, cut.masks).items()}
 
 
 def keep_zeros(adapters: Adapters, masks: Mapping[str, Tensor]) -> None:
-    """Adapters of masked weights act on what is not masked only, so that what learns is what remains when merged."""
+    """Mask the adapters of masked weights, so that training sees the weights as they will be merged."""
     for name, mask in masks.items():
         if name in adapters.linears:
             layer = adapters.linears[name]

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from harness import Context, Unsupported
 from harness.evaluation.texts import tokenize
-from harness.models.architectures.decoder import FAMILIES
-from harness.pruning.layerwise import language_loss
+from harness.models.tasks.text import next_token_loss
 from harness.pruning.training.loop import stop_if_lost
 
 
@@ -27,7 +26,7 @@ class Text:
     def loss(self, model: Any, rows: Tensor, step: int) -> Tensor:
         rows = rows.to(model.device)
         logits = model(rows, use_cache=False, logits_to_keep=self.own).logits
-        found = language_loss(logits, rows[:, -self.own :])
+        found = next_token_loss(logits, rows[:, -self.own :])
         stop_if_lost(found.item(), step, model, rows)
         self.trained(self.own * len(rows))
         return found
@@ -41,5 +40,5 @@ def training_text(ctx: Context, samples: int, length: int, prompt: str) -> Text:
     if ctx.tokenizer is None:
         raise Unsupported("a prompt needs the model's tokenizer, and there is none", "give --set prompt=")
     said = tokenize(ctx.tokenizer, [prompt]).expand(len(windows), -1)
-    first = 1 if FAMILIES[ctx.anatomy.family].needs_bos else 0  # a window's first token is BOS and stays first
+    first = 1 if ctx.anatomy.needs_bos else 0  # a window's first token is BOS and stays first
     return Text(torch.cat([windows[:, :first], said, windows[:, first:]], dim=1), windows.shape[1], ctx.trained)

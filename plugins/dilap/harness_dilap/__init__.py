@@ -16,7 +16,7 @@ def harness_register_pruners():
             budgets=("latency",),
             needs=("calibration", "gradients", "latency"),
             updates_weights=True,
-            sound="harness_dilap.settings:fault",
+            check_settings="harness_dilap.settings:fault",
             differs=(
                 "after what krishna22112023/latency-aware-pruning describes, not what it does (see the card)",
                 "the multiplier of the latency is solved for at every step, where an augmented Lagrangian climbs to it",

@@ -96,7 +96,10 @@ class Dilap:
             keep=gates.kept(shape),
             rewrites=found["rewrites"],
             why=f"{self.steps} steps of ordered gates under a budget of {target:g}x",
-            told={**found["told"], "widths": "the held-out text's choice" if chosen else "those, fitted to the limit"},
+            details={
+                **found["told"],
+                "widths": "the held-out text's choice" if chosen else "those, fitted to the limit",
+            },
             files={"search.svg": picture.drawn(ctx.anatomy, shape, found["log"], title)},
         )
 

@@ -104,13 +104,13 @@ def test_every_way_of_searching_meets_its_budget(change, tmp_path):
     method = replace(QUICK, steps=8, **change)
     workload = [Workload("prefill", 1, 64)]
     cut, _ = asked(method, line, 0.6, "qwen2", tmp_path, workloads=workload)
-    assert cut.told["inner"] == method.inner
+    assert cut.details["inner"] == method.inner
     assert bool(cut.rewrites) == method.merge
     assert "<svg" in cut.files["search.svg"]
-    splits = cut.told["windows"]
+    splits = cut.details["windows"]
     assert splits["outer"] + splits["inner"] + splits["held out"] == 12
     assert bool(splits["inner"]) == (method.inner in ("lora", "full"))
-    steps = cut.told["loss by step"]
+    steps = cut.details["loss by step"]
     assert steps["step"][-1] == 8
     assert len(steps["outer"]) == len(steps["step"])
     assert ("inner" in steps) == (method.inner in ("lora", "full"))
@@ -134,7 +134,7 @@ def test_what_the_held_out_text_judged_is_what_is_cut(tmp_path):
     gates = {site.name: torch.zeros(site.units) for site in anatomy.blocks()}
     for site, gate in gates.items():
         gate[list(cut.keep.get(site, range(len(gate))))] = 1
-    losses = cut.told["held-out loss"]
+    losses = cut.details["held-out loss"]
     assert dense.held_out([10, 11], gates) == pytest.approx(min(losses["candidates"] + losses["swaps"]), rel=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_a_killed_search_goes_on_and_ends_where_an_unbroken_one_does(change, las
     again, _ = asked(method, line, 0.5, folder=broken, progress=lambda done, total: seen.append(done))
     assert seen == list(range(10 * (last // 10) + 1, 21))
     assert again.keep == whole.keep
-    assert again.told == whole.told
+    assert again.details == whole.details
     assert all(torch.equal(again.rewrites[name], value) for name, value in whole.rewrites.items())
 
 
@@ -218,8 +218,8 @@ def test_a_search_killed_among_its_judgements_hears_again_what_they_said(tmp_pat
     monkeypatch.setattr(Distance, "held_out", lambda *given: judged.append(1) or judge(*given))
     again, _ = asked(method, line, 0.5, folder=broken)
     assert again.keep == whole.keep
-    assert again.told == whole.told
-    assert len(judged) == sum(map(len, whole.told["held-out loss"].values())) - 2
+    assert again.details == whole.details
+    assert len(judged) == sum(map(len, whole.details["held-out loss"].values())) - 2
     assert [file.name for file in broken.iterdir()] == ["found-0.5000.safetensors"]
 
 
@@ -230,7 +230,7 @@ def test_a_limit_just_above_the_least_that_can_be_had_is_met(depth, tmp_path):
     kept = {site.name: int(not depth) for site in anatomy.blocks()} | {"layers.2.mlp": 1}
     least = cost.time(kept) / cost.dense
     cut, _ = asked(replace(QUICK, depth=depth, steps=8), line, least + 3e-5, folder=tmp_path)
-    assert cut.told["target"] >= least
+    assert cut.details["target"] >= least
 
 
 def tmp_path_of(tmp_path, name):
@@ -243,7 +243,7 @@ def test_a_tighter_limit_near_by_needs_no_second_search(tmp_path):
     steps = []
     cut, _ = asked(QUICK, line, 0.493, folder=tmp_path, progress=lambda *done: steps.append(done))
     assert not steps
-    assert cut.told["target"] == 0.5
+    assert cut.details["target"] == 0.5
 
 
 @pytest.mark.parametrize("limit", [0.503, 0.53])
@@ -255,14 +255,14 @@ def test_a_looser_limit_near_by_is_used_up_without_a_second_search(limit, tmp_pa
     cost = cost_model(anatomy, line)
     step = max(np.diff(cost.site_times(site.name)).max() for site in anatomy.blocks())
     assert cost.time(cut.shape) > limit * cost.dense - step
-    assert first.told["widths"] == "the held-out text's choice"
-    assert cut.told["widths"] == "those, fitted to the limit"
+    assert first.details["widths"] == "the held-out text's choice"
+    assert cut.details["widths"] == "those, fitted to the limit"
 
 
 def test_the_asked_limit_itself_keeps_what_the_held_out_text_chose(tmp_path):
     cut, _ = asked(QUICK, line, 0.51237, folder=tmp_path)  # between two of the targets that files are named for
-    assert cut.told["target"] == 0.5123
-    assert cut.told["widths"] == "the held-out text's choice"
+    assert cut.details["target"] == 0.5123
+    assert cut.details["widths"] == "the held-out text's choice"
 
 
 def test_sub_layers_that_do_nothing_go_first(tmp_path):
@@ -276,7 +276,7 @@ def test_sub_layers_that_do_nothing_go_first(tmp_path):
     shape = anatomy.complete(cut.shape)
     kept = {site.name: shape[site.name] / site.units for site in anatomy.blocks()}
     assert {site for site, share in kept.items() if share < 0.5} == idle.keys()
-    assert cut.told["held-out loss"]["candidates"][0] < 1e-3
+    assert cut.details["held-out loss"]["candidates"][0] < 1e-3
 
 
 def test_each_level_sees_its_own_windows_and_the_closed_form_is_solved_three_times(tmp_path, monkeypatch):

