@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from harness.models.architectures import modeling
-from harness.models.architectures.decoder import FAMILIES
+from harness.models.architectures.decoder_families import FAMILIES
 from harness.models.architectures.lookup import anatomy_of
 
 BASE = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.models.anatomy.core import Anatomy
+from harness.models.anatomy.core import Anatomy, Member
 from harness.models.architectures.lookup import architecture, architecture_for
 from harness.models.cut import CheckedCut
 
@@ -43,20 +43,32 @@ def apply(model: Any, anatomy: Anatomy, cut: CheckedCut) -> Any:
 
 def sliced(anatomy: Anatomy, cut: CheckedCut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the cut leaves of these tensors, without those of empty sites."""
-    rows: dict[tuple[str, int, object], Tensor] = {}
+    removed = {site: sorted(set(range(anatomy.sites[site].units)) - set(units)) for site, units in cut.keep.items()}
+    kept_by_cut: dict[tuple, Tensor] = {}  # most tensors are cut like another one
     remaining = {}
     for name in anatomy.tensor_shapes(cut.shape):
         if name not in tensors:
             continue
         tensor = tensors[name]
+        members: dict[int, list[tuple[str, Member]]] = {}
         for site, member in anatomy.cuts.get(name, ()):
-            if site in cut.keep:
-                key = (site, member.block, member.at)
-                if key not in rows:
-                    rows[key] = torch.tensor(member.rows(cut.keep[site]), dtype=torch.long)
-                tensor = tensor.index_select(member.dim, rows[key].to(tensor.device))
+            if site in removed:
+                members.setdefault(member.dim, []).append((site, member))
+        for dim, cuts in members.items():
+            size = tensor.shape[dim]
+            key = (size, *((site, member.block, member.at) for site, member in cuts))
+            if key not in kept_by_cut:
+                kept_by_cut[key] = _kept_indices(size, [member.rows(removed[site]) for site, member in cuts])
+            tensor = tensor.index_select(dim, kept_by_cut[key].to(tensor.device))
         remaining[name] = tensor
     return remaining
+
+
+def _kept_indices(size: int, removed: list[list[int]]) -> Tensor:
+    kept = torch.ones(size, dtype=torch.bool)
+    for rows in removed:
+        kept[rows] = False
+    return kept.nonzero().flatten()
 
 
 def masked_elements(anatomy: Anatomy, cut: CheckedCut) -> int:

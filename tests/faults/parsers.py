@@ -286,7 +286,8 @@ def shelved_table(folder: Path, path: Path) -> object:
 
 
 def config(folder: Path, path: Path) -> object:
-    from harness.models.architectures.decoder import config_of, sliding_window
+    from harness.models.architectures.decoder import config_of
+    from harness.models.architectures.decoder_families import sliding_window
     from harness.models.architectures.lookup import anatomy_of
     from harness.models.saved.contents import read_config
 

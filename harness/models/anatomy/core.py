@@ -154,7 +154,7 @@ class Anatomy:
                 continue
             sizes = list(dims)
             for site, member in self.cuts.get(name, ()):
-                sizes[member.dim] = shape[site] * member.block
+                sizes[member.dim] -= (self.sites[site].units - shape[site]) * member.block
             remaining[name] = tuple(sizes)
         return remaining
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from harness.errors import Unsupported
-from harness.models.architectures.decoder import FAMILIES
+from harness.models.architectures.decoder_families import FAMILIES
 
 NOT_PASSED_ON = {
     *("model_type", "architectures", "auto_map", "transformers_version"),
