@@ -1,4 +1,4 @@
-"""What deciding costs: each method as a multiple of one forward pass over its own calibration set, and its memory.
+"""The cost of a search: each method as a multiple of one forward pass over its calibration set, and its memory.
 
     uv run pytest benchmarks/speed/test_pruning.py
 
@@ -21,10 +21,11 @@ from tabulate import tabulate
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 MODEL, RATIO = "smollm2-135m", 0.2
-METHODS = (
-    *("random", "magnitude", "wanda", "wanda-sp", "llm-pruner", "loraprune"),
-    *("shortgpt", "llm-streamline", "compresso"),
-)
+BY_LATENCY = {"latency": "0.8x", "device": "staircase"}  # for methods that prune to a latency only
+BY_RATIO = {"ratio": RATIO, "device": "null"}
+METHODS = dict.fromkeys(
+    ("random", "magnitude", "wanda", "wanda-sp", "llm-pruner", "loraprune", "shortgpt", "llm-streamline", "compresso")
+) | {"halp": BY_LATENCY, "dilap": BY_LATENCY}
 HERE = Path(__file__).parent
 
 
@@ -37,7 +38,8 @@ def rows():
         about = (
             f"CPU time of `prepare` and `prune` on {MODEL} at ratio {RATIO:g}, preset quick, one thread, over that of "
             "one forward pass over the windows the method asked for (of 32 x 128 tokens where it asks for none). "
-            "Memory is resident memory above the loaded model, at its peak, for the method and for that forward pass."
+            "Memory is resident memory above the loaded model, at its peak, for the method and for that forward pass. "
+            f"halp and dilap prune to a latency of {BY_LATENCY['latency']} on the simulated {BY_LATENCY['device']}."
         )
         (HERE / "pruning.md").write_text(f"# What deciding costs\n\n{about}\n\n{text}\n", encoding="utf-8")
 
@@ -80,7 +82,8 @@ class Question:
         from harness.cell.request import Request
         from harness.records.store import Store
 
-        plan = planning.make(Request(name, model=MODEL, ratio=RATIO, device="null", evaluators=("footprint",)))
+        question = METHODS[name] or BY_RATIO
+        plan = planning.make(Request(name, model=MODEL, evaluators=("footprint",), **question))
         planning.find_weights(plan)
         store = Store(folder)
         store.prepare()
