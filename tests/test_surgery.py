@@ -211,11 +211,11 @@ def test_a_cut_survives_its_file(tmp_path):
         (Cut(masks={"nothing": torch.ones(1)}), "which this model does not have"),
         (Cut(masks={"model.norm.weight": torch.ones(3)}), "the tensor (32,)"),
         (Cut(keep={f"layers.{i}.{k}": [] for i in range(3) for k in ("attention", "mlp")}), "leaves no layer"),
-        (Cut(keep={"hidden": []}), "no residual stream"),
+        (Cut(keep={"hidden": []}), "leaves 0 of hidden, which needs at least 1"),
         (Cut(files={"a/b.svg": ""}), "cannot be the name of a file of the cut"),
         (Cut(files={"": ""}), "cannot be the name of a file of the cut"),
         (Cut(files={"a.svg": b""}), "is bytes, not text"),
-        (Cut(details={"loss": float("nan")}), "is not JSON"),
+        (Cut(details={"loss": float("nan")}), "are not JSON"),
         ({"layers.0.mlp": []}, "not a Cut"),
     ],
 )

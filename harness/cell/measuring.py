@@ -136,7 +136,7 @@ def memory(plan: Plan, store: Store, stage: Callable[[str], Any], artefact: Arte
             with stage(f"memory of {side}"):
                 folder = plan.folder if side == "dense" else store.path(artefact.path)
                 out = store.scratch(scratch) / "out"
-                stored = reload_check.ask(folder, out, plan.spec.dtype, workload)["memory"]  # type: ignore[arg-type]
+                stored = reload_check.run_in_fresh_process(folder, out, plan.spec.dtype, workload)["memory"]  # type: ignore[arg-type]
             store.save_stage("memory", key, parts, stored)
         found[side] = schema.Memory.model_validate(stored)
     what = f"resident bytes above the imported libraries, {workload}, eager on this CPU"

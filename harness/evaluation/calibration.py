@@ -41,7 +41,7 @@ def calibration(
     windows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if len(windows) < count:
         fewer = f"ask for at most {len(windows)}{setting(count)}, for" if len(windows) else "ask for"
-        others = " or ".join(f"--calibration {other}" for other in _serving(CALIBRATE) if other != name)
+        others = " or ".join(f"--calibration {source}" for source in _serving(CALIBRATE) if source != name)
         raise UsageError(
             f"the text {name} has {len(windows)} calibration windows of {length} tokens ({len(tokens)} in all), "
             f"not {count}",

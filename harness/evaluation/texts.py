@@ -235,10 +235,10 @@ def _file_hash(path: Path) -> str:
 def _must_not_evaluate(name: str, path: Path, content: str) -> None:
     """Refuse a calibration file that is also the evaluation file under another name."""
     source = SOURCES[name]
-    for other in _files(source.files[EVALUATE]):
-        if other.is_file() and other.stat().st_size == path.stat().st_size and file_sha256(other) == content:
+    for file in _files(source.files[EVALUATE]):
+        if file.is_file() and file.stat().st_size == path.stat().st_size and file_sha256(file) == content:
             raise EnvironmentFault(
-                one_line(f"{path} calibrates, and {other.name}, which evaluates, is the same text"),
+                one_line(f"{path} calibrates, and {file.name}, which evaluates, is the same text"),
                 f"give two texts: {_wanted(source, CALIBRATE)}, and {_wanted(source, EVALUATE)}",
             )
 
@@ -251,26 +251,26 @@ def lines(path: Path) -> Iterator[tuple[Path, bytes]]:
         file = path.open("rb")
     with file:
         for number in itertools.count(1):
-            place = Path(f"{path}:{number}")
-            with reading.parsing(place, "a line of UTF-8", "convert the file to UTF-8"):
+            position = Path(f"{path}:{number}")
+            with reading.parsing(position, "a line of UTF-8", "convert the file to UTF-8"):
                 line = file.readline(LINE + 1)
                 if len(line) > LINE:
-                    raise reading.Unreadable(place, f"is longer than {LINE:,} bytes")
+                    raise reading.Unreadable(position, f"is longer than {LINE:,} bytes")
                 if b"\0" in line:
-                    raise reading.Unreadable(place, "holds NUL bytes, so it is not UTF-8")
+                    raise reading.Unreadable(position, "holds NUL bytes, so it is not UTF-8")
                 blank = not line.decode().strip()
             if not line:
                 return
             if not blank:
-                yield place, line
+                yield position, line
 
 
 def json_rows(path: Path) -> Iterator[tuple[Path, Any]]:
     """The JSON values of a file with one per line, each with its position."""
-    for place, line in lines(path):
-        with reading.parsing(place, "JSON", "repair the line: one JSON object per line"):
-            value = reading.json_value(place, line)
-        yield place, value
+    for position, line in lines(path):
+        with reading.parsing(position, "JSON", "repair the line: one JSON object per line"):
+            value = reading.json_value(position, line)
+        yield position, value
 
 
 def arrow_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
@@ -310,7 +310,7 @@ def _texts(path: Path, name: str) -> list[str]:
     if path.suffix == ".txt":
         texts = [line.decode().strip() for _, line in lines(path)]
     else:
-        texts = [_text(place, row, name) for place, row in json_rows(path)]
+        texts = [_text(position, row, name) for position, row in json_rows(path)]
     if not texts:
         raise EnvironmentFault(f"{path} holds no text", "fill the file or remove it")
     return texts
@@ -320,10 +320,10 @@ def _column(path: Path, name: str) -> list[str]:
     return [_text(Path(f"{path}:{at}"), row, name) for at, row in enumerate(arrow_rows(path), 1)]
 
 
-def _text(place: Path, row: Any, name: str) -> str:
+def _text(position: Path, row: Any, name: str) -> str:
     if isinstance(row, dict) and isinstance(row.get(name), str):
         return str(row[name])
-    raise EnvironmentFault(one_line(f"{place} has no text under {name!r}"), f'each row is {{"{name}": "…"}}')
+    raise EnvironmentFault(one_line(f"{position} has no text under {name!r}"), f'each row is {{"{name}": "…"}}')
 
 
 # --- the hub ---

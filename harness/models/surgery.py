@@ -65,10 +65,10 @@ def sliced(anatomy: Anatomy, cut: CheckedCut, tensors: Mapping[str, Tensor]) -> 
 
 
 def _kept_indices(size: int, removed: list[list[int]]) -> Tensor:
-    kept = torch.ones(size, dtype=torch.bool)
+    remains = torch.ones(size, dtype=torch.bool)
     for rows in removed:
-        kept[rows] = False
-    return kept.nonzero().flatten()
+        remains[rows] = False
+    return remains.nonzero().flatten()
 
 
 def masked_elements(anatomy: Anatomy, cut: CheckedCut) -> int:

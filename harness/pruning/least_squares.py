@@ -19,7 +19,7 @@ from harness.models.architectures.lookup import architecture, architecture_for
 if TYPE_CHECKING:
     from torch import Tensor
 
-Place = tuple[int, str]  # a layer's number and the kind of sub-layer
+Position = tuple[int, str]  # a layer's number and the kind of sub-layer
 FINE = 1e-4  # a ridge below which the rounding of fp32 sums would count, differently on every CPU
 TOKENS = 2048  # that go through a sub-layer at once
 
@@ -69,15 +69,15 @@ def mend(
         dense, pruned = Stream(teacher, batches), Stream(model, batches)
         for done, (site, replaced) in enumerate(groups, 1):
             for dense_site in replaced:
-                dense.through(place_of(dense_site))
-            layer, kind = place_of(site)
-            place = (layer if numbers is None else numbers[layer]), kind
+                dense.through(position_of(dense_site))
+            layer, kind = position_of(site)
+            position = (layer if numbers is None else numbers[layer]), kind
             lost_units = any(shape.get(name, units) < units for name, units in _units(anatomy, site))
             if lost_units or len(replaced) > 1:
                 aims = (x[..., channels] for x in dense.hidden)
-                gram, cross = normal_equations(pruned, place, aims, exact=ridge < FINE)
-                adjust(pruned.last(place).weight, gram, cross, ridge, site.name)
-            pruned.through(place)
+                gram, cross = normal_equations(pruned, position, aims, exact=ridge < FINE)
+                adjust(pruned.last(position).weight, gram, cross, ridge, site.name)
+            pruned.through(position)
             progress(done, len(groups))
 
 
@@ -86,7 +86,7 @@ def _units(anatomy: Anatomy, site: Site) -> list[tuple[str, int]]:
     return [(name, anatomy.sites[name].units) for name in (site.name, "hidden") if name in anatomy.sites]
 
 
-def place_of(site: Site) -> Place:
+def position_of(site: Site) -> Position:
     assert site.layer is not None
     return site.layer, site.kind
 
@@ -122,29 +122,29 @@ class Stream:
         self.sublayers = [dict(kind.sublayers(layer)) for layer in kind.layers(model).values()]
         self.hidden, self.extras = entries(model, batches)
 
-    def last(self, place: Place) -> Any:
+    def last(self, position: Position) -> Any:
         """The linear that writes a sub-layer's result into the stream."""
-        layer, kind = place
+        layer, kind = position
         return self.sublayers[layer][kind].last
 
-    def after(self, batch: int, place: Place) -> Tensor:
+    def after(self, batch: int, position: Position) -> Tensor:
         """The stream of one batch behind a sub-layer."""
-        layer, kind = place
+        layer, kind = position
         return self.sublayers[layer][kind].after(self.hidden[batch], self.extras[batch][layer])
 
-    def through(self, place: Place) -> None:
+    def through(self, position: Position) -> None:
         """Take all batches through a sub-layer."""
         for batch in range(len(self.hidden)):
-            self.hidden[batch] = self.after(batch, place)
+            self.hidden[batch] = self.after(batch, position)
 
 
-def normal_equations(stream: Stream, place: Place, aims: Iterable[Tensor], exact: bool) -> tuple[Tensor, Tensor]:
+def normal_equations(stream: Stream, position: Position, aims: Iterable[Tensor], exact: bool) -> tuple[Tensor, Tensor]:
     """X'X and X'E over the calibration text: X enters the last linear, E is the stream's error behind it."""
     import torch
 
     from harness.pruning.layerwise import watched
 
-    linear = stream.last(place)
+    linear = stream.last(position)
     precision = torch.float64 if exact else torch.float32
     wide: Any = {"dtype": precision, "device": linear.weight.device}
     gram = torch.zeros(linear.in_features, linear.in_features, **wide)
@@ -152,7 +152,7 @@ def normal_equations(stream: Stream, place: Place, aims: Iterable[Tensor], exact
     inputs: list[Tensor] = []
     with watched(linear, lambda _, x: inputs.append(x)):
         for batch, aim in enumerate(aims):
-            error = aim.to(precision) - stream.after(batch, place).to(precision)
+            error = aim.to(precision) - stream.after(batch, position).to(precision)
             x = inputs.pop().flatten(0, -2).to(precision)
             with torch.autocast(x.device.type, enabled=False):  # sums of squares need the full precision
                 gram += x.T @ x

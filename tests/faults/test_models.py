@@ -411,7 +411,7 @@ def test_facts_that_contain_themselves():
     deep: list = []
     for _ in range(10_000):
         deep = [deep]
-    with pytest.raises(BadCut, match="is not JSON"):
+    with pytest.raises(BadCut, match="are not JSON"):
         check_cut(anatomy_of(card("tiny").config), Cut(details={"deep": deep}))
 
 

@@ -53,7 +53,7 @@ def _wrong(config: Mapping[str, Any], heads_divide_hidden: bool) -> Iterator[Wro
             yield name, None, _range(name)
     for name in (*WHOLE, *NUMBERS, *SWITCHES, *OBJECTS):
         if name in config:
-            yield from _one(name, config[name])
+            yield from _field(name, config[name])
     layers = config["num_hidden_layers"]
     yield from _layer_types(config.get("layer_types"), layers)
     yield from _layers(config.get("per_layer_config") or {}, layers)
@@ -62,7 +62,7 @@ def _wrong(config: Mapping[str, Any], heads_divide_hidden: bool) -> Iterator[Wro
     yield from _heads(config, heads_divide_hidden)
 
 
-def _one(name: str, value: Any, label: str = "") -> Iterator[Wrong]:
+def _field(name: str, value: Any, label: str = "") -> Iterator[Wrong]:
     label = label or name
     if value is None and name in MAY_BE_NULL:
         return
@@ -108,7 +108,7 @@ def _layers(overrides: Mapping[Any, Any], layers: int) -> Iterator[Wrong]:
             if name in own and own[name] is None:
                 yield f"{label}.{name}", None, _range(name)
             elif name in own:
-                yield from _one(name, own[name], f"{label}.{name}")
+                yield from _field(name, own[name], f"{label}.{name}")
         skip = own.get("skip", ())
         if not isinstance(skip, list | tuple) or any(part not in SUBLAYERS for part in skip):
             yield f"{label}.skip", skip, f"a list of {' and '.join(SUBLAYERS)}"
@@ -120,7 +120,7 @@ def _rope(name: str, values: Mapping[str, Any]) -> Iterator[Wrong]:
         label = f"{name}.{one_line(str(key), 40)}"
         parts = value if isinstance(value, list) else [value]
         if key in NUMBERS:
-            yield from _one(key, value, label)
+            yield from _field(key, value, label)
         elif isinstance(value, Mapping):  # of each type of layer
             yield from _rope(label, value)
         elif any(part is not None and type(part) not in (int, float, str, bool) for part in parts):

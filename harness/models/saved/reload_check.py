@@ -34,7 +34,7 @@ def logits(model: Any) -> Any:
         return task.logits(model, task.probe(model)).float().cpu()
 
 
-def ask(folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, Any]:
+def run_in_fresh_process(folder: Path, out: Path, dtype: str, workload: Workload) -> dict[str, Any]:
     """Run this module in a fresh process and read what it wrote."""
     command = [sys.executable, "-m", "harness.models.saved.reload_check", str(folder), str(out)]
     done = subprocess.run(
@@ -54,7 +54,7 @@ def check(model: Any, folder: Path, out: Path, dtype: str, workload: Workload) -
     from safetensors.torch import load_file
 
     expected = logits(model)
-    answer = ask(folder, out, dtype, workload)
+    answer = run_in_fresh_process(folder, out, dtype, workload)
     reloaded = load_file(out.with_suffix(".safetensors"))["logits"]
     difference = float((reloaded - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE[dtype]:  # also when it is not a number
