@@ -1,4 +1,4 @@
-"""What plug-ins see. Nothing here imports torch, so describing a method costs milliseconds."""
+"""The types that plug-ins use. Nothing here imports torch, so that registering a method takes milliseconds."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def renamed_fields(**new_names: str) -> Callable[[Class], Class]:
 
 @dataclass(frozen=True)
 class Param:
-    """One setting of a plug-in with its value under both presets, and what a user may ask of it."""
+    """One setting of a plug-in: its value under both presets, and the values that a user may give."""
 
     quick: Any
     help: str
     paper: Any = None
     choices: tuple[Any, ...] = ()
     least: float | None = None
-    above: float | None = None  # a bound that itself is refused
+    above: float | None = None  # values must be larger than this
     most: float | None = None
 
     def default(self, preset: str) -> Any:
@@ -86,15 +86,15 @@ class Param:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What every registered thing tells about itself before it is imported."""
+    """What every plug-in registers. Its code, `target`, is imported when it is first used."""
 
     name: str
     target: str
     summary: str
     version: str = "1"
     parameters: Mapping[str, Param] = field(default_factory=dict)
-    check_with: Mapping[str, Any] = field(default_factory=dict)  # settings for the kit, where defaults are slow
-    exceptions: Mapping[str, str] = field(default_factory=dict)  # checks of the kit that it fails, and why; strict
+    check_with: Mapping[str, Any] = field(default_factory=dict)  # settings for the kit, if defaults are slow
+    exceptions: Mapping[str, str] = field(default_factory=dict)  # checks of the kit that must fail, with the reason
 
 
 @renamed_fields(families="architectures", sound="check_settings")
@@ -112,7 +112,7 @@ class PrunerSpec(Spec):
     architectures: tuple[str, ...] = ("*",)
     needs: tuple[str, ...] = ()  # calibration, gradients, latency (fills ctx.latency), training (few runs per budget)
     updates_weights: bool = False
-    differs: tuple[str, ...] = ()  # where it leaves its paper, a line each; the card says more
+    differs: tuple[str, ...] = ()  # each difference from the paper, in one line
     check_settings: str = ""
 
     def works_on(self, anatomy: Anatomy) -> bool:
@@ -121,7 +121,7 @@ class PrunerSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpec(Spec):
-    """`target` is called with `runtime=` where there is more than one to choose from."""
+    """A device. `target` is called with `runtime=` if there is more than one runtime."""
 
     runtimes: tuple[str, ...] = ("eager",)
     clock: str = "wall"  # the clock that is ranked: wall, cpu or device
@@ -131,10 +131,10 @@ class DeviceSpec(Spec):
     in_process: bool = False  # models run in the caller's process, so that careful timing opens fresh ones
 
     def on_machine(self, info: DeviceInfo) -> DeviceSpec:
-        """With what the machine, or its user, decides where it hangs."""
-        asked = info.workloads[0] if info.workloads else self.workload
+        """A copy with the clock, provenance and workload that the probe reported."""
+        workload = info.workloads[0] if info.workloads else self.workload
         clock, provenance = info.clock or self.clock, info.provenance or self.provenance
-        return replace(self, clock=clock, provenance=provenance, workload=asked)
+        return replace(self, clock=clock, provenance=provenance, workload=workload)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,15 +142,15 @@ class EvaluatorSpec(Spec):
     groups: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()  # text sources whose identity enters its keys
     needs: tuple[str, ...] = ()  # dense, measured: fill ctx.dense and ctx.measured
-    tokens: int = 0  # of a document, about; for estimates
-    documents: int = 400  # how many there are, about; for estimates
+    tokens: int = 0  # about how many a document has; for estimates
+    documents: int = 400  # about how many there are; for estimates
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverySpec(Spec):
     needs: tuple[str, ...] = ()  # calibration
-    teacher: bool = True  # whether it looks at the dense model; if not, that is None and takes no memory
-    masks: bool = True  # whether it leaves masked elements zero; if not, such cuts are refused while planning
+    teacher: bool = True  # whether it needs the dense model; without, `teacher` is None and takes no memory
+    masks: bool = True  # whether masked elements stay zero; without, such cuts are refused while planning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,15 +175,15 @@ class ModelCard:
     gated: bool = False
 
 
-# --- what goes to and fro -------------------------------------------------------------------------
+# --- what methods, devices and evaluators exchange with harness -----------------------------------
 
 
 @renamed_fields(told="details")
 @dataclass
 class Cut:
-    """A pruner's decision. The harness applies it; the pruner changes nothing itself.
+    """A pruner's decision. Harness applies it; the pruner does not change the model.
 
-    keep      site -> indices of the units that stay; sites not named stay whole
+    keep      site -> indices of the units that remain; sites not named keep all units
     masks     tensor name -> bool tensor of the tensor's shape, False where an element becomes zero
     rewrites  tensor name -> new value at the dense shape (merged adapters, compensated biases)
     details   plain facts about the search, for the record: steps, splits, losses
@@ -206,8 +206,8 @@ class Score:
     higher_is_better: bool
     scale: str = "mean"
     details: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()  # what a reader must know beside the figure
-    texts: Sequence[Mapping[str, str]] = ()  # prompt, dense, pruned: what both wrote, to be read side by side
+    notes: Sequence[str] = ()  # what a reader must know about the figure
+    texts: Sequence[Mapping[str, str]] = ()  # prompt, dense, pruned: texts of both models, shown side by side
 
 
 Scores = dict[str, Score]
@@ -215,21 +215,21 @@ Scores = dict[str, Score]
 
 @dataclass
 class DeviceInfo:
-    """What a probe found. `fingerprint` is what makes two measurements comparable."""
+    """The result of a probe. Measurements compare only if their fingerprints are equal."""
 
     usable: bool
     reason: str = ""
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
-    clock: str = ""  # ranked instead of the spec's, where the machine or its user decides
-    provenance: str = ""  # instead of the spec's, where it turns out to be an emulator or another machine's stand-in
-    workloads: tuple[str, ...] = ()  # timed where none is asked for, instead of the spec's
-    notes: tuple[str, ...] = ()  # one line each: what a user should know before trusting it
+    clock: str = ""  # replaces the spec's
+    provenance: str = ""  # replaces the spec's, for an emulator or a stand-in for another machine
+    workloads: tuple[str, ...] = ()  # replace the spec's where the user gives none
+    notes: tuple[str, ...] = ()  # warnings for the user, a line each
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing on the way to a device: what was found, or what is wrong and what to do."""
+    """One step of `harness doctor`: its result, or the problem and its remedy."""
 
     name: str
     ok: bool
@@ -238,9 +238,10 @@ class Step:
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """How one visit to one model is timed; the same for dense and pruned.
+    """How a visit times a model, dense or pruned.
 
-    At least `iterations` timed passes, and as many as fill `seconds`; before them `warmup` passes, likewise if any.
+    It makes at least `iterations` timed passes, and as many as fill `seconds`. Before them come `warmup` passes, which
+    fill `seconds` too if there are any.
     """
 
     warmup: int = 2
@@ -250,11 +251,11 @@ class TimingPlan:
 
 @dataclass
 class Samples:
-    """Raw nanoseconds of one visit, with the state of the device around it.
+    """Raw nanoseconds of one visit, with the state of the device before and after.
 
-    before, after   counters and readings; the names that gates understand stand in `harness.latency.gates`
+    before, after   counters and readings; `harness.latency.gates` has the names that gates read
     memory          bytes of this model alone while it ran: average and peak
-    energy_j        joules of the timed passes, where a meter can be read; energy_note: what of, or why there are none
+    energy_j        joules of the timed passes, if there is a meter; energy_note: what it measured, or why there is none
     told            plain figures of the model as it lies on this device: parts of a graph, bytes of a binary. The name
                     is that of the stored field
     """
@@ -272,7 +273,7 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a run says to `harness_event`: `name` is cell-started, stage-started, stage-finished or cell-finished."""
+    """An event of a run. `name` is cell-started, stage-started, stage-finished or cell-finished."""
 
     name: str
     cell: str
@@ -283,16 +284,16 @@ class Event:
 
 @dataclass
 class Context:
-    """What a run lends to a pruner, an evaluator or a recovery.
+    """What a run gives to a pruner, an evaluator or a recovery.
 
     latency   for methods that need it: `time(shape)` in nanoseconds, exactly; `smooth({site: units})`, a torch scalar
               with gradients, the lower convex hull if `convex=1`; `dense`, `floor` and `share(shape)`. See
               `harness.latency.cost_table.cost_model.CostModel`.
     measured  for evaluators that need it: "memory" (average, peak, total) or None, "energy_j" per pass or None
-    trained   for methods that train: told how many tokens a step learned from, so that the record can say it
-    work_dir  the only folder to write to. A pruner finds there what an earlier try for this budget left
+    trained   for methods that train: call it with the number of tokens of each step, for the record
+    work_dir  the only folder to write to. It keeps a pruner's files from an earlier attempt at this budget
     cut       for recoveries: what was cut, in canonical form, as `harness.models.cut.CheckedCut` has it
-    dense     for evaluators that need it: the dense model; the one they judge itself, where that is dense
+    dense     for evaluators that need it: the dense model, which may be the model they evaluate
     task      what goes into the model and what comes out, as `Task` describes it
     """
 
@@ -414,17 +415,25 @@ class Architecture(Protocol):
 
 @runtime_checkable
 class Pruner(Protocol):
-    """Optional beside it: `prepare(model, ctx) -> state` (budget-free, cached, shared by every budget; a flat dict
-    of tensors and plain values) and `shape(anatomy, ratio) -> Shape` (what a ratio would leave, without a model)."""
+    """A method. Two further methods are optional.
+
+    `prepare(model, ctx) -> state`: what does not depend on the budget, a flat dict of tensors and plain values. It is
+    cached and used for every budget.
+    `shape(anatomy, ratio) -> Shape`: the shape that a ratio leaves, computed without a model.
+    """
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut: ...
 
 
 @runtime_checkable
 class Device(Protocol):
-    """Optional beside it: `place`, the torch device where a model should lie before `prepare` ("cpu" if absent);
-    `copies_weights`, true where every handle holds weights of its own, so that few are kept open at a time;
-    `most_open`, how many may be; `walk() -> Iterable[Step]`, what `harness doctor NAME` shows, to the first failure."""
+    """A device that times models. Four further members are optional.
+
+    `place`: the torch device where a model must be before `prepare`; "cpu" without it.
+    `copies_weights`: true if every handle holds its own weights, so that few are open at a time.
+    `most_open`: how many handles may be open.
+    `walk() -> Iterable[Step]`: the steps that `harness doctor NAME` shows, to the first failure.
+    """
 
     def probe(self) -> DeviceInfo: ...
     def prepare(self, model: Any, workload: Workload) -> Any: ...
@@ -434,12 +443,14 @@ class Device(Protocol):
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Optional beside it: `identity(fetch)`, in plain words what it reads beyond its spec's `reads`; with `fetch` an
-    EnvironmentFault says how to get what is not at hand."""
+    """An evaluator. `identity(fetch)` is optional: plain values that identify the data it reads beyond its spec's
+    `reads`. With `fetch`, an EnvironmentFault says how to get data that is missing."""
 
     def evaluate(self, model: Any, ctx: Context) -> Scores: ...
 
 
 @runtime_checkable
 class Recovery(Protocol):
+    """Training or another repair after the cut. `teacher` is the dense model, or None."""
+
     def recover(self, model: Any, teacher: Any, ctx: Context) -> None: ...

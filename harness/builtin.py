@@ -1,4 +1,4 @@
-"""What every installation has. It comes through the same hooks as any plug-in and has no privilege."""
+"""Registers what ships with harness, through the same hooks as any plug-in."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def harness_register_devices():
         DeviceSpec(
             name="null",
             target="harness.devices.simulated:Null",
-            summary="a made-up machine of one TFLOP/s: exact, instant, never in a leaderboard",
+            summary="a simulated machine of one TFLOP/s: exact, instant, never in a leaderboard",
             provenance="simulated",
         ),
         DeviceSpec(
             name="staircase",
             target="harness.devices.simulated:Staircase",
-            summary="a made-up machine with tiles, launches and dips, as GPUs have them; never in a leaderboard",
+            summary="a simulated machine with tiles, launches and dips, as GPUs have them; never in a leaderboard",
             provenance="simulated",
         ),
     ]

@@ -1,14 +1,14 @@
 """The hooks of harness. Read this page first.
 
-A hook registers data and never does the work: pluggy calls every plug-in, so a hook that pruned would prune with all
-of them. The class that does the work is named by `target` and imported when it is run.
+A hook registers data and does no work: pluggy calls the hook of every plug-in. `target` names the class that does the
+work; it is imported when it is run.
 
 A plug-in is an installed distribution with one entry point in the group `harness` that names a module:
 
     [project.entry-points.harness]
     mine = "harness_mine"
 
-Keep that module light: no torch, no transformers at its top.
+Keep that module quick to import: no torch and no transformers at its top.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def harness_register_evaluators() -> Iterable[EvaluatorSpec]:  # type: ignore[em
 
 @hookspec
 def harness_register_recoveries() -> Iterable[RecoverySpec]:  # type: ignore[empty-body]
-    """What may follow a cut, the same for every method. Returns a `RecoverySpec` for each.
+    """Repairs after a cut, the same for every method. Returns a `RecoverySpec` for each.
 
     @hookimpl
     def harness_register_recoveries():
@@ -91,7 +91,7 @@ def harness_register_architectures() -> Iterable[ArchitectureSpec]:  # type: ign
 
 @hookspec
 def harness_register_commands(cli: click.Group) -> None:
-    """Add commands to `harness`. `cli` is a click group; a name that harness has itself stays harness's.
+    """Adds commands to `harness`. `cli` is a click group. Commands of harness itself cannot be replaced.
 
     @hookimpl
     def harness_register_commands(cli):
@@ -101,7 +101,7 @@ def harness_register_commands(cli: click.Group) -> None:
 
 @hookspec
 def harness_event(event: Event) -> None:
-    """Hear what a run does. A listener that raises is noted and does not stop the run.
+    """Called for each event of a run. A plug-in that raises is reported and does not stop the run.
 
     `event` is a frozen `harness.api.Event`, whose fields may grow: `name` (cell-started, stage-started,
     stage-finished, cell-finished), `cell`, `stage`, `seconds`, `status`.
