@@ -18,6 +18,10 @@ from harness.api import Shape
 from harness.latency.cost_table.table import Fit, classes
 from harness.models.anatomy.core import Anatomy
 
+# Penalties on weights, as shares of the squared norm of their features.
+PRIOR_PENALTY = 1e-2
+ALMOST_NO_PENALTY = 1e-9  # makes the solution unique where features depend on each other
+
 
 def sizes(anatomy: Anatomy, shape: Shape) -> dict[str, float]:
     full = anatomy.complete(shape)
@@ -30,22 +34,18 @@ def sizes(anatomy: Anatomy, shape: Shape) -> dict[str, float]:
     return found
 
 
-def non_negative(features: np.ndarray, target: np.ndarray, towards: np.ndarray | None = None) -> np.ndarray:
-    """Least squares with weights of at least zero, by coordinate descent; `towards` is where it starts and leans."""
-    size = features.shape[1]
-    centre = np.zeros(size) if towards is None else towards
-    lean = 1e-9 if towards is None else 1e-2
-    gram = features.T @ features
-    diagonal = np.diag(gram)
-    gram = gram + np.diag(lean * diagonal + 1e-30)
-    right = features.T @ target + lean * diagonal * centre
-    weights = centre.copy()
-    for _ in range(20000):
-        before = weights.copy()
-        for i in range(size):
-            weights[i] = max(0.0, weights[i] + (right[i] - gram[i] @ weights) / gram[i, i])
-        if np.abs(weights - before).max() <= 1e-9 * max(1e-12, np.abs(weights).max()):
-            break
+def non_negative(features: np.ndarray, target: np.ndarray, prior: np.ndarray | None = None) -> np.ndarray:
+    """Least squares with weights of at least zero, regularised towards `prior` (towards zero without one).
+
+    The penalty on a weight grows with the square of its feature's norm, so that no unit of measurement matters. It
+    enters the problem as one more row per weight.
+    """
+    from scipy.optimize import nnls
+
+    strength = ALMOST_NO_PENALTY if prior is None else PRIOR_PENALTY
+    penalty = np.sqrt(strength) * np.linalg.norm(features, axis=0)
+    goal = penalty * (0.0 if prior is None else prior)
+    weights, _ = nnls(np.vstack([features, np.diag(penalty)]), np.concatenate([target, goal]))
     return weights
 
 

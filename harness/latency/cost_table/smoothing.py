@@ -9,18 +9,10 @@ import torch
 
 
 def isotonic(values: np.ndarray) -> np.ndarray:
-    """The non-decreasing sequence closest in least squares (pool adjacent violators)."""
-    means: list[float] = []
-    counts: list[int] = []
-    for value in values:
-        means.append(float(value))
-        counts.append(1)
-        while len(means) > 1 and means[-2] > means[-1]:
-            count = counts.pop() + counts[-1]
-            means[-2] = (means[-1] * (count - counts[-1]) + means[-2] * counts[-1]) / count
-            means.pop()
-            counts[-1] = count
-    return np.repeat(means, counts)
+    """The non-decreasing sequence closest in least squares."""
+    from scipy.optimize import isotonic_regression
+
+    return isotonic_regression(values).x
 
 
 def treads(rising: np.ndarray) -> np.ndarray:
