@@ -12,8 +12,8 @@ from harness.errors import HarnessError
 from harness.leaderboard.audit.recount import apart
 from harness.leaderboard.entries import Entry, documents_of
 from harness.records.keys import canonical
+from harness.records.sample_files import SIDE_FILE, side_words
 from harness.records.schema import ScoreRecord
-from harness.records.store import SIDE_FILE, side_words
 
 Dense = Mapping[str, Sequence[Path]]  # what was asked of dense models, and the side files with their answers
 AGAINST = ("dense", "dense_stderr", "change", "change_ci95")
