@@ -15,9 +15,9 @@ import zlib
 import pytest
 from click.testing import CliRunner
 
-from harness import stats
 from harness.cli import cli
 from harness.errors import HarnessError
+from harness.evaluation import score_stats
 from harness.functions import run
 from harness.leaderboard.audit import recount, rerun
 from harness.leaderboard.audit.history import agreement
@@ -534,8 +534,8 @@ def better_than_it_was(runs, one):
     documents = {name: value - 0.5 for name, value in one.documents(one.record.scores["passages"]).items()}
     theirs = store.read_side_file(score["dense_samples"])["documents"]
     score["samples"] = store.side_file({"scale": score["scale"], "documents": documents})
-    score["value"], score["stderr"] = stats.estimate(list(documents.values()), score["scale"])
-    score["change"], score["change_ci95"] = stats.change(documents, theirs, score["scale"])
+    score["value"], score["stderr"] = score_stats.estimate(list(documents.values()), score["scale"])
+    score["change"], score["change_ci95"] = score_stats.change(documents, theirs, score["scale"])
     rewrite(one, words)
 
 
