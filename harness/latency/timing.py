@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from harness import stats
 from harness.api import Device, DeviceSpec, Samples, TimingPlan, Workload
+from harness.latency import timing_stats
 from harness.plugins import registry
 from harness.records.schema import Clock, Energy, Latency, Memory, MemoryPair, Timing
 
@@ -154,7 +155,7 @@ def _once(opener: Opener, plan: TimingPlan) -> Samples:
 
 def _floor(rounds: Rounds, ranked: str) -> float:
     name = rounds.ranked(ranked)
-    return stats.noise_floor(fastest(rounds.dense, name), fastest(rounds.again, name)) or 0.0
+    return timing_stats.noise_floor(fastest(rounds.dense, name), fastest(rounds.again, name)) or 0.0
 
 
 def fastest(visits: list[Samples], clock: str) -> list[float]:
@@ -168,14 +169,14 @@ def medians(samples: list[Samples], clock: str) -> list[float]:
 def clock(rounds: Rounds, name: str) -> Clock:
     """One clock's figures."""
     dense, pruned, again = (fastest(visits, name) for visits in (rounds.dense, rounds.pruned, rounds.again))
-    speedup, bounds = stats.ratio(list(zip(dense, again, strict=True)), [(time,) for time in pruned])
+    speedup, bounds = timing_stats.ratio(list(zip(dense, again, strict=True)), [(time,) for time in pruned])
     pairs = zip(medians(rounds.dense, name), medians(rounds.again, name), strict=True)
     return Clock(
         dense=timing(rounds.dense + rounds.again, name, [statistics.geometric_mean(pair) for pair in pairs]),
         pruned=timing(rounds.pruned, name, medians(rounds.pruned, name)),
         speedup=speedup,
         speedup_ci95=bounds,
-        noise_floor=stats.noise_floor(dense, again),
+        noise_floor=timing_stats.noise_floor(dense, again),
     )
 
 
@@ -183,9 +184,9 @@ def timing(visits: list[Samples], clock: str, by_round: list[float]) -> Timing:
     pooled = [ns for visit in visits for ns in getattr(visit, f"{clock}_ns")]
     return Timing(
         median_ns=statistics.median(pooled),
-        p90_ns=stats.quantile(pooled, 0.9),
-        p90_bound_ns=stats.quantile_bound(pooled, 0.9),
-        p99_bound_ns=stats.quantile_bound(pooled, 0.99),
+        p90_ns=timing_stats.quantile(pooled, 0.9),
+        p90_bound_ns=timing_stats.quantile_bound(pooled, 0.9),
+        p99_bound_ns=timing_stats.quantile_bound(pooled, 0.99),
         ci95_ns=stats.interval(by_round),
         n=len(pooled),
     )

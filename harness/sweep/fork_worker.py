@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
+from pathlib import Path
 from typing import Any
 
+from harness.system.atomic import write_bytes
 from harness.system.fork_server import bound, serve
 
 LIBRARIES = (
@@ -24,10 +25,7 @@ def answer(job: Any) -> None:
             file.write("500")  # of a machine without memory this dies, not the sweep
     steps = importlib.import_module("harness.sweep.steps")
     found = steps.do(job)
-    scratch = f"{job['out']}.part"
-    with open(scratch, "w", encoding="utf-8") as file:
-        json.dump(found, file)
-    os.replace(scratch, job["out"])
+    write_bytes(Path(job["out"]), json.dumps(found).encode())
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import random
 import statistics
 from collections.abc import Callable
 
-from harness import stats
 from harness.api import Shape
+from harness.latency import timing_stats
 from harness.latency.cost_table import regression
 from harness.latency.cost_table.cost_model import CostModel
 from harness.latency.cost_table.shape_timer import Bench
@@ -88,7 +88,7 @@ def judged(model: CostModel, judges: dict[str, Shape], chosen: dict[str, Shape],
         mape_unfitted=statistics.fmean(errors_of(plain)),
         within_5=sum(error <= 0.05 for error in errors) / len(errors),
         within_10=sum(error <= 0.10 for error in errors) / len(errors),
-        spearman=stats.spearman(predicted, measured),
+        spearman=timing_stats.spearman(predicted, measured),
         repeatability=repeatability([[ns for ns, _ in bench.visits.shapes[name]] for name in judges]),
         repeatability_corrected=repeatability([bench.visits.ratios(name) for name in judges]),
         bias={name.removeprefix("judge "): model.time(s) / bench.time(name) - 1 for name, s in chosen.items()},
