@@ -177,9 +177,9 @@ def side_values(folder: Path, path: Path) -> object:
 
 
 def suite(folder: Path, path: Path) -> object:
-    from harness.sweep.suite import cells, read
+    from harness.sweep.suite import cell_requests, load_suite
 
-    return cells(read(path))
+    return cell_requests(load_suite(path))
 
 
 def device_file(folder: Path, path: Path) -> object:
