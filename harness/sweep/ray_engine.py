@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.api import DeviceInfo
 from harness.cell.lifecycle import STEPS
+from harness.devices.attributes import torch_device
 from harness.errors import EnvironmentFault, HarnessError
 from harness.plugins import registry
 from harness.sweep import ray_nodes, steps
@@ -112,7 +113,7 @@ class Ray:
             return steps.WORK[work](**given)
         words = given["words"]
         known = registry().get("device", words["device"])
-        place = getattr(registry().device(known.name, words["runtime"] or known.runtimes[0]), "place", "cpu")
+        place = torch_device(registry().device(known.name, words["runtime"] or known.runtimes[0]))
         return self._there(known.name, place, work, **given)
 
     def _there(self, where: str, lies: str, work: str, **given: Any) -> Any:
