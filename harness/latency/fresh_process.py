@@ -28,6 +28,7 @@ from harness.errors import HarnessError
 from harness.latency.timing import Opener, TimingProtocol, here
 from harness.system.fork_server import bound, check_fork_is_safe
 from harness.system.host import OUR_PIDS
+from harness.system.process import last_line
 
 
 class Host:
@@ -63,8 +64,8 @@ class Host:
         if not answer:
             self.process.wait()
             self.errors.seek(0)
-            told = self.errors.read().strip().splitlines()
-            raise HarnessError(f"the process that times a model ended: {told[-1] if told else 'without a word'}")
+            reason = last_line(self.errors.read(), "without a word")
+            raise HarnessError(f"the process that times a model ended: {reason}")
         if "error" in found:
             raise HarnessError(found["error"], found["remedy"])
         return found["answer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.api import Device, Samples, Shape, TimingPlan, Workload
+from harness.devices.attributes import torch_device
 from harness.latency import timing
 from harness.latency.random_models import Pool
 from harness.models.anatomy.core import Anatomy
@@ -40,7 +41,7 @@ class Bed:
 
     def __init__(self, device: Device, anatomy: Anatomy, dtype: str, workload: Workload, clock: str, unit: str) -> None:
         self.device, self.workload, self.clock, self.unit = device, workload, clock, unit
-        self.pool = Pool(anatomy, dtype, getattr(device, "place", "cpu"))
+        self.pool = Pool(anatomy, dtype, torch_device(device))
         self.dense = Kept(self._open({}))
 
     def measure(self, shape: Shape) -> Measured:

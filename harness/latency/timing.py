@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from harness import stats
 from harness.api import Device, DeviceSpec, Samples, TimingPlan, Workload
+from harness.devices.attributes import copies_weights
 from harness.latency import timing_stats
 from harness.plugins import registry
 from harness.records.schema import Clock, Energy, Latency, Memory, MemoryPair, Timing
@@ -53,7 +54,7 @@ PROTOCOLS = {
 def protocol(preset: str, device: DeviceSpec, runtime: str) -> TimingProtocol:
     """Processes of their own only where models run in ours, and opening one is not most of the work."""
     found = PROTOCOLS[preset]
-    if device.in_process and not getattr(registry().device(device.name, runtime), "copies_weights", False):
+    if device.in_process and not copies_weights(registry().device(device.name, runtime)):
         return found
     return replace(found, fresh=False)
 

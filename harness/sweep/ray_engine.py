@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.api import DeviceInfo
 from harness.cell.lifecycle import STEPS
+from harness.devices.attributes import torch_device
 from harness.errors import EnvironmentFault, HarnessError
 from harness.plugins import registry
 from harness.sweep import ray_nodes, steps
@@ -125,7 +126,7 @@ class RayEngine:
         fields = arguments["fields"]
         spec = registry().get("device", fields["device"])
         device = registry().device(spec.name, fields["runtime"] or spec.runtimes[0])
-        return self._run_remotely(job, spec.name, getattr(device, "place", "cpu"), **arguments)
+        return self._run_remotely(job, spec.name, torch_device(device), **arguments)
 
     def _run_remotely(self, job: str, device: str, torch_device: str, **arguments: Any) -> Any:
         """The result of a job that runs on the node of a device."""

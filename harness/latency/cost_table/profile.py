@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from harness.api import Device, Shape, TimingPlan, Workload
+from harness.devices.attributes import torch_device
 from harness.errors import HarnessError
 from harness.latency.cost_table import fit
 from harness.latency.cost_table.shape_timer import BETWEEN, Bench, Visits
@@ -98,7 +99,7 @@ class Profile:
         self.anatomy, self.dtype = target.anatomy, target.dtype
         self.stage, self.total = "", 0
         self.started, self.before, self.until = time.process_time(), visits.seconds, 0.0
-        self.pool = Pool(self.anatomy, self.dtype, getattr(device, "place", "cpu"))
+        self.pool = Pool(self.anatomy, self.dtype, torch_device(device))
         self.classes = classes(self.anatomy)
         self.bench = Bench(
             device, self.pool, target.workload, target.device["clock"], PLAN, self._reference(), visits, self._tell

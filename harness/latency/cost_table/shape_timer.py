@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.api import Device, Shape, TimingPlan, Workload
+from harness.devices.attributes import copies_weights
 from harness.latency.random_models import Pool
 
 BETWEEN = 4  # visits from one reference to the next
@@ -118,7 +119,7 @@ class Bench:
         size, tokens = self.pool.numbers.element_size(), workload.batch * (workload.size + 1)
         cached = sum(dims[0] for name, dims in left.items() if name.endswith(("k_proj.weight", "v_proj.weight")))
         widest = max((dims[0] for name, dims in left.items() if ".layers." in name), default=0)
-        weights = anatomy.params(shape) if getattr(self.device, "copies_weights", False) else 0
+        weights = anatomy.params(shape) if copies_weights(self.device) else 0
         return size * (tokens * (cached + 4 * widest) + weights)
 
     def _rounds(self, shapes: Mapping[str, Shape], rounds: int) -> None:

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from harness.errors import EnvironmentFault
 from harness.system.host import cache_dir
+from harness.system.process import last_line
 
 READY = "ready"
 
@@ -54,5 +55,5 @@ def python(name: str, packages: Sequence[str]) -> Path:
 def _run(words: list[str], name: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise EnvironmentFault(f"the environment of {name} cannot be made: {said}", "is there a network, and room?")
+        reason = last_line(done.stderr, "it printed nothing")
+        raise EnvironmentFault(f"the environment of {name} cannot be made: {reason}", "is there a network, and room?")

@@ -11,6 +11,7 @@ from harness.api import Workload
 from harness.errors import Unsupported
 from harness.models.export import isolated_env
 from harness.models.export.onnx_graph import suits, undisturbed
+from harness.system.process import last_line
 
 FILE = "model.tflite"
 NAME = "litert-torch"
@@ -58,8 +59,8 @@ def export(model: Any, workload: Workload, folder: Path) -> Path:
         words = [str(python), "-c", CONVERT, str(traced), str(folder / FILE)]
         done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode or not (folder / FILE).is_file():
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        raise Unsupported(f"litert-torch does not convert it: {said[-1].strip()[:300]}")
+        reason = last_line(done.stderr, "it printed nothing")
+        raise Unsupported(f"litert-torch does not convert it: {reason[:300]}")
     return folder / FILE
 
 
