@@ -1,7 +1,7 @@
-"""A process of its own: reads a saved model, and asks the method again where sets and hashes are in another order.
+"""Client of the kit's second process, which reads a saved model and repeats the cut under another hash seed.
 
-It is started before it has anything to do, so that its imports run beside the first checks, and serves one bench after
-another by a fork each.
+The process is started before it has a job, so that its imports run beside the first checks. It forks one child per
+job and serves one bench after another.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.system import fork_server
+from harness.system.process import last_line
 
 LOG = "second.log"
-ORDER = "1"  # of hashes: another than that of whoever asks
+HASH_SEED = "1"  # sets and hashes then have another order than in this process
 
 
-class Second:
-    """The other process, from this side. It does one thing at a time, while its caller does others."""
+class SecondProcess:
+    """Runs one job at a time, while this process does something else."""
 
     def __init__(self) -> None:
         self.server: Any = subprocess.Popen(
@@ -34,28 +35,29 @@ class Second:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "PYTHONHASHSEED": ORDER},
+            env={**os.environ, "PYTHONHASHSEED": HASH_SEED},
         )
         self.ready, self.child = False, 0
-        self.work = Path()  # of whom it works for
+        self.work = Path()  # folder of the bench whose job is running
         atexit.register(self.close)
 
-    def ask(self, work: Path, **asked: Any) -> None:
-        self.leave(self.work)
+    def start_job(self, work: Path, **job: Any) -> None:
+        self.cancel(self.work)
         if not self.ready:
             self.ready = self._reply() == fork_server.READY
-        job = {"work": str(work), "log": str(work / LOG), "env": dict(os.environ), "cwd": os.getcwd(), **asked}
+        job = {"work": str(work), "log": str(work / LOG), "env": dict(os.environ), "cwd": os.getcwd(), **job}
         print(json.dumps(job), file=self.server.stdin, flush=True)
         self.child, self.work = int(self._reply()), work
 
-    def complaint(self) -> str:
-        """What it complained of, once it is done; nothing if all went well."""
+    def wait_for_error(self) -> str:
+        """Wait until the job has ended; return its error message, or an empty text if it succeeded."""
         code, self.child = int(self._reply()), 0
-        lines = (self.work / LOG).read_text(encoding="utf-8").strip().splitlines()
-        return (lines or [f"it ended with {code}"])[-1] if code else ""
+        if not code:
+            return ""
+        return last_line((self.work / LOG).read_text(encoding="utf-8"), f"it ended with {code}")
 
-    def leave(self, work: Path) -> None:
-        """What it still does for this bench is of no use any more."""
+    def cancel(self, work: Path) -> None:
+        """Kill the running job if it belongs to the bench with this folder."""
         if self.child and work == self.work:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, signal.SIGKILL)
@@ -71,18 +73,18 @@ class Second:
         line = self.server.stdout.readline().strip()
         if not line:
             self.child = 0
-            end()
-            raise HarnessError("the second process of the kit is gone", "check again")
+            stop_shared_process()
+            raise HarnessError("the second process of the kit has ended", "run the check again")
         return line
 
 
 @cache
-def second() -> Second:
-    return Second()
+def shared_process() -> SecondProcess:
+    return SecondProcess()
 
 
-def end() -> None:
-    """Its memory is given back."""
-    if second.cache_info().currsize:
-        second().close()
-        second.cache_clear()
+def stop_shared_process() -> None:
+    """End the second process, so that its memory is free for others."""
+    if shared_process.cache_info().currsize:
+        shared_process().close()
+        shared_process.cache_clear()

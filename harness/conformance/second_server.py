@@ -1,4 +1,4 @@
-"""The server of the second process: runs a method again and answers with its cut."""
+"""The kit's second process: reads a saved model, computes its logits, and runs the method again."""
 
 from __future__ import annotations
 
@@ -17,38 +17,41 @@ LIBRARIES = (
 )
 
 
-def answer(asked: Any) -> None:
+def run_job(job: Any) -> None:
     from harness.conformance import pruner_bench
     from harness.models.saved import reload_check
 
     os.environ.clear()
-    os.environ.update(asked["env"])
-    os.chdir(asked["cwd"])
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
-    work = Path(asked["work"])
+    work = Path(job["work"])
     try:
-        reload_check.answer(Path(asked["folder"]), work / "fresh", "fp32", pruner_bench.WORKLOAD, logits_only=True)
-        again(asked, work)
+        reload_check.answer(Path(job["folder"]), work / "fresh", "fp32", pruner_bench.WORKLOAD, logits_only=True)
+        repeat_cut(job, work)
     except HarnessError as error:
         sys.exit(error.cause)
 
 
-def again(asked: dict[str, Any], work: Path) -> None:
-    """The method's cut for the same question, in `work/again`; none where it is not installed."""
+def repeat_cut(job: dict[str, Any], work: Path) -> None:
+    """Run the method with the same arguments and write its cut to `work/again`.
+
+    Writes nothing where the method is not installed, as for one that only a test registers.
+    """
     from harness.conformance import pruner_bench, tiny_models
     from harness.models.saved import folders
     from harness.plugins import registry
 
-    if asked["name"] not in registry().specs["pruner"]:
+    if job["name"] not in registry().specs["pruner"]:
         return
     inner = work / "second"
     inner.mkdir()
-    bench = pruner_bench.PrunerBench(asked["name"], {}, inner)
-    bench.parameters = asked["parameters"]
-    cut = bench.ask(asked["ratio"], asked["model"]).cut
+    bench = pruner_bench.PrunerBench(job["name"], {}, inner)
+    bench.parameters = job["parameters"]
+    cut = bench.trial(job["ratio"], job["model"]).cut
     if cut is not None:
         (work / "again").mkdir()
-        _, anatomy = tiny_models.tiny(asked["model"])
+        _, anatomy = tiny_models.tiny(job["model"])
         dense = {name: list(anatomy.tensors[name]) for name in {*cut.masks, *cut.rewrites}}
         folders.write_cut(cut, {"dense_tensors": dense}, work / "again")
 
@@ -56,4 +59,4 @@ def again(asked: dict[str, Any], work: Path) -> None:
 if __name__ == "__main__":
     fork_server.bound()
     process.prepare()
-    fork_server.serve(LIBRARIES, answer)
+    fork_server.serve(LIBRARIES, run_job)
