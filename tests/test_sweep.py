@@ -347,7 +347,7 @@ def test_a_cell_that_cannot_be_is_a_row_and_stops_no_plan(tmp_path, runs, one_pr
 
 
 def test_a_process_that_does_not_come_back_is_a_row(tmp_path, runs):
-    engine = LocalEngine(tmp_path / "scratch", tmp_path / "log.txt")
+    engine = LocalEngine(tmp_path / "log.txt")
     item = sweep.plan_cells(
         requests("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path)
     )[0]

@@ -91,7 +91,7 @@ def open_engine(name: str, address: str | None, store: Store, sweep: str, timeou
         return RayEngine(address, timeout_s)
     from harness.sweep.local_engine import LocalEngine
 
-    return LocalEngine(store.scratch(f"sweep-{sweep}"), log, timeout_s)
+    return LocalEngine(log, timeout_s)
 
 
 def print_outlook(name: str, about: str, cells: list[SweepCell], store: Store) -> None:

@@ -7,18 +7,16 @@ job and serves one bench after another.
 from __future__ import annotations
 
 import atexit
-import contextlib
-import json
 import os
-import signal
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.system import fork_server
+from harness.system.fork_server import ForkServer, ServerEnded
 from harness.system.process import last_line
 
 LOG = "second.log"
@@ -29,53 +27,46 @@ class SecondProcess:
     """Runs one job at a time, while this process does something else."""
 
     def __init__(self) -> None:
-        self.server: Any = subprocess.Popen(
-            [sys.executable, "-m", "harness.conformance.second_server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+        self.server = ForkServer(
+            "harness.conformance.second_server",
+            environment={"PYTHONHASHSEED": HASH_SEED},
             stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONHASHSEED": HASH_SEED},
         )
-        self.ready, self.child = False, 0
         self.work = Path()  # folder of the bench whose job is running
         atexit.register(self.close)
 
     def start_job(self, work: Path, **job: Any) -> None:
         self.cancel(self.work)
-        if not self.ready:
-            self.ready = self._reply() == fork_server.READY
-        job = {"work": str(work), "log": str(work / LOG), "env": dict(os.environ), "cwd": os.getcwd(), **job}
-        print(json.dumps(job), file=self.server.stdin, flush=True)
-        self.child, self.work = int(self._reply()), work
+        with self._server_runs():
+            self.server.start(work=str(work), log=str(work / LOG), env=dict(os.environ), cwd=os.getcwd(), **job)
+        self.work = work
 
     def wait_for_error(self) -> str:
         """Wait until the job has ended; return its error message, or an empty text if it succeeded."""
-        code, self.child = int(self._reply()), 0
+        with self._server_runs():
+            code = self.server.wait().code
         if not code:
             return ""
         return last_line((self.work / LOG).read_text(encoding="utf-8"), f"it ended with {code}")
 
     def cancel(self, work: Path) -> None:
         """Kill the running job if it belongs to the bench with this folder."""
-        if self.child and work == self.work:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.child, signal.SIGKILL)
-            self._reply()
-            self.child = 0
+        if self.server.job and work == self.work:
+            self.server.kill()
+            with self._server_runs():
+                self.server.wait()
 
     def close(self) -> None:
-        if self.server.poll() is None:
-            self.server.kill()
-        self.server.communicate()
+        self.server.close()
 
-    def _reply(self) -> str:
-        line = self.server.stdout.readline().strip()
-        if not line:
-            self.child = 0
+    @contextmanager
+    def _server_runs(self) -> Iterator[None]:
+        """Stop the shared process if its server has ended, so that the next bench starts another."""
+        try:
+            yield
+        except ServerEnded:
             stop_shared_process()
-            raise HarnessError("the second process of the kit has ended", "run the check again")
-        return line
+            raise HarnessError("the second process of the kit has ended", "run the check again") from None
 
 
 @cache

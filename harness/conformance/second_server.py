@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from harness.errors import HarnessError
-from harness.system import fork_server, process
+from harness.system import process
+from harness.system.fork_server import Job, Message, bound, serve
 
 LIBRARIES = (
     "harness.conformance.pruner_bench",
@@ -17,23 +17,25 @@ LIBRARIES = (
 )
 
 
-def run_job(job: Any) -> None:
+def run_job(job: Job) -> None:
+    """Check one saved model and repeat its cut, in this forked child. What went wrong is the last line of the log."""
     from harness.conformance import pruner_bench
     from harness.models.saved import reload_check
 
+    request = job.request
     os.environ.clear()
-    os.environ.update(job["env"])
-    os.chdir(job["cwd"])
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
-    work = Path(job["work"])
+    work = Path(request["work"])
     try:
-        reload_check.answer(Path(job["folder"]), work / "fresh", "fp32", pruner_bench.WORKLOAD, logits_only=True)
-        repeat_cut(job, work)
+        reload_check.answer(Path(request["folder"]), work / "fresh", "fp32", pruner_bench.WORKLOAD, logits_only=True)
+        repeat_cut(request, work)
     except HarnessError as error:
         sys.exit(error.cause)
 
 
-def repeat_cut(job: dict[str, Any], work: Path) -> None:
+def repeat_cut(request: Message, work: Path) -> None:
     """Run the method with the same arguments and write its cut to `work/again`.
 
     Writes nothing where the method is not installed, as for one that only a test registers.
@@ -42,21 +44,21 @@ def repeat_cut(job: dict[str, Any], work: Path) -> None:
     from harness.models.saved import folders
     from harness.plugins import registry
 
-    if job["name"] not in registry().specs["pruner"]:
+    if request["name"] not in registry().specs["pruner"]:
         return
     inner = work / "second"
     inner.mkdir()
-    bench = pruner_bench.PrunerBench(job["name"], {}, inner)
-    bench.parameters = job["parameters"]
-    cut = bench.trial(job["ratio"], job["model"]).cut
+    bench = pruner_bench.PrunerBench(request["name"], {}, inner)
+    bench.parameters = request["parameters"]
+    cut = bench.trial(request["ratio"], request["model"]).cut
     if cut is not None:
         (work / "again").mkdir()
-        _, anatomy = tiny_models.tiny(job["model"])
+        _, anatomy = tiny_models.tiny(request["model"])
         dense = {name: list(anatomy.tensors[name]) for name in {*cut.masks, *cut.rewrites}}
         folders.write_cut(cut, {"dense_tensors": dense}, work / "again")
 
 
 if __name__ == "__main__":
-    fork_server.bound()
+    bound()
     process.prepare()
-    fork_server.serve(LIBRARIES, run_job)
+    serve(LIBRARIES, run_job)

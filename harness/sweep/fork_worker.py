@@ -1,14 +1,10 @@
-"""The server process of the local engine: forks one child per job, and writes each result to the job's `out` file."""
+"""The server process of the local engine: forks one child per job, which replies with the job's result."""
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import sys
-from typing import Any
 
-from harness.system.fork_server import bound, serve
+from harness.system.fork_server import Job, bound, serve
 
 LIBRARIES = (
     "harness.sweep.steps",
@@ -16,21 +12,15 @@ LIBRARIES = (
     "harness.pruning.training.lora",
     "transformers.models.llama.modeling_llama",
 )
+OOM_SCORE = 500  # when memory runs out, the kernel kills the child before the sweep
 
 
-def run_job(job: Any) -> None:
-    """Run one job in this forked child and write its result atomically."""
-    if sys.platform == "linux":
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("500")  # when memory runs out, the kernel kills this child before the sweep
+def run_job(job: Job) -> None:
+    """Run one job of a sweep in this forked child."""
     steps = importlib.import_module("harness.sweep.steps")
-    result = steps.run_job(job)
-    scratch = f"{job['out']}.part"
-    with open(scratch, "w", encoding="utf-8") as file:
-        json.dump(result, file)
-    os.replace(scratch, job["out"])
+    job.reply(steps.run_job(job.request["call"]))
 
 
 if __name__ == "__main__":
     bound()
-    serve(LIBRARIES, run_job)
+    serve(LIBRARIES, run_job, oom_score=OOM_SCORE)

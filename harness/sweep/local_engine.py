@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +12,7 @@ from harness.resolve import prepare_for
 from harness.sweep import steps
 from harness.sweep.steps import CellState
 from harness.system import process
-from harness.system.fork_server import ending
+from harness.system.fork_server import ChildEnded, ForkServer, ServerEnded, ending
 
 if TYPE_CHECKING:
     from harness.sweep.sweep import SweepCell
@@ -35,13 +29,11 @@ class JobDied(HarnessError):
 class LocalEngine:
     """Runs jobs in forks of a server process that has already imported the libraries."""
 
-    def __init__(self, scratch: Path, log: Path, timeout_s: float | None = None) -> None:
-        self.scratch, self.log = scratch, log
+    def __init__(self, log: Path, timeout_s: float | None = None) -> None:
+        self.log = log
         self.timeout_s = timeout_s
-        self.job_count = 0
-        self.server: Any = None
-        self.child = 0
-        self.isa: str | None = None
+        self._server: ForkServer | None = None
+        self._isa: str | None = None
 
     def probe(self, device: str, runtime: str | None) -> None:
         """None: planning probes the devices of this machine itself."""
@@ -52,39 +44,20 @@ class LocalEngine:
             return steps.JOBS[job](**arguments)
         if fields := arguments.get("fields"):
             prepare_for(fields["device"], fields["dtype"])
-        server = self._server()
-        self.job_count += 1
-        out = self.scratch / f"{self.job_count}.json"
-        line = json.dumps({"job": job, "arguments": arguments, "out": str(out), "log": str(self.log)})
-        print(line, file=server.stdin, flush=True)
-        self.child = self._reply()
-        timed_out = threading.Event()
-
-        def kill_late_child() -> None:
-            timed_out.set()
-            self._kill(signal.SIGKILL)
-
-        timer = threading.Timer(timeout_s, kill_late_child) if timeout_s else None
+        server = self._start_server()
         try:
-            if timer:
-                timer.start()
-            code = self._reply()
-        finally:
-            if timer:
-                timer.cancel()
-        self.child = 0
-        if timed_out.is_set():
-            raise JobDied(f"took longer than {timeout_s:g} s", "timeout")
-        if code or not out.exists():  # a plug-in may also exit with code 0 before there is a result
-            raise JobDied(f"{ending(code)}; see {self.log}", "failed")
-        return json.loads(out.read_text(encoding="utf-8"))
-
-    def _reply(self) -> int:
-        line = self.server.stdout.readline()
-        if not line:
-            self.child, self.server = 0, None
-            raise JobDied(f"the server process of the local engine died; see {self.log}", "failed")
-        return int(line)
+            server.start(log=str(self.log), call={"job": job, "arguments": arguments})
+            end = server.wait(timeout_s)
+        except TimeoutError:
+            raise JobDied(f"took longer than {timeout_s:g} s", "timeout") from None
+        except ChildEnded as error:
+            raise JobDied(f"{error.cause}; see {self.log}", "failed") from None
+        except ServerEnded:
+            self.close()
+            raise JobDied(f"the server process of the local engine died; see {self.log}", "failed") from None
+        if end.code or not end.has_result:  # a plug-in may also exit with code 0 before there is a result
+            raise JobDied(f"{ending(end.code)}; see {self.log}", "failed")
+        return end.result
 
     def run_cells(
         self, cells: Sequence[SweepCell], root: str, command: str
@@ -113,30 +86,26 @@ class LocalEngine:
             return {"id": cell.id, "status": status, "reason": reason}
         return state
 
-    def _server(self) -> Any:
+    def _start_server(self) -> ForkServer:
+        """The server process, started anew if torch in a running one has read another value of its variable."""
         isa = os.environ.get(process.ISA)
-        if self.server is not None and self.isa != isa:  # torch reads this variable once, when it is imported
+        if self._server is not None and self._isa != isa:
             self.close()
-        if self.server is None:
-            self.isa = isa
-            self.scratch.mkdir(parents=True, exist_ok=True)
+        if self._server is None:
+            self._isa = isa
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "harness.sweep.fork_worker"]
-            self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            if self.server.stdout.readline().strip() != "ready":
-                raise HarnessError("the server process of the local engine did not start", "see its output above")
-        return self.server
-
-    def _kill(self, signal_number: int) -> None:
-        """Signal the child's process group, which includes whatever the child started."""
-        if self.child:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.child, signal_number)
+            self._server = ForkServer("harness.sweep.fork_worker")
+            try:
+                self._server.wait_until_ready()
+            except ServerEnded:
+                self.close()
+                raise HarnessError(
+                    "the server process of the local engine did not start", "see its output above"
+                ) from None
+        return self._server
 
     def close(self) -> None:
-        self._kill(signal.SIGKILL)
-        if self.server is not None:
-            self.server.stdin.close()
-            self.server.kill()
-            self.server.wait()
-            self.server = None
+        """End the server, and the running job with whatever it started."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
