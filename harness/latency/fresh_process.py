@@ -23,7 +23,7 @@ from typing import Any
 
 from harness.api import Device, Samples, TimingPlan, Workload
 from harness.errors import HarnessError
-from harness.latency.timing import Opener, TimingProtocol, here
+from harness.latency.timing import Opener, TimingProtocol, local_opener
 from harness.system.fork_server import ChildEnded, ForkServer, Job, ServerEnded, bound, serve
 from harness.system.host import OUR_PIDS
 from harness.system.process import last_line
@@ -128,7 +128,7 @@ def openers(
         loaded = {folder: read(folder, dtype) for folder in dict.fromkeys(folders)}
         models = loaded.__getitem__
     timer = registry().device(device, runtime)
-    dense, pruned = (here(timer, models(folder), workload) for folder in folders)
+    dense, pruned = (local_opener(timer, models(folder), workload) for folder in folders)
     yield dense, pruned
 
 
