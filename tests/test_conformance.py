@@ -16,7 +16,7 @@ from harness import plugins
 from harness.api import Cut, DeviceSpec, EvaluatorSpec, Param, PrunerSpec, Samples, Score
 from harness.cell.lifecycle import Reporter
 from harness.conformance import Conformance, kit
-from harness.conformance.kit import bench_of, checks, judged
+from harness.conformance.kit import bench_of, checks, run_check
 from harness.conformance.report import KIT, Report, Result
 from harness.devices.simulated import Null
 from harness.errors import Unsupported, UsageError
@@ -260,7 +260,7 @@ def faults(monkeypatch, tmp_path, kind, spec, target):
     register(monkeypatch, kind, spec, target)
     bench = bench_of(kind, spec.name, {}, tmp_path)
     try:
-        found = [judged(bench, title, run) for title, run, _ in checks(bench) if title not in ("light", "reload")]
+        found = [run_check(bench, title, run) for title, run, _ in checks(bench) if title not in ("light", "reload")]
     finally:
         bench.close()
     return {result.check: result.detail for result in found if result.outcome == "failed"}
@@ -394,7 +394,7 @@ def test_heavy_imports_are_named(site):
             "    return [PrunerSpec(name='heavy', target='harness_heavy:X', summary='s')]"
         ),
     )
-    script = "from harness.conformance.spec_checks import heavy; heavy('pruner', 'heavy')"
+    script = "from harness.conformance.spec_checks import check_light_import; check_light_import('pruner', 'heavy')"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -424,20 +424,20 @@ def test_incomplete_specs_are_told_what_is_missing(monkeypatch, tmp_path, spec, 
     made = PrunerSpec(**{"name": "broken", "target": "t:Broken", "summary": "one line", **spec})
     register(monkeypatch, "pruner", made, Good)
     bench = bench_of("pruner", "broken", {}, tmp_path)
-    assert message in judged(bench, "spec", bench.check_spec).detail
+    assert message in run_check(bench, "spec", bench.check_spec).detail
 
 
 def test_expected_failures_need_a_reason_and_are_strict(monkeypatch, tmp_path):
     excused = PrunerSpec(name="broken", target="t:B", summary="s", exceptions={"quiet": "its library prints"})
     register(monkeypatch, "pruner", excused, Prints)
     bench = bench_of("pruner", "broken", {}, tmp_path)
-    bench.ask(0.25)
-    result = judged(bench, "quiet", bench.check_quiet)
+    bench.trial(0.25)
+    result = run_check(bench, "quiet", bench.check_quiet)
     assert (result.outcome, result.detail.partition(" [")[0]) == ("expected", "its library prints")
     register(monkeypatch, "pruner", excused, Good)
     bench = bench_of("pruner", "broken", {}, tmp_path)
-    bench.ask(0.25)
-    result = judged(bench, "quiet", bench.check_quiet)
+    bench.trial(0.25)
+    result = run_check(bench, "quiet", bench.check_quiet)
     assert result.outcome == "failed"
     assert "declared to fail" in result.detail
 
@@ -447,7 +447,7 @@ def test_an_excuse_gives_a_reason(monkeypatch, tmp_path):
         monkeypatch, "pruner", PrunerSpec(name="broken", target="t:B", summary="s", exceptions={"quiet": ""}), Prints
     )
     bench = bench_of("pruner", "broken", {}, tmp_path)
-    assert "excused without a reason" in judged(bench, "quiet", bench.check_quiet).detail
+    assert "excused without a reason" in run_check(bench, "quiet", bench.check_quiet).detail
 
 
 def test_an_exception_for_no_check_is_refused(monkeypatch):

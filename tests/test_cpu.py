@@ -88,46 +88,46 @@ def test_time_grows_with_work():
 
 def test_every_visit_has_a_process_of_its_own():
     folder, _ = locate(card("tiny"))
-    host = fresh_process.Host("fp32")
-    opener = fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)
+    server = fresh_process.TimingServer("fp32")
+    opener = fresh_process.visit_opener(server, folder, "cpu", "eager", "fp32", WORKLOAD)
     for passes in (3, 2):
         visit = opener()
         assert len(visit.measure(TimingPlan(0, passes)).cpu_ns) == passes
         assert len(visit.measure(TimingPlan(0, 1)).cpu_ns) == 1
         visit.close()
-    host.close()
-    assert host.process.returncode == 0
+    server.close()
+    assert server.fork_server.process.returncode == 0
 
 
 def test_a_visit_that_fails_says_why_and_leaves_the_next_alone(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     folder, _ = locate(card("tiny"))
-    host = fresh_process.Host("fp32")
+    server = fresh_process.TimingServer("fp32")
     for _ in range(2):
         with pytest.raises(HarnessError, match="no anatomy"):
-            fresh_process.visits(host, tmp_path, "cpu", "eager", "fp32", WORKLOAD)()
-    visit = fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+            fresh_process.visit_opener(server, tmp_path, "cpu", "eager", "fp32", WORKLOAD)()
+    visit = fresh_process.visit_opener(server, folder, "cpu", "eager", "fp32", WORKLOAD)()
     with pytest.raises(HarnessError, match="TypeError"):
-        visit.host.ask("plan", {"nonsense": 1})
+        visit.server.request(plan={"nonsense": 1})
     visit.close()
-    again = fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
+    again = fresh_process.visit_opener(server, folder, "cpu", "eager", "fp32", WORKLOAD)()
     assert again.measure(TimingPlan(0, 1)).wall_ns
-    host.close()
+    server.close()
 
 
 def test_a_process_that_was_killed_says_so():
     folder, _ = locate(card("tiny"))
-    host = fresh_process.Host("fp32")
-    visit = fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
-    psutil.Process(host.process.pid).children()[0].kill()
+    server = fresh_process.TimingServer("fp32")
+    visit = fresh_process.visit_opener(server, folder, "cpu", "eager", "fp32", WORKLOAD)()
+    psutil.Process(server.fork_server.process.pid).children()[0].kill()
     with pytest.raises(HarnessError, match="was ended"):
         visit.measure(TimingPlan(0, 1))
     visit.close()
-    fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)().close()
-    host.process.kill()
+    fresh_process.visit_opener(server, folder, "cpu", "eager", "fp32", WORKLOAD)().close()
+    server.fork_server.process.kill()
     with pytest.raises(HarnessError, match="ended"):
-        fresh_process.visits(host, folder, "cpu", "eager", "fp32", WORKLOAD)()
-    host.close()
+        fresh_process.visit_opener(server, folder, "cpu", "eager", "fp32", WORKLOAD)()
+    server.close()
 
 
 def test_measure_takes_the_protocol_of_its_preset(monkeypatch):

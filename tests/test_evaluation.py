@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from harness import resolve, stats
+from harness import resolve
 from harness.api import EvaluatorSpec, Score
 from harness.cell import planning
 from harness.cell.lifecycle import Cell, Reporter
@@ -16,7 +16,7 @@ from harness.cell.request import Request
 from harness.cli.output import print_plan
 from harness.cli.record import print_record
 from harness.errors import EnvironmentFault, HarnessError, UsageError
-from harness.evaluation import texts
+from harness.evaluation import score_stats, texts
 from harness.plugins import registry
 from harness.records.store import Store
 
@@ -232,11 +232,11 @@ def test_a_benchmark_that_asks_about_the_calibration_text_is_marked(asked, tmp_p
 def test_a_paired_interval_forgets_what_both_share():
     first = [10.0, 20.0, 30.0, 41.0]
     second = [9.0, 19.0, 29.0, 39.0]
-    middle, (low, high) = stats.paired(first, second)
+    middle, (low, high) = score_stats.paired(first, second)
     assert middle == 1.25
     assert (low, high) == pytest.approx((1.25 - 3.182 * 0.25, 1.25 + 3.182 * 0.25))
-    assert stats.paired([2.0], [1.0]) == (1.0, None)
-    assert stats.paired([1.0, 0.0, 1.0], [1.0, 0.0, 1.0]) == (0.0, None)
+    assert score_stats.paired([2.0], [1.0]) == (1.0, None)
+    assert score_stats.paired([1.0, 0.0, 1.0], [1.0, 0.0, 1.0]) == (0.0, None)
 
 
 def test_perplexity_equals_a_loop_of_a_few_lines(one_process, tmp_path):

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from harness import stats
 from harness.cli import cli
-from harness.leaderboard import entries, site
+from harness.leaderboard import entries, significance, site
 from harness.leaderboard.html_page import sheet
 from harness.leaderboard.markdown_page import index, table
 from harness.leaderboard.ranking import told_apart
@@ -104,7 +103,7 @@ def test_who_differs_is_what_each_pair_says():
     rows.append(rows[0])
     found = set(told_apart([rows]))
     pairs = [(a, b) for a in range(5) for b in range(a + 1, 5)]
-    ps = stats.holm([stats.gap([list(rows[a] - rows[b])]).p for a, b in pairs])
+    ps = significance.holm([significance.gap([list(rows[a] - rows[b])]).p for a, b in pairs])
     assert found == {pair for pair, p in zip(pairs, ps, strict=True) if p < 0.05}
     assert (0, 4) not in found
     assert (0, 3) in found
@@ -119,8 +118,8 @@ def test_who_differs_is_the_same_where_it_is_close(seed):
         for hard in (chance.normal(0, 1, count) for count in (15, 40, 90))
     ]
     pairs = list(itertools.combinations(range(9), 2))
-    gaps = [stats.gap([(part[a] - part[b]).tolist() for part in strata]).p for a, b in pairs]
-    differ = [pair for pair, p in zip(pairs, stats.holm(gaps), strict=True) if p < 0.05]
+    gaps = [significance.gap([(part[a] - part[b]).tolist() for part in strata]).p for a, b in pairs]
+    differ = [pair for pair, p in zip(pairs, significance.holm(gaps), strict=True) if p < 0.05]
     assert told_apart(strata) == differ
     assert 0 < len(differ) < len(pairs)
 

@@ -23,12 +23,12 @@ from harness.records.store import Store
 from harness.sweep import ray_engine, ray_nodes, sweep
 from harness.sweep.ray_nodes import PATIENCE_S, Task
 
-from .test_sweep import asks, command, same
+from .test_sweep import command, requests, same
 
 GB = 2**30
 HEAD = {"CPU": 1, "memory": GB, "device:staircase": 1}
 FAR = {"CPU": 1, "memory": GB, "device:null": 1}
-LOST = "no node offers device:null (ray start --resources='{\"device:null\": 1}' where it hangs)"
+LOST = "no node offers device:null (ray start --resources='{\"device:null\": 1}' on the machine with the device)"
 SUITE = """
 about: two devices, one on each node
 pruners: [random]
@@ -126,7 +126,7 @@ def test_what_a_lost_node_alone_can_do_waits_and_the_same_command_continues_it(p
     played = Played(lost(after=2), monkeypatch)  # a probe, a cell
     done = swept(path)
     assert done.exit_code == 1, done.output
-    assert PATIENCE_S < played.now < PATIENCE_S + 3 * ray_nodes.LOOK_S
+    assert PATIENCE_S < played.now < PATIENCE_S + 3 * ray_nodes.POLL_S
     assert f"waits  tiny, random, 0.4, null, prefill:1x64: {LOST}" in done.output
     assert "4 cells: 3 ok, 1 waits" in done.output
     assert [record.status for record in Store(runs).records()] == ["ok"] * 3
@@ -137,7 +137,7 @@ def test_what_a_lost_node_alone_can_do_waits_and_the_same_command_continues_it(p
     assert swept(path).exit_code == 0
     assert [record.status for record in Store(runs).records()] == ["ok"] * 4
     assert len(cuts) == 2  # the cut was made before
-    assert sum(work is ray_engine._after for work, *_ in played.asked) == 3  # the steps of one cell
+    assert sum(work is ray_engine._run_step for work, *_ in played.asked) == 3  # the steps of one cell
 
 
 def test_a_node_that_is_soon_back_is_used(path, runs, one_process, monkeypatch):
@@ -153,34 +153,36 @@ def test_patience_begins_when_nothing_else_is_left(monkeypatch):
     played = Played(lambda played: [HEAD] if played.now < 300 else [HEAD, FAR], monkeypatch)
     played.busy_until = 290
     tasks = [task(played, {"CPU": 1}), task(played, {"CPU": 1, "device:null": 1})]
-    assert list(ray_nodes.answers(played, tasks)) == [(one.answer, None) for one in tasks]
+    assert list(ray_nodes.finished(played, tasks)) == [(one.result, None) for one in tasks]
 
 
 def task(played, needs, after=()):
-    answer = played.remote()(lambda *_: "done").options(**{"num_gpus": 0, **ray_nodes.options(needs)}).remote(*after)
+    answer = (
+        played.remote()(lambda *_: "done").options(**{"num_gpus": 0, **ray_nodes.task_options(needs)}).remote(*after)
+    )
     return Task(answer, needs, after)
 
 
 def test_what_waits_for_another_lacks_what_that_one_does(monkeypatch):
     played = Played(lambda _: [HEAD], monkeypatch)
     first = task(played, {"CPU": 1, "device:null": 1})
-    second = task(played, {"CPU": 1}, (first.answer,))
+    second = task(played, {"CPU": 1}, (first.result,))
     large = task(played, {"CPU": 1, "memory": 2 * GB})
     both = task(played, {"CPU": 2, "device:staircase": 1})
     free = task(played, {"CPU": 1})
-    told = dict(ray_nodes.answers(played, [first, second, large, both, free]))
-    assert EnvironmentFault(*told[first.answer]).line == LOST
-    assert told[second.answer] == told[first.answer]
-    assert told[large.answer] == ("no node offers 2.1 GB of memory", "ray start where that is")
-    assert told[both.answer][0] == "no node offers 2 CPU"
-    assert told[free.answer] is None
-    split = ray_nodes.missing({"CPU": 1, "GPU": 1, "device:null": 1}, [FAR, {"CPU": 1, "GPU": 1}])
+    told = dict(ray_nodes.finished(played, [first, second, large, both, free]))
+    assert EnvironmentFault(*told[first.result]).line == LOST
+    assert told[second.result] == told[first.result]
+    assert told[large.result] == ("no node offers 2.1 GB of memory", "ray start on a machine that has them")
+    assert told[both.result][0] == "no node offers 2 CPU"
+    assert told[free.result] is None
+    split = ray_nodes.lacking({"CPU": 1, "GPU": 1, "device:null": 1}, [FAR, {"CPU": 1, "GPU": 1}])
     assert split[0] == "no node offers 1 CPU, 1 GPU, device:null"  # each is somewhere, never together
 
 
 def test_a_device_that_no_node_offers_waits_at_once_and_one_that_goes_meanwhile_soon(tmp_path, runs, monkeypatch):
     played = Played(lambda _: [HEAD], monkeypatch)
-    engine = ray_engine.Ray("played")
+    engine = ray_engine.RayEngine("played")
     assert engine.probe("null", None).reason == LOST
     assert played.now == 0
     assert engine.probe("nosuch", None) is None
@@ -191,17 +193,19 @@ def test_a_device_that_no_node_offers_waits_at_once_and_one_that_goes_meanwhile_
     assert (told.usable, told.reason) == (False, LOST)
     assert played.now > PATIENCE_S
     text = "{pruners: [random], models: [tiny], devices: ['null'], budgets: ['uniform:0.3'], evaluators: [footprint]}"
-    (item,) = found = sweep.items(asks(text, tmp_path))
+    (item,) = found = sweep.plan_cells(requests(text, tmp_path))
     counts = sweep.Sweep("s", found, Store(runs), engine).run(lambda item, step: None)
     assert counts == {"waits": 1}
-    assert item.reason == f"what an even narrowing by 0.3 takes: {LOST}"
+    assert item.reason == f"latency of uniform pruning by 0.3: {LOST}"
 
 
 def test_models_that_a_node_has_no_memory_for_do_not_come_at_once(tmp_path, monkeypatch):
     """Each piece of work asks for both models, or all of the largest node that could do it."""
     Played(everywhere, monkeypatch)
-    engine = ray_engine.Ray("played")
-    (item,) = sweep.items(asks("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path))
+    engine = ray_engine.RayEngine("played")
+    (item,) = sweep.plan_cells(
+        requests("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path)
+    )
     both = 2 * stored_bytes(item.plan.anatomy.params(), "fp32")
     assert engine._needs(item, "make", [HEAD]) == {"CPU": 1, "GPU": 0, "memory": both}
     assert engine._needs(item, "time", [HEAD, FAR]) == {"CPU": 1, "GPU": 0, "device:null": 1, "memory": both}
@@ -223,12 +227,14 @@ def test_ray_is_told_to_leave_the_environment_of_uv_alone_before_it_is_imported(
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "")  # so that what the engine sets is gone afterwards
     del os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"]
     with pytest.raises(EnvironmentFault, match="no Ray cluster at nowhere: 0"):
-        ray_engine.Ray("nowhere")
+        ray_engine.RayEngine("nowhere")
 
 
 def test_a_step_on_a_node_has_its_time_too(tmp_path, runs, one_process, monkeypatch):
     """The first alarm strikes within a callback of the garbage collector, where Python drops its exception."""
-    item = sweep.items(asks("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path))[0]
+    item = sweep.plan_cells(
+        requests("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path)
+    )[0]
     step, dropped = ray_engine.steps.step, []
     monkeypatch.setattr(sys, "unraisablehook", lambda error: dropped.append(error.exc_type))
 
@@ -245,13 +251,13 @@ def test_a_step_on_a_node_has_its_time_too(tmp_path, runs, one_process, monkeypa
         time.sleep(60)
 
     monkeypatch.setattr(ray_engine.steps, "step", endless)
-    told = ray_engine._after(item.words, "make", str(runs), "", 0.5, None, None)
+    told = ray_engine._run_step(item.fields, "make", str(runs), "", 0.5, None, None)
     (record,) = Store(runs).records()
     assert (record.status, record.reason) == ("timeout", "make: took longer than 0.5 s")
-    assert dropped == [ray_engine.Late]
+    assert dropped == [ray_engine.StepTimeout]
     monkeypatch.setattr(ray_engine.steps, "step", step)
-    assert ray_engine._after(item.words, "time", str(runs), "", None, told, None) is told  # the cell has ended
-    assert ray_engine._after(item.words, "make", str(runs), "", 600, None, None)["status"] == ""
+    assert ray_engine._run_step(item.fields, "time", str(runs), "", None, told, None) is told  # the cell has ended
+    assert ray_engine._run_step(item.fields, "make", str(runs), "", 600, None, None)["status"] == ""
 
 
 def ended(begun: subprocess.Popen) -> None:

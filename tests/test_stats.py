@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import stats
+from harness.evaluation import score_stats
+from harness.leaderboard import significance
 
 TRIALS = 400
 
@@ -37,12 +39,12 @@ def apart(first: list[float], second: list[float]) -> list[float]:
 
 def test_the_tail_of_t_is_that_of_tables():
     for t, freedom, expected in ((12.706, 1, 0.05), (2.571, 5, 0.05), (2.042, 30, 0.05), (2.576, 1e7, 0.01)):
-        assert stats.t_tail(t, freedom) == pytest.approx(expected, rel=2e-3)
-    assert stats.t_tail(0.0, 7) == 1
-    assert stats.t_tail(math.inf, 7) == 0
+        assert significance.t_tail(t, freedom) == pytest.approx(expected, rel=2e-3)
+    assert significance.t_tail(0.0, 7) == 1
+    assert significance.t_tail(math.inf, 7) == 0
     scipy = pytest.importorskip("scipy.stats", reason="an independent t distribution")
     for t, freedom in itertools.product((0.1, 1.0, 3.3, 9.0), (1, 2.5, 17, 400)):
-        assert stats.t_tail(t, freedom) == pytest.approx(2 * scipy.t.sf(t, freedom), rel=1e-9)
+        assert significance.t_tail(t, freedom) == pytest.approx(2 * scipy.t.sf(t, freedom), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(draw, truth):
         truth = sum(sum(draw(chance)) / 40 for _ in range(5000)) / 5000
     held = 0
     for _ in range(3 * TRIALS):
-        bounds = stats.gap([draw(chance)]).ci95
+        bounds = significance.gap([draw(chance)]).ci95
         held += bounds[0] <= truth <= bounds[1]
     assert 0.93 <= held / (3 * TRIALS) <= 0.97
 
@@ -71,7 +73,7 @@ def test_several_tasks_count_alike():
     held = 0
     for _ in range(TRIALS):
         strata = [[chance.gauss(0.1, 1) for _ in range(30)], [chance.gauss(0.3, 3) for _ in range(80)]]
-        bounds = stats.gap(strata).ci95
+        bounds = significance.gap(strata).ci95
         held += bounds[0] <= 0.2 <= bounds[1]
     assert 0.92 <= held / TRIALS <= 0.98
 
@@ -82,8 +84,8 @@ def test_two_points_of_a_thousand_documents_are_found_by_pairing():
     paired = unpaired = 0
     for _ in range(TRIALS):
         first, second = answers(chance, 1000, 0.02, 0.05)
-        paired += stats.gap([apart(first, second)]).p < 0.05
-        (one, spread), (other, wide) = stats.mean_stderr(first), stats.mean_stderr(second)
+        paired += significance.gap([apart(first, second)]).p < 0.05
+        (one, spread), (other, wide) = score_stats.mean_stderr(first), score_stats.mean_stderr(second)
         unpaired += abs(one - other) > 1.96 * math.hypot(spread, wide)
     assert paired / TRIALS >= 0.7
     assert unpaired / TRIALS < 0.3
@@ -97,8 +99,8 @@ def test_equal_models_share_a_letter():
         models = [[hard + chance.gauss(0, 1) for hard in hardness] for _ in range(5)]
         models.append([value + 5 for value in models[0]])
         pairs = list(itertools.combinations(range(6), 2))
-        ps = stats.holm([stats.gap([apart(models[a], models[b])]).p for a, b in pairs])
-        given = stats.letters(6, [pair for pair, p in zip(pairs, ps, strict=True) if p < 0.05])
+        ps = significance.holm([significance.gap([apart(models[a], models[b])]).p for a, b in pairs])
+        given = significance.letters(6, [pair for pair, p in zip(pairs, ps, strict=True) if p < 0.05])
         shared += bool(set.intersection(*map(set, given[:5])))
         assert not set(given[5]) & set(given[0])
     assert shared / TRIALS >= 0.94
@@ -111,7 +113,7 @@ def test_equal_models_share_a_letter():
 )
 def test_a_letter_is_shared_exactly_by_those_that_are_not_told_apart(case):
     count, differ = case
-    given = stats.letters(count, differ)
+    given = significance.letters(count, differ)
     assert all(given)
     for pair in _pairs(count):
         assert bool(set(given[pair[0]]) & set(given[pair[1]])) == (pair not in differ)
@@ -122,16 +124,16 @@ def _pairs(count: int) -> list[tuple[int, int]]:
 
 
 def test_holm_never_claims_more_than_it_may():
-    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert stats.holm([]) == []
+    assert significance.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert significance.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert significance.holm([]) == []
 
 
 def test_nothing_to_tell_apart():
-    assert stats.gap([]) is None
-    assert stats.gap([[]]) is None
-    assert stats.gap([[1.0]]).p == 1
-    assert stats.gap([[0.0] * 30]) == stats.Gap(0.0, None, 1.0)
+    assert significance.gap([]) is None
+    assert significance.gap([[]]) is None
+    assert significance.gap([[1.0]]).p == 1
+    assert significance.gap([[0.0] * 30]) == significance.Gap(0.0, None, 1.0)
 
 
 @pytest.mark.parametrize(

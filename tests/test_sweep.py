@@ -28,7 +28,7 @@ from harness.pruning.baselines import Random
 from harness.records.schema import SETTLED
 from harness.records.store import Store
 from harness.sweep import steps, suite, sweep
-from harness.sweep.local_engine import Died, Local
+from harness.sweep.local_engine import JobDied, LocalEngine
 
 from .conftest import ROOT
 
@@ -49,52 +49,52 @@ include:
 
 
 class Here:
-    """The same work in this process."""
+    """Runs the same jobs in this process."""
 
     def __init__(self, stop_after: int = 1000) -> None:
         self.left, self.done = stop_after, []
 
-    def do(self, work, **given):
-        if not steps.light(work, given):
-            self.done.append(work)
-        return steps.WORK[work](**given)
+    def run(self, job, **arguments):
+        if not steps.is_light(job, arguments):
+            self.done.append(job)
+        return steps.JOBS[job](**arguments)
 
-    def cells(self, items, root, command):
-        for item in items:
-            for until in steps.steps_of(item.ask.request):
+    def run_cells(self, cells, root, command):
+        for cell in cells:
+            for until in steps.steps_of(cell.request):
                 if self.left == 0:
                     raise KeyboardInterrupt
                 self.left -= 1
                 self.done.append(until)
-                answer = steps.step(item.words, until, root, command)
-                if answer["status"]:
-                    yield item, "", answer
+                state = steps.step(cell.fields, until, root, command)
+                if state["status"]:
+                    yield cell, "", state
                     break
 
     def close(self):
         return None
 
 
-def asks(text, tmp_path):
+def requests(text, tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text(text)
-    return suite.cells(suite.read(path))
+    return suite.cell_requests(suite.load_suite(path))
 
 
-def swept(found, runs, engine):
-    return sweep.Sweep("small", found, Store(runs), engine).run(lambda item, step: None)
+def run_sweep(cells, runs, engine):
+    return sweep.Sweep("small", cells, Store(runs), engine).run(lambda cell, step: None)
 
 
 def small(tmp_path):
     text = SMALL.replace(", {name: random, set: {granularity: units}}", ", random")
-    return sweep.items(asks(text, tmp_path))
+    return sweep.plan_cells(requests(text, tmp_path))
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_every_suite_of_this_checkout_can_be_read(path):
-    read = suite.read(path)
-    assert read.about
-    cells = {ask.label for ask in suite.cells(read)}
+    loaded = suite.load_suite(path)
+    assert loaded.about
+    cells = {cell.label for cell in suite.cell_requests(loaded)}
     assert len(cells) >= 12
     assert f"[{path.stem}](../benchmarks/suites/{path.name}) | {len(cells)} |" in COVERAGE.read_text(encoding="utf-8")
 
@@ -112,14 +112,14 @@ exclude:
 include:
   - {pruners: [random], budgets: [0.1], recoveries: [none]}
 """
-    found = asks(text, tmp_path)
-    by = Counter(ask.request.pruner for ask in found)
-    assert by == {"dense": 4, "magnitude": 5, "wanda-sp": 10, "random": 2}  # dense has no budgets to cross
-    assert len({ask.label for ask in found}) == len(found)
-    kinds = {(ask.request.ratio, ask.request.latency) for ask in found if ask.request.pruner == "magnitude"}
+    found = requests(text, tmp_path)
+    by_pruner = Counter(cell.request.pruner for cell in found)
+    assert by_pruner == {"dense": 4, "magnitude": 5, "wanda-sp": 10, "random": 2}  # dense has no budgets to cross
+    assert len({cell.label for cell in found}) == len(found)
+    kinds = {(cell.request.ratio, cell.request.latency) for cell in found if cell.request.pruner == "magnitude"}
     assert kinds == {("0.3", None), (None, "0.8x"), (None, "25ms")}
     assert found[-1].request.seed == 1
-    assert next(ask for ask in found if ask.request.pruner == "wanda-sp").request.settings == {"samples": 8}
+    assert next(cell for cell in found if cell.request.pruner == "wanda-sp").request.settings == {"samples": 8}
 
 
 @pytest.mark.parametrize(
@@ -132,16 +132,19 @@ include:
         ("{pruners: [], models: [tiny]}", "an empty list"),
         ("{pruners: [{name: magnitude, sets: {}}], models: [tiny]}", "pruners"),
         ("{pruners: [magnitude], models: [tiny], seeds: [one]}", "seeds.0"),
-        ("{pruners: [magnitude], models: [tiny], exclude: [{pruner: magnitude}]}", "a rule names some of"),
+        (
+            "{pruners: [magnitude], models: [tiny], exclude: [{pruner: magnitude}]}",
+            "each rule must name one or more of",
+        ),
         ("{pruners: [magnitude], models: [tiny], exclude: [{pruners: magnitude}]}", "the suite has no cells"),
         ("{pruners: [magnitude], models: [tiny], exclude: [{pruners: magnitud}]}", "excludes nothing"),
-        ("{pruners: [magnitude], models: [tiny], budgets: ['uniform:2']}", "names no share"),
+        ("{pruners: [magnitude], models: [tiny], budgets: ['uniform:2']}", "has no ratio between 0 and 1"),
         ("{pruners: [magnitude], models: [tiny], preset: fast}", "preset"),
     ],
 )
 def test_what_is_no_suite_is_said_in_one_line(tmp_path, text, told):
     with pytest.raises(UsageError) as error:
-        asks(text, tmp_path)
+        requests(text, tmp_path)
     assert told in error.value.cause
     assert "\n" not in error.value.line
     assert error.value.remedy
@@ -149,22 +152,24 @@ def test_what_is_no_suite_is_said_in_one_line(tmp_path, text, told):
 
 def test_what_all_cells_share_reaches_each(tmp_path):
     text = "models: [tiny]\npruners: [random]\nbudgets: [0.3]\nlimit: 2\nsustain: 30\npreset: paper\n"
-    (ask,) = asks(text, tmp_path)
-    assert (ask.request.limit, ask.request.sustain, ask.request.preset) == (2, 30.0, "paper")
+    (cell,) = requests(text, tmp_path)
+    assert (cell.request.limit, cell.request.sustain, cell.request.preset) == (2, 30.0, "paper")
 
 
 def test_wrong_values_stop_it_before_any_work_and_unknown_names_wait(tmp_path):
-    wrong = asks("{pruners: [{name: magnitude, set: {nosuch: 1}}], models: [tiny]}", tmp_path)
+    wrong = requests("{pruners: [{name: magnitude, set: {nosuch: 1}}], models: [tiny]}", tmp_path)
     with pytest.raises(UsageError, match=r"tiny, magnitude nosuch=1.*nosuch"):
-        sweep.items(wrong)
-    found = sweep.items(asks("{pruners: [magnitud, random], models: [tiny], devices: ['null', gpu9]}", tmp_path))
+        sweep.plan_cells(wrong)
+    found = sweep.plan_cells(
+        requests("{pruners: [magnitud, random], models: [tiny], devices: ['null', gpu9]}", tmp_path)
+    )
     assert [item.status for item in found] == ["waits", "waits", "planned", "waits"]
     assert "did you mean 'magnitude'?" in found[0].reason
     assert "no device 'gpu9'" in found[3].reason
 
 
 def test_a_sweep_ends_with_a_row_for_every_cell(tmp_path, runs, one_process):
-    counts = swept(small(tmp_path), runs, Here())
+    counts = run_sweep(small(tmp_path), runs, Here())
     assert counts == {"ok": 5, "unsupported": 1}
     records = Store(runs).records()
     assert len(records) == 6
@@ -186,12 +191,12 @@ def test_a_sweep_ends_with_a_row_for_every_cell(tmp_path, runs, one_process):
 
 def test_cut_off_anywhere_it_ends_with_the_same_records(tmp_path, runs, one_process):
     whole = tmp_path / "whole"
-    swept(small(tmp_path), whole, Here())
+    run_sweep(small(tmp_path), whole, Here())
     chance, done = random.Random(0), Counter()
     for _ in range(20):
         engine = Here(stop_after=chance.randint(1, 3))
         try:
-            counts = swept(small(tmp_path), runs, engine)
+            counts = run_sweep(small(tmp_path), runs, engine)
         except KeyboardInterrupt:
             done.update(engine.done)
             continue
@@ -204,13 +209,13 @@ def test_cut_off_anywhere_it_ends_with_the_same_records(tmp_path, runs, one_proc
         assert (record.artefact and record.artefact.sha256) == (other.artefact and other.artefact.sha256)
         assert {n: s.value for n, s in record.scores.items()} == {n: s.value for n, s in other.scores.items()}
     again = Here()
-    assert swept(small(tmp_path), runs, again) == counts
+    assert run_sweep(small(tmp_path), runs, again) == counts
     assert again.done == []  # nothing is left to do, and nothing is done
 
 
 def test_recoveries_share_a_cut(tmp_path, runs, one_process):
     text = "{pruners: [magnitude], models: [tiny], budgets: [0.3], devices: ['null'], evaluators: [footprint], "
-    swept(sweep.items(asks(text + "recoveries: [none, least-squares]}", tmp_path)), runs, Here())
+    run_sweep(sweep.plan_cells(requests(text + "recoveries: [none, least-squares]}", tmp_path)), runs, Here())
     assert len(list((runs / "stages" / "cut").glob("*.json"))) == 1
     assert len(list((runs / "stages" / "artefact").glob("*.json"))) == 2
 
@@ -220,7 +225,7 @@ def test_devices_share_a_model(tmp_path, runs, one_process, monkeypatch):
     cuts, prune = [], Random.prune
     monkeypatch.setattr(Random, "prune", lambda self, *given: cuts.append(self) or prune(self, *given))
     text = "{pruners: [random], models: [tiny], budgets: [0.3], devices: ['null', staircase], evaluators: [footprint]}"
-    assert swept(sweep.items(asks(text, tmp_path)), runs, Here()) == {"ok": 2}
+    assert run_sweep(sweep.plan_cells(requests(text, tmp_path)), runs, Here()) == {"ok": 2}
     assert len(cuts) == 1
     first, second = Store(runs).records()
     assert {first.spec.device, second.spec.device} == {"null", "staircase"}
@@ -237,8 +242,8 @@ def test_the_plan_tells_cells_what_waits_and_the_time(tmp_path, runs, one_proces
     assert done.exit_code == 0, done.output
     assert "small: a look" in done.output
     assert "2 wait: no pruner 'nosuch'" in done.output
-    assert "no way: tiny, wanda, 0.8x" in done.output
-    assert "by FLOPs" in done.output
+    assert "cannot run: tiny, wanda, 0.8x" in done.output
+    assert "from FLOPs" in done.output
     words = json.loads(CliRunner().invoke(cli, ["sweep", str(path), "--dry-run", "--json"]).output)
     assert Counter(cell["status"] for cell in words) == {"planned": 4, "waits": 2}
     assert not runs.exists() or not list(runs.rglob("*.json"))
@@ -248,11 +253,11 @@ def test_earlier_records_of_the_same_work_tell_the_time(tmp_path, runs, one_proc
     text = {"pruners": ["random"], "models": ["tiny"], "devices": ["null"], "evaluators": ["footprint"], "limit": 2}
 
     def ahead(**changed):
-        found = sweep.items(asks(json.dumps({**text, "budgets": [0.4], **changed}), tmp_path))
+        found = sweep.plan_cells(requests(json.dumps({**text, "budgets": [0.4], **changed}), tmp_path))
         return sweep.estimate(found, Store(runs), lambda plan: 7.0)
 
     assert ahead() == (7.0, 0)
-    swept(sweep.items(asks(json.dumps({**text, "budgets": [0.3]}), tmp_path)), runs, Here())
+    run_sweep(sweep.plan_cells(requests(json.dumps({**text, "budgets": [0.3]}), tmp_path)), runs, Here())
     (record,) = Store(runs).records()
     ended = (datetime.fromisoformat(record.started) + timedelta(seconds=5000)).isoformat()
     record = record.model_copy(update={"finished": ended}).sealed()
@@ -261,10 +266,10 @@ def test_earlier_records_of_the_same_work_tell_the_time(tmp_path, runs, one_proc
     others = ({"preset": "paper"}, {"recoveries": ["least-squares"]}, {"limit": 3}, {"budgets": ["0.8x"]})
     assert [ahead(**other) for other in others] == [(7.0, 0)] * len(others)
     told = CliRunner().invoke(cli, ["sweep", str(tmp_path / "suite.yaml"), "--dry-run"]).output
-    assert "by FLOPs)" in told
+    assert "from FLOPs)" in told
     ahead()
     told = CliRunner().invoke(cli, ["sweep", str(tmp_path / "suite.yaml"), "--dry-run"]).output
-    assert "about 83 min for what is left, less what is known of it (1 by earlier records, 0 by FLOPs)" in told
+    assert "about 83 min for 1 cells, less if results are cached (1 from earlier records, 0 from FLOPs)" in told
     Store(runs).save_record(record.model_copy(update={"status": "failed"}).sealed())
     assert ahead() == (7.0, 0)
 
@@ -273,15 +278,15 @@ def test_a_cell_is_one_cell_on_nodes_that_differ(tmp_path, runs, one_process):
     """What a device says where it hangs is what every node goes by."""
     there = replace(Null().probe(), fingerprint={"kind": "null", "node": "far away"})
     text = "{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3], evaluators: [footprint]}"
-    (item,) = sweep.items(asks(text, tmp_path), lambda device, runtime: there)
-    told = [steps.step(item.words, until, str(runs)) for until in STEPS]
+    (item,) = sweep.plan_cells(requests(text, tmp_path), lambda device, runtime: there)
+    told = [steps.step(item.fields, until, str(runs)) for until in STEPS]
     assert len({answer["id"] for answer in told}) == 1
     assert told[-1]["status"] == "ok"
     (record,) = Store(runs).records()
     assert record.environment.device["node"] == "far away"
-    assert steps.look([item.words], str(runs))[0]["status"] == "ok"
+    assert steps.check_cells([item.fields], str(runs))[0]["status"] == "ok"
     gone = DeviceInfo(usable=False, reason="no node offers device:null")
-    (item,) = sweep.items(asks(text, tmp_path), lambda device, runtime: gone)
+    (item,) = sweep.plan_cells(requests(text, tmp_path), lambda device, runtime: gone)
     assert (item.status, "no node offers device:null" in item.reason) == ("waits", True)
 
 
@@ -292,10 +297,10 @@ class Refusing(Here):
         super().__init__()
         self.error = error
 
-    def do(self, work, **given):
-        if work in ("alike", "table") and not steps.light(work, given):
+    def run(self, job, **arguments):
+        if job in ("uniform_latency", "cost_table") and not steps.is_light(job, arguments):
             raise self.error
-        return super().do(work, **given)
+        return super().run(job, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -304,25 +309,23 @@ class Refusing(Here):
 def test_what_cells_have_in_common_may_fail_for_all_of_them(tmp_path, runs, one_process, error, status):
     text = "{pruners: [magnitude, random, shortgpt], models: [tiny], devices: ['null'], budgets: ['uniform:0.4', 0.3]}"
     heard = []
-    found = sweep.items(asks(text, tmp_path))
+    found = sweep.plan_cells(requests(text, tmp_path))
     counts = sweep.Sweep("s", found, Store(runs), Refusing(error)).run(lambda item, step: heard.append((item, step)))
     assert counts == {status: 3, "ok": 3}
     assert {item.reason for item in found if item.status == status} == {
-        f"what an even narrowing by 0.4 takes: {error.line}"
+        f"latency of uniform pruning by 0.4: {error.line}"
     }
     assert len([item for item, step in heard if item.status == status and not step]) == 3
     told = CliRunner().invoke(cli, ["status"]).output.splitlines()
-    assert (
-        told[-1] == f"    {status}: what an even narrowing by 0.4 takes: {error.line}"
-    )  # they have no row that says it
+    assert told[-1] == f"    {status}: latency of uniform pruning by 0.4: {error.line}"  # they have no row that says it
 
 
 def test_an_even_narrowing_that_is_no_faster_is_a_budget_all_the_same(tmp_path, runs, one_process, monkeypatch):
     text = "{pruners: [random], models: [tiny], devices: ['null'], budgets: ['uniform:0.1'], evaluators: [footprint]}"
     with monkeypatch.context() as patch:
         patch.setattr("harness.latency.prober.Bed.measure", lambda self, shape: Measured(1.02, 0.05))
-        sweep.Sweep("s", sweep.items(asks(text, tmp_path)), Store(runs), Here()).look()
-    counts = swept(sweep.items(asks(text, tmp_path)), runs, Here())
+        sweep.Sweep("s", sweep.plan_cells(requests(text, tmp_path)), Store(runs), Here()).prepare()
+    counts = run_sweep(sweep.plan_cells(requests(text, tmp_path)), runs, Here())
     assert counts == {"ok": 1}
     assert Store(runs).records()[0].spec.budget.value == 1
 
@@ -335,25 +338,27 @@ def test_a_cell_that_cannot_be_is_a_row_and_stops_no_plan(tmp_path, runs, one_pr
     )
     done = CliRunner().invoke(cli, ["sweep", str(path), "--dry-run"])
     assert done.exit_code == 0, done.output
-    assert "no way: tiny, random, 0.3, null, image:1x224" in done.output
+    assert "cannot run: tiny, random, 0.3, null, image:1x224" in done.output
     assert "weights of llama2-7b: not on this machine; accept https://" in done.output
     text = path.read_text().replace(", llama2-7b", "")
-    assert swept(sweep.items(asks(text, tmp_path)), runs, Here()) == {"ok": 1, "unsupported": 1}
+    assert run_sweep(sweep.plan_cells(requests(text, tmp_path)), runs, Here()) == {"ok": 1, "unsupported": 1}
     path.write_text(text)
-    assert "2 done already" in CliRunner().invoke(cli, ["sweep", str(path), "--dry-run"]).output
+    assert "2 already done" in CliRunner().invoke(cli, ["sweep", str(path), "--dry-run"]).output
 
 
 def test_a_process_that_does_not_come_back_is_a_row(tmp_path, runs):
-    engine = Local(tmp_path / "scratch", tmp_path / "log.txt")
-    item = sweep.items(asks("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path))[0]
+    engine = LocalEngine(tmp_path / "log.txt")
+    item = sweep.plan_cells(
+        requests("{pruners: [random], models: [tiny], devices: ['null'], budgets: [0.3]}", tmp_path)
+    )[0]
     try:
-        with pytest.raises(Died, match=r"longer than 0\.01 s") as late:
-            engine.do("step", 0.01, words=item.words, until="make", root=str(runs))
+        with pytest.raises(JobDied, match=r"longer than 0\.01 s") as late:
+            engine.run("step", 0.01, fields=item.fields, until="make", root=str(runs))
         assert late.value.status == "timeout"
-        with pytest.raises(Died, match="ended with exit code 1"):
-            engine.do("step", words={}, until="make", root=str(runs))
+        with pytest.raises(JobDied, match="ended with exit code 1"):
+            engine.run("step", fields={}, until="make", root=str(runs))
         assert "KeyError" in (tmp_path / "log.txt").read_text()
-        told = engine.do("fail", words=item.words, root=str(runs), status="timeout", reason="make: took longer")
+        told = engine.run("fail", fields=item.fields, root=str(runs), status="timeout", reason="make: took longer")
     finally:
         engine.close()
     (record,) = Store(runs).records()
@@ -386,7 +391,7 @@ def test_smoke_killed_three_times_ends_with_the_same_records(tmp_path):
         records[name] = {record.id: record for record in Store(tmp_path / name).records()}
         assert code == int(any(record.status not in SETTLED for record in records[name].values()))
     assert set(records["whole"]) == set(records["killed"])
-    assert len(records["whole"]) == len(suite.cells(suite.read(path)))
+    assert len(records["whole"]) == len(suite.cell_requests(suite.load_suite(path)))
     made_up = Counter(record.status for record in records["whole"].values() if record.spec.device == "null")
     assert made_up == {"ok": 14, "unsupported": 1}  # an unstructured method cannot meet a latency
     same(records["whole"], records["killed"])

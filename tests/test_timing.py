@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness import stats
 from harness.api import Samples, TimingPlan
-from harness.latency import gates, timing
+from harness.latency import gates, timing, timing_stats
 
 OFFSET, WITHIN, DRIFT = 0.01, 0.005, 0.03  # sd between processes, sd within one, speed lost over a session
 SIMULATED = 500
@@ -225,28 +225,28 @@ def test_a_visit_that_fails_leaves_nothing_open():
 
 
 def test_small_samples_bound_no_tail():
-    assert stats.fewest(0.99) == 459
-    assert stats.fewest(0.9) == 44
-    assert stats.tail(200, 0.99) == "p99: n/a (n=200 < 459)"
-    assert stats.tail(459, 0.99) == ""
-    assert stats.quantile_bound(list(range(458)), 0.99) is None
-    assert stats.quantile_bound(list(range(459)), 0.99) == 458
+    assert timing_stats.fewest(0.99) == 459
+    assert timing_stats.fewest(0.9) == 44
+    assert timing_stats.tail(200, 0.99) == "p99: n/a (n=200 < 459)"
+    assert timing_stats.tail(459, 0.99) == ""
+    assert timing_stats.quantile_bound(list(range(458)), 0.99) is None
+    assert timing_stats.quantile_bound(list(range(459)), 0.99) == 458
 
 
 @given(st.integers(44, 400), st.sampled_from([0.5, 0.9]))
 def test_quantile_bounds_are_binomial(count, share):
     """Against the definition: the smallest order statistic whose rank exceeds the binomial's 99 % point."""
-    bound = stats.quantile_bound(list(range(count)), share)
+    bound = timing_stats.quantile_bound(list(range(count)), share)
     below = [math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(count + 1)]
     assert sum(below[: bound + 1]) >= 0.99 - 1e-9
     assert sum(below[:bound]) < 0.99 + 1e-9
 
 
 def test_spearman_knows_order_only():
-    assert stats.spearman([1, 2, 3, 4], [10, 100, 1000, 1e9]) == pytest.approx(1)
-    assert stats.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-    assert stats.spearman([1, 1, 2, 2], [1, 1, 2, 2]) == pytest.approx(1)
-    assert stats.spearman([1, 1, 1], [1, 2, 3]) == 0
+    assert timing_stats.spearman([1, 2, 3, 4], [10, 100, 1000, 1e9]) == pytest.approx(1)
+    assert timing_stats.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert timing_stats.spearman([1, 1, 2, 2], [1, 1, 2, 2]) == pytest.approx(1)
+    assert timing_stats.spearman([1, 1, 1], [1, 2, 3]) == 0
 
 
 # --- gates ---

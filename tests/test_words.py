@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from harness import stats
 from harness.api import Budget, Workload
 from harness.errors import UsageError
+from harness.evaluation import score_stats
+from harness.latency import timing_stats
 from harness.records import keys
 from harness.system import seeds
 
@@ -99,7 +101,7 @@ def test_t_interval_covers():
 
 def test_paired_ratio_ignores_drift_that_hits_both():
     drift = [1, 2, 4, 8, 16]
-    value, (low, high) = stats.ratio([(2 * d, 2 * d) for d in drift], [(d,) for d in drift])
+    value, (low, high) = timing_stats.ratio([(2 * d, 2 * d) for d in drift], [(d,) for d in drift])
     assert value == pytest.approx(2)
     assert low == pytest.approx(2)
     assert high == pytest.approx(2)
@@ -107,14 +109,14 @@ def test_paired_ratio_ignores_drift_that_hits_both():
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30))
 def test_quantiles_are_ordered(values):
-    assert min(values) <= stats.quantile(values, 0.5) <= stats.quantile(values, 0.9) <= max(values)
-    assert stats.quantile(values, 0.5) == pytest.approx(statistics.median(values), abs=1e-6)
+    assert min(values) <= timing_stats.quantile(values, 0.5) <= timing_stats.quantile(values, 0.9) <= max(values)
+    assert timing_stats.quantile(values, 0.5) == pytest.approx(statistics.median(values), abs=1e-6)
 
 
 def test_single_values_have_no_interval():
     assert stats.interval([1.0]) is None
-    assert stats.ratio([(2.0,)], [(1.0,)]) == (2.0, None)
-    assert stats.mean_stderr([2.0]) == (2.0, None)
+    assert timing_stats.ratio([(2.0,)], [(1.0,)]) == (2.0, None)
+    assert score_stats.mean_stderr([2.0]) == (2.0, None)
 
 
 def test_old_configs_keep_their_rope_and_their_card():

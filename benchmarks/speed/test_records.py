@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 from tabulate import tabulate
 
-from harness import stats
+from harness.evaluation import score_stats
 from harness.records.keys import canonical
+from harness.records.sample_files import pack
 from harness.records.schema import digest, seal
-from harness.records.store import packed
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parent.parent / "leaderboards" / "results" / "dilap"
@@ -64,8 +64,8 @@ def runs(tmp_path_factory):
 def scored(folder: Path, name: str, values: list[float], scale: str) -> dict:
     text = canonical({"documents": {f"{name}/{at:03}": v for at, v in enumerate(values)}, "scale": scale}).encode()
     file = f"{hashlib.sha256(text).hexdigest()}.json.gz"
-    (folder / "samples" / file).write_bytes(packed(text))
-    value, stderr = stats.estimate(values, scale)
+    (folder / "samples" / file).write_bytes(pack(text))
+    value, stderr = score_stats.estimate(values, scale)
     return {"samples": file, "n": len(values), "value": value, "stderr": stderr}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness import plugins
 from harness.api import Budget, DeviceInfo, DeviceSpec, ModelCard, PrunerSpec, Shape, Workload
+from harness.devices.attributes import torch_device
 from harness.errors import HarnessError, describe
 from harness.latency import prober, timing
 from harness.models import counting
@@ -70,7 +71,7 @@ class Plan:
     @property
     def place(self) -> str:
         """Where models lie while methods and recoveries work on them."""
-        return getattr(plugins.registry().device(self.device.name, self.spec.runtime), "place", "cpu")
+        return torch_device(plugins.registry().device(self.device.name, self.spec.runtime))
 
     @property
     def sees_latency(self) -> bool:

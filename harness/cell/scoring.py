@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from harness import stats
 from harness.api import Score
 from harness.cell.artefact import Artefacts
 from harness.cell.plan import Evaluation, Plan
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
-from harness.evaluation import texts
+from harness.evaluation import score_stats, texts
 from harness.records import keys, schema
 from harness.records.schema import ScoreRecord
 from harness.records.store import Store
@@ -109,10 +108,10 @@ def placed(models: Sequence[Any], place: str) -> Iterator[list[Any]]:
 
 def score_words(score: Score, store: Store) -> dict[str, Any]:
     """A score as the record holds it, its documents in a side file."""
-    mean, _ = stats.mean_stderr(list(score.documents.values()))
-    if not math.isfinite(mean) or (score.scale == "exp-mean" and mean > stats.MOST):
+    mean, _ = score_stats.mean_stderr(list(score.documents.values()))
+    if not math.isfinite(mean) or (score.scale == "exp-mean" and mean > score_stats.MOST):
         raise HarnessError("the evaluation is not a number: the model overflows", "ask for a smaller ratio")
-    value, stderr = stats.estimate(list(score.documents.values()), score.scale)
+    value, stderr = score_stats.estimate(list(score.documents.values()), score.scale)
     return {
         "value": value,
         "stderr": stderr,
@@ -131,7 +130,7 @@ def compared(pruned: dict[str, Any], dense: dict[str, Any] | None, store: Store)
     if dense is None:
         return ScoreRecord(**pruned)
     ours, theirs = (store.read_side_file(words["samples"])["documents"] for words in (pruned, dense))
-    change, change_ci95 = stats.change(ours, theirs, pruned.get("scale", ""))
+    change, change_ci95 = score_stats.change(ours, theirs, pruned.get("scale", ""))
     noted = pruned.get("notes", [])
     notes = [*noted, *(f"of dense: {words}" for words in dense.get("notes", []) if words not in noted)]
     return ScoreRecord(

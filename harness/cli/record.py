@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import stats
 from harness.api import Workload
 from harness.cli.output import console
 from harness.errors import one_line
+from harness.latency import timing_stats
 from harness.models.saved.model_card import in_one_line
 from harness.quantities import figures
 from harness.records.command_line import reproduce
@@ -93,7 +93,7 @@ def how_measured(timing: Latency) -> str:
         f"ranked by {timing.clock} time, {timing.rounds} rounds",
         "one process" if timing.processes == 1 else f"{timing.processes} processes",
         f"noise floor {floor} (dense against itself)",
-        stats.tail(timing.pruned.n, 0.99) if bound is None else f"p99 at most {bound / 1e6:.2f} ms",
+        timing_stats.tail(timing.pruned.n, 0.99) if bound is None else f"p99 at most {bound / 1e6:.2f} ms",
     ]
     return "; ".join([*words, *([] if timing.provenance == "device" else [f"{timing.provenance}, not a measurement"])])
 

@@ -1,4 +1,6 @@
-"""What every plug-in must hold, checked on tiny models without a network: `harness check NAME`, or one line in pytest.
+"""The conformance kit: checks for every plug-in, on tiny models and without a network.
+
+Run it with `harness check NAME`, or in pytest:
 
 from harness.conformance import Conformance
 
@@ -15,7 +17,10 @@ from harness.conformance.report import KIT, Report, Result
 
 
 class Conformance:
-    """One test per check of the kit. `kind`: where a name stands for several; `settings`: where defaults won't do."""
+    """A test class with one test per check of the kit.
+
+    `kind` is needed where plug-ins of several kinds share the name, `settings` where the defaults do not suit.
+    """
 
     name = ""
     kind = ""

@@ -1,4 +1,4 @@
-"""A pruner on the bench: run on tiny models under watch, each question asked once."""
+"""Runs a pruner on tiny models, records its side effects, and caches the results for the checks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.api import Budget, Context, Cut, PrunerSpec, Workload
 from harness.conformance import tiny_models
-from harness.conformance.guard import Seen, watched
+from harness.conformance.guard import SideEffects, record_side_effects
 from harness.conformance.report import Fault, NotApplicable
-from harness.conformance.second_process import Second, second
+from harness.conformance.second_process import SecondProcess, shared_process
 from harness.errors import HarnessError, OverBudget, Unsupported
 from harness.models import counting
 from harness.plugins import registry
@@ -22,114 +21,126 @@ from harness.resolve import settings as resolve
 from harness.system import seeds
 
 RATIOS = (0.1, 0.25, 0.5)
-WORKLOAD = Workload("prefill", 1, 512)  # long enough that launches are not most of it
+WORKLOAD = Workload("prefill", 1, 512)  # long enough that kernel launches do not dominate
+
+TrialKey = tuple[float, str, str, bool]  # ratio, name of the tiny model, dtype, whether it is a repetition
 
 
 @dataclass
 class Trial:
-    """One run of the method on one tiny model: what it returned, or how it refused."""
+    """One run of the method on one tiny model: the cut it returned, or its refusal."""
 
     model: str
     ratio: float
-    cut: Any = None  # checked
+    cut: Any = None  # a harness.models.cut.CheckedCut
     refused: HarnessError | None = None
-    touched: tuple[str, ...] = ()  # tensors changed in place
+    touched: tuple[str, ...] = ()  # names of the tensors that were changed in place
 
 
 class PrunerBench:
+    """Every trial runs once; checks that need the same trial share it."""
+
     def __init__(self, name: str, given: Mapping[str, Any], work: Path) -> None:
         self.name, self.work = name, work
         self.spec: PrunerSpec = registry().get("pruner", name)
         self.parameters = resolve(f"pruner {name}", self.spec.parameters, "quick", {**self.spec.check_with, **given})
-        self.known: dict[Any, Trial | BaseException] = {}
-        self.watches: list[Seen] = []
-        self.tables: dict[str, Any] = {}  # of the made-up device, by anatomy
-        self.second: Second | None = None
-        models = tiny_models.of(self.spec)
-        self.plain = tiny_models.PLAIN if tiny_models.PLAIN in models else next(iter(models), tiny_models.PLAIN)
+        self.side_effects: list[SideEffects] = []
+        self.second_process: SecondProcess | None = None
+        self._trials: dict[TrialKey, Trial | BaseException] = {}
+        self._cost_tables: dict[str, Any] = {}  # of the simulated staircase device, by anatomy
+        self._models: tuple[Any, Any, Any] | None = None
+        self._saved: Path | None = None
+        self._second_process_error: str | None = None
+        models = tiny_models.for_method(self.spec)
+        self.default_model = tiny_models.PLAIN
+        if tiny_models.PLAIN not in models and models:
+            self.default_model = models[0]
 
-    def begin(self) -> None:
-        """The second process imports what it needs while the first checks run."""
-        self.second = second()
+    def start_second_process(self) -> None:
+        """Start it early: it imports its libraries while the first checks run."""
+        self.second_process = shared_process()
 
     def close(self) -> None:
-        if self.second is not None:
-            self.second.leave(self.work)
+        if self.second_process is not None:
+            self.second_process.cancel(self.work)
 
     # --- running the method ---
 
     @contextmanager
-    def watch(self) -> Iterator[Seen]:
-        with watched(self.work) as seen:
-            yield seen
-        self.watches.append(seen)
+    def observe(self) -> Iterator[None]:
+        with record_side_effects(self.work) as effects:
+            yield
+        self.side_effects.append(effects)
 
-    def build(self) -> Any:
+    def new_pruner(self) -> Any:
         return registry().load("pruner", self.name)(**self.parameters)
 
-    def promise(self, anatomy: Any, ratio: float) -> Any:
-        """What `shape()` says; None where it says nothing."""
-        with self.watch():
-            made = self.build()
-            return made.shape(anatomy, ratio) if hasattr(made, "shape") else None
+    def predicted_shape(self, anatomy: Any, ratio: float) -> Any:
+        """The shape that the pruner's optional `shape()` predicts, or None."""
+        with self.observe():
+            pruner = self.new_pruner()
+            return pruner.shape(anatomy, ratio) if hasattr(pruner, "shape") else None
 
     def context(self, anatomy: Any) -> Context:
+        """The context that a run would give this pruner, with a work directory of its own."""
+
         def calibration(count: int, length: int) -> Any:
             if "calibration" not in self.spec.needs:
                 raise Fault("it asks for calibration text, but its spec does not say so: needs=('calibration',)")
             return tiny_models.tokens(count, min(length, 128), seeds.seed(0, "calibration"))
 
         (self.work / "work").mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self.work / "work"))  # as in a run: one question's own
+        folder = Path(tempfile.mkdtemp(dir=self.work / "work"))
         context = tiny_models.context(anatomy, work_dir=folder, calibration=calibration, workloads=[WORKLOAD])
         if {"latency"} & {*self.spec.needs, *self.spec.budgets}:
-            context.latency = self.latency(anatomy)
+            context.latency = self.cost_model(anatomy)
         return context
 
-    def stored(self, state: Any) -> Any:
-        """A state as a run hands it on: written to a file and read again. The order of names is anybody's."""
+    def reload_state(self, state: Any) -> Any:
+        """Write the pruner's state to a file and read it again, as a run does, with its keys in another order."""
         from harness.models.saved import states
 
         folder = self.work / "work" / "state"
         folder.mkdir(exist_ok=True)
         states.write(state, folder)
-        found = states.read(folder)
-        return found and dict(reversed(found.items()))
+        loaded = states.read(folder)
+        return loaded and dict(reversed(loaded.items()))
 
-    def latency(self, anatomy: Any) -> Any:
-        """A cost model of the made-up device with steps, which costs nothing to measure."""
+    def cost_model(self, anatomy: Any) -> Any:
+        """A cost model of the simulated staircase device, which takes no time to measure."""
         from harness.devices.simulated import Staircase
         from harness.latency.cost_table.cost_model import CostModel
         from harness.latency.cost_table.profile import Effort, Profile, Target
         from harness.latency.cost_table.shape_timer import Visits
         from harness.latency.cost_table.table import anatomy_mark
 
-        if (mark := anatomy_mark(anatomy)) in self.tables:
-            return CostModel(self.tables[mark], anatomy)
-        device = {"name": "staircase", "fingerprint": {}, "clock": "wall", "provenance": "simulated"}
-        target = Target("tiny", anatomy, device, "eager", "fp32", WORKLOAD, "quick")
-        effort = Effort(coarse=8, edges=40, seconds=5, rounds=1, fitting=6, unseen=0)
-        profile = Profile(target, Staircase(), Visits(), lambda _: None, lambda *_: None, effort)
-        self.tables[mark] = profile.run(judge=False)
-        return CostModel(self.tables[mark], anatomy)
+        mark = anatomy_mark(anatomy)
+        if mark not in self._cost_tables:
+            device = {"name": "staircase", "fingerprint": {}, "clock": "wall", "provenance": "simulated"}
+            target = Target("tiny", anatomy, device, "eager", "fp32", WORKLOAD, "quick")
+            effort = Effort(coarse=8, edges=40, seconds=5, rounds=1, fitting=6, unseen=0)
+            profile = Profile(target, Staircase(), Visits(), lambda _: None, lambda *_: None, effort)
+            self._cost_tables[mark] = profile.run(judge=False)
+        return CostModel(self._cost_tables[mark], anatomy)
 
-    def ask(self, ratio: float, model: str = "", dtype: str = "fp32", again: bool = False) -> Trial:
-        key = (ratio, model or self.plain, dtype, again)
-        if key not in self.known:
+    def trial(self, ratio: float, model: str = "", dtype: str = "fp32", again: bool = False) -> Trial:
+        """Run the method once for these arguments; a second call returns, or raises, the same result."""
+        key = (ratio, model or self.default_model, dtype, again)
+        if key not in self._trials:
             try:
-                self.known[key] = self._ask(*key)
-            except (Exception, SystemExit) as error:  # asked again it would only fail again
-                self.known[key] = error
-        if isinstance(found := self.known[key], BaseException):
-            raise found
-        return found
+                self._trials[key] = self._run_trial(*key)
+            except (Exception, SystemExit) as error:
+                self._trials[key] = error
+        result = self._trials[key]
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
-    @property
-    def answers(self) -> list[Trial]:
-        """Every question that was answered with a cut or a refusal."""
-        return [found for found in self.known.values() if isinstance(found, Trial)]
+    def finished_trials(self) -> list[Trial]:
+        """All trials so far that ended with a cut or a refusal."""
+        return [result for result in self._trials.values() if isinstance(result, Trial)]
 
-    def _ask(self, ratio: float, name: str, dtype: str, again: bool) -> Trial:
+    def _run_trial(self, ratio: float, name: str, dtype: str, again: bool) -> Trial:
         import random
 
         import numpy as np
@@ -140,19 +151,21 @@ class PrunerBench:
         model, anatomy = tiny_models.tiny(name, dtype)
         before = {n: t.clone() for n, t in model.state_dict().items()}
         trial = Trial(name, ratio)
-        for seed in (random.seed, np.random.seed, torch.manual_seed):  # chance that is not ctx.seed's must not matter
+        # A repetition has other global seeds: only ctx.seed may have an effect.
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(7 if again else 3)
         budget = Budget("ratio", ratio)
         if "ratio" not in self.spec.budgets:
             budget = Budget("latency", max(1 - ratio, 0.01), "x")
         context = self.context(anatomy)
-        with self.watch():
+        with self.observe():
             try:
-                state, first = None, self.build()
+                state = None
+                first = self.new_pruner()
                 if hasattr(first, "prepare"):
-                    state = self.stored(first.prepare(model, context))
-                # another object: a second budget gets the state from the store, and no prepare before
-                cut = self.build().prune(model, budget, context, state)
+                    state = self.reload_state(first.prepare(model, context))
+                # A new object: in a run, a second budget gets the state from the store and never calls prepare.
+                cut = self.new_pruner().prune(model, budget, context, state)
             except (Unsupported, OverBudget) as error:
                 trial.refused = error
                 return trial
@@ -162,40 +175,42 @@ class PrunerBench:
         trial.cut = check_cut(anatomy, cut)
         return trial
 
-    def cut(self, ratio: float) -> Trial:
-        trial = self.ask(ratio)
+    def require_cut(self, ratio: float) -> Trial:
+        """The trial at this ratio; where the method refuses the ratio, the check does not apply."""
+        trial = self.trial(ratio)
         if trial.refused is not None:
             raise NotApplicable(f"refused {ratio:g}: {trial.refused.cause}")
         return trial
 
-    @cached_property
-    def some(self) -> Trial:
-        """A cut that the method does make."""
+    def first_cut(self) -> Trial:
+        """The first trial in which the method does not refuse."""
         for ratio in (0.25, 0.5, 0.1):
-            if self.ask(ratio).refused is None:
-                return self.ask(ratio)
-        raise Fault(f"it refused every budget from {RATIOS[0]:g} to {RATIOS[-1]:g}: {self.ask(0.25).refused}")
+            if self.trial(ratio).refused is None:
+                return self.trial(ratio)
+        raise Fault(f"it refused every budget from {RATIOS[0]:g} to {RATIOS[-1]:g}: {self.trial(0.25).refused}")
 
-    # --- what a cut leaves, in figures ---
+    # --- figures of a cut ---
 
-    def slowest(self, trial: Trial) -> float:
-        """The sub-layer that takes most, as a share of dense."""
+    def slowest_site_share(self, trial: Trial) -> float:
+        """The time of the slowest site, as a share of the dense model's time."""
         _, anatomy = tiny_models.tiny(trial.model)
-        cost = self.latency(anatomy)
+        cost = self.cost_model(anatomy)
         return float(max(max(cost.site_times(site.name)) for site in anatomy.blocks()) / cost.dense)
 
-    def share(self, trial: Trial) -> float:
+    def latency_share(self, trial: Trial) -> float:
+        """The time of the pruned shape, as a share of the dense model's time."""
         _, anatomy = tiny_models.tiny(trial.model)
-        return float(self.latency(anatomy).share(trial.cut.shape))
+        return float(self.cost_model(anatomy).share(trial.cut.shape))
 
-    def removed(self, trial: Trial) -> float:
+    def removed_share(self, trial: Trial) -> float:
+        """The share of the prunable parameters that the cut removes or masks."""
         from harness.models import surgery
 
         _, anatomy = tiny_models.tiny(trial.model)
         return counting.ratios(anatomy, trial.cut.shape, surgery.masked_elements(anatomy, trial.cut))[0]
 
-    def step(self, trial: Trial) -> float:
-        """The coarsest unit in play, as a share of the prunable parameters."""
+    def coarsest_unit_share(self, trial: Trial) -> float:
+        """The largest unit that the method can remove, as a share of the prunable parameters."""
         _, anatomy = tiny_models.tiny(trial.model)
         sites = list(anatomy.blocks())
         if "depth" in self.spec.kinds:
@@ -205,33 +220,39 @@ class PrunerBench:
             size = max(anatomy.site_params(site, 1) for site in sites)
         return size / anatomy.params(prunable=True)
 
-    # --- what comes of it ---
+    # --- the pruned model ---
 
-    @cached_property
-    def pair(self) -> tuple[Any, Any, Any]:
-        """The dense tiny model, its anatomy, and the model that the cut leaves."""
+    def models(self) -> tuple[Any, Any, Any]:
+        """The dense tiny model, its anatomy, and the pruned model that the first cut gives."""
         from harness.models import surgery
 
-        model, anatomy = tiny_models.tiny(self.some.model)
-        return model, anatomy, surgery.apply(model, anatomy, self.some.cut)
+        if self._models is None:
+            trial = self.first_cut()
+            model, anatomy = tiny_models.tiny(trial.model)
+            self._models = (model, anatomy, surgery.apply(model, anatomy, trial.cut))
+        return self._models
 
-    @cached_property
-    def saved(self) -> Path:
-        """The pruned model's folder; the second process begins to read it at once."""
+    def save(self) -> Path:
+        """Save the pruned model once and have the second process start reading it; the folder is returned."""
         from harness.models.saved import folders
 
-        folder = self.work / "saved"
-        folder.mkdir()
-        folders.write(self.pair[2], None, folder)
-        if self.second is not None:
-            question = {"name": self.name, "parameters": self.parameters, "ratio": self.some.ratio}
-            self.second.ask(self.work, folder=str(folder), model=self.some.model, **question)
-        return folder
+        if self._saved is None:
+            trial = self.first_cut()
+            _, _, pruned = self.models()
+            folder = self.work / "saved"
+            folder.mkdir()
+            folders.write(pruned, None, folder)
+            self._saved = folder
+            if self.second_process is not None:
+                job = {"name": self.name, "parameters": self.parameters, "ratio": trial.ratio}
+                self.second_process.start_job(self.work, folder=str(folder), model=trial.model, **job)
+        return self._saved
 
-    @cached_property
-    def answered(self) -> str:
-        """What the second process complained of."""
-        if self.second is None:
+    def second_process_error(self) -> str:
+        """The error that the second process ended with, or an empty text. Waits until it has ended."""
+        if self.second_process is None:
             raise NotApplicable("no second process was started")
-        assert self.saved
-        return self.second.complaint()
+        if self._second_process_error is None:
+            self.save()
+            self._second_process_error = self.second_process.wait_for_error()
+        return self._second_process_error

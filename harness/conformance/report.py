@@ -1,4 +1,4 @@
-"""What checks found, and how it is shown."""
+"""Results of conformance checks, and how errors of plug-ins are shown."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ KIT = "2"  # raise when a check is added or means something else
 
 
 class Fault(Exception):
-    """A check that does not hold; the text names the fault as the author will want to read it."""
+    """Raised by a check that fails. The text tells the author of the plug-in what is wrong."""
 
 
 class NotApplicable(Exception):
-    """A check that has nothing to look at here, and why."""
+    """Raised by a check that does not apply here. The text says why."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class Result:
     check: str
     outcome: str  # passed, failed, skipped, expected
     detail: str = ""
-    trace: str = field(default="", repr=False)  # of an exception that is neither a fault nor a refusal
+    trace: str = field(default="", repr=False)  # traceback of an exception that the check did not expect
 
 
 @dataclass
 class Report:
+    """The results of all checks of one plug-in. `passed` of `of` is its score; skipped checks do not count."""
+
     kind: str
     name: str
     kit: str = KIT
@@ -50,15 +52,21 @@ class Report:
         return {**asdict(self), "results": results, "passed": self.passed, "of": self.of, "ok": self.ok}
 
 
-def in_a_line(error: BaseException) -> str:
+def first_line(text: str) -> str:
+    """The beginning of the first line that is not blank."""
+    return text.strip().splitlines()[0][:80]
+
+
+def error_line(error: BaseException) -> str:
+    """The type of an exception and the first line of its message."""
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:160]
 
 
-def where(error: BaseException, spec: Any) -> str:
-    """The line of the plug-in that an exception came through last; its origin, if it came through none."""
+def plugin_line(error: BaseException, spec: Any) -> str:
+    """File and line of the innermost frame inside the plug-in; of the innermost frame of all, if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
     module = spec.target.partition(":")[0].partition(".")[0]
-    own = [frame for frame in frames if module in Path(frame.filename).with_suffix("").parts]
-    last = (own or frames)[-1]
+    plugin_frames = [frame for frame in frames if module in Path(frame.filename).with_suffix("").parts]
+    last = (plugin_frames or frames)[-1]
     return f"{Path(last.filename).name}:{last.lineno}"

@@ -1,88 +1,81 @@
-"""A process of its own: reads a saved model, and asks the method again where sets and hashes are in another order.
+"""Client of the kit's second process, which reads a saved model and repeats the cut under another hash seed.
 
-It is started before it has anything to do, so that its imports run beside the first checks, and serves one bench after
-another by a fork each.
+The process is started before it has a job, so that its imports run beside the first checks. It forks one child per
+job and serves one bench after another.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import json
 import os
-import signal
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.system import fork_server
+from harness.system.fork_server import ForkServer, ServerEnded
+from harness.system.process import last_line
 
 LOG = "second.log"
-ORDER = "1"  # of hashes: another than that of whoever asks
+HASH_SEED = "1"  # sets and hashes then have another order than in this process
 
 
-class Second:
-    """The other process, from this side. It does one thing at a time, while its caller does others."""
+class SecondProcess:
+    """Runs one job at a time, while this process does something else."""
 
     def __init__(self) -> None:
-        self.server: Any = subprocess.Popen(
-            [sys.executable, "-m", "harness.conformance.second_server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+        self.server = ForkServer(
+            "harness.conformance.second_server",
+            environment={"PYTHONHASHSEED": HASH_SEED},
             stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONHASHSEED": ORDER},
         )
-        self.ready, self.child = False, 0
-        self.work = Path()  # of whom it works for
+        self.work = Path()  # folder of the bench whose job is running
         atexit.register(self.close)
 
-    def ask(self, work: Path, **asked: Any) -> None:
-        self.leave(self.work)
-        if not self.ready:
-            self.ready = self._reply() == fork_server.READY
-        job = {"work": str(work), "log": str(work / LOG), "env": dict(os.environ), "cwd": os.getcwd(), **asked}
-        print(json.dumps(job), file=self.server.stdin, flush=True)
-        self.child, self.work = int(self._reply()), work
+    def start_job(self, work: Path, **job: Any) -> None:
+        self.cancel(self.work)
+        with self._server_runs():
+            self.server.start(work=str(work), log=str(work / LOG), env=dict(os.environ), cwd=os.getcwd(), **job)
+        self.work = work
 
-    def complaint(self) -> str:
-        """What it complained of, once it is done; nothing if all went well."""
-        code, self.child = int(self._reply()), 0
-        lines = (self.work / LOG).read_text(encoding="utf-8").strip().splitlines()
-        return (lines or [f"it ended with {code}"])[-1] if code else ""
+    def wait_for_error(self) -> str:
+        """Wait until the job has ended; return its error message, or an empty text if it succeeded."""
+        with self._server_runs():
+            code = self.server.wait().code
+        if not code:
+            return ""
+        return last_line((self.work / LOG).read_text(encoding="utf-8"), f"it ended with {code}")
 
-    def leave(self, work: Path) -> None:
-        """What it still does for this bench is of no use any more."""
-        if self.child and work == self.work:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.child, signal.SIGKILL)
-            self._reply()
-            self.child = 0
+    def cancel(self, work: Path) -> None:
+        """Kill the running job if it belongs to the bench with this folder."""
+        if self.server.job and work == self.work:
+            self.server.kill()
+            with self._server_runs():
+                self.server.wait()
 
     def close(self) -> None:
-        if self.server.poll() is None:
-            self.server.kill()
-        self.server.communicate()
+        self.server.close()
 
-    def _reply(self) -> str:
-        line = self.server.stdout.readline().strip()
-        if not line:
-            self.child = 0
-            end()
-            raise HarnessError("the second process of the kit is gone", "check again")
-        return line
+    @contextmanager
+    def _server_runs(self) -> Iterator[None]:
+        """Stop the shared process if its server has ended, so that the next bench starts another."""
+        try:
+            yield
+        except ServerEnded:
+            stop_shared_process()
+            raise HarnessError("the second process of the kit has ended", "run the check again") from None
 
 
 @cache
-def second() -> Second:
-    return Second()
+def shared_process() -> SecondProcess:
+    return SecondProcess()
 
 
-def end() -> None:
-    """Its memory is given back."""
-    if second.cache_info().currsize:
-        second().close()
-        second.cache_clear()
+def stop_shared_process() -> None:
+    """End the second process, so that its memory is free for others."""
+    if shared_process.cache_info().currsize:
+        shared_process().close()
+        shared_process.cache_clear()

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, from configs: no download, milliseconds."""
+"""Tiny random models of every family, for tests. They are built from configs in milliseconds, without a download."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BASE = {
     "eos_token_id": 1,
     "pad_token_id": 1,
 }
-# Attention with one key head per query head and tied embeddings; grouped attention with biases; the other families.
+# Every family, with the variants that matter: tied embeddings, grouped attention, biases.
 MODELS: dict[str, dict[str, Any]] = {
     "llama, one KV head per head, tied": {"model_type": "llama", "num_key_value_heads": 8, "tie_word_embeddings": True},
     "llama, grouped": {"model_type": "llama"},
@@ -37,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma": {"model_type": "gemma", "head_dim": 16, "num_key_value_heads": 2, "hidden_act": "gelu_pytorch_tanh"},
 }
 PLAIN = "llama, grouped"
-# A gated model whose shapes alone are asked for.
+# Config of a gated model, for tests that need its shapes only.
 LLAMA31_8B: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 128256,
@@ -54,8 +54,8 @@ def family(name: str) -> str:
     return str(MODELS[name]["model_type"])
 
 
-def of(spec: PrunerSpec) -> list[str]:
-    """The tiny models that a method works on."""
+def for_method(spec: PrunerSpec) -> list[str]:
+    """Names of the tiny models that a method works on."""
     return [name for name in MODELS if spec.works_on(anatomy_of({**BASE, **MODELS[name]}))]
 
 
@@ -65,43 +65,43 @@ def supported() -> set[str]:
 
 
 def tiny(name: str, dtype: str = "fp32", **sizes: int) -> tuple[Any, Anatomy]:
-    """A model whose weights are large enough that no unit is without effect."""
+    """A tiny model and its anatomy. Its weights are large enough that every unit has an effect on the output."""
     import torch
 
     from harness.models.architectures import modeling
     from harness.models.saved.folders import TORCH_DTYPES
 
-    words = {**BASE, **MODELS[name], **sizes}
+    config = {**BASE, **MODELS[name], **sizes}
     _, model_class = modeling.classes(family(name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = model_class(modeling.config(words)).eval()
+        model = model_class(modeling.config(config)).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return model.to(TORCH_DTYPES[dtype]), anatomy_of(modeling.config_dict(model))
 
 
 def tokens(count: int, length: int, seed: int = 0) -> Any:
-    """Token ids for calibration where no text is at hand."""
+    """Random token ids, in place of a calibration text."""
     import torch
 
-    made = torch.Generator().manual_seed(seed)
-    return torch.randint(2, BASE["vocab_size"], (count, length), generator=made)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, BASE["vocab_size"], (count, length), generator=generator)
 
 
-def context(anatomy: Anatomy, **more: Any) -> Context:
-    """What a run would lend a method for such a model; `more` says what else, or what instead."""
-    words = {
+def context(anatomy: Anatomy, **overrides: Any) -> Context:
+    """A context as a run would give it to a method for such a model. `overrides` adds or replaces fields."""
+    fields = {
         "tokenizer": None,
         "work_dir": Path("unused"),
         "seed": lambda *axis: seeds.seed(0, *axis),
         "calibration": tokens,
-        **more,
+        **overrides,
     }
-    return Context(anatomy=anatomy, **words)
+    return Context(anatomy=anatomy, **fields)
 
 
-# Made-up devices: what a site takes at so many units.
+# --- simulated devices: the time of a site with this many units, in nanoseconds ---
 
 
 def depth_only(site: Site, units: int) -> float:
@@ -120,13 +120,13 @@ def line(site: Site, units: int) -> float:
     return units * (1.0 if site.kind == "mlp" else 10.0)
 
 
-def cost_model(anatomy: Anatomy, takes: Callable[[Site, int], float], fixed: float = 100.0) -> Any:
-    """The cost model of a device that is made up: what a site takes at so many units, and what is there without any."""
+def cost_model(anatomy: Anatomy, site_time: Callable[[Site, int], float], fixed: float = 100.0) -> Any:
+    """The cost model of a simulated device; `fixed` is the time of everything that does not depend on a site."""
     from harness.latency.cost_table.cost_model import CostModel
     from harness.latency.cost_table.table import CostTable, Curve, anatomy_mark, classes
 
     curves = {
-        name: Curve(units=list(range(site.units + 1)), ns=[takes(site, units) for units in range(site.units + 1)])
+        name: Curve(units=list(range(site.units + 1)), ns=[site_time(site, units) for units in range(site.units + 1)])
         for name, (site, *_) in classes(anatomy).items()
     }
     table = CostTable(

@@ -1,1 +1,1 @@
-"""How long a model takes on a device."""
+"""Measures how long a model takes on a device."""

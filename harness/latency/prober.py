@@ -1,30 +1,31 @@
-"""A device with the dense shape on it, where other shapes are laid beside it: what a matcher measures with."""
+"""Times candidate shapes next to a resident dense model; used by the budget search."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from harness.api import Device, Samples, Shape, TimingPlan, Workload
+from harness.devices.attributes import torch_device
 from harness.latency import timing
 from harness.latency.random_models import Pool
 from harness.models.anatomy.core import Anatomy
 
-# Many short visits: a machine's speed drifts, and what drifts between two visits is all that a ratio suffers from.
+# Many short visits: a machine's speed drifts, and a ratio is only wrong by what drifts between two visits.
 PROBING = timing.TimingProtocol(rounds=6, warmup=0, iterations=1, seconds=0.05)
-TWICE_ABOVE = 0.03  # noise from which one look says too little
+NOISE_LIMIT = 0.03  # a shape is measured a second time above this
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A shape on the device: in the budget's unit, with how far dense strays from itself."""
+    """A measurement of a shape."""
 
-    value: float
-    noise: float
+    value: float  # in the budget's unit
+    noise: float  # the noise floor: how far the dense model's own times differ
 
 
 @dataclass
-class Kept:
-    """The dense model stays open from probe to probe."""
+class ResidentSession:
+    """A session that stays open when the rounds that used it close it."""
 
     session: timing.Session
 
@@ -36,30 +37,34 @@ class Kept:
 
 
 class Bed:
-    """A device with the dense shape on it, where other shapes are laid beside it. Values are shares of dense, or ms."""
+    """Times shapes on a device where the dense model stays open.
+
+    Values are shares of the dense model's latency, or milliseconds, by `unit`.
+    """
 
     def __init__(self, device: Device, anatomy: Anatomy, dtype: str, workload: Workload, clock: str, unit: str) -> None:
-        self.device, self.workload, self.clock, self.unit = device, workload, clock, unit
-        self.pool = Pool(anatomy, dtype, getattr(device, "place", "cpu"))
-        self.dense = Kept(self._open({}))
+        self.device, self.workload = device, workload
+        self.clock, self.unit = clock, unit
+        self.pool = Pool(anatomy, dtype, torch_device(device))
+        self.dense = ResidentSession(self._open({}))
 
     def measure(self, shape: Shape) -> Measured:
-        """Beside dense; twice where dense strays too far from itself for one look to say much."""
-        first = self._look(shape)
-        if first.noise <= TWICE_ABOVE:
+        """Time a shape in rounds with the dense model; once more if the noise is high."""
+        first = self._measure_once(shape)
+        if first.noise <= NOISE_LIMIT:
             return first
-        second = self._look(shape)
+        second = self._measure_once(shape)
         return Measured((first.value * second.value) ** 0.5, max(first.noise, second.noise) / 2**0.5)
 
-    def _look(self, shape: Shape) -> Measured:
+    def _measure_once(self, shape: Shape) -> Measured:
         rounds = timing.interleave(lambda: self.dense, lambda: self._open(shape), PROBING, self.clock)
-        found = timing.latency(rounds, self.clock, PROBING, "device")
-        value = found.pruned.median_ns / 1e6 if self.unit == "ms" else 1 / found.speedup
-        return Measured(value, found.noise_floor or 0.0)
+        latency = timing.latency(rounds, self.clock, PROBING, "device")
+        value = latency.pruned.median_ns / 1e6 if self.unit == "ms" else 1 / latency.speedup
+        return Measured(value, latency.noise_floor or 0.0)
 
     def _open(self, shape: Shape) -> timing.Session:
-        """A model on the device, run once: no visit is its first pass."""
-        session = timing.here(self.device, self.pool.model(shape), self.workload)()
+        """Open a model on the device and run it once, so that no visit times its first pass."""
+        session = timing.local_opener(self.device, self.pool.model(shape), self.workload)()
         session.measure(TimingPlan(warmup=0, iterations=1))
         return session
 
@@ -67,5 +72,5 @@ class Bed:
         self.dense.session.close()
 
     def scale(self) -> float:
-        """What a share of dense is multiplied with to be in the budget's unit."""
+        """The dense model's value: what a share of it is multiplied with to be in the budget's unit."""
         return self.measure({}).value if self.unit == "ms" else 1.0

@@ -1,4 +1,4 @@
-"""One model at work for minutes: phones and boards are fast at first, and hold their clocks down once they are warm."""
+"""Runs one model for minutes: phones and boards are fast at first and lower their clocks once they are warm."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from harness.api import Samples, TimingPlan
 from harness.latency.timing import Opener
 from harness.records.schema import Sustained
 
-VISITS = 20  # looks at the temperature on the way
-SHORTEST_S = 1.0
+VISITS = 20  # about how many visits the time is divided into; temperatures are read around each
+MIN_VISIT_S = 1.0
 
 
 def measure(
     opener: Opener,
     seconds: float,
     clock: str,
-    keep: Callable[[dict[str, Any]], str],
-    told: Callable[[int, int], None] = lambda *_: None,
+    save: Callable[[dict[str, Any]], str],
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Sustained:
-    """Visit after visit, with no pause but what the device needs between two; `keep` stores their raw samples."""
-    plan = TimingPlan(warmup=0, iterations=1, seconds=max(SHORTEST_S, seconds / VISITS))
+    """Visit the model without a pause for so many seconds. `save` stores raw samples and returns the file's name."""
+    plan = TimingPlan(warmup=0, iterations=1, seconds=max(MIN_VISIT_S, seconds / VISITS))
     visits: list[Samples] = []
     session = opener()
     try:
         start = time.monotonic()
         while not visits or time.monotonic() - start < seconds:
             visits.append(session.measure(plan))
-            told(min(VISITS, int(VISITS * (time.monotonic() - start) / seconds)), VISITS)
-        lasted = time.monotonic() - start
+            on_progress(min(VISITS, int(VISITS * (time.monotonic() - start) / seconds)), VISITS)
+        elapsed = time.monotonic() - start
     finally:
         session.close()
-    return of(visits, lasted, clock, keep({"visits": [asdict(visit) for visit in visits]}))
+    return of(visits, elapsed, clock, save({"visits": [asdict(visit) for visit in visits]}))
 
 
 def of(visits: list[Samples], seconds: float, clock: str, samples: str) -> Sustained:
-    """Its first visit beside the last fifth of them."""
+    """Compare the first visit with the last fifth of them. `samples` names the file with all visits."""
     medians = [statistics.median(getattr(visit, f"{clock}_ns") or visit.wall_ns) for visit in visits]
     return Sustained(
         seconds=seconds,

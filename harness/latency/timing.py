@@ -1,6 +1,7 @@
-"""Interleaved timing: every round visits dense, pruned, dense again, so that drift hits all three alike.
+"""Interleaved timing: every round visits dense, pruned and dense again, so that drift affects all three equally.
 
-A visit stands for its fastest pass, a model for the faster half of its visits: others on the machine only add.
+A visit counts with its fastest pass, and a model with the faster half of its visits: whatever else runs on the machine
+only adds to a time.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from typing import Any, Protocol
 
 from harness import stats
 from harness.api import Device, DeviceSpec, Samples, TimingPlan, Workload
+from harness.devices.attributes import copies_weights
+from harness.latency import timing_stats
 from harness.plugins import registry
 from harness.records.schema import Clock, Energy, Latency, Memory, MemoryPair, Timing
 
 VERSION = "interleaved-4"
 CLOCKS = ("device", "cpu", "wall")
 UNMOVED = "the energy counter did not move while the passes ran: time more of them (--preset paper)"
-FLOOR_LIMIT = 0.10  # a dense model that differs from itself by more measures nothing; also when to look twice
+FLOOR_LIMIT = 0.10  # above this noise floor the rounds are repeated, and then a gate fails
 
 
 @dataclass(frozen=True)
 class TimingProtocol:
     """How much is measured; part of every measure key.
 
-    `fresh` opens a process per visit, where the device runs in ours: what differs between processes (where memory
-    lies, above all) then stands in the interval. Otherwise both models stay resident.
+    With `fresh`, every visit has a process of its own, so that the interval includes what differs between processes,
+    above all where memory lies. Otherwise both models stay open.
     """
 
     rounds: int
@@ -50,15 +53,18 @@ PROTOCOLS = {
 
 
 def protocol(preset: str, device: DeviceSpec, runtime: str) -> TimingProtocol:
-    """Processes of their own only where models run in ours, and opening one is not most of the work."""
-    found = PROTOCOLS[preset]
-    if device.in_process and not getattr(registry().device(device.name, runtime), "copies_weights", False):
-        return found
-    return replace(found, fresh=False)
+    """The protocol of a preset on a device.
+
+    Fresh processes are only for devices that run models in this process and open them without copying the weights.
+    """
+    usual = PROTOCOLS[preset]
+    if device.in_process and not copies_weights(registry().device(device.name, runtime)):
+        return usual
+    return replace(usual, fresh=False)
 
 
 class Session(Protocol):
-    """One model, ready to be timed."""
+    """One model that is open and can be timed."""
 
     def measure(self, plan: TimingPlan) -> Samples: ...
     def close(self) -> None: ...
@@ -68,8 +74,8 @@ Opener = Callable[[], Session]
 
 
 @dataclass
-class Here:
-    """A model of this process on a device."""
+class LocalSession:
+    """A model that this process has opened on a device."""
 
     device: Device
     handle: Any
@@ -81,29 +87,30 @@ class Here:
         self.device.close(self.handle)
 
 
-def here(device: Device, model: Any, workload: Workload) -> Opener:
-    return lambda: Here(device, device.prepare(model, workload))
+def local_opener(device: Device, model: Any, workload: Workload) -> Opener:
+    """Opens a model of this process on a device."""
+    return lambda: LocalSession(device, device.prepare(model, workload))
 
 
 @dataclass
 class Rounds:
-    """Raw samples: one visit per model and round."""
+    """Raw samples of all visits, in the order of the rounds."""
 
     dense: list[Samples]
     pruned: list[Samples]
-    again: list[Samples]
+    again: list[Samples]  # of the dense model, after the pruned one
     processes: int = 1
 
     def visits(self) -> list[Samples]:
         return self.dense + self.pruned + self.again
 
     def clocks(self) -> list[str]:
-        """The clocks that every visit has, and that are fine enough to have moved."""
-        known = {name: [getattr(visit, f"{name}_ns") for visit in self.visits()] for name in CLOCKS}
-        return [name for name in CLOCKS if all(samples and min(samples) > 0 for samples in known[name])]
+        """The clocks that every visit has and that are fine enough to measure a pass."""
+        times = {name: [getattr(visit, f"{name}_ns") for visit in self.visits()] for name in CLOCKS}
+        return [name for name in CLOCKS if all(samples and min(samples) > 0 for samples in times[name])]
 
     def ranked(self, wanted: str) -> str:
-        """The clock that is wanted, if every visit has it."""
+        """The wanted clock if every visit has it, else the wall clock."""
         return wanted if wanted in self.clocks() else "wall"
 
 
@@ -115,8 +122,12 @@ def interleave(
     told: Callable[[int, int], None] = lambda *_: None,
     undecided: Callable[[Rounds], bool] = lambda _: False,
 ) -> Rounds:
-    """The rounds of a protocol; as many again where they decide nothing, or the ranked clock's noise is too high."""
-    found = Rounds([], [], [], processes=0 if protocol.fresh else 1)
+    """Run the rounds of a protocol.
+
+    Once, their number is doubled: if the noise floor of the `ranked` clock is too high, or if the rounds leave a
+    question open, which `undecided` says. `told` is called after every round with the number of rounds and the total.
+    """
+    rounds = Rounds([], [], [], processes=0 if protocol.fresh else 1)
     resident: list[Session] = []
     openers = (dense, pruned, dense)
     try:
@@ -124,27 +135,27 @@ def interleave(
             resident += [dense()]
             resident += [pruned()]
         total = protocol.rounds
-        while len(found.dense) < total:
+        while len(rounds.dense) < total:
             visits = []
-            for which, opener in enumerate(openers):
+            for i, opener in enumerate(openers):
                 if protocol.fresh:
-                    visits.append(_once(opener, protocol.plan))
-                    found.processes += 1
+                    visits.append(_visit_once(opener, protocol.plan))
+                    rounds.processes += 1
                 else:
-                    visits.append(resident[which % 2].measure(protocol.plan))
-            for kept, visit in zip((found.dense, found.pruned, found.again), visits, strict=True):
-                kept.append(visit)
-            told(len(found.dense), total)
-            first = len(found.dense) == total == protocol.rounds
-            if first and (_floor(found, ranked) > FLOOR_LIMIT or undecided(found)):
+                    visits.append(resident[i % 2].measure(protocol.plan))
+            for samples, visit in zip((rounds.dense, rounds.pruned, rounds.again), visits, strict=True):
+                samples.append(visit)
+            told(len(rounds.dense), total)
+            may_double = len(rounds.dense) == total == protocol.rounds
+            if may_double and (_noise_floor(rounds, ranked) > FLOOR_LIMIT or undecided(rounds)):
                 total *= 2
     finally:
         for session in resident:
             session.close()
-    return found
+    return rounds
 
 
-def _once(opener: Opener, plan: TimingPlan) -> Samples:
+def _visit_once(opener: Opener, plan: TimingPlan) -> Samples:
     session = opener()
     try:
         return session.measure(plan)
@@ -152,91 +163,95 @@ def _once(opener: Opener, plan: TimingPlan) -> Samples:
         session.close()
 
 
-def _floor(rounds: Rounds, ranked: str) -> float:
+def _noise_floor(rounds: Rounds, ranked: str) -> float:
     name = rounds.ranked(ranked)
-    return stats.noise_floor(fastest(rounds.dense, name), fastest(rounds.again, name)) or 0.0
+    return timing_stats.noise_floor(fastest(rounds.dense, name), fastest(rounds.again, name)) or 0.0
 
 
 def fastest(visits: list[Samples], clock: str) -> list[float]:
+    """The fastest pass of each visit."""
     return [min(getattr(visit, f"{clock}_ns")) for visit in visits]
 
 
-def medians(samples: list[Samples], clock: str) -> list[float]:
-    return [statistics.median(getattr(visit, f"{clock}_ns")) for visit in samples]
+def medians(visits: list[Samples], clock: str) -> list[float]:
+    """The median pass of each visit."""
+    return [statistics.median(getattr(visit, f"{clock}_ns")) for visit in visits]
 
 
 def clock(rounds: Rounds, name: str) -> Clock:
-    """One clock's figures."""
+    """The times and the speed-up by one clock."""
     dense, pruned, again = (fastest(visits, name) for visits in (rounds.dense, rounds.pruned, rounds.again))
-    speedup, bounds = stats.ratio(list(zip(dense, again, strict=True)), [(time,) for time in pruned])
+    speedup, bounds = timing_stats.ratio(list(zip(dense, again, strict=True)), [(time,) for time in pruned])
     pairs = zip(medians(rounds.dense, name), medians(rounds.again, name), strict=True)
     return Clock(
         dense=timing(rounds.dense + rounds.again, name, [statistics.geometric_mean(pair) for pair in pairs]),
         pruned=timing(rounds.pruned, name, medians(rounds.pruned, name)),
         speedup=speedup,
         speedup_ci95=bounds,
-        noise_floor=stats.noise_floor(dense, again),
+        noise_floor=timing_stats.noise_floor(dense, again),
     )
 
 
 def timing(visits: list[Samples], clock: str, by_round: list[float]) -> Timing:
+    """Figures of one model: quantiles of all passes, and an interval from one time per round."""
     pooled = [ns for visit in visits for ns in getattr(visit, f"{clock}_ns")]
     return Timing(
         median_ns=statistics.median(pooled),
-        p90_ns=stats.quantile(pooled, 0.9),
-        p90_bound_ns=stats.quantile_bound(pooled, 0.9),
-        p99_bound_ns=stats.quantile_bound(pooled, 0.99),
+        p90_ns=timing_stats.quantile(pooled, 0.9),
+        p90_bound_ns=timing_stats.quantile_bound(pooled, 0.9),
+        p99_bound_ns=timing_stats.quantile_bound(pooled, 0.99),
         ci95_ns=stats.interval(by_round),
         n=len(pooled),
     )
 
 
 def latency(rounds: Rounds, ranked: str, protocol: TimingProtocol, provenance: Any) -> Latency:
-    """The record of one workload: the ranked clock in front, the others beside it."""
+    """What a record says about one workload: the figures of the ranked clock, then those of the others."""
     clocks = {name: clock(rounds, name) for name in rounds.clocks()}
     ranked = rounds.ranked(ranked)
-    front = clocks.pop(ranked)
+    ranked_clock = clocks.pop(ranked)
+    details = {name: dict(visits[0].told) for name, visits in _visits_by_model(rounds).items() if visits[0].told}
     return Latency(
-        **front.model_dump(),
+        **ranked_clock.model_dump(),
         clock=ranked,
         other_clock=clocks,
         rounds=len(rounds.dense),
         warmup=protocol.warmup,
         processes=rounds.processes,
         provenance=provenance,
-        told={side: dict(told) for side, visits in _sides(rounds).items() if (told := visits[0].told)},
+        told=details,
     )
 
 
-def _sides(rounds: Rounds) -> dict[str, list[Samples]]:
+def _visits_by_model(rounds: Rounds) -> dict[str, list[Samples]]:
     return {"dense": rounds.dense + rounds.again, "pruned": rounds.pruned}
 
 
 def memory(rounds: Rounds, what: str) -> MemoryPair | None:
-    """What the device itself says each model took while it ran; None where it does not say."""
-    sides = {}
-    for side, visits in _sides(rounds).items():
-        told = [visit.memory for visit in visits if visit.memory]
-        if len(told) < len(visits):
+    """The memory that the device reported for each model while it ran; None if it reported none."""
+    memories = {}
+    for name, visits in _visits_by_model(rounds).items():
+        readings = [visit.memory for visit in visits if visit.memory]
+        if len(readings) < len(visits):
             return None
-        average = int(statistics.fmean(m["average"] for m in told))
-        sides[side] = Memory(average=average, peak=max(m["peak"] for m in told))
-    return MemoryPair(**sides, what=what)
+        average = int(statistics.fmean(reading["average"] for reading in readings))
+        memories[name] = Memory(average=average, peak=max(reading["peak"] for reading in readings))
+    return MemoryPair(**memories, what=what)
 
 
 def energy(rounds: Rounds, clock: str) -> Energy | None:
-    """Joules per pass, or the device's reason for none; None where it says nothing."""
-    sides = {}
-    for side, visits in _sides(rounds).items():
-        read = [(v.energy_j, len(getattr(v, f"{clock}_ns"))) for v in visits if v.energy_j is not None]
-        if not any(joules for joules, _ in read):
-            why = UNMOVED if read else next((v.energy_note for v in visits if v.energy_note), "")
-            return Energy(reason=why) if why else None
-        sides[side] = sum(joules for joules, _ in read) / sum(passes for _, passes in read)
+    """Joules per pass of each model, or the device's reason why there are none; None if it gave no reason either."""
+    joules_per_pass = {}
+    for name, visits in _visits_by_model(rounds).items():
+        readings = [(v.energy_j, len(getattr(v, f"{clock}_ns"))) for v in visits if v.energy_j is not None]
+        if not any(joules for joules, _ in readings):
+            reason = UNMOVED if readings else next((v.energy_note for v in visits if v.energy_note), "")
+            return Energy(reason=reason) if reason else None
+        joules_per_pass[name] = sum(joules for joules, _ in readings) / sum(passes for _, passes in readings)
     notes = dict.fromkeys(v.energy_note for v in rounds.visits() if v.energy_j is not None and v.energy_note)
-    return Energy(**sides, what=", ".join(["joules per pass", *notes]))
+    return Energy(**joules_per_pass, what=", ".join(["joules per pass", *notes]))
 
 
 def raw(rounds: Rounds) -> dict[str, Any]:
-    """All samples with the state of the device around each visit, for the side file."""
+    """All samples, with the state of the device before and after each visit, for the side file."""
     return {name: [asdict(visit) for visit in getattr(rounds, name)] for name in ("dense", "pruned", "again")}

@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from harness import stats
 from harness.errors import UsageError
+from harness.evaluation import score_stats
+from harness.leaderboard import significance
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.rows import LEVEL, column_of, ranked
 from harness.records.schema import Latency, Record, ScoreRecord
@@ -36,7 +37,7 @@ def compared(first: Entry, second: Entry) -> dict[str, Any]:
         if theirs is not None:
             scores[name] = _score(first, score, second, theirs)
     judged = [words for words in scores.values() if words["p"] is not None]
-    for words, p in zip(judged, stats.holm([words["p"] for words in judged]), strict=True):
+    for words, p in zip(judged, significance.holm([words["p"] for words in judged]), strict=True):
         words |= {"p_holm": p, "differ": p < LEVEL}
     alike = _ran(one) == _ran(other)
     latency = {w: _latency(one, other, w, alike) for w in one.latency if w in other.latency}
@@ -57,15 +58,15 @@ def _score(first: Entry, ours: ScoreRecord, second: Entry, theirs: ScoreRecord) 
         return words | {"note": f"taken differently: {column_of('', ours).how}; {column_of('', theirs).how}"}
     mine, other = first.documents(ours), second.documents(theirs)
     shared = [name for name in mine if name in other]
-    gap = stats.gap([[other[name] - mine[name] for name in shared]])
+    gap = significance.gap([[other[name] - mine[name] for name in shared]])
     if gap is None:
         return words | {"note": "its documents' scores are missing"}
     ratio = ours.scale == "exp-mean"
-    bounds = gap.ci95 and [stats.scaled(bound, ours.scale) for bound in gap.ci95]
+    bounds = gap.ci95 and [score_stats.scaled(bound, ours.scale) for bound in gap.ci95]
     return words | {
         "n": len(shared),
         "what": "ratio" if ratio else "difference",
-        "change": stats.scaled(gap.value, ours.scale),
+        "change": score_stats.scaled(gap.value, ours.scale),
         "ci95": bounds,
         "p": gap.p,
         "note": "",

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from harness.errors import EnvironmentFault, HarnessError, one_line
+from harness.records.sample_files import side_words
 from harness.records.schema import Record, ScoreRecord, intact
-from harness.records.store import RECORD, Store, side_words
+from harness.records.store import RECORD, Store
 from harness.system.reading import Unreadable, json_file
 
 T = TypeVar("T")

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from harness import stats
+from harness.evaluation import score_stats
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.ranking import MEAN, answers, better, mean_accuracy, tasks
 from harness.leaderboard.reported import Reported
@@ -227,7 +228,7 @@ def to_best(row: Row, group: Group) -> Figures:
         return Figures()
     scale = row.scores[columns[0]].scale
     ratio = scale == "exp-mean"
-    shown = (lambda x: figure(stats.scaled(x, scale), 3)) if ratio else (lambda x: f"{x:+.3g}")
+    shown = (lambda x: figure(score_stats.scaled(x, scale), 3)) if ratio else (lambda x: f"{x:+.3g}")
     bounds = f" [{shown(found.ci95[0])}, {shown(found.ci95[1])}]" if found.ci95 else ""
     return Figures(f"{shown(found.value)}{'x' if ratio else ''}{bounds}")
 

@@ -7,11 +7,12 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
+from harness.evaluation.score_stats import MOST
 from harness.leaderboard.ranking import MEAN, compared, mean_accuracy, tasks
 from harness.leaderboard.rows import Board, Column, Row
 from harness.leaderboard.scatter import Bounds, Point, scatter
 from harness.records.schema import LARGEST
-from harness.stats import MOST, figure
+from harness.stats import figure
 
 FAR = 12  # times the best perplexity: what is beyond stands above the edge
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
-from harness import stats
+from harness.leaderboard import significance
 from harness.leaderboard.rows import LEVEL, Column, Group, Row
 
 STEP = 1.05
@@ -42,7 +42,7 @@ def mean_accuracy(row: Row, columns: Sequence[Column]) -> tuple[float, float] | 
     return statistics.fmean(v for v in values if v is not None), math.hypot(*errors) / len(errors)
 
 
-def better(row: Row, other: Row, columns: Sequence[Column]) -> stats.Gap | None:
+def better(row: Row, other: Row, columns: Sequence[Column]) -> significance.Gap | None:
     """How far one row is from another, by document, each task alike; perplexities by their logarithms."""
     strata = []
     for column in columns:
@@ -50,7 +50,7 @@ def better(row: Row, other: Row, columns: Sequence[Column]) -> stats.Gap | None:
         if not ours:
             return None
         strata.append(list(map(operator.sub, ours, theirs)))
-    return stats.gap(strata)
+    return significance.gap(strata)
 
 
 def stand(group: Group, columns: Sequence[Column], by: Sequence[Column] = ()) -> None:
@@ -86,7 +86,7 @@ def _rank(row: Row, first: Column | None, main: Sequence[Column]) -> tuple[bool,
 def _letter(rows: Sequence[Row], name: Column, columns: Sequence[Column]) -> None:
     """Rows that share a letter cannot be told apart."""
     known, differ = compared(rows, columns)
-    for row, found in zip(known, stats.letters(len(known), differ), strict=True):
+    for row, found in zip(known, significance.letters(len(known), differ), strict=True):
         row.letters[name] = found
 
 
@@ -119,7 +119,7 @@ def aligned(tables: Sequence[Mapping[str, float]]) -> Iterator[list[float]]:
 
 
 def told_apart(strata: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, int]]:
-    """The pairs of rows that differ. What `stats.gap` says of each pair, for all of them at once."""
+    """The pairs of rows that differ. What `significance.gap` says of each pair, for all of them at once."""
     import numpy as np
 
     freedom = value = error = np.zeros((1, 1))
@@ -145,16 +145,16 @@ def told_apart(strata: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, i
         ps[here & (ts > _rarer(int(whole), LEVEL / len(ps)))] = 0.0  # even the strictest correction leaves no doubt
         doubtful = here & (ps > 0) & (ts > _rarer(int(whole) + 1, LEVEL) / STEP)  # what is closer is no difference
         ps[doubtful] = [
-            stats.t_tail(t, d) for t, d in zip(ts[doubtful].tolist(), degrees[doubtful].tolist(), strict=True)
+            significance.t_tail(t, d) for t, d in zip(ts[doubtful].tolist(), degrees[doubtful].tolist(), strict=True)
         ]
     pairs = zip(*(part.tolist() for part in upper), strict=True)
-    return [pair for pair, p in zip(pairs, stats.holm(ps.tolist()), strict=True) if p < LEVEL]
+    return [pair for pair, p in zip(pairs, significance.holm(ps.tolist()), strict=True) if p < LEVEL]
 
 
 @cache
 def _rarer(degrees: int, level: float) -> float:
     """A t that chance shows more rarely than that; one step before it does not."""
     t = 1.0
-    while stats.t_tail(t, degrees) > level:
+    while significance.t_tail(t, degrees) > level:
         t *= STEP
     return t

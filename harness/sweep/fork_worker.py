@@ -1,14 +1,10 @@
-"""The process that a sweep's pieces of work are forks of. What one returns lies in the file that its job names."""
+"""The server process of the local engine: forks one child per job, which replies with the job's result."""
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import sys
-from typing import Any
 
-from harness.system.fork_server import bound, serve
+from harness.system.fork_server import Job, bound, serve
 
 LIBRARIES = (
     "harness.sweep.steps",
@@ -16,20 +12,15 @@ LIBRARIES = (
     "harness.pruning.training.lora",
     "transformers.models.llama.modeling_llama",
 )
+OOM_SCORE = 500  # when memory runs out, the kernel kills the child before the sweep
 
 
-def answer(job: Any) -> None:
-    if sys.platform == "linux":
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("500")  # of a machine without memory this dies, not the sweep
+def run_job(job: Job) -> None:
+    """Run one job of a sweep in this forked child."""
     steps = importlib.import_module("harness.sweep.steps")
-    found = steps.do(job)
-    scratch = f"{job['out']}.part"
-    with open(scratch, "w", encoding="utf-8") as file:
-        json.dump(found, file)
-    os.replace(scratch, job["out"])
+    job.reply(steps.run_job(job.request["call"]))
 
 
 if __name__ == "__main__":
     bound()
-    serve(LIBRARIES, answer)
+    serve(LIBRARIES, run_job, oom_score=OOM_SCORE)

@@ -1,130 +1,111 @@
-"""One piece of work at a time on this machine, each in a process of its own that gives all memory back."""
+"""The local engine: one job at a time on this machine, each in a forked process that frees all its memory at exit."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.resolve import prepare_for
 from harness.sweep import steps
+from harness.sweep.steps import CellState
 from harness.system import process
-from harness.system.fork_server import ending
+from harness.system.fork_server import ChildEnded, ForkServer, ServerEnded, ending
+
+if TYPE_CHECKING:
+    from harness.sweep.sweep import SweepCell
 
 
-class Died(HarnessError):
-    """A piece of work that did not come back."""
+class JobDied(HarnessError):
+    """A job whose process ended without a result."""
 
     def __init__(self, cause: str, status: str) -> None:
         super().__init__(cause)
         self.status = status
 
 
-class Local:
-    """Forks of a process that has the libraries already."""
+class LocalEngine:
+    """Runs jobs in forks of a server process that has already imported the libraries."""
 
-    def __init__(self, scratch: Path, log: Path, timeout_s: float | None = None) -> None:
-        self.scratch, self.log, self.timeout_s, self.made = scratch, log, timeout_s, 0
-        self.server: Any = None
-        self.child = 0
-        self.isa: str | None = None
+    def __init__(self, log: Path, timeout_s: float | None = None) -> None:
+        self.log = log
+        self.timeout_s = timeout_s
+        self._server: ForkServer | None = None
+        self._isa: str | None = None
 
     def probe(self, device: str, runtime: str | None) -> None:
-        """Planning asks the devices of this machine itself."""
+        """None: planning probes the devices of this machine itself."""
 
-    def do(self, work: str, timeout_s: float | None = None, **given: Any) -> Any:
-        """The work's answer; Died if it was killed, failed of itself or took too long."""
-        if steps.light(work, given):  # a suite that is done needs no libraries
-            return steps.WORK[work](**given)
-        if words := given.get("words"):
-            prepare_for(words["device"], words["dtype"])
-        server = self._server()
-        self.made += 1
-        out = self.scratch / f"{self.made}.json"
-        job = {"work": work, "with": given, "out": str(out), "log": str(self.log)}
-        print(json.dumps(job), file=server.stdin, flush=True)
-        self.child = self._reply()
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            self._kill(signal.SIGKILL)
-
-        timer = threading.Timer(timeout_s, end) if timeout_s else None
+    def run(self, job: str, timeout_s: float | None = None, **arguments: Any) -> Any:
+        """The result of a job. Raises JobDied if its process was killed, failed or ran out of time."""
+        if steps.is_light(job, arguments):  # so that a finished suite starts no server and imports no libraries
+            return steps.JOBS[job](**arguments)
+        if fields := arguments.get("fields"):
+            prepare_for(fields["device"], fields["dtype"])
+        server = self._start_server()
         try:
-            if timer:
-                timer.start()
-            code = self._reply()
-        finally:
-            if timer:
-                timer.cancel()
-        self.child = 0
-        if late.is_set():
-            raise Died(f"took longer than {timeout_s:g} s", "timeout")
-        if code or not out.exists():  # a method may also end the process as if all were well
-            raise Died(f"{ending(code)}; see {self.log}", "failed")
-        return json.loads(out.read_text(encoding="utf-8"))
+            server.start(log=str(self.log), call={"job": job, "arguments": arguments})
+            end = server.wait(timeout_s)
+        except TimeoutError:
+            raise JobDied(f"took longer than {timeout_s:g} s", "timeout") from None
+        except ChildEnded as error:
+            raise JobDied(f"{error.cause}; see {self.log}", "failed") from None
+        except ServerEnded:
+            self.close()
+            raise JobDied(f"the server process of the local engine died; see {self.log}", "failed") from None
+        if end.code or not end.has_result:  # a plug-in may also exit with code 0 before there is a result
+            raise JobDied(f"{ending(end.code)}; see {self.log}", "failed")
+        return end.result
 
-    def _reply(self) -> int:
-        line = self.server.stdout.readline()
-        if not line:
-            self.child, self.server = 0, None
-            raise Died(f"the process that works was ended; see {self.log}", "failed")
-        return int(line)
-
-    def cells(self, items: Sequence[Any], root: str, command: str) -> Iterator[tuple[Any, str, dict[str, Any]]]:
-        """Every step of every cell, one after the other."""
-        for item in items:
+    def run_cells(
+        self, cells: Sequence[SweepCell], root: str, command: str
+    ) -> Iterator[tuple[SweepCell, str, CellState]]:
+        """Run the cells one after the other; yield each step as it starts, and each cell's final state."""
+        for cell in cells:
             started = ""
-            for until in steps.steps_of(item.ask.request):
-                yield item, until, {"status": "", "reason": "", "id": item.id}
+            for until in steps.steps_of(cell.request):
+                yield cell, until, {"status": "", "reason": "", "id": cell.id}
                 try:
-                    given = {"words": item.words, "until": until, "root": root, "command": command}
-                    answer = self.do("step", self.timeout_s, started=started, **given)
-                    started = answer["started"]
-                except Died as error:
-                    why = f"{until}: {error.cause}"
-                    told: Any = {"words": item.words, "root": root, "status": error.status, "reason": why}
-                    try:
-                        answer = self.do("fail", command=command, **told)
-                    except Died:  # not even its row
-                        answer = {"id": item.id, "status": error.status, "reason": why}
-                if answer["status"]:
-                    yield item, "", answer
+                    step = {"fields": cell.fields, "until": until, "root": root, "command": command}
+                    state: CellState = self.run("step", self.timeout_s, started=started, **step)
+                    started = state["started"]
+                except JobDied as error:
+                    state = self._fail(cell, root, error.status, f"{until}: {error.cause}", command)
+                if state["status"]:
+                    yield cell, "", state
                     break
 
-    def _server(self) -> Any:
-        isa = os.environ.get(process.ISA)
-        if self.server is not None and self.isa != isa:  # torch heeds it when it is imported
-            self.close()
-        if self.server is None:
-            self.isa = isa
-            self.scratch.mkdir(parents=True, exist_ok=True)
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            words = [sys.executable, "-m", "harness.sweep.fork_worker"]
-            self.server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            if self.server.stdout.readline().strip() != "ready":
-                raise HarnessError("the process that works did not start", "what it said stands above")
-        return self.server
+    def _fail(self, cell: SweepCell, root: str, status: str, reason: str, command: str) -> CellState:
+        """Record that a cell's process died; the state of the cell even if that record cannot be written."""
+        try:
+            failure: dict[str, Any] = {"fields": cell.fields, "status": status, "reason": reason}
+            state: CellState = self.run("fail", command=command, root=root, **failure)
+        except JobDied:
+            return {"id": cell.id, "status": status, "reason": reason}
+        return state
 
-    def _kill(self, how: int) -> None:
-        """The child and what it started: it leads a group of its own."""
-        if self.child:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.child, how)
+    def _start_server(self) -> ForkServer:
+        """The server process, started anew if torch in a running one has read another value of its variable."""
+        isa = os.environ.get(process.ISA)
+        if self._server is not None and self._isa != isa:
+            self.close()
+        if self._server is None:
+            self._isa = isa
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._server = ForkServer("harness.sweep.fork_worker")
+            try:
+                self._server.wait_until_ready()
+            except ServerEnded:
+                self.close()
+                raise HarnessError(
+                    "the server process of the local engine did not start", "see its output above"
+                ) from None
+        return self._server
 
     def close(self) -> None:
-        self._kill(signal.SIGKILL)
-        if self.server is not None:
-            self.server.stdin.close()
-            self.server.kill()
-            self.server.wait()
-            self.server = None
+        """End the server, and the running job with whatever it started."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None

@@ -1,133 +1,168 @@
-"""What an engine is given to do, in plain words both ways, so that it may be done anywhere."""
+"""The jobs that engines run. Arguments and results are plain JSON values, so that a job can run in any process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from harness.api import DeviceInfo
 from harness.cell import planning
 from harness.cell.lifecycle import STEPS, Cell, Reporter
 from harness.cell.request import Request
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError
 from harness.plugins import registry
+from harness.records.schema import Record
 from harness.records.store import Store
 from harness.resolve import prepare_for
 
-Words = dict[str, Any]
+RequestFields = dict[str, Any]
+"""The fields of a `Request` as plain JSON values."""
 
 
-def request_words(request: Request) -> Words:
+class CellState(TypedDict):
+    """What is known of a cell after a job: its id, and its status with the reason.
+
+    An empty status means that more steps follow. `started` is the time when the cell's first step began.
+    """
+
+    id: str
+    status: str
+    reason: str
+    started: NotRequired[str]
+
+
+class Obstacle(TypedDict):
+    """Why a cell with a usable cost table still cannot run; empty if nothing stands in its way."""
+
+    obstacle: str
+
+
+class UniformLatency(TypedDict):
+    """A latency budget (such as `0.713x`), and the noise with which it was measured."""
+
+    latency: str
+    noise: float
+
+
+def request_fields(request: Request) -> RequestFields:
     return asdict(request)
 
 
 def steps_of(request: Request) -> tuple[str, ...]:
-    """A latency is met by measuring, so that such a model is made where it is timed."""
+    """The steps of a cell. A latency budget needs measurements, so its model is made in the step that times it."""
     return STEPS if request.ratio is not None else STEPS[1:]
 
 
-def cell(words: Words, root: str, command: str = "", inspect: bool = True) -> Cell:
-    lists = {name: tuple(words[name]) for name in ("workloads", "evaluators")}
-    probed = DeviceInfo(**words["probed"]) if words["probed"] else None
-    request = Request(**{**words, **lists, "probed": probed})
+def open_cell(fields: RequestFields, root: str, command: str = "", inspect: bool = True) -> Cell:
+    """The planned cell of a request, in a process that is prepared for its device and dtype."""
+    lists = {name: tuple(fields[name]) for name in ("workloads", "evaluators")}
+    probed = DeviceInfo(**fields["probed"]) if fields["probed"] else None
+    request = Request(**{**fields, **lists, "probed": probed})
     prepare_for(request.device, request.dtype)
     return Cell(planning.make(request, inspect=inspect), Store(Path(root)), Reporter(), command)
 
 
-def look(asked: Sequence[Words], root: str) -> list[Words]:
-    """Of each cell its id and what became of it, or why it cannot be begun; nothing is made or measured."""
-    found = []
-    for words in asked:
+def check_cells(requests: Sequence[RequestFields], root: str) -> list[CellState]:
+    """The state of each cell without running anything: planned, settled by a record, or waiting with a reason."""
+    states = []
+    for fields in requests:
         try:
-            one = cell(words, root)
-            record = one.settled()
+            cell = open_cell(fields, root)
+            states.append(_state(cell, cell.settled(), "planned"))
         except HarnessError as error:
-            found.append({"id": "", "status": "waits", "reason": error.line, "usage": isinstance(error, UsageError)})
-            continue
-        told = {"status": record.status, "reason": record.reason} if record else {"status": "planned", "reason": ""}
-        found.append({"id": one.id, **told})
-    return found
+            states.append(waiting(error))
+    return states
 
 
-def step(words: Words, until: str, root: str, command: str = "", started: str = "") -> Words:
-    """One step of a cell; `status` is empty as long as more are to follow. `started` is when its first step did."""
+def step(fields: RequestFields, until: str, root: str, command: str = "", started: str = "") -> CellState:
+    """Run one step of a cell. `started` is the time when the cell's first step began, or empty in the first step."""
     try:
-        one = cell(words, root, command)
-        one.started = started or one.started
-        record = one.go("" if until == STEPS[-1] else until)
-    except HarnessError as error:  # of the environment: it is not the cell's fault, and another node may do
-        return {"id": "", "status": "waits", "reason": error.line, "started": started}
-    told = {"status": record.status, "reason": record.reason} if record else {"status": "", "reason": ""}
-    return {"id": one.id, "started": one.started, **told}
+        cell = open_cell(fields, root, command)
+        cell.started = started or cell.started
+        record = cell.go("" if until == STEPS[-1] else until)
+    except HarnessError as error:  # a fault of this machine, not of the cell: another node may succeed
+        return {**waiting(error), "started": started}
+    return {**_state(cell, record, ""), "started": cell.started}
 
 
-def table(words: Words, root: str, measure: bool = True) -> Words | None:
-    """The cost table that a cell's method looks at; None if there is none and it is not to be measured."""
-    one = cell(words, root)
-    one.store.prepare()
-    if one.plan.obstacle is None:
-        planning.find_weights(one.plan)
-        one.find_table(measure)
-    told = one.plan.obstacle.line if one.plan.obstacle else ""
-    return {"obstacle": told} if told or one.plan.cost_table else None
+def _state(cell: Cell, record: Record | None, status: str) -> CellState:
+    """The state of a cell by its record, or this status if it has none yet."""
+    if record is None:
+        return {"id": cell.id, "status": status, "reason": ""}
+    return {"id": cell.id, "status": record.status, "reason": record.reason}
 
 
-def uniform_latency(words: Words, ratio: float, root: str, measure: bool = True) -> Words | None:
-    """What the evenly narrowed model takes of dense on the device, measured once: the budget of all methods."""
+def waiting(error: HarnessError) -> CellState:
+    """The state of a cell that cannot start or continue here."""
+    return {"id": "", "status": "waits", "reason": error.line}
+
+
+def cost_table(fields: RequestFields, root: str, measure: bool = True) -> Obstacle | None:
+    """Find or measure the cost table that a cell's method reads; None if there is none and it must not be measured."""
+    cell = open_cell(fields, root)
+    cell.store.prepare()
+    if cell.plan.obstacle is None:
+        planning.find_weights(cell.plan)
+        cell.find_table(measure)
+    obstacle = cell.plan.obstacle.line if cell.plan.obstacle else ""
+    return {"obstacle": obstacle} if obstacle or cell.plan.cost_table else None
+
+
+def uniform_latency(fields: RequestFields, ratio: float, root: str, measure: bool = True) -> UniformLatency | None:
+    """The latency of the uniformly pruned model relative to dense, measured once per device.
+
+    It is the budget of every method that is compared at this ratio.
+    """
     from harness.pruning.allocate import uniform
     from harness.records import keys
 
-    plan, store = cell(words, root).plan, Store(Path(root))
+    plan, store = open_cell(fields, root).plan, Store(Path(root))
     parts = {**plan.measure_parts("", plan.spec.workloads[0]), "uniform": ratio}
     parts["against"] = {**plan.model_key(), "revision": ""}  # latency needs shapes, not weights
     key = keys.key("uniform", parts)
     with store.lock(f"uniform-{key}"):
-        if (known := store.stage("uniform", key)) is None and measure:
+        stage = store.stage("uniform", key)
+        if stage is None and measure:
             from harness.latency.prober import Bed
 
             device = registry().device(plan.device.name, plan.spec.runtime)
             bed = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, "x")
             try:
-                looks = [bed.measure(uniform(plan.anatomy, ratio)) for _ in range(3)]
+                probes = [bed.measure(uniform(plan.anatomy, ratio)) for _ in range(3)]
             finally:
                 bed.close()
-            share = sorted(look.value for look in looks)[1]
-            known = {"share": share, "noise": max(look.noise for look in looks)}
-            store.save_stage("uniform", key, parts, known)
-    if known is None:
+            median = sorted(probe.value for probe in probes)[1]
+            stage = {"share": median, "noise": max(probe.noise for probe in probes)}
+            store.save_stage("uniform", key, parts, stage)
+    if stage is None:
         return None
-    return {"latency": f"{min(known['share'], 1.0):.3f}x", "noise": known["noise"]}  # no faster: dense will do
+    share = min(stage["share"], 1.0)  # if the pruned model is no faster, the budget is the dense model's latency
+    return {"latency": f"{share:.3f}x", "noise": stage["noise"]}
 
 
-def fail(words: Words, root: str, status: str, reason: str, command: str = "") -> Words:
-    """The row of a cell whose process did not come back."""
-    one = cell(words, root, command, inspect=False)
-    record = one.fail(status, reason)
-    return {"id": one.id, "status": record.status, "reason": record.reason}
+def fail(fields: RequestFields, root: str, status: str, reason: str, command: str = "") -> CellState:
+    """Write the record of a cell whose process died."""
+    cell = open_cell(fields, root, command, inspect=False)
+    return _state(cell, cell.fail(status, reason), "")
 
 
-def probe(device: str, runtime: str | None) -> Words:
-    """What a device says of itself on the machine that it hangs on."""
-    known = registry()
-    return asdict(known.device(device, runtime or known.get("device", device).runtimes[0]).probe())
+def probe(device: str, runtime: str | None) -> dict[str, Any]:
+    """The fields of the `DeviceInfo` that a device on this machine reports."""
+    runtime = runtime or registry().get("device", device).runtimes[0]
+    return asdict(registry().device(device, runtime).probe())
 
 
-WORK: dict[str, Callable[..., Any]] = {
-    "look": look,
-    "step": step,
-    "table": table,
-    "alike": uniform_latency,
-    "fail": fail,
-    "probe": probe,
+JOBS: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (check_cells, step, cost_table, uniform_latency, fail, probe)
 }
 
 
-def light(work: str, given: Mapping[str, Any]) -> bool:
-    """Whether it makes and measures nothing, and so needs no process of its own."""
-    return work == "look" or given.get("measure") is False
+def is_light(job: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether a job neither changes nor measures a model, and so needs no process of its own."""
+    return job == "check_cells" or arguments.get("measure") is False
 
 
-def do(job: Mapping[str, Any]) -> Any:
-    return WORK[job["work"]](**job["with"])
+def run_job(job: Mapping[str, Any]) -> Any:
+    return JOBS[job["job"]](**job["arguments"])

@@ -1,4 +1,7 @@
-"""A matrix of cells on its way to records: what is done already counts, what cannot be begun waits and says why."""
+"""Sweeps: plan the cells of a suite, measure what they share, and let an engine run them.
+
+Finished cells are kept. A cell that cannot start here waits, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any, Protocol
 from harness.api import DeviceInfo
 from harness.cell import planning
 from harness.cell.plan import Plan
+from harness.cell.request import Request
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.models import counting
 from harness.plugins import Unknown
@@ -21,203 +25,235 @@ from harness.records.keys import canonical
 from harness.records.schema import RunSpec
 from harness.records.store import Store
 from harness.sweep import steps
-from harness.sweep.steps import Words, request_words
-from harness.sweep.suite import Ask
+from harness.sweep.steps import CellState, RequestFields, request_fields
+from harness.sweep.suite import CellRequest
 
-Probe = Callable[[str, "str | None"], "DeviceInfo | None"]
-PLUGGED = ("pruner", "device", "evaluator", "recovery")  # another machine may have what this one lacks
+PLUGIN_KINDS = ("pruner", "device", "evaluator", "recovery")  # another machine may have a plug-in that this one lacks
 
 
 @dataclass
-class Item:
-    """A cell of the suite and what is known of it."""
+class SweepCell:
+    """A cell of a sweep: what the suite asks for, its plan, and what became of it."""
 
-    ask: Ask
+    label: str
+    request: Request
+    uniform_ratio: float | None = None
     status: str = "planned"
     reason: str = ""
     id: str = ""
     plan: Plan | None = None
 
     @property
-    def words(self) -> Words:
-        return request_words(self.ask.request)
+    def fields(self) -> RequestFields:
+        return request_fields(self.request)
 
     @property
     def cut(self) -> str:
-        """What cells have in common that share a cut: one makes it, the others find it."""
+        """A text that is equal for cells with the same cut. The first of them makes the cut, the others reuse it."""
         assert self.plan is not None
-        return canonical([self.plan.cut_parts(), self.ask.request.latency])
+        return canonical([self.plan.cut_parts(), self.request.latency])
 
     @property
-    def place(self) -> str:
-        """Where models lie while they are made and scored."""
+    def torch_device(self) -> str:
+        """The torch device on which the models are made and scored."""
         assert self.plan is not None
         return self.plan.place
 
     @property
     def memory(self) -> int:
-        """Bytes of its models, dense and pruned; a method may take more."""
+        """Bytes of its two models, dense and pruned. The method may need more."""
         if self.plan is None or self.plan.obstacle is not None:
             return 0
         return 2 * counting.stored_bytes(self.plan.anatomy.params(), self.plan.spec.dtype)
 
 
+Probe = Callable[[str, "str | None"], "DeviceInfo | None"]
+OnProgress = Callable[[SweepCell, str], None]
+"""Called with a cell and its current step; the step is empty when the cell has ended."""
+
+
+def ignore_progress(cell: SweepCell, step: str) -> None: ...
+
+
 class Engine(Protocol):
-    """`do` answers one piece of work; `cells` does all steps of all cells, telling each answer; `probe` asks a device
-    where it hangs, or answers None where that is here."""
+    """Runs the jobs of a sweep, on this machine or on others."""
 
-    def probe(self, device: str, runtime: str | None) -> DeviceInfo | None: ...
-    def do(self, work: str, **given: Any) -> Any: ...
-    def cells(self, items: Sequence[Item], root: str, command: str) -> Iterator[tuple[Item, str, Words]]: ...
-    def close(self) -> None: ...
+    def probe(self, device: str, runtime: str | None) -> DeviceInfo | None:
+        """What a device reports where it is attached; None if that is this machine, where planning probes it."""
+
+    def run(self, job: str, **arguments: Any) -> Any:
+        """The result of one of `steps.JOBS`."""
+
+    def run_cells(
+        self, cells: Sequence[SweepCell], root: str, command: str
+    ) -> Iterator[tuple[SweepCell, str, CellState]]:
+        """Run all steps of all cells; yield a cell, its step and its state whenever they change."""
+
+    def close(self) -> None:
+        """End all processes of this engine."""
 
 
-class Nobody:
-    """For a look ahead: what is known already is answered, nothing else is done."""
+class DryRunEngine:
+    """Answers from the store; never makes or measures anything."""
 
     def probe(self, device: str, runtime: str | None) -> None: ...
 
-    def do(self, work: str, **given: Any) -> Any:
-        return steps.WORK[work](**given) if steps.light(work, given) else None
+    def run(self, job: str, **arguments: Any) -> Any:
+        return steps.JOBS[job](**arguments) if steps.is_light(job, arguments) else None
 
-    def cells(self, items: Sequence[Item], root: str, command: str) -> Iterator[tuple[Item, str, Words]]:
+    def run_cells(
+        self, cells: Sequence[SweepCell], root: str, command: str
+    ) -> Iterator[tuple[SweepCell, str, CellState]]:
         yield from ()
 
     def close(self) -> None: ...
 
 
-def items(asks: Sequence[Ask], probe: Probe = lambda *_: None) -> list[Item]:
-    """Each cell planned without any work: what nobody knows here waits, what cannot be meant stops the sweep."""
-    found, said = [], {}
-    for ask in asks:
-        where = (ask.request.device, ask.request.runtime)
-        if where not in said:
-            said[where] = probe(*where)
-        item = Item(replace(ask, request=replace(ask.request, probed=said[where])))
-        request = item.ask.request
-        request = replace(request, latency="0.5x") if ask.like is not None else request
+def plan_cells(requests: Sequence[CellRequest], probe: Probe = lambda *_: None) -> list[SweepCell]:
+    """Plan each cell without running anything.
+
+    A cell waits if it needs a plug-in, text or device that is missing here. Any other error stops the whole sweep.
+    """
+    cells: list[SweepCell] = []
+    infos: dict[tuple[str, str | None], DeviceInfo | None] = {}
+    for wanted in requests:
+        device = (wanted.request.device, wanted.request.runtime)
+        if device not in infos:
+            infos[device] = probe(*device)
+        request = replace(wanted.request, probed=infos[device])
+        cell = SweepCell(wanted.label, request, wanted.uniform_ratio)
+        if cell.uniform_ratio is not None:  # its latency is not yet known
+            request = replace(request, latency="0.5x")
         try:
-            item.plan = planning.make(request, fetch=False)
+            cell.plan = planning.make(request, fetch=False)
         except HarnessError as error:
-            missing = isinstance(error, Unknown) and error.kind in PLUGGED
-            if not missing and not isinstance(error, EnvironmentFault):
-                raise UsageError(f"{ask.label}: {error.cause}", error.remedy) from None
-            item.status, item.reason = "waits", error.line
-        found.append(item)
-    return found
+            missing_plugin = isinstance(error, Unknown) and error.kind in PLUGIN_KINDS
+            if not missing_plugin and not isinstance(error, EnvironmentFault):
+                raise UsageError(f"{cell.label}: {error.cause}", error.remedy) from None
+            cell.status, cell.reason = "waits", error.line
+        cells.append(cell)
+    return cells
 
 
-def estimate(found: Sequence[Item], store: Store, rough: Callable[[Plan], float]) -> tuple[float, int]:
-    """Seconds ahead, and for how many cells earlier records say so; the rest by their FLOPs."""
-    took: dict[str, list[float]] = {}
+def estimate(cells: Sequence[SweepCell], store: Store, by_flops: Callable[[Plan], float]) -> tuple[float, int]:
+    """The estimated seconds for these cells, and for how many of them earlier records of similar cells were used."""
+    durations: dict[str, list[float]] = {}
     for record in store.records():
-        if record.status == "failed":  # perhaps at its first step
+        if record.status == "failed":  # it may have failed at its first step
             continue
         seconds = (datetime.fromisoformat(record.finished) - datetime.fromisoformat(record.started)).total_seconds()
-        took.setdefault(_effort(record.spec), []).append(seconds)
-    total, known = 0.0, 0
-    for item in found:
-        if item.plan is None or item.plan.obstacle is not None:
+        durations.setdefault(_similarity(record.spec), []).append(seconds)
+    total, from_records = 0.0, 0
+    for cell in cells:
+        if cell.plan is None or cell.plan.obstacle is not None:
             continue
-        if times := took.get(_effort(item.plan.spec)):
-            total, known = total + statistics.median(times), known + 1
+        if similar := durations.get(_similarity(cell.plan.spec)):
+            total += statistics.median(similar)
+            from_records += 1
         else:
-            total += rough(item.plan)
-    return total, known
+            total += by_flops(cell.plan)
+    return total, from_records
 
 
-def _effort(spec: RunSpec) -> str:
-    """What decides how long a cell takes: all but how much is to go, and chance."""
-    words = spec.model_dump(exclude={"revision", "seed", "budget"})
-    return canonical({**words, "budget": spec.budget.kind})
+def _similarity(spec: RunSpec) -> str:
+    """A text that is equal for cells that should take equally long: those that differ in budget or seed alone."""
+    settings = spec.model_dump(exclude={"revision", "seed", "budget"})
+    return canonical({**settings, "budget": spec.budget.kind})
 
 
 class Sweep:
-    """The run of a suite. It may be cut off anywhere: the same suite again goes on."""
+    """One run of a suite. After an interruption at any point, running the same suite continues it."""
 
-    def __init__(self, name: str, found: list[Item], store: Store, engine: Engine, command: str = "") -> None:
-        self.name, self.items, self.store, self.engine, self.command = name, found, store, engine, command
+    def __init__(self, name: str, cells: list[SweepCell], store: Store, engine: Engine, command: str = "") -> None:
+        self.name, self.cells = name, cells
+        self.store, self.engine, self.command = store, engine, command
         self.root = str(store.root)
 
-    def run(self, told: Callable[[Item, str], None]) -> Counter[str]:
-        """All cells; `told` hears of each change."""
+    def run(self, on_progress: OnProgress) -> Counter[str]:
+        """Run all cells, and count them by status."""
         self.store.prepare()
-        self._keep()
-        self.look(told)
-        self._keep()
-        for item, step, answer in self.engine.cells(self._open(), self.root, self.command):
-            item.id = answer.get("id") or item.id
-            item.status, item.reason = answer["status"] or "running", answer["reason"]
-            told(item, step)
-        self._keep()
-        return Counter(item.status for item in self.items)
+        self._save()
+        self.prepare(on_progress)
+        self._save()
+        for cell, step, state in self.engine.run_cells(self._planned(), self.root, self.command):
+            cell.id = state["id"] or cell.id
+            cell.status, cell.reason = state["status"] or "running", state["reason"]
+            on_progress(cell, step)
+        self._save()
+        return Counter(cell.status for cell in self.cells)
 
-    def look(self, told: Callable[[Item, str], None] = lambda *_: None) -> None:
-        """What the cells have in common, and what became of each before."""
-        self._tables(told)
-        self._budgets(told)
-        ahead = [item for item in self._open() if item.ask.like is None or item.ask.request.latency]
-        answers = self.engine.do("look", asked=[item.words for item in ahead], root=self.root) if ahead else []
-        for item, answer in zip(ahead, answers, strict=True):
-            item.id, item.status, item.reason = answer["id"], answer["status"], answer["reason"]
-            if item.status != "planned":
-                told(item, "")
+    def prepare(self, on_progress: OnProgress = ignore_progress) -> None:
+        """Measure what several cells share, and look up which cells are already settled."""
+        self._measure_tables(on_progress)
+        self._measure_budgets(on_progress)
+        cells = [cell for cell in self._planned() if cell.uniform_ratio is None or cell.request.latency]
+        requests = [cell.fields for cell in cells]
+        states = self.engine.run("check_cells", requests=requests, root=self.root) if cells else []
+        for cell, state in zip(cells, states, strict=True):
+            cell.id, cell.status, cell.reason = state["id"], state["status"], state["reason"]
+            if cell.status != "planned":
+                on_progress(cell, "")
 
-    def _open(self) -> list[Item]:
-        return [item for item in self.items if item.status == "planned"]
+    def _planned(self) -> list[SweepCell]:
+        return [cell for cell in self.cells if cell.status == "planned"]
 
-    def _same_device(self, items: Iterable[Item]) -> Iterable[list[Item]]:
-        """Cells by what their latency is measured on."""
-        found: dict[tuple[Any, ...], list[Item]] = {}
-        for item in items:
-            assert item.plan is not None
-            spec = item.plan.spec
-            where = (spec.model, spec.device, spec.runtime, spec.dtype, spec.workloads[0])
-            found.setdefault(where, []).append(item)
-        return found.values()
+    def _by_device(self, cells: Iterable[SweepCell]) -> Iterable[list[SweepCell]]:
+        """Groups of cells whose latency is measured for the same model and workload, in the same way."""
+        groups: dict[tuple[Any, ...], list[SweepCell]] = {}
+        for cell in cells:
+            assert cell.plan is not None
+            spec = cell.plan.spec
+            group = (spec.model, spec.device, spec.runtime, spec.dtype, spec.workloads[0])
+            groups.setdefault(group, []).append(cell)
+        return groups.values()
 
-    def _tables(self, told: Callable[[Item, str], None]) -> None:
-        """Before any cell: a table that came between two of them would make them different cells when asked again."""
-        for alike in self._same_device(item for item in self._open() if item.plan and item.plan.sees_latency):
-            first = alike[0]
-            words = {**first.words, "latency": "0.5x"} if first.ask.like is not None else first.words
-            self._known(alike, "cost table", told, "table", words=words)
+    def _measure_tables(self, on_progress: OnProgress) -> None:
+        """Measure cost tables before any cell runs, because a cell's id depends on the table that its method reads."""
+        for cells in self._by_device(cell for cell in self._planned() if cell.plan and cell.plan.sees_latency):
+            fields = cells[0].fields
+            if cells[0].uniform_ratio is not None:
+                fields = {**fields, "latency": "0.5x"}
+            self._measure_shared("cost_table", cells, "cost table", on_progress, fields=fields)
 
-    def _budgets(self, told: Callable[[Item, str], None]) -> None:
-        """What an evenly narrowed model takes is the limit for all methods there."""
-        for like in sorted({item.ask.like for item in self._open() if item.ask.like is not None}):
-            for alike in self._same_device(item for item in self._open() if item.ask.like == like):
-                words = {**alike[0].words, "pruner": "dense", "settings": {}, "recovery": "none"}
-                what = f"what an even narrowing by {like:g} takes"
-                answer = self._known(alike, what, told, "alike", words=words, ratio=like)
-                for item in alike if answer is not None else ():
-                    item.ask = replace(item.ask, request=replace(item.ask.request, latency=answer["latency"]))
+    def _measure_budgets(self, on_progress: OnProgress) -> None:
+        """Measure the latency of the uniformly pruned models, and make it the budget of the cells that ask for it."""
+        for ratio in sorted({cell.uniform_ratio for cell in self._planned() if cell.uniform_ratio is not None}):
+            for cells in self._by_device(cell for cell in self._planned() if cell.uniform_ratio == ratio):
+                fields = {**cells[0].fields, "pruner": "dense", "settings": {}, "recovery": "none"}
+                name = f"latency of uniform pruning by {ratio:g}"
+                result = self._measure_shared("uniform_latency", cells, name, on_progress, fields=fields, ratio=ratio)
+                if result is None:
+                    continue
+                for cell in cells:
+                    cell.request = replace(cell.request, latency=result["latency"])
 
-    def _known(self, alike: list[Item], what: str, told: Callable[[Item, str], None], work: str, **given: Any) -> Any:
-        """What was measured before, or is now; where that fails, all who need it wait or have failed."""
+    def _measure_shared(
+        self, job: str, cells: list[SweepCell], name: str, on_progress: OnProgress, **arguments: Any
+    ) -> Any:
+        """The stored result of a job, or the result of running it now. If it fails, all these cells fail or wait."""
         try:
-            answer = self.engine.do(work, root=self.root, measure=False, **given)
-            if answer is None:
-                told(alike[0], what)
-                answer = self.engine.do(work, root=self.root, **given)
-            return answer
+            result = self.engine.run(job, root=self.root, measure=False, **arguments)
+            if result is None:
+                on_progress(cells[0], name)
+                result = self.engine.run(job, root=self.root, **arguments)
+            return result
         except HarnessError as error:
-            for item in alike:
-                item.status = "waits" if isinstance(error, EnvironmentFault) else error.status
-                item.reason = f"{what}: {error.line}"
-                if item.status != "waits" and item.ask.like is None:
-                    failed = {"status": item.status, "reason": item.reason, "command": self.command}
-                    item.id = self.engine.do("fail", words=item.words, root=self.root, **failed)["id"]
-                told(item, "")
+            for cell in cells:
+                cell.status = "waits" if isinstance(error, EnvironmentFault) else error.status
+                cell.reason = f"{name}: {error.line}"
+                if cell.status != "waits" and cell.uniform_ratio is None:
+                    failure = {"status": cell.status, "reason": cell.reason, "command": self.command}
+                    cell.id = self.engine.run("fail", fields=cell.fields, root=self.root, **failure)["id"]
+                on_progress(cell, "")
             return None
 
-    def _keep(self) -> None:
-        """For `harness status`, which shows what is still ahead."""
-        cells = [{"label": i.ask.label, "id": i.id, "status": i.status, "reason": i.reason} for i in self.items]
+    def _save(self) -> None:
+        """Write the state of all cells for `harness status`, which also shows those without a record."""
+        cells = [{"label": c.label, "id": c.id, "status": c.status, "reason": c.reason} for c in self.cells]
         self.store.write(self.store.path("sweeps", f"{self.name}.json"), {"name": self.name, "cells": cells})
 
 
-def name_of(path: Path, asks: Sequence[Ask]) -> str:
-    """Suites of one name with different cells are two."""
-    mark = hashlib.sha256(canonical([ask.label for ask in asks]).encode()).hexdigest()[:6]
-    return f"{path.stem}-{mark}"
+def sweep_name(path: Path, requests: Sequence[CellRequest]) -> str:
+    """The name of a sweep: its suite's file name and a hash of its cells, since files of one name may differ."""
+    cells_hash = hashlib.sha256(canonical([cell.label for cell in requests]).encode()).hexdigest()[:6]
+    return f"{path.stem}-{cells_hash}"

@@ -14,7 +14,7 @@ from typing import Any
 from platformdirs import user_cache_dir
 
 from harness.errors import EnvironmentFault
-from harness.system import reading
+from harness.system import atomic, reading
 
 OUR_PIDS = "HARNESS_OUR_PIDS"  # processes of this run, which a device must not take for others
 
@@ -69,12 +69,7 @@ def note(name: str, more: dict[str, Any]) -> None:
     with contextlib.suppress(OSError, ValueError, EnvironmentFault):
         path = cache_dir() / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{name}.{os.getpid()}")
-        try:
-            scratch.write_text(json.dumps(notes(name) | more), encoding="utf-8")
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        atomic.write_bytes(path, json.dumps(notes(name) | more).encode())
 
 
 def free_memory() -> int:

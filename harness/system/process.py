@@ -121,6 +121,12 @@ def answers() -> Any:
     return _answers[-1] if _answers else sys.stdout
 
 
+def last_line(output: str, default: str) -> str:
+    """The last line of a program's output that is not blank, or `default`. It usually says why the program failed."""
+    lines = output.strip().splitlines()
+    return lines[-1].strip() if lines else default
+
+
 def hush() -> None:
     """No bars of libraries between ours."""
     from transformers.utils import logging

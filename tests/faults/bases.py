@@ -133,10 +133,10 @@ def side_name(text: bytes) -> str:
 
 def side_file(value: Any) -> tuple[str, bytes]:
     """A side file with its right name."""
-    from harness.records.store import packed
+    from harness.records.sample_files import pack
 
     text = canonical(value).encode()
-    return side_name(text), packed(text)
+    return side_name(text), pack(text)
 
 
 def side_values() -> dict[str, Any]:

@@ -120,11 +120,11 @@ def status_why(folder: Path, path: Path) -> object:
 
 
 def side_file(folder: Path, path: Path) -> object:
-    from harness.records.store import misfit, side_words
+    from harness.records.sample_files import check_side_file, side_words
 
     used = Store(folder).read_side_file(path.name) is not None
     if path.is_file():
-        misfit(path)
+        check_side_file(path)
         side_words(path)
     return used
 
@@ -177,9 +177,9 @@ def side_values(folder: Path, path: Path) -> object:
 
 
 def suite(folder: Path, path: Path) -> object:
-    from harness.sweep.suite import cells, read
+    from harness.sweep.suite import cell_requests, load_suite
 
-    return cells(read(path))
+    return cell_requests(load_suite(path))
 
 
 def device_file(folder: Path, path: Path) -> object:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from harness.sweep.suite import cells, read
+from harness.sweep.suite import cell_requests, load_suite
 
 from .folders import DEEP, ODD_FILES, limited, odd_files, refused
 
@@ -70,7 +70,7 @@ SUITES = {
     "an object in a rule": (BASE + "exclude: [{pruners: {name: magnitude}}]\n", "exclude.0.pruners"),
     "lists in a rule": (BASE + "exclude: [{seeds: [[0]]}]\n", "exclude.0.seeds"),
     "1,001 rules": (f"{BASE}exclude: {json.dumps([{'seeds': seed} for seed in range(1001)])}\n", "1,000 rules"),
-    "a rule of nothing": (BASE + "exclude: [{}]\n", "a rule names some of"),
+    "a rule of nothing": (BASE + "exclude: [{}]\n", "each rule must name one or more of"),
     "an escape in a name": ('pruners: ["a\\x1b[2J"]\nmodels: [tiny]\n', "has a control character"),
     "a line break in a name": ('pruners: [magnitude]\nmodels: ["a\\n# heading"]\n', "has a control character"),
     "a long name": (f"pruners: [{'x' * 501}]\nmodels: [tiny]\n", "longer than 500"),
@@ -84,7 +84,7 @@ SUITES = {
     ),
     "an escape in a key": (BASE + '"a\\e[2J": 1\n', "has a control character"),
     "a dtype that is not known": (BASE + "devices: [{name: cpu, dtype: evil}]\n", "devices.0.dtype"),
-    "a share of more than one": (BASE + "budgets: ['uniform:2']\n", "names no share"),
+    "a share of more than one": (BASE + "budgets: ['uniform:2']\n", "has no ratio between 0 and 1"),
     "300,000 bytes": (BASE + "# " + "x" * 300_000, "is larger than"),
 }
 
@@ -94,13 +94,13 @@ def test_a_suite(tmp_path, fault):
     words, part = SUITES[fault]
     path = tmp_path / "suite.yaml"
     path.write_text(words)
-    refused(lambda: cells(read(path)), tmp_path, str(path), part, codes=(2,))
+    refused(lambda: cell_requests(load_suite(path)), tmp_path, str(path), part, codes=(2,))
 
 
 def test_a_suite_that_is_not_text(tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_bytes(b"pruners: [\xff\xfe]")
-    refused(lambda: cells(read(path)), tmp_path, str(path), codes=(2,))
+    refused(lambda: cell_requests(load_suite(path)), tmp_path, str(path), codes=(2,))
 
 
 @pytest.mark.parametrize("fault", [*ODD_FILES, "nothing"])
@@ -108,20 +108,20 @@ def test_something_else_in_the_place_of_a_suite(tmp_path, fault):
     path = tmp_path / "suite.yaml"
     if fault != "nothing":
         odd_files(path)[fault]()
-    refused(lambda: cells(read(path)), tmp_path, "suite.yaml", codes=(2,))
+    refused(lambda: cell_requests(load_suite(path)), tmp_path, "suite.yaml", codes=(2,))
 
 
 @pytest.mark.parametrize("rule", ["{seeds: 99}", "{pruners: [magnitude], seeds: [9]}"])
 def test_a_rule_that_excludes_nothing_names_its_file(tmp_path, rule):
     path = tmp_path / "suite.yaml"
     path.write_text(f"{BASE}exclude: [{rule}]\n")
-    refused(lambda: cells(read(path)), tmp_path, str(path), "excludes nothing", codes=(2,))
+    refused(lambda: cell_requests(load_suite(path)), tmp_path, str(path), "excludes nothing", codes=(2,))
 
 
 def test_a_text_about_a_suite_is_one_clean_line(tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text(BASE + 'about: "a\\e]0;owned\\a\\n# b"\n')
-    about = read(path).about
+    about = load_suite(path).about
     assert about.isprintable()
     assert about.endswith("# b")
 
@@ -131,5 +131,5 @@ def test_many_rules_cost_little(tmp_path):
     rules = [{"seeds": list(range(number, number + 9)), "pruners": "magnitude"} for number in range(1000)]
     path.write_text(f"{BASE}seeds: {list(range(2000))}\nexclude: {json.dumps(rules)}")
     with limited(5):
-        found = cells(read(path))
+        found = cell_requests(load_suite(path))
     assert [ask.request.seed for ask in found] == list(range(1008, 2000))

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from harness.devices.remote.transport import Refused, Transport, Unreachable
 from harness.errors import EnvironmentFault
-from harness.records.files import alive
 from harness.system import locks
+from harness.system.locks import alive
 
 OURS = re.compile(r"harness-([\w.-]+)-(\d+)-[0-9a-f]{8}")
 ABSOLUTE = re.compile(r"/|[A-Za-z]:/")

@@ -1,4 +1,4 @@
-"""What a cost table predicts: times of sites and of whole shapes."""
+"""Predicts times of sites and of whole shapes from a cost table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.models.anatomy.core import Anatomy
 
 
 class CostModel:
-    """What a method and the matcher ask: the time of a shape, exactly or smoothly. Times are nanoseconds."""
+    """The time of a shape in nanoseconds: exactly, or as a smooth function with gradients."""
 
     def __init__(self, table: CostTable, anatomy: Anatomy) -> None:
         self.table, self.anatomy = table, anatomy
@@ -22,33 +22,33 @@ class CostModel:
 
     @cached_property
     def staircases(self) -> dict[str, Any]:
-        """Per class the time at every number of units, 0 included."""
+        """By class, a site's time at every number of units from 0 on."""
         import numpy as np
 
-        found = {}
+        staircases = {}
         for name, sites in self.classes.items():
             curve = self.table.curves[name]
-            found[name] = np.interp(np.arange(sites[0].units + 1), curve.units, curve.ns)
-        return found
+            staircases[name] = np.interp(np.arange(sites[0].units + 1), curve.units, curve.ns)
+        return staircases
 
     @cached_property
     def weights(self) -> dict[str, float]:
-        """What the fit makes of a class's time, and of the fixed part."""
-        plain = dict.fromkeys(["fixed", *self.classes], 1.0)
-        return (
-            plain | dict(zip(self.table.fit.features, self.table.fit.weights, strict=True)) if self.table.fit else plain
-        )
+        """The factors of the fit, by class and for the fixed part; 1 without a fit."""
+        weights = dict.fromkeys(["fixed", *self.classes], 1.0)
+        if self.table.fit:
+            weights |= dict(zip(self.table.fit.features, self.table.fit.weights, strict=True))
+        return weights
 
     def site_times(self, site: str) -> Any:
-        """What a site adds to the model's time at every number of its units; nothing at none."""
-        return self._added[cost_class(self.anatomy, self.anatomy.sites[site])]
+        """What a site adds to the model's time, at every number of its units from 0 on."""
+        return self._site_times[cost_class(self.anatomy, self.anatomy.sites[site])]
 
     @cached_property
-    def _added(self) -> dict[str, Any]:
+    def _site_times(self) -> dict[str, Any]:
         return {name: (stairs - stairs[0]) * self.weights[name] for name, stairs in self.staircases.items()}
 
     def limit(self, budget: Budget) -> float:
-        """A latency budget in nanoseconds, if any model of this width can meet it."""
+        """A latency budget in nanoseconds. Raises Unsupported if even the model without layers takes longer."""
         limit = budget.value * (self.dense if budget.unit == "x" else 1e6)
         if limit < self.floor:
             raise Unsupported(
@@ -59,34 +59,35 @@ class CostModel:
         return limit
 
     def additive(self, shape: Shape, fitted: bool = True) -> float:
+        """The sum of the fixed part and of all sites, each with its factor of the fit."""
         parts = self.parts(shape)
         return math.fsum(ns * (self.weights[name] if fitted else 1.0) for name, ns in parts.items())
 
     def parts(self, shape: Shape) -> dict[str, float]:
-        """The unfitted time of the fixed part and of each class of sites."""
+        """The unfitted times of the fixed part and of each class of sites."""
         full = self.anatomy.complete(shape)
-        found = {"fixed": self.table.fixed_ns}
+        parts = {"fixed": self.table.fixed_ns}
         for name, sites in self.classes.items():
-            found[name] = math.fsum(float(self.staircases[name][full[site.name]]) for site in sites)
-        return found
+            parts[name] = math.fsum(float(self.staircases[name][full[site.name]]) for site in sites)
+        return parts
 
     def time(self, shape: Shape) -> float:
-        """The exact view: steps and dents as they were measured."""
+        """The exact time, with the steps as they were measured."""
         full = self.anatomy.complete(shape)
         narrow = "hidden" in full and full["hidden"] != self.anatomy.sites["hidden"].units
         if not narrow:
             return self.additive(full)
         if self.table.predictor is None:
-            raise Unsupported("this cost table knows no narrower residual stream", "harness profile --preset paper")
+            raise Unsupported("this cost table has no times of a smaller hidden size", "harness profile --preset paper")
         from harness.latency.cost_table.regression import predict
 
-        # The predictor is smooth; the staircase of the uncut stream gives it its steps.
-        whole = {**full, "hidden": self.anatomy.sites["hidden"].units}
-        learned = self.table.predictor
-        return self.additive(whole) * predict(learned, self.anatomy, full) / predict(learned, self.anatomy, whole)
+        # The predictor is smooth. The steps come from the time of the same shape with the full hidden size.
+        wide = {**full, "hidden": self.anatomy.sites["hidden"].units}
+        predictor = self.table.predictor
+        return self.additive(wide) * predict(predictor, self.anatomy, full) / predict(predictor, self.anatomy, wide)
 
     def faults(self) -> str:
-        """Why this table cannot predict this model; empty if it can."""
+        """Why this table cannot predict this model, or an empty text."""
         from harness.latency.cost_table.regression import sizes
 
         if {name: sites[0].units for name, sites in self.classes.items()} != self.table.tops():
@@ -97,14 +98,16 @@ class CostModel:
 
     @cached_property
     def dense(self) -> float:
+        """The time of the dense model."""
         return self.time({})
 
     @cached_property
     def floor(self) -> float:
-        """The model without any layer: nothing that keeps the hidden size is faster."""
+        """The time of the model without layers. No shape with the full hidden size is faster."""
         return self.additive(self.anatomy.empty())
 
     def share(self, shape: Shape) -> float:
+        """The time of a shape as a share of the dense model's."""
         return self.time(shape) / self.dense
 
     @cached_property
@@ -114,11 +117,14 @@ class CostModel:
         return {name: Smooth(self.staircases[name] * self.weights[name]) for name in self.classes}
 
     def smooth(self, units: Mapping[str, Any], convex: float = 0.0) -> Any:
-        """Time of fractional units per site as a torch scalar with gradients; sites not named stay whole.
+        """The time at fractional numbers of units, as a torch scalar with gradients.
 
-        `convex` is the share of the staircase's lower convex hull in it. Monotone in every site, within the units there
-        are; outside it goes on at the slope of the end. A narrower residual stream scales all of it by its share: a
-        first guess, which measuring corrects.
+        It rises with the units of every site, and continues linearly beyond 0 and the full number. A smaller hidden
+        size scales all of it by its share, which is only a first guess.
+
+        Args:
+            units: By site; the sites that are not named are not cut.
+            convex: The weight, from 0 to 1, of the lower convex hull of each staircase.
         """
         import torch
 
@@ -129,10 +135,10 @@ class CostModel:
         total = torch.as_tensor(self.table.fixed_ns * self.weights["fixed"], dtype=torch.float64)
         for name, sites in self.classes.items():
             curve = self._curves[name]
-            asked = [torch.as_tensor(units[site.name]) for site in sites if site.name in units]
-            total = total + (len(sites) - len(asked)) * curve.top
-            if asked:
-                total = total + curve(torch.stack([one.reshape(()).double() for one in asked]), convex).sum()
+            cut = [torch.as_tensor(units[site.name]) for site in sites if site.name in units]
+            total = total + (len(sites) - len(cut)) * curve.top
+            if cut:
+                total = total + curve(torch.stack([count.reshape(()).double() for count in cut]), convex).sum()
         if "hidden" in units:
             total = total * (torch.as_tensor(units["hidden"]).double().reshape(()) / self.anatomy.sites["hidden"].units)
         return total

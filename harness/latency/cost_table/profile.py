@@ -1,7 +1,7 @@
-"""Fills a device's cost table: a coarse grid of widths, then the edges of its steps, then whole models; and judges it.
+"""Measures a device's cost table: a coarse grid of widths, then the edges of steps, then whole models; validates it.
 
-Each class of sites is measured alone: a model of some layers that have only that sub-layer, at one width, minus the
-model of none. Enough copies stand in a row that their weights do not fit a cache.
+Each class of sites is measured alone. What is timed is a model whose layers have only that sub-layer, at one width,
+minus the model without layers. It has enough layers that their weights do not fit a cache.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from harness.api import Device, Shape, TimingPlan, Workload
+from harness.devices.attributes import torch_device
 from harness.errors import HarnessError
 from harness.latency.cost_table import fit
 from harness.latency.cost_table.shape_timer import BETWEEN, Bench, Visits
@@ -22,11 +23,11 @@ from harness.latency.random_models import Pool
 from harness.models.anatomy.core import Anatomy
 from harness.models.counting import BYTES
 
-OUT_OF_CACHE = 64 << 20  # bytes of weights in a row
-FEW = 32  # so many units are all measured
-GOLDEN = (0.382, 0.618)  # points that no grid of steps is aligned with
-GRAIN = 16  # but these: kernels take odd widths worse, by a few per cent that are no step of the device
-EXACT = 1e-6  # noise below this is none: a simulated device
+OUT_OF_CACHE = 64 << 20  # bytes of weights that a model needs at least
+MEASURE_ALL = 32  # a class with at most so many units is measured at every width
+GOLDEN = (0.382, 0.618)  # golden sections of a gap between widths; no regular grid of steps is aligned with them
+GRAIN = 16  # inner widths are multiples of this: odd ones are slower by a few per cent, which is no step of the device
+EXACT = 1e-6  # smaller noise means a simulated device
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Effort:
     """How much is measured."""
 
     coarse: int  # widths of a class with many units
-    edges: int  # further widths, where the coarse grid does not explain itself; no new one after so many seconds
-    seconds: float
+    edges: int  # further widths, where times do not lie on a line between two widths
+    seconds: float  # no further width is measured after this time
     rounds: int
-    fitting: int  # whole shapes that the fit sees
-    unseen: int  # whole shapes that judge it
+    fitting: int  # whole shapes that the table is fitted to
+    unseen: int  # whole shapes that validate it
 
 
 EFFORTS = {
@@ -50,7 +51,7 @@ PLAN = TimingPlan(warmup=0, iterations=2, seconds=0.02)
 
 @dataclass
 class Target:
-    """What a table is for."""
+    """What a cost table is measured for."""
 
     model: str
     anatomy: Anatomy
@@ -62,27 +63,28 @@ class Target:
 
 
 def copies(anatomy: Anatomy, name: str, dtype: str) -> int:
-    """So many sub-layers in a row that their weights come from memory, as they do in the whole model."""
+    """How many layers a model needs so that its weights come from memory, as those of the whole model do."""
     sites = classes(anatomy)[name]
     size = anatomy.site_params(sites[0], sites[0].units) * BYTES[dtype]
     return min(len(sites), max(2, -(-OUT_OF_CACHE // size)))
 
 
 def alone(anatomy: Anatomy, name: str, units: int, dtype: str) -> Shape:
+    """The shape of a model that has only sites of one class, each with this many units."""
     chosen = classes(anatomy)[name][: copies(anatomy, name, dtype)]
     return {**anatomy.empty(), **{site.name: units for site in chosen}}
 
 
 def grid(units: int, coarse: int) -> list[int]:
-    """All widths of a few units, else multiples of 64 (kernels work in tiles of them) and the end."""
-    if units <= FEW:
+    """Widths to measure first: all of them if they are few, else multiples of 64, the tile size of kernels."""
+    if units <= MEASURE_ALL:
         return list(range(1, units + 1))
     step = max(64, round(units / coarse / 64) * 64) if units >= 256 else max(1, units // coarse)
     return sorted({1, step // 4, step // 2, *range(step, units, step), units} - {0})
 
 
 class Profile:
-    """One run that fills one table."""
+    """Measures one cost table."""
 
     def __init__(
         self,
@@ -90,60 +92,71 @@ class Profile:
         device: Device,
         visits: Visits,
         save: Callable[[Visits], None],
-        told: Callable[[str, int, int], None],
+        on_progress: Callable[[str, int, int], None],
         effort: Effort | None = None,
     ) -> None:
-        self.target, self.device, self.save, self.told = target, device, save, told
+        """Continue from `visits`, which `save` stores. `on_progress` gets a stage, what is done of it, and its size."""
+        self.target, self.device = target, device
+        self.save, self.on_progress = save, on_progress
         self.effort = effort or EFFORTS[target.preset]
         self.anatomy, self.dtype = target.anatomy, target.dtype
-        self.stage, self.total = "", 0
-        self.started, self.before, self.until = time.process_time(), visits.seconds, 0.0
-        self.pool = Pool(self.anatomy, self.dtype, getattr(device, "place", "cpu"))
+        self.stage, self.total = "", 0  # prefix of its shapes' names, and how many visits it takes
+        self.started = time.process_time()
+        self.earlier_seconds = visits.seconds
+        self.edges_deadline = 0.0  # on the monotonic clock; 0 before the search for edges
+        self.pool = Pool(self.anatomy, self.dtype, torch_device(device))
         self.classes = classes(self.anatomy)
         self.bench = Bench(
-            device, self.pool, target.workload, target.device["clock"], PLAN, self._reference(), visits, self._tell
+            device, self.pool, target.workload, target.device["clock"], PLAN, self._reference(), visits, self._visited
         )
 
     def _reference(self) -> Shape:
-        """The class with most parameters, whole."""
+        """The shape that has only the class with most parameters, uncut."""
         largest = max(self.classes, key=lambda name: self.anatomy.site_params(self.classes[name][0], 10**6))
         return alone(self.anatomy, largest, self.classes[largest][0].units, self.dtype)
 
-    def _tell(self) -> None:
-        self.bench.visits.seconds = self.before + time.process_time() - self.started
+    def _visited(self) -> None:
+        """After some visits: store them and report the progress."""
+        self.bench.visits.seconds = self._seconds()
         self.save(self.bench.visits)
-        if self.stage == "widths" and self.until:
+        if self.stage == "widths" and self.edges_deadline:
             seconds = round(self.effort.seconds)
-            self.told("edges, seconds", min(seconds, round(seconds - self.until + time.monotonic())), seconds)
+            elapsed = round(seconds - self.edges_deadline + time.monotonic())
+            self.on_progress("edges, seconds", min(seconds, elapsed), seconds)
             return
         done = sum(len(rows) for name, rows in self.bench.visits.shapes.items() if name.startswith(self.stage))
-        self.told(self.stage, min(done, self.total), self.total)
+        self.on_progress(self.stage, min(done, self.total), self.total)
+
+    def _seconds(self) -> float:
+        """CPU time of this process and of earlier ones that measured this table."""
+        return self.earlier_seconds + time.process_time() - self.started
 
     def _run(self, stage: str, shapes: dict[str, Shape], rounds: int) -> None:
         self.stage, self.total = stage, len(shapes) * rounds
         self.bench.run(shapes, rounds)
 
     def run(self, judge: bool = True) -> CostTable:
-        """A table, judged where that is asked."""
+        """Measure and fit the table; validate it if `judge` is true."""
         with closing(self.bench):
-            table = self._filled()
-            return self._judged(table) if judge else table
+            table = self._measure_table()
+            return self._validate(table) if judge else table
 
     def judge(self, table: CostTable) -> CostTable:
-        """One that was filled before."""
+        """Validate a table that was measured before."""
         with closing(self.bench):
-            return self._judged(table)
+            return self._validate(table)
 
-    def _judged(self, table: CostTable) -> CostTable:
+    def _validate(self, table: CostTable) -> CostTable:
         fit.judge(table, self.anatomy, self.effort.unseen, self.bench, self._run)
-        return self._counted(table)
+        return self._with_effort(table)
 
-    def _counted(self, table: CostTable) -> CostTable:
+    def _with_effort(self, table: CostTable) -> CostTable:
+        """Write into the table how many shapes were measured, and for how long."""
         table.probes = len(self.bench.visits.shapes)
-        table.seconds = round(self.before + time.process_time() - self.started, 1)
+        table.seconds = round(self._seconds(), 1)
         return table
 
-    def _filled(self) -> CostTable:
+    def _measure_table(self) -> CostTable:
         points = {
             self._point(name, units): alone(self.anatomy, name, units, self.dtype)
             for name, sites in self.classes.items()
@@ -151,65 +164,69 @@ class Profile:
         }
         self._run("widths", {"widths none": self.anatomy.empty(), **points}, self.effort.rounds)
         self._check_signal()
-        self._edges()
+        self._measure_edges()
         table = self._table()
         fit.fit(table, self.anatomy, self.effort.fitting, self.bench, self._run)
-        return self._counted(table)
+        return self._with_effort(table)
 
     def _point(self, name: str, units: int) -> str:
         return f"widths {name} @ {units}"
 
     def cost(self, name: str, units: int) -> float:
-        """One site of a class at so many units."""
+        """Nanoseconds of one site of a class at this many units."""
         if not units:
             return 0.0
-        whole = self.bench.time(self._point(name, units)) - self.bench.time("widths none")
-        return max(0.0, whole / copies(self.anatomy, name, self.dtype))
+        total = self.bench.time(self._point(name, units)) - self.bench.time("widths none")
+        return max(0.0, total / copies(self.anatomy, name, self.dtype))
 
     def widths(self, name: str) -> list[int]:
-        start = self._point(name, 0)[:-1]
-        return sorted(int(key[len(start) :]) for key in self.bench.visits.shapes if key.startswith(start))
+        """The widths of a class that were measured."""
+        prefix = self._point(name, 0).removesuffix("0")
+        return sorted(int(key.removeprefix(prefix)) for key in self.bench.visits.shapes if key.startswith(prefix))
 
     def _check_signal(self) -> None:
-        """A device on which nothing is faster than everything has nothing to say."""
+        """Refuse a device on which small shapes are not measurably faster than large ones."""
         times = [self.bench.time(key) for key in self.bench.visits.shapes]
         gain, noise = 1 - min(times) / max(times), self.bench.noise()
         if gain < max(0.05, 3 * noise):
             raise HarnessError(
                 f"the smallest shape is only {gain:.1%} faster than the largest (noise {noise:.1%}): "
                 "this device shows no signal for this workload",
-                "give a larger workload, or look at what else it is doing: harness doctor",
+                "give a larger workload, or see what else it is doing: harness doctor",
             )
 
     # --- edges ---
 
-    def _edges(self) -> None:
-        """Between two widths, look at two points no grid is aligned with; where one is off the line, look on.
+    def _measure_edges(self) -> None:
+        """Find steps between measured widths: measure a point inside a gap, and split the gap if it is off the line.
 
-        Gaps with most time in them come first. What was measured before costs nothing, so this runs anew on resuming.
+        Each gap is tried at two points. Gaps across which the time of the model changes most come first. Visits that
+        exist cost nothing, so a profile that was killed runs this again from the start.
         """
-        left = self.effort.edges
+        budget = self.effort.edges
         gaps = []
         for name in self.classes:
             widths = [0, *self.widths(name)]
             gaps += [(name, low, high) for low, high in pairwise(widths)]
-        self.until = time.monotonic() + self.effort.seconds
-        while gaps and left > 0 and time.monotonic() < self.until:
-            gaps = sorted((gap for gap in gaps if self._hides(*gap)), key=self._weight, reverse=True)
-            batch = gaps[: min(BETWEEN, left)]
+        self.edges_deadline = time.monotonic() + self.effort.seconds
+        while gaps and budget > 0 and time.monotonic() < self.edges_deadline:
+            gaps = sorted((gap for gap in gaps if self._may_hide_step(*gap)), key=self._weight, reverse=True)
+            batch = gaps[: min(BETWEEN, budget)]
+            # The second point only where the first lies on the line.
             self._measure({(name, units) for name, low, high in batch for units in _inner(low, high, GOLDEN[:1])})
-            straight = [gap for gap in batch if not self._bent(*gap, GOLDEN[0])]
+            straight = [gap for gap in batch if not self._is_bent(*gap, GOLDEN[0])]
             self._measure({(name, units) for name, low, high in straight for units in _inner(low, high, GOLDEN[1:])})
-            left -= len(batch) + len(straight)
+            budget -= len(batch) + len(straight)
             gaps = gaps[len(batch) :]
             for name, low, high in batch:
                 for share in GOLDEN[: 1 + ((name, low, high) in straight)]:
-                    if self._bent(name, low, high, share):
+                    if self._is_bent(name, low, high, share):
                         middle = _inner(low, high, (share,))[0]
                         gaps += [(name, low, middle), (name, middle, high)]
                         break
 
     def _weight(self, gap: tuple[str, int, int]) -> float:
+        """How much the time of the model changes across a gap."""
         name, low, high = gap
         return abs(self.cost(name, high) - self.cost(name, low)) * len(self.classes[name])
 
@@ -217,20 +234,21 @@ class Profile:
         shapes = {self._point(name, units): alone(self.anatomy, name, units, self.dtype) for name, units in points}
         self._run("widths", dict(sorted(shapes.items())), self.effort.rounds)
 
-    def _hides(self, name: str, low: int, high: int) -> bool:
-        """Whether something between two widths could be told from noise."""
+    def _may_hide_step(self, name: str, low: int, high: int) -> bool:
+        """Whether a step between two widths could be distinguished from noise."""
         step = abs(self.cost(name, high) - self.cost(name, low))
         tolerance = self._tolerance(self.cost(name, high))
         return high - low > 1 and low > 0 and (step > 2 * tolerance or self.bench.noise() < EXACT)
 
-    def _bent(self, name: str, low: int, high: int, share: float) -> bool:
-        """Whether a point between two widths lies off their line."""
+    def _is_bent(self, name: str, low: int, high: int, share: float) -> bool:
+        """Whether a point between two widths lies off the line between them."""
         units = _inner(low, high, (share,))[0]
         left, right = self.cost(name, low), self.cost(name, high)
         line = left + (right - left) * (units - low) / (high - low)
         return abs(self.cost(name, units) - line) > self._tolerance(max(left, right))
 
     def _tolerance(self, cost: float) -> float:
+        """The difference from this cost that noise explains."""
         return max(3 * self.bench.noise() / self.effort.rounds**0.5, EXACT) * cost
 
     # --- the table ---
@@ -257,6 +275,6 @@ class Profile:
 
 
 def _inner(low: int, high: int, shares: tuple[float, ...]) -> list[int]:
-    """Whole widths between two others, at these shares of the gap; in a wide one multiples of the grain."""
+    """Widths between two others, at these shares of the gap; multiples of GRAIN if the gap is wide."""
     grain = GRAIN if high - low >= 4 * GRAIN else 1
     return [min(max(low + 1, grain * round((low + share * (high - low)) / grain)), high - 1) for share in shares]

@@ -1,4 +1,4 @@
-"""A staircase made monotone and smooth, with gradients: what a search can climb."""
+"""Turns a measured staircase into a monotone, smooth function with gradients, which a search can follow."""
 
 from __future__ import annotations
 
@@ -9,46 +9,39 @@ import torch
 
 
 def isotonic(values: np.ndarray) -> np.ndarray:
-    """The non-decreasing sequence closest in least squares (pool adjacent violators)."""
-    means: list[float] = []
-    counts: list[int] = []
-    for value in values:
-        means.append(float(value))
-        counts.append(1)
-        while len(means) > 1 and means[-2] > means[-1]:
-            count = counts.pop() + counts[-1]
-            means[-2] = (means[-1] * (count - counts[-1]) + means[-2] * counts[-1]) / count
-            means.pop()
-            counts[-1] = count
-    return np.repeat(means, counts)
+    """The non-decreasing sequence closest in least squares."""
+    from scipy.optimize import isotonic_regression
+
+    return isotonic_regression(values).x
 
 
 def treads(rising: np.ndarray) -> np.ndarray:
-    """How many units in a row cost the same, one such stretch after the other."""
+    """The lengths of the steps: how many units in a row cost the same."""
     risers = np.flatnonzero(np.diff(rising) > 1e-9 * max(float(rising[-1]), 1e-30))
     return np.diff(np.concatenate([[-1], risers, [len(rising) - 1]]))
 
 
 def hull(rising: np.ndarray) -> np.ndarray:
-    """The largest convex function from nothing to the whole that lies nowhere above."""
+    """The lower convex hull: the largest convex function that lies nowhere above."""
     corners: list[int] = []
-    for at in range(len(rising)):
+    for i in range(len(rising)):
         while len(corners) > 1:
             before, last = corners[-2:]
-            if (rising[last] - rising[before]) * (at - last) < (rising[at] - rising[last]) * (last - before):
+            if (rising[last] - rising[before]) * (i - last) < (rising[i] - rising[last]) * (last - before):
                 break
             corners.pop()
-        corners.append(at)
+        corners.append(i)
     return np.interp(np.arange(len(rising)), corners, rising[corners])
 
 
 class Smooth:
-    """f(units) of one site: isotonic, averaged over about one step, linear between whole units.
+    """The time of one site as a function of its units: monotone, averaged over one step, linear between whole units.
 
-    Averaging over a window as long as the longest tread turns treads and risers into a slope, so that a gradient says
-    which way a step lies. The window shrinks towards the ends, where the value is the staircase's own.
-    `convex` is the share of its lower convex hull in it: whole, nothing but the way to the best corners can be seen,
-    so that a site that pays only when it is empty has a slope everywhere.
+    Averaging over a window as long as the longest step turns the staircase into a slope, so that a gradient points to
+    the next step down. The window shrinks towards the ends, where the value is that of the staircase.
+
+    `convex` mixes in the lower convex hull. It has a slope everywhere, even for a site that saves time only when it is
+    removed.
     """
 
     def __init__(self, staircase: np.ndarray) -> None:

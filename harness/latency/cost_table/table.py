@@ -1,6 +1,6 @@
-"""A device's cost table: time = fixed + sum over sites of f(units), as JSON, with how well it predicts whole models.
+"""The cost table of a device, as it is stored: the time of a model is a fixed part plus f(units) of every site.
 
-Exact staircase here; the smooth view is in `smooth`, what is fitted to whole models in `predictor`.
+`cost_model` predicts times from it, `regression` fits it to whole models, and `smoothing` makes its curves smooth.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from harness.records.schema import Part
 
 SCHEMA = 1
 POINTS = 2**16  # of a curve; the paper preset measures some thousands
-CLASSES = 10_000  # of sites; twice as many as a model has layers, and some features more
-LONGEST = 1e18  # nanoseconds, which is 30 years: sums of times stay finite
-TEXT = 5_000  # characters
+CLASSES = 10_000  # of sites, or features of a fit; a model has at most two classes per layer
+LONGEST = 1e18  # nanoseconds (30 years), so that sums of times stay finite
+TEXT = 5_000  # characters of a text
 VERSION = "profile-3"
-BESIDE = ("validation", "probes", "seconds", "samples", "finished")  # of a table: how it came about, how good it is
+# Fields that predictions do not depend on: how the table was measured, and how good it is.
+NOT_PART_OF_CONTENT = ("validation", "probes", "seconds", "samples", "finished")
 
 
 class Curve(Part):
-    """What one site of a class costs at so many units, measured on physically sliced modules."""
+    """The time of one site of a class by its number of units, measured on physically sliced modules."""
 
     units: list[Annotated[int, Field(ge=0, le=WHOLE["intermediate_size"][1])]] = Field(max_length=POINTS)
     ns: list[Annotated[float, Field(le=LONGEST)]] = Field(max_length=POINTS)
     noise: float = Field(0.0, description="relative, of one point")
 
     @model_validator(mode="after")
-    def _is_one(self) -> Curve:
+    def _check(self) -> Curve:
         if len(self.units) != len(self.ns) or self.units != sorted(set(self.units)) or self.units[:1] != [0]:
             raise ValueError("a curve needs rising units from 0, and a time for each")
         if len(self.units) < 2 or any(not math.isfinite(ns) or ns < 0 for ns in self.ns):
@@ -44,7 +45,7 @@ class Curve(Part):
 
 
 class Validation(Part):
-    """Whole shapes that the table has not seen, predicted and measured in the same run."""
+    """How well the table predicts whole shapes that it was not fitted to, measured in the same run."""
 
     shapes: int
     mape: float = Field(description="mean of |predicted / measured - 1| over single measurements")
@@ -58,7 +59,7 @@ class Validation(Part):
 
 
 class Fit(Part):
-    """Whole models fitted: non-negative weights of named features, see `predictor`."""
+    """Non-negative weights of named features, fitted to whole models; see `regression`."""
 
     features: list[str] = Field(max_length=CLASSES)
     weights: list[Annotated[float, Field(le=LONGEST)]] = Field(max_length=CLASSES)
@@ -66,7 +67,7 @@ class Fit(Part):
     error: float = Field(description="mean relative error on shapes left out of the fit")
 
     @model_validator(mode="after")
-    def _is_one(self) -> Fit:
+    def _check(self) -> Fit:
         if len(self.features) != len(self.weights) or any(not math.isfinite(w) or w < 0 for w in self.weights):
             raise ValueError("a fit needs a finite weight of at least zero for each feature")
         if not any(self.weights):
@@ -100,7 +101,7 @@ class CostTable(Part):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     @model_validator(mode="after")
-    def _is_one(self) -> CostTable:
+    def _check(self) -> CostTable:
         if (self.schema_, self.version) != (SCHEMA, VERSION):
             raise ValueError("it is of another version of harness")
         for name, kind in (("name", str), ("fingerprint", dict), ("clock", str), ("provenance", str)):
@@ -126,32 +127,34 @@ class CostTable(Part):
 
     @property
     def content(self) -> str:
-        """What names this table in the keys of cuts that were made with it: all that it predicts with."""
-        said = {name: value for name, value in self.words().items() if name not in BESIDE}
-        return hashlib.sha256(keys.canonical(said).encode()).hexdigest()
+        """A hash of all that predictions depend on. It stands in the keys of cuts that were made with this table."""
+        content = {name: value for name, value in self.words().items() if name not in NOT_PART_OF_CONTENT}
+        return hashlib.sha256(keys.canonical(content).encode()).hexdigest()
 
     @property
     def key(self) -> str:
+        """The name that the table is stored under."""
         device = self.device
         return table_key(self.anatomy, device, self.runtime, self.dtype, self.workload)
 
 
 def table_key(anatomy: str, device: Mapping[str, Any], runtime: str, dtype: str, workload: str) -> str:
-    """The name a table is stored under: what it holds for, not what is in it."""
+    """The name a table is stored under. It depends on what the table is for, not on its content."""
     parts = {"anatomy": anatomy, "device": dict(device), "runtime": runtime, "dtype": dtype, "workload": workload}
     return keys.key("table", parts | {"version": VERSION})
 
 
 def anatomy_mark(anatomy: Anatomy) -> str:
-    """Two models with the same shapes take the same time."""
+    """A hash of what a model's time depends on: the shapes of its tensors, its sites and its attention windows."""
     windows = architecture(anatomy.architecture).windows(anatomy)
     units = {name: site.units for name, site in anatomy.sites.items()}
-    words = keys.canonical([anatomy.family, {k: list(v) for k, v in anatomy.tensors.items()}, units, windows])
-    return hashlib.sha256(words.encode()).hexdigest()[:24]
+    tensors = {name: list(shape) for name, shape in anatomy.tensors.items()}
+    text = keys.canonical([anatomy.family, tensors, units, windows])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def cost_class(anatomy: Anatomy, site: Site) -> str:
-    """Sites of one class cost the same at the same number of units."""
+    """The name of a site's class. Sites of one class take the same time at the same number of units."""
     window = anatomy.window(site)
     unit = anatomy.unit_params(site)
     return f"{site.kind} {site.units} x {unit}" + (f" window {window}" if window else "")
@@ -159,7 +162,7 @@ def cost_class(anatomy: Anatomy, site: Site) -> str:
 
 def classes(anatomy: Anatomy) -> dict[str, list[Site]]:
     """The sites inside the blocks by class, in order."""
-    found: dict[str, list[Site]] = {}
+    by_class: dict[str, list[Site]] = {}
     for site in anatomy.blocks():
-        found.setdefault(cost_class(anatomy, site), []).append(site)
-    return found
+        by_class.setdefault(cost_class(anatomy, site), []).append(site)
+    return by_class

@@ -1,4 +1,4 @@
-"""Where cost tables lie: found for a device as it is now, filled where there is none, exported and imported."""
+"""Stores cost tables: finds the table of a device, measures one where there is none, exports and imports files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from harness.latency.cost_table.profile import Profile, Target
 
 
-SIZE = 4 * 2**20  # bytes of a table; those of the paper preset have some hundred thousand
+MAX_BYTES = 4 * 2**20  # of a file with a table; those of the paper preset have a few hundred thousand
 
 
 def device_words(device: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
-    """What makes two devices the same one to a table."""
+    """The facts that two devices must share for a table to hold for both."""
     return {
         "name": device.name,
         "fingerprint": dict(info.fingerprint),
@@ -39,7 +39,7 @@ def device_words(device: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
 
 
 class Shelf:
-    """The tables of a runs folder."""
+    """The cost tables of a runs folder."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -50,25 +50,29 @@ class Shelf:
     def find(
         self, anatomy: Anatomy, device: dict[str, Any], runtime: str, dtype: str, workload: Workload
     ) -> CostTable | None:
+        """The stored table, or None. A file that cannot be used is set aside."""
         key = table_key(anatomy_mark(anatomy), device, runtime, dtype, str(workload))
         path = self.path(key)
-        words = self.store.read(path)
-        if words is None:
+        payload = self.store.read(path)
+        if payload is None:
             return None
         try:
-            table = CostTable.model_validate(words)
+            table = CostTable.model_validate(payload)
         except ValidationError:
             self.store.set_aside(path, "is not a cost table of this version")
             return None
-        if why := "is of another device, model or workload" if table.key != key else CostModel(table, anatomy).faults():
-            self.store.set_aside(path, why)
+        same_key = table.key == key
+        fault = CostModel(table, anatomy).faults() if same_key else "is of another device, model or workload"
+        if fault:
+            self.store.set_aside(path, fault)
             return None
         return table
 
     def put(self, table: CostTable, again: bool = True) -> Path:
+        """Store a table; its path. Without `again`, refuse to replace one."""
         path = self.path(table.key)
         if path.exists() and not again:
-            raise UsageError(f"there is a table for this device, model and workload already: {path}", "add --again")
+            raise UsageError(f"there is already a table for this device, model and workload: {path}", "add --again")
         self.store.write(path, table.words())
         return path
 
@@ -76,70 +80,90 @@ class Shelf:
         self,
         target: Target,
         device: Device,
-        told: Callable[[str, int, int], None] = lambda *_: None,
+        on_progress: Callable[[str, int, int], None] = lambda *_: None,
         again: bool = False,
         judge: bool = True,
     ) -> CostTable:
-        """A table, from the shelf or measured now, judged where that is asked; what a kill left of it counts."""
+        """Load the table, or measure it now; continue a profile that was interrupted.
+
+        Args:
+            target: What the table is for.
+            device: Measures it.
+            on_progress: Called with a stage, what is done of it, and how much there is.
+            again: Measure the table anew.
+            judge: Validate the table if it has not been validated.
+        """
         where = (target.anatomy, target.device, target.runtime, target.dtype, target.workload)
         key = table_key(anatomy_mark(target.anatomy), *where[1:4], str(target.workload))
         with self.store.lock(f"table-{key}"):
             table = self.find(*where)
-            finer = table is not None and target.preset == "paper" and table.preset == "quick"
-            unjudged = table is not None and table.validation is None
-            asked = table.samples if table is not None and judge and unjudged else ""
-            before = self.store.read_side_file(asked) if asked else None
-            going = unjudged and table is not None and self._judging(key, table).exists()
-            if table is None or finer or (again and not going) or (judge and unjudged and before is None):
+            coarse = table is not None and target.preset == "paper" and table.preset == "quick"
+            unvalidated = table is not None and table.validation is None
+            # The visits that the table was made from; without them it cannot be validated.
+            samples = table.samples if table is not None and judge and unvalidated else ""
+            visits = self.store.read_side_file(samples) if samples else None
+            interrupted = unvalidated and table is not None and self._validation_visits(key, table).exists()
+            if table is None or coarse or (again and not interrupted) or (judge and unvalidated and visits is None):
                 for stale in self.store.path("tables").glob(f"{key}.judge.*.json"):
                     stale.unlink(missing_ok=True)
-                notes = self.store.path("tables", f"{key}.{target.preset}.visits.json")
-                table = self._profiled(target, device, told, notes, None, lambda profile: profile.run(judge=False))
-                before = self.store.read_side_file(table.samples)
+                progress = self.store.path("tables", f"{key}.{target.preset}.visits.json")
+                table = self._profile(
+                    target, device, on_progress, progress, None, lambda profile: profile.run(judge=False)
+                )
+                visits = self.store.read_side_file(table.samples)
             if judge and table.validation is None:
-                found, alike = table, replace(target, preset=table.preset)
-                notes = self._judging(key, table)
-                table = self._profiled(alike, device, told, notes, before, lambda profile: profile.judge(found))
+                measured, same_preset = table, replace(target, preset=table.preset)
+                progress = self._validation_visits(key, table)
+                table = self._profile(
+                    same_preset, device, on_progress, progress, visits, lambda profile: profile.judge(measured)
+                )
         return table
 
-    def _judging(self, key: str, table: CostTable) -> Path:
-        """What is measured to judge this very table, until it is judged."""
+    def _validation_visits(self, key: str, table: CostTable) -> Path:
+        """The file with what has been measured to validate this very table, until it is validated."""
         return self.store.path("tables", f"{key}.judge.{table.content[:12]}.json")
 
-    def _profiled(
+    def _profile(
         self,
         target: Target,
         device: Device,
-        told: Callable[[str, int, int], None],
-        notes: Path,
-        before: Any,
+        on_progress: Callable[[str, int, int], None],
+        progress: Path,
+        earlier: Any,
         work: Callable[[Profile], CostTable],
     ) -> CostTable:
-        """What the work makes of the visits, those before it and its own, on the shelf."""
+        """Run `work` and store the table that it returns.
+
+        The visits are kept in the file `progress` meanwhile. Where there is none yet, they continue those of `earlier`.
+        """
         from harness.latency.cost_table.profile import Profile
         from harness.latency.cost_table.shape_timer import Visits
 
-        visits = Visits.read(self.store.read(notes))
+        visits = Visits.read(self.store.read(progress))
         if not visits.references:
-            visits = Visits.read(before)
+            visits = Visits.read(earlier)
         try:
-            table = work(Profile(target, device, visits, lambda now: self.store.write(notes, now.words()), told))
+            profile = Profile(
+                target, device, visits, lambda current: self.store.write(progress, current.words()), on_progress
+            )
+            table = work(profile)
         except HarnessError:
-            notes.unlink(missing_ok=True)  # what was refused is looked at afresh next time
+            progress.unlink(missing_ok=True)  # a device that was refused is measured afresh next time
             raise
         table.samples = self.store.side_file(visits.words())
         table.finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.put(table)
-        notes.unlink(missing_ok=True)
+        progress.unlink(missing_ok=True)
         return table
 
 
 def export(table: CostTable, path: Path) -> None:
+    """Write a table to a file that `read` reads."""
     put(path, (json.dumps(table.words(), indent=1, sort_keys=True) + "\n").encode())
 
 
 def must_be_writable(path: Path) -> None:
-    """Said before the minutes of a measurement, not after them."""
+    """Raise if a file cannot be written. Checked before the minutes that a measurement takes."""
     if os.path.lexists(path) and not path.is_file():
         raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}", "give a file")
     probe = path.with_name(f".{path.name}.{os.getpid()}")
@@ -151,11 +175,11 @@ def must_be_writable(path: Path) -> None:
 
 
 def read(path: Path) -> CostTable:
-    """A table that someone exported."""
+    """The table in a file that `export` wrote."""
     remedy = "give a file that --export wrote"
     with reading.parsing(path, "a cost table", remedy, UsageError):
         try:
-            return CostTable.model_validate(reading.json_file(path, SIZE))
+            return CostTable.model_validate(reading.json_file(path, MAX_BYTES))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "it"

@@ -21,8 +21,9 @@ from harness.leaderboard.audit.validate import judged, named_samples
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.records.files import guarded, put
 from harness.records.keys import canonical
+from harness.records.sample_files import SIDE_FILE, check_side_file
 from harness.records.schema import TRUST
-from harness.records.store import SIDE_FILE, Store, misfit
+from harness.records.store import Store
 from harness.system.paths import below, plain_name
 from harness.system.reading import Unreadable, content
 
@@ -264,9 +265,10 @@ def _is_sample(path: Path) -> bool:
     if _bytes(path) is None:
         return False
     try:
-        return not misfit(path)
+        check_side_file(path)
     except HarnessError:
         return False
+    return True
 
 
 def _bytes(path: Path) -> bytes | None:

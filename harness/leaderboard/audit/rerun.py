@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import stats
 from harness.cell.lifecycle import now
 from harness.errors import EnvironmentFault, UsageError
+from harness.leaderboard import significance
 from harness.leaderboard.audit import history
 from harness.leaderboard.audit.publish import exclusive
 from harness.leaderboard.entries import Entry
@@ -79,7 +79,7 @@ def differences(entry: Entry, fresh: Entry) -> Iterator[str]:
             yield f"{name} was not scored"
             continue
         ours, others = entry.documents(score), fresh.documents(theirs)
-        gap = stats.gap([[others[at] - ours[at] for at in ours if at in others]]) if ours else None
+        gap = significance.gap([[others[at] - ours[at] for at in ours if at in others]]) if ours else None
         apart = abs(theirs.value - score.value) > NEAR * abs(score.value)
         if gap is None and apart:
             yield f"{name}: {theirs.value:.4g} instead of {score.value:.4g}"

@@ -7,13 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness import stats
 from harness.errors import HarnessError
+from harness.evaluation import score_stats
 from harness.leaderboard.audit.recount import apart
 from harness.leaderboard.entries import Entry, documents_of
 from harness.records.keys import canonical
+from harness.records.sample_files import SIDE_FILE, side_words
 from harness.records.schema import ScoreRecord
-from harness.records.store import SIDE_FILE, side_words
 
 Dense = Mapping[str, Sequence[Path]]  # what was asked of dense models, and the side files with their answers
 AGAINST = ("dense", "dense_stderr", "change", "change_ci95")
@@ -73,7 +73,7 @@ def followed(entry: Entry, dense: Dense) -> Iterator[str]:
         if not ours or (words or {}).get("scale", score.scale) != score.scale:
             yield f"{name}: its samples are not those of such a score"
             continue
-        value, stderr = stats.estimate(list(ours.values()), score.scale)
+        value, stderr = score_stats.estimate(list(ours.values()), score.scale)
         known = score.model_dump(mode="json", include={"value", "stderr", "n"})
         found = apart(known, {"value": value, "stderr": stderr, "n": len(ours)})
         yield from (f"{name}: {where}" for where in [*found, *_against(entry, name, ours, dense)])
@@ -98,7 +98,7 @@ def _against(entry: Entry, name: str, ours: Mapping[str, float], dense: Dense) -
 
 
 def _figures(ours: Mapping[str, float], theirs: Mapping[str, float], scale: str) -> dict[str, Any]:
-    values = (*stats.estimate(list(theirs.values()), scale), *stats.change(ours, theirs, scale))
+    values = (*score_stats.estimate(list(theirs.values()), scale), *score_stats.change(ours, theirs, scale))
     return dict(zip(AGAINST, values, strict=True))
 
 

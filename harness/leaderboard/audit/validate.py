@@ -19,8 +19,8 @@ from harness.leaderboard.audit.recount import apart
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.models.saved.contents import folder_sha256
 from harness.records.files import is_text_of
+from harness.records.sample_files import check_side_file, side_words
 from harness.records.schema import SCHEMA, UNREAD, Energy, Gate, Latency, MemoryPair, Record
-from harness.records.store import misfit, side_words
 from harness.system.parallel import spread
 
 
@@ -209,8 +209,8 @@ def _samples(entry: Entry, _: Around) -> Iterator[str]:
         yield f"{len(missing)} files of samples are missing, so its figures cannot be followed"
     for name in named:
         try:
-            if name not in missing and (odd := misfit(entry.side / name)):
-                yield f"{name} {odd}"
+            if name not in missing:
+                check_side_file(entry.side / name)
         except HarnessError as error:
             yield error.cause
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from harness.errors import EnvironmentFault
 from harness.system.host import cache_dir
+from harness.system.process import last_line
 
 READY = "ready"
 
@@ -57,7 +58,7 @@ def python(name: str, packages: Sequence[str]) -> Path:
 def _run(command: list[str], name: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        message = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = last_line(done.stderr, "it printed nothing")
         raise EnvironmentFault(
-            f"the environment of {name} cannot be created: {message}", "check the network and the free space"
+            f"the environment of {name} cannot be created: {reason}", "check the network and the free space"
         )

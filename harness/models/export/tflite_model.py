@@ -11,6 +11,7 @@ from harness.api import Workload
 from harness.errors import Unsupported
 from harness.models.export import isolated_env
 from harness.models.export.onnx_graph import check_workload, quiet_export
+from harness.system.process import last_line
 
 FILE = "model.tflite"
 NAME = "litert-torch"
@@ -58,8 +59,8 @@ def export(model: Any, workload: Workload, folder: Path) -> Path:
         command = [str(python), "-c", CONVERT, str(traced), str(folder / FILE)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not (folder / FILE).is_file():
-        messages = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        raise Unsupported(f"litert-torch cannot convert this model: {messages[-1].strip()[:300]}")
+        reason = last_line(done.stderr, "it printed nothing")
+        raise Unsupported(f"litert-torch cannot convert this model: {reason[:300]}")
     return folder / FILE
 
 

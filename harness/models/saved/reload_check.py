@@ -41,7 +41,7 @@ def run_in_fresh_process(folder: Path, out: Path, dtype: str, workload: Workload
         [*command, "--dtype", dtype, "--workload", str(workload)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        last = process.last_line(done.stderr, f"it ended with {done.returncode}")
         cause = f"a fresh process could not prove the saved model: {last}"
         if done.returncode == EnvironmentFault.exit_code:
             raise EnvironmentFault(cause, "make room, or write elsewhere: HARNESS_RUNS=DIR")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.system.atomic import replacing
+
 
 def save(words: dict[str, Any], file: Path) -> None:
     """Under its name at once or not at all."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_packed(words, tensors, set()))
-    scratch = file.with_name(f"{file.stem}.{os.getpid()}.new")
-    save_file(tensors, scratch, {"words": text})
-    with scratch.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(scratch, file)
+    with replacing(file) as temporary:
+        save_file(tensors, temporary, {"words": text})
 
 
 def saved(file: Path) -> dict[str, Any] | None:
