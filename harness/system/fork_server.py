@@ -1,7 +1,7 @@
-"""A process that has the libraries and forks one more for each piece of work: fresh memory without seconds of imports.
+"""A server process that imports libraries once and forks a child per job: fresh memory without seconds of imports.
 
-It reads a line of JSON per piece of work from stdin and answers with two: the child's pid, and how it ended. Before, it
-says that it is ready.
+It prints a line when it is ready. It then reads one job per line of JSON from stdin, and answers each with two lines:
+the child's pid, and the child's exit code.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def bound(parent: int | None = None) -> None:
-    """Killed when the parent is, so that nothing works on, unseen, beside what is started next.
+    """Have the kernel kill this process when its parent dies, so that it does not disturb what is started next.
 
-    A `parent` that was gone before this call ends the process too.
+    If `parent` is given and has died before this call, this process exits.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
@@ -34,7 +34,7 @@ def bound(parent: int | None = None) -> None:
 
 
 def ending(code: int) -> str:
-    """How a process that should have answered ended, in words."""
+    """Text that says how a process ended that should have answered."""
     if code >= 0:
         return f"the process ended with exit code {code} before it answered"
     try:
@@ -45,15 +45,15 @@ def ending(code: int) -> str:
 
 
 def check_fork_is_safe() -> None:
-    """CUDA does not survive a fork, so a process that has started it must not fork for work."""
+    """Raise RuntimeError if this process has initialised CUDA, which does not survive a fork."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise RuntimeError("this process has initialised CUDA and must not fork")
 
 
 def serve(libraries: Sequence[str], work: Callable[[Any], None]) -> None:
-    """Until stdin ends. A child leads a group of its own and prints to the file that its job calls `log`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asked decides what a Ctrl-C ends
+    """Serve jobs until stdin ends. A child leads its own process group, and prints to the job's `log` file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client decides what Ctrl-C ends
     for name in libraries:
         importlib.import_module(name)
     print(READY, flush=True)
