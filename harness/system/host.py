@@ -36,9 +36,8 @@ def cpu_named(text: str) -> str:
     pairs = (line.partition(":")[::2] for line in text.splitlines())
     fields = {name.strip(): value.strip() for name, value in pairs}
     name = fields.get("model name", "")
-    details = [
-        f"{label} {fields[key]}" for label, key in (("family", "cpu family"), ("model", "model")) if key in fields
-    ]
+    labels = {"cpu family": "family", "model": "model"}
+    details = [f"{label} {fields[key]}" for key, label in labels.items() if key in fields]
     if not name or not details or re.search(r"\d{3}", name):
         return name
     return f"{name} ({', '.join(details)})"
@@ -50,7 +49,7 @@ def cores() -> int:
 
 
 def threads_asked() -> int:
-    """The number of threads that models are timed with: 1, unless the environment sets it. 0 if that is not a number."""
+    """How many threads models are timed with: 1, unless the environment sets it; 0 if that is not a number."""
     text = os.environ.get("HARNESS_CPU_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1"
     return int(text) if text.isdigit() else 0
 

@@ -30,7 +30,7 @@ _LOCK_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, distinguished from those with the same id in another container, on another host, or at another time."""
+    """A process, distinguished from those with the same id in another container, on another host or at another time."""
 
     boot: str  # id of this boot of the kernel; empty if unknown, and then never equal to another one
     device: int  # the mounted file system that its locks are on

@@ -109,22 +109,20 @@ def stdout_kept() -> Iterator[None]:
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     try:
-        original = os.dup(1)
+        copy = os.dup(1)
     except OSError:  # stdout has no file descriptor
         with redirect_stdout(sys.stderr):
             yield
         return
     os.dup2(2, 1)
-    with open(
-        original, "w", encoding=sys.stdout.encoding, errors="backslashreplace", newline="", buffering=1
-    ) as stream:
+    with open(copy, "w", encoding=sys.stdout.encoding, errors="backslashreplace", newline="", buffering=1) as stream:
         _answers.append(stream if sys.stdout is sys.__stdout__ else sys.stdout)
         try:
             with redirect_stdout(sys.stderr):
                 yield
         finally:
             _answers.pop()
-            os.dup2(original, 1)
+            os.dup2(copy, 1)
 
 
 def answers() -> Any:
