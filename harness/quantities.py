@@ -16,7 +16,7 @@ Shape = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to prune: a `ratio` of the prunable parameters, or until a latency is reached (`x` of dense, or `ms`)."""
+    """How much to prune: a `ratio` of the prunable parameters, or down to a latency (`x` of dense, or `ms`)."""
 
     kind: str
     value: float
