@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from harness.errors import HarnessError
 from harness.records.store import Store
@@ -15,11 +15,18 @@ VERSION = 1
 FIELDS = ("id", "status", "what", "detail")  # of a row
 
 
+class Entry(TypedDict):
+    """The row of a record, and the stamp of the file that it was made from."""
+
+    stamp: list[int]
+    row: Row
+
+
 def rows(store: Store, row_of: Callable[[Mapping[str, Any]], Row]) -> dict[str, Row]:
     """The row of each record. A record is read and checked only if its file's time or size has changed."""
     path = store.path("index.json")
     cached = _entries(store.read(path))
-    entries: dict[str, Any] = {}
+    entries: dict[str, Entry] = {}
     for file in store.files("records"):
         entry = cached.get(file.stem)
         if entry is not None and entry["stamp"] == _stamp(file):
@@ -41,14 +48,14 @@ def _stamp(file: Path) -> list[int]:
     return [state.st_mtime_ns, state.st_size]
 
 
-def _entries(index: Any) -> dict[str, Any]:
+def _entries(index: object) -> dict[str, Entry]:
     """The valid entries of an index file by cell; none if it is of another version."""
     if not isinstance(index, dict) or index.get("version") != VERSION or not isinstance(index.get("rows"), dict):
         return {}
     return {cell: entry for cell, entry in index["rows"].items() if _is_entry(entry) and entry["row"]["id"] == cell}
 
 
-def _is_entry(value: Any) -> bool:
+def _is_entry(value: object) -> bool:
     if not isinstance(value, dict) or value.keys() != {"stamp", "row"} or not value["stamp"]:
         return False
     row = value["row"]

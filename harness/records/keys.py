@@ -10,7 +10,7 @@ from typing import Any
 KEY_VERSION = 1
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """The JSON text of a value: sorted names, no spaces, no NaN. Equal values give equal texts."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 

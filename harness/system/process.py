@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from harness.system.host import cpu_model, note, notes
 
@@ -60,7 +60,7 @@ def give_back() -> None:
 
 
 @cache
-def glibc() -> Any:
+def glibc() -> ctypes.CDLL | None:
     """The C library if it is glibc. None if the environment already sets how it allocates (MALLOC_...)."""
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return None
@@ -97,7 +97,7 @@ def amx_kills() -> bool:
     return bool(results[key])
 
 
-_answers: list[Any] = []  # the original stdout, while `stdout_kept` redirects it
+_answers: list[TextIO] = []  # the original stdout, while `stdout_kept` redirects it
 
 
 @contextmanager

@@ -128,9 +128,9 @@ def _memory(text: bytes) -> int:
     return 150 * containers + 32 * text.count(b",") + 30 * text.count(b'"')
 
 
-def odd_number(value: Any) -> str:
+def odd_number(value: object) -> str:
     """Text that names an infinite or too large number in plain data; empty if there is none."""
-    remaining = [value]
+    remaining: list[object] = [value]
     while remaining:
         item = remaining.pop()
         if isinstance(item, dict):
@@ -207,9 +207,9 @@ def _too_large(root: Any) -> str:
     return f"has more than {NODES:,} nodes" if total > NODES else ""
 
 
-def _not_plain(value: Any) -> str:
+def _not_plain(value: object) -> str:
     """Text that names a part of a YAML value that JSON does not have; empty if there is none."""
-    remaining = [value]
+    remaining: list[object] = [value]
     while remaining:
         item = remaining.pop()
         if isinstance(item, dict):
