@@ -1,4 +1,4 @@
-"""Random seeds: from one run's seed, another one for every use, the same on every machine."""
+"""Random seeds: each use in a run has its own, derived from the run's seed, and the same on every machine."""
 
 from __future__ import annotations
 
