@@ -52,7 +52,7 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def bound(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent dies, so that it does not work on unseen. Linux only.
+    """Have the kernel kill this process when its parent dies, so that it does not run on unnoticed. Linux only.
 
     If the process id of the `parent` is given and that process has already ended, this process ends too.
     """
