@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The seven baselines beside random and dense on one small model, published below leaderboards/.
-# Takes about an hour on two cores; what is done already is not done again.
+# Runs the baselines, random and dense on one small model, and publishes the records below leaderboards/.
+# Takes about an hour on two cores. Cells that are done already are not run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HARNESS_RUNS=${HARNESS_RUNS:-runs/baselines}

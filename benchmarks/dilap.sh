@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# DiLAP beside the baselines and HALP at the same measured latencies, published below leaderboards/.
-# Takes hours on two cores; what is recorded already, here or in leaderboards/results/dilap, is not done again. Two such
-# scripts of different parts may run at a time: CPU time is ranked. Parts: none (also as none-0.65x …), least-squares,
-# lora, ablations, decode, publish; all of them if none is named.
+# Runs DiLAP, the baselines and HALP at the same measured latencies, and publishes the records below leaderboards/.
+# Takes hours on two cores. Cells that are recorded already, in the runs folder or in leaderboards/results/dilap, are not
+# run again. Two copies of this script may run different parts at the same time, because CPU time is ranked.
+# Arguments: the parts to run. They are none (without recovery; one budget of it: none-0.65x, none-0.8x, none-0.5x),
+# least-squares, lora, ablations, decode and publish. Without arguments all parts run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HARNESS_RUNS=${HARNESS_RUNS:-runs/dilap}
@@ -13,24 +14,26 @@ mkdir -p "$records" "$samples" $published/samples
 cp -n $published/*.json "$records"/ 2>/dev/null || true
 cp -n $published/samples/* "$samples"/ 2>/dev/null || true
 device=cpu workload=prefill:1x512
-cell() { # budget, recovery, seed, pruner and its settings
+# Runs one cell. Arguments: budget, recovery, seed, pruner and its settings.
+cell() {
     local budget=$1 recovery=$2 seed=$3
     shift 3
-    local asked=(run --pruner "$@" --model smollm2-135m --device "$device" --workload "$workload" --latency "$budget"
+    local request=(run --pruner "$@" --model smollm2-135m --device "$device" --workload "$workload" --latency "$budget"
         --recovery "$recovery" --seed "$seed" --calibration c4 --eval wikitext2,c4 --limit 40)
-    if uv run --no-sync harness "${asked[@]}" --dry-run --json | uv run --no-sync python benchmarks/recorded.py "$records"; then
+    if uv run --no-sync harness "${request[@]}" --dry-run --json | uv run --no-sync python benchmarks/recorded.py "$records"; then
         return
     fi
-    uv run --no-sync harness "${asked[@]}" || {
-        local code=$? # a cell that fails is a line of the table; Ctrl-C and an environment at fault end it all
+    uv run --no-sync harness "${request[@]}" || {
+        local code=$? # a failed cell is a row of the table; stop only after Ctrl-C (130) or an environment fault (3)
         echo "ended with $code: $* at $budget, $recovery" >&2
         [ $code != 130 ] && [ $code != 3 ] || exit $code
     }
 }
 
-dilap=(dilap --set samples=96 --set held_out=12 --set steps=90 --set lr=0.02 --set swaps=40) # longer than quick
-text=(--set samples=96 --set length=192) # 18,432 tokens, the same for all that take them
-others() { # budget, recovery: methods that leave the weights as they are
+dilap=(dilap --set samples=96 --set held_out=12 --set steps=90 --set lr=0.02 --set swaps=40) # a longer search than the preset quick
+text=(--set samples=96 --set length=192) # 18,432 calibration tokens, the same for all methods that read text
+# Runs the methods that do not change the weights. Arguments: budget, recovery.
+others() {
     cell "$1" "$2" 0 magnitude
     cell "$1" "$2" 0 wanda-sp "${text[@]}"
     cell "$1" "$2" 0 llm-pruner "${text[@]}"
@@ -57,8 +60,9 @@ least-squares() {
     cell 0.65x $recovery 0 "${dilap[@]}" --set inner=least-squares
 }
 
-# 38,400 tokens train each model's final weights: windows of 128, one in 16 of them only validates, and what the pruning
-# itself trained on counts in (16,384, 32,768 and 14,592)
+# Each model's final weights are trained on 38,400 tokens. Recovery uses windows of 128 tokens, of which one in 16 only
+# validates. Tokens that the pruning itself trains on are included: 16,384 for loraprune, 32,768 for compresso and 14,592
+# for llm-streamline.
 lora() {
     others 0.8x lora:samples=320
     cell 0.8x lora:samples=320 0 "${dilap[@]}"
@@ -68,7 +72,9 @@ lora() {
     cell 0.8x lora:samples=198 0 llm-streamline "${text[@]}" --set train_samples=85 --set epochs=1
 }
 
-ablations() { # of the quick search, each leaves one thing out; on `staircase` what noise would hide, and FLOPs for latency
+# Variants of the quick search, each with one part changed. Those whose effect is smaller than the noise of a CPU, and the
+# one that is guided by FLOPs instead of latency, run on the simulated device `staircase`.
+ablations() {
     cell 0.65x none 0 dilap
     for change in guide=sites depth=False projection=round swaps=0; do cell 0.65x none 0 dilap --set $change; done
     local device=staircase
@@ -82,7 +88,8 @@ decode() {
     cell 0.65x none 0 llm-streamline "${text[@]}" --set network=none
 }
 
-publish() { # refused is what others could not rely on; the pages show the rest
+# Publishes the records that `harness publish` accepts, even if it refuses others, and remakes the pages.
+publish() {
     uv run --no-sync harness publish dilap || true
     uv run --no-sync harness leaderboard leaderboards
     uv run --no-sync python -m harness.leaderboard.readme

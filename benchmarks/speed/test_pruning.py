@@ -1,9 +1,9 @@
-"""The cost of a search: each method as a multiple of one forward pass over its calibration set, and its memory.
+"""Measures what each method costs: CPU time as a multiple of one forward pass over its calibration set, and memory.
 
     uv run pytest benchmarks/speed/test_pruning.py
 
-The seconds are this machine's; the multiples can be compared with other implementations on any machine. The table in
-pruning.md is written when every method ran.
+Seconds depend on the machine. Multiples of a forward pass can be compared with other implementations on any machine.
+The table in pruning.md is written when every method has run.
 """
 
 from __future__ import annotations
@@ -26,54 +26,56 @@ BY_RATIO = {"ratio": RATIO, "device": "null"}
 METHODS = dict.fromkeys(
     ("random", "magnitude", "wanda", "wanda-sp", "llm-pruner", "loraprune", "shortgpt", "llm-streamline", "compresso")
 ) | {"halp": BY_LATENCY, "dilap": BY_LATENCY}
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def rows():
-    found: list[dict[str, str]] = []
-    yield found
-    if len(found) == len(METHODS):
-        text = tabulate(found, headers="keys", tablefmt="github", disable_numparse=True)
+    lines: list[dict[str, str]] = []
+    yield lines
+    if len(lines) == len(METHODS):
+        text = tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
         about = (
-            f"CPU time of `prepare` and `prune` on {MODEL} at ratio {RATIO:g}, preset quick, one thread, over that of "
-            "one forward pass over the windows the method asked for (of 32 x 128 tokens where it asks for none). "
-            "Memory is resident memory above the loaded model, at its peak, for the method and for that forward pass. "
-            f"halp and dilap prune to a latency of {BY_LATENCY['latency']} on the simulated {BY_LATENCY['device']}."
+            f"CPU time of `prepare` and `prune` on {MODEL} at ratio {RATIO:g}, preset quick, one thread, divided by "
+            "the CPU time of one forward pass over the calibration windows that the method reads (over 32 x 128 random "
+            "tokens if it reads none). Memory is the peak of the resident memory above that of the loaded model, for "
+            f"the method and for that forward pass. halp and dilap prune to a latency of {BY_LATENCY['latency']} on "
+            f"the simulated device {BY_LATENCY['device']}."
         )
-        (HERE / "pruning.md").write_text(f"# What deciding costs\n\n{about}\n\n{text}\n", encoding="utf-8")
+        (FOLDER / "pruning.md").write_text(f"# What each method costs\n\n{about}\n\n{text}\n", encoding="utf-8")
 
 
 @pytest.mark.benchmark(timer=time.process_time, warmup=False)
 @pytest.mark.parametrize("name", METHODS)
-def test_deciding(benchmark, rows, name, tmp_path):
-    asked = Question(name, tmp_path)
-    watched = {}
+def test_method(benchmark, rows, name, tmp_path):
+    run = MethodRun(name, tmp_path)
+    method_peaks = []
 
     def decide():
-        with memory() as watch:
-            asked.decide()
-        watched["method"] = max(watch.samples)
+        with watch_memory() as watch:
+            run.decide()
+        method_peaks.append(max(watch.samples))
 
     benchmark.pedantic(decide, rounds=1, iterations=1)
-    once, peak = forward(asked)
-    spent = benchmark.stats.stats.total - asked.reading
-    benchmark.extra_info |= {"forward_passes": spent / once, "peak_mb": watched["method"] / 1e6}
-    told = " + ".join(f"{len(windows)} x {length}" for length, windows in asked.texts.items()) or "none"
+    pass_s, pass_peak = time_forward_pass(run)
+    method_s = benchmark.stats.stats.total - run.reading_s
+    method_peak = method_peaks[-1]
+    benchmark.extra_info |= {"forward_passes": method_s / pass_s, "peak_mb": method_peak / 1e6}
+    calibration = " + ".join(f"{len(windows)} x {length}" for length, windows in run.texts.items()) or "none"
     rows.append(
         {
             "method": name,
-            "calibration": told,
-            "CPU s": f"{spent:.1f}",
-            "forward passes": f"{spent / once:.2f}",
-            "peak MB": f"{watched['method'] / 1e6:.0f}",
-            "peak MB of a pass": f"{peak / 1e6:.0f}",
+            "calibration": calibration,
+            "CPU s": f"{method_s:.1f}",
+            "forward passes": f"{method_s / pass_s:.2f}",
+            "peak MB": f"{method_peak / 1e6:.0f}",
+            "peak MB of a pass": f"{pass_peak / 1e6:.0f}",
         }
     )
 
 
-class Question:
-    """One method on one model, asked as a run would."""
+class MethodRun:
+    """One method on one model, called as a real run calls it."""
 
     def __init__(self, name: str, folder: Path) -> None:
         from harness.cell import planning
@@ -90,17 +92,18 @@ class Question:
         cell = Cell(plan, store, Reporter())
         self.plan, self.made, self.decision = plan, cell.made, Decision(cell.made)
         self.model = read_whole(self.made.dense)
-        self.texts: dict[int, Any] = {}  # by length; fewer windows of one length are the first of more
-        self.reading = 0.0  # seconds that went into the text, which are not the method's
+        # calibration windows by length; the largest number of each, because fewer windows are the first of these
+        self.texts: dict[int, Any] = {}
+        self.reading_s = 0.0  # seconds spent on reading and tokenising text, which do not count for the method
 
     def decide(self) -> None:
         context = self.decision.context(lambda *_: None)
-        draw = context.calibration
+        draw_windows = context.calibration
 
         def calibration(count: int, length: int) -> Any:
             start = time.process_time()
-            windows = draw(count, length)
-            self.reading += time.process_time() - start
+            windows = draw_windows(count, length)
+            self.reading_s += time.process_time() - start
             if count > len(self.texts.get(length, ())):
                 self.texts[length] = windows
             return windows
@@ -111,16 +114,16 @@ class Question:
         pruner.prune(self.model, self.plan.budget, context, state)
 
 
-def forward(asked: Question) -> tuple[float, int]:
-    """CPU seconds and memory of one pass over the same windows, one at a time."""
+def time_forward_pass(run: MethodRun) -> tuple[float, int]:
+    """CPU seconds and peak memory of one forward pass over the windows that a method read, one window at a time."""
     import torch
 
     from harness.models.saved import folders
 
-    model = read_whole(folders.read(asked.plan.folder, "fp32"))
-    texts = list(asked.texts.values()) or [torch.randint(0, 1000, (32, 128))]
+    model = read_whole(folders.read(run.plan.folder, "fp32"))
+    texts = list(run.texts.values()) or [torch.randint(0, 1000, (32, 128))]
     times = []
-    with torch.inference_mode(), memory() as watch:
+    with torch.inference_mode(), watch_memory() as watch:
         for _ in range(3):
             start = time.process_time()
             for windows in texts:
@@ -131,14 +134,14 @@ def forward(asked: Question) -> tuple[float, int]:
 
 
 def read_whole(model: Any) -> Any:
-    """Weights are mapped from their file and count as memory from when they are first read."""
+    """Read every weight once. Weights are mapped from their file, and use memory only after they are first read."""
     for parameter in model.parameters():
         parameter.sum()
     return model
 
 
-def memory():
-    """Resident memory above what is there now; what earlier methods freed is given back first."""
+def watch_memory():
+    """Records the resident memory above its present value. Memory that earlier methods freed is returned first."""
     from harness.models.saved.reload_check import Watch
 
     gc.collect()

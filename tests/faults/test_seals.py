@@ -407,7 +407,8 @@ def rich(runs):
 def fields_of_the_page():
     """The fields in the first column of the page's second table of fields."""
     text = (ROOT / "docs" / "leaderboards.md").read_text(encoding="utf-8")
-    table = text.partition("What `validate` cannot follow")[2].partition("| fields | why |\n|---|---|\n")[2]
+    section = text.partition("`validate` cannot check the following fields")[2]
+    table = section.partition("| fields | why |\n|---|---|\n")[2]
     fields = []
     for row in table.partition("\n\n")[0].splitlines():
         names = re.findall(r"`([^`]+)`", row.split("|")[1])
