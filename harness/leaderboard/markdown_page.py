@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import tabulate
+
 from harness import stats
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.ranking import MEAN, answers, better, mean_accuracy, tasks
@@ -276,12 +278,12 @@ def listed(lines: Sequence[Cell]) -> str:
 
 
 def tabled(table: Table) -> str:
-    """As GitHub reads it. Not by tabulate, whose widths follow what else is installed: committed pages are compared."""
-    cells = [[markdown(name), *(markdown(row[name]) for row in table)] for name in table[0]]
-    widths = [max(map(len, column)) for column in cells]
-    padded = [[cell.ljust(width) for cell in column] for column, width in zip(cells, widths, strict=True)]
-    head, *lines = (f"| {' | '.join(line)} |" for line in zip(*padded, strict=True))
-    return "\n".join([head, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines])
+    """The table in GitHub's Markdown, the same bytes on every machine."""
+    # Without this, widths would depend on whether wcwidth is installed, and committed pages are compared byte by byte.
+    tabulate.WIDE_CHARS_MODE = False
+    lines = [[markdown(row[name]) for name in table[0]] for row in table]
+    headers = [markdown(name) for name in table[0]]
+    return tabulate.tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
 def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: Path, more: str = "") -> str:
