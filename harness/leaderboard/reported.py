@@ -24,7 +24,7 @@ class Reported(BaseModel):
     setting: str = Field(description="what was removed, the calibration data, and the recovery")
     scores: dict[str, Number]
     taken: dict[str, str] = Field(
-        {}, description="how each score was taken, in the words of our columns; others are not compared"
+        {}, description="how scores were taken, as our columns say it; others are not compared"
     )
     source: str
     ratio: Number | None = Field(None, description="the ratio of the same setting here; null where there is none")
