@@ -324,7 +324,7 @@ def test_dense_figures_without_samples_follow_from_those_of_a_record_beside(copy
         assert all("by the samples beside it" in fault for fault in verdict_of(copy, one).faults)
     kept["environment"]["device"]["model"] = "another machine"  # whose dense model may have other scores
     rewrite(one, kept)
-    assert "passages without samples: they cannot be followed" in verdict_of(copy, one).reservations[0]
+    assert "passages without samples: they cannot be checked" in verdict_of(copy, one).reservations[0]
 
 
 def test_dense_figures_that_nobody_can_follow_are_told_and_fit_each_other(copy):
@@ -333,7 +333,7 @@ def test_dense_figures_that_nobody_can_follow_are_told_and_fit_each_other(copy):
     found = verdict_of(copy, one)
     assert found.faults == ()
     assert found.reservations == (
-        "dense figures of passages without samples: they cannot be followed, only set against the score",
+        "dense figures of passages without samples: they cannot be checked, only set against the score",
     )
     assert harness("validate", runs=copy).exit_code == 0  # it is what it says
     kept = json.loads(one.path.read_text())

@@ -215,9 +215,9 @@ def test_what_would_be_done_is_said_and_then_done(full):
     looked = command("leaderboard", str(full), "--check")
     assert looked.returncode == 1
     assert looked.stdout.splitlines() == [
-        "README.md is not what the records give: would be replaced",
+        "README.md is out of date: would be replaced",
         f"{PAGE} is missing: would be written",
-        "gone/page.md is made by no record: would be removed",
+        "gone/page.md belongs to no record: would be removed",
     ]
     assert contents(full) == before
     assert command("leaderboard", str(full)).returncode == 0
