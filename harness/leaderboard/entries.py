@@ -34,7 +34,7 @@ OnBad = Callable[[BadRecord], None]
 
 
 class Entry:
-    """A record's file and the folder of its samples. `words` is the JSON as it was read; `record` is checked first."""
+    """A record's file and the folder of its samples. `words` is the JSON as it was read; `record` is validated."""
 
     def __init__(self, path: Path, side: Path) -> None:
         self.path, self.side = path, side

@@ -143,7 +143,7 @@ def _legend(styles: Sequence[tuple[str, str, str]], beyond: bool) -> Iterator[st
         yield _text(left + 12, TOP + 12 + 18 * i, name)
     if beyond:
         yield f'<path d="M{LEFT} {TOP}H{WIDTH - RIGHT}" stroke="#888" stroke-dasharray="2 3"/>'
-        yield _text(left - 5, TOP + 12 + 18 * len(styles), f"{ARROW} beyond the edge")
+        yield _text(left - 5, TOP + 12 + 18 * len(styles), f"{ARROW} off the scale")
 
 
 def _staggered(points: Sequence[Point], across: Axis) -> Iterator[tuple[Point, int]]:

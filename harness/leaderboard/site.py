@@ -25,7 +25,7 @@ INDEX, REPORTED = "README.md", "reported.md"
 RESERVED = (*NOT_PAGES, INDEX.lower(), REPORTED, "reported.json")  # names that no folder of a model may have
 FEW = 8  # more pages than this are made on all cores
 MARK = "<!-- made by harness leaderboard, which replaces and removes this file: do not edit it -->"
-LINES_BEFORE_MARK = (  # by which files are known that were written before files carried the mark
+LINES_BEFORE_MARK = (  # that identify files written before files had the mark
     "Made by `harness leaderboard leaderboards` from the records below `results/`.",
     "From `reported.json`: what papers and repositories say, in their own settings.",
     "± is a standard error over documents, brackets hold 95 %. Rows of one table that share a letter cannot be told "

@@ -83,22 +83,22 @@ def publish(store: Store, target: Path, name: str, cells: Sequence[str] = (), ch
     With `check` nothing is changed; the result says what would be.
     """
     folder = _target_folder(store, target, name)
-    done = Published(folder)
-    valid = _valid_records(store, cells, done)
+    outcome = Published(folder)
+    valid = _valid_records(store, cells, outcome)
     if not valid:
-        return done
+        return outcome
     try:
         if check:
-            _changes(valid, done)
-            return done
+            _plan_changes(valid, outcome)
+            return outcome
         with guarded(folder, ""):
             folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder):
-            _changes(valid, done).carry_out()
+            _plan_changes(valid, outcome).carry_out()
     except EnvironmentFault as fault:
         remedy = "make room there, or give a folder that can be written: --to DIR; the same command then goes on"
         raise EnvironmentFault(fault.cause, remedy) from fault
-    return done
+    return outcome
 
 
 def _target_folder(store: Store, target: Path, name: str) -> Path:
@@ -135,26 +135,26 @@ def exclusive(folder: Path) -> Iterator[None]:
 # --- which records ---
 
 
-def _valid_records(store: Store, cells: Sequence[str], done: Published) -> dict[str, Entry]:
+def _valid_records(store: Store, cells: Sequence[str], outcome: Published) -> dict[str, Entry]:
     """The newest record of each request, among those that pass validation without reservations."""
     valid: dict[str, Entry] = {}
-    entries = _selection(store, cells, done)
+    entries = _selection(store, cells, outcome)
     for entry, verdict in zip(entries, judged(entries, store.root), strict=True):
         reasons = [*verdict.faults, *verdict.reservations]
         if not reasons and not verdict.components:
             reasons = [f"the components of its cell are not in {store.root}: {identity.AGAIN}"]
         if reasons:
-            done.refused[entry.path.stem] = reasons
+            outcome.refused[entry.path.stem] = reasons
             continue
         other = valid.setdefault(_request(entry), entry)
         if other is not entry:
-            older, newest = sorted((other, entry), key=_age)
+            older, newest = sorted((other, entry), key=_finish_time)
             valid[_request(entry)] = newest
-            done.older[older.path.stem] = newest.path.stem
+            outcome.older[older.path.stem] = newest.path.stem
     return valid
 
 
-def _selection(store: Store, cells: Sequence[str], done: Published) -> list[Entry]:
+def _selection(store: Store, cells: Sequence[str], outcome: Published) -> list[Entry]:
     """The records of a runs folder, or those whose ids begin with `cells`. Files that are not records are refused."""
     paths = store.files("records")
     for cell in cells:
@@ -166,7 +166,7 @@ def _selection(store: Store, cells: Sequence[str], done: Published) -> list[Entr
             try:
                 entries.append(Entry(path, store.path("samples")))
             except BadRecord as error:
-                done.refused[path.stem] = [error.why]
+                outcome.refused[path.stem] = [error.why]
     return entries
 
 
@@ -175,7 +175,7 @@ def _request(entry: Entry) -> str:
     return canonical([entry.words["spec"], entry.words["environment"]["device"]])
 
 
-def _age(entry: Entry) -> tuple[datetime, str]:
+def _finish_time(entry: Entry) -> tuple[datetime, str]:
     return datetime.fromisoformat(entry.words["finished"]), entry.words["id"]
 
 
@@ -186,40 +186,43 @@ def _trust(entry: Entry) -> int:
 # --- what changes ---
 
 
-def _changes(valid: dict[str, Entry], done: Published) -> Changes:
-    folder, changes = done.folder, Changes()
-    published = _records_in(folder, done)
+def _plan_changes(valid: dict[str, Entry], outcome: Published) -> Changes:
+    """What must be written and removed to publish these records; `outcome` is filled on the way."""
+    folder, changes = outcome.folder, Changes()
+    published = _records_in(folder, outcome)
     by_request: dict[str, list[Entry]] = {}
     for earlier in published.values():
         by_request.setdefault(_request(earlier), []).append(earlier)
     for request, entry in valid.items():
-        cell, before = entry.path.stem, by_request.get(request, [])
-        newer = max(before, key=_age, default=entry)
-        if _age(newer) > _age(entry):
-            done.older[cell] = newer.path.stem
+        cell, same_request = entry.path.stem, by_request.get(request, [])
+        # Leave out a record that is older than a published one, or whose file cannot be written.
+        newest = max(same_request, key=_finish_time, default=entry)
+        if _finish_time(newest) > _finish_time(entry):
+            outcome.older[cell] = newest.path.stem
             continue
-        if entry.path.name in done.damaged:
-            why = f"{folder / entry.path.name} {done.damaged[entry.path.name]}: move it away and publish again"
-            done.refused[cell] = [why]
+        if entry.path.name in outcome.damaged:
+            why = f"{folder / entry.path.name} {outcome.damaged[entry.path.name]}: move it away and publish again"
+            outcome.refused[cell] = [why]
             continue
         try:
             changes.evidence |= dict(_evidence(entry, folder))
         except HarnessError as error:
-            done.refused[cell] = [error.line]
+            outcome.refused[cell] = [error.line]
             continue
-        done.taken.append(cell)
+        # Publish it, and remove the older records of the same request.
+        outcome.taken.append(cell)
         if _is_news(entry, published.get(cell)):
             changes.records[folder / entry.path.name] = entry.path
         published[cell] = entry
-        for earlier in before:
+        for earlier in same_request:
             if earlier.path.stem != cell:
-                done.replaced.append(earlier.path.stem)
+                outcome.replaced.append(earlier.path.stem)
                 changes.removals.append(earlier.path)
                 del published[earlier.path.stem]
-    if done.taken and not done.damaged:  # a damaged record may need any of the samples
+    if outcome.taken and not outcome.damaged:  # a damaged record may need any of the samples
         changes.removals += _unneeded(folder, published)
-    done.written = [str(path.relative_to(folder)) for path in (*changes.evidence, *changes.records)]
-    done.removed = [str(path.relative_to(folder)) for path in changes.removals]
+    outcome.written = [str(path.relative_to(folder)) for path in (*changes.evidence, *changes.records)]
+    outcome.removed = [str(path.relative_to(folder)) for path in changes.removals]
     return changes
 
 
@@ -230,7 +233,7 @@ def _is_news(entry: Entry, published: Entry | None) -> bool:
     return _trust(entry) > _trust(published)
 
 
-def _records_in(folder: Path, done: Published) -> dict[str, Entry]:
+def _records_in(folder: Path, outcome: Published) -> dict[str, Entry]:
     """The records already in the folder, by cell. Other JSON files are noted as damaged and left alone."""
     entries = {}
     for path in sorted(folder.glob("*.json")):
@@ -240,7 +243,7 @@ def _records_in(folder: Path, done: Published) -> dict[str, Entry]:
             entry = Entry(path, folder / "samples")
             entries[entry.record.id] = entry
         except BadRecord as error:
-            done.damaged[path.name] = error.why
+            outcome.damaged[path.name] = error.why
     return entries
 
 
@@ -255,13 +258,13 @@ def _evidence(entry: Entry, folder: Path) -> Iterator[tuple[Path, bytes | Path]]
     cell = identity.read(entry.side, entry.record.id)
     assert cell is not None, "records without components were refused"
     path = identity.published_path(folder / "samples", entry.record.id)
-    if _bytes(path) != cell.text():
+    if _content_if_any(path) != cell.text():
         yield path, cell.text()
 
 
 def _is_sample(path: Path) -> bool:
     """Whether an intact sample has this path. A damaged one is written again."""
-    if _bytes(path) is None:
+    if _content_if_any(path) is None:
         return False
     try:
         return not misfit(path)
@@ -269,7 +272,7 @@ def _is_sample(path: Path) -> bool:
         return False
 
 
-def _bytes(path: Path) -> bytes | None:
+def _content_if_any(path: Path) -> bytes | None:
     """The content of a file; None if there is none. Raises HarnessError if it is a folder, a link or a device."""
     if path.is_symlink():
         raise HarnessError(f"{path} is a link and is in the way", "move it away and publish again")
