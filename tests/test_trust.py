@@ -254,7 +254,7 @@ def test_a_sample_fits_whatever_its_names_are(tmp_path):
         (lambda words: words["scores"]["passages"].update(change_ci95=[0.1, 9.0]), "passages: change_ci95[0] is 0.1"),
         (lambda words: words["flops"]["prefill:1x128"].update(pruned=9.0), "pruned FLOPs of prefill:1x128 are 9.0"),
         (lambda words: words["budget"].update(achieved=0.9), "the budget says 0.9"),
-        (lambda words: words["budget"].update(asked=0.9), "says that 0.9 was asked"),
+        (lambda words: words["budget"].update(asked=0.9), "says that 0.9 was requested"),
         (lambda words: words["budget"].update(unused=0.9), "says that 0.9 is unused"),
         (lambda words: words.update(status="failed"), "failed without a reason"),
         (lambda words: words.update(latency={}), "ok, but without a model or a latency"),

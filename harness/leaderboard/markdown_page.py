@@ -40,6 +40,7 @@ RESERVED_COLUMNS = (  # a score or a device's figure with such a name gets anoth
     "trust",
     "record",
 )
+REPORTED_NOTE = "From `reported.json`: figures from papers and repositories, each in its own setting."
 LEGEND = (
     "± is a standard error over documents; square brackets hold 95 % confidence intervals. Rows of a table that share "
     "a letter do not differ significantly on the same documents (paired t-test, Holm-corrected, 5 %). Several seeds "
@@ -77,10 +78,7 @@ def page(
 
 def reported_page(reported: Sequence[Reported]) -> str:
     """The page of all figures that others reported, by model."""
-    parts = [
-        "# Reported, not re-run",
-        "From `reported.json`: figures from papers and repositories, each in its own setting.",
-    ]
+    parts = ["# Reported, not re-run", REPORTED_NOTE]
     for model in sorted({item.model for item in reported}):
         rows = [reported_row(item) for item in reported if item.model == model]
         parts += [f"## {markdown(model)}", tabled(rows)]

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from harness.errors import EnvironmentFault, UsageError, one_line
 from harness.leaderboard import pareto, reported
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.markdown_page import LEGEND, index, outside_text, page, reported_page
+from harness.leaderboard.markdown_page import LEGEND, REPORTED_NOTE, index, outside_text, page, reported_page
 from harness.leaderboard.ranking import stand
 from harness.leaderboard.rows import Board, Setup, boards
 from harness.records.files import put
@@ -31,6 +31,7 @@ LINES_BEFORE_MARK = (  # that identify files written before files had the mark
     "± is a standard error over documents, brackets hold 95 %. Rows of one table that share a letter cannot be told "
     "apart on the same documents (paired, Holm-corrected, 5 %). Several seeds are one row, with the range of their "
     "values. A speed-up closer to 1 than the noise floor is none.",
+    REPORTED_NOTE,
     LEGEND,
     "<style>text{font:11px system-ui,sans-serif;fill:#333}</style>",
     "<title>harness: leaderboard</title>",
