@@ -89,8 +89,8 @@ def test_the_best_comes_first_and_others_say_how_far_they_are(made):
     one = board(made)
     group = next(group for group in one.groups if group.budget.startswith("0.6"))
     first, second = table(one, group, [], None)
-    assert first["passages to the best"] == ""
-    assert second["passages to the best"].partition("x [")[1]
+    assert first["passages vs. best"] == ""
+    assert second["passages vs. best"].partition("x [")[1]
     values = [float(line["passages"].split()[0].replace(",", "")) for line in (first, second)]
     assert values == sorted(values)
     assert first["trust"] == "self-reported"
@@ -190,7 +190,7 @@ def test_pages_are_made_checked_and_brought_up_to_date(folder):
     (folder / "tiny" / "by-hand.md").write_text("mine")
     done = run.invoke(cli, ["leaderboard", str(folder), "--check"])
     assert done.exit_code == 1
-    assert "bench-prefill-1x128.md is not what the records give: would be replaced" in done.output
+    assert "bench-prefill-1x128.md is out of date: would be replaced" in done.output
     assert "by-hand.md" not in done.output
     run.invoke(cli, ["leaderboard", str(folder)])
     assert page.read_text() == text

@@ -56,10 +56,10 @@ def test_several_accuracies_are_one_figure_by_which_rows_stand(made, tmp_path):
     assert (first["method"], first["mean accuracy"]) == ("magnitude", "0.51 ± 0.05 a")
     assert (second["method"], second["mean accuracy"].split()[0]) == ("random", "0.15")
     assert second["mean accuracy"].endswith(" b")
-    assert second["mean accuracy to the best"].startswith("-0.36 [-0.4")
+    assert second["mean accuracy vs. best"].startswith("-0.36 [-0.4")
     passages = [column for column in one.columns if column.name == "passages"]
     stand(group, one.columns, by=passages)
-    assert "passages to the best" in table(one, group, [], None)[0]
+    assert "passages vs. best" in table(one, group, [], None)[0]
     assert "Mean accuracy: over quiz, riddles." in site.printed(entries.of_runs(Store(tmp_path / "runs")))
 
 

@@ -267,7 +267,7 @@ def test_a_sample_fits_whatever_its_names_are(tmp_path):
         (lambda words: words["scores"]["passages"].update(change_ci95=[0.1, 9.0]), "passages: change_ci95[0] is 0.1"),
         (lambda words: words["flops"]["prefill:1x128"].update(pruned=9.0), "pruned FLOPs of prefill:1x128 are 9.0"),
         (lambda words: words["budget"].update(achieved=0.9), "the budget says 0.9"),
-        (lambda words: words["budget"].update(asked=0.9), "says that 0.9 was asked"),
+        (lambda words: words["budget"].update(asked=0.9), "says that 0.9 was requested"),
         (lambda words: words["budget"].update(unused=0.9), "says that 0.9 is unused"),
         (lambda words: words.update(status="failed"), "failed without a reason"),
         (lambda words: words.update(latency={}), "ok, but without a model or a latency"),
@@ -337,7 +337,7 @@ def test_dense_figures_without_samples_follow_from_those_of_a_record_beside(copy
         assert all("by the samples beside it" in fault for fault in verdict_of(copy, one).faults)
     kept["environment"]["device"]["model"] = "another machine"  # whose dense model may have other scores
     rewrite(one, kept)
-    assert "passages without samples: they cannot be followed" in verdict_of(copy, one).reservations[0]
+    assert "passages without samples: they cannot be checked" in verdict_of(copy, one).reservations[0]
 
 
 def test_dense_figures_that_nobody_can_follow_are_told_and_fit_each_other(copy):
@@ -346,7 +346,7 @@ def test_dense_figures_that_nobody_can_follow_are_told_and_fit_each_other(copy):
     found = verdict_of(copy, one)
     assert found.faults == ()
     assert found.reservations == (
-        "dense figures of passages without samples: they cannot be followed, only set against the score",
+        "dense figures of passages without samples: they cannot be checked, only set against the score",
     )
     assert harness("validate", runs=copy).exit_code == 0  # it is what it says
     kept = json.loads(one.path.read_text())

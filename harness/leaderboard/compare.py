@@ -1,4 +1,4 @@
-"""Two records side by side: each score on the documents that both saw, and their latencies."""
+"""The comparison of two records: each score on the documents that both have, and their latencies."""
 
 from __future__ import annotations
 
@@ -15,95 +15,104 @@ from harness.records.schema import Latency, Record, ScoreRecord
 from harness.records.store import Store
 
 
-def find(word: str, store: Store) -> Entry:
-    """A record by the beginning of its id, or by its file."""
-    path = Path(word)
+def find(text: str, store: Store) -> Entry:
+    """The record whose id begins so, or that is in this file."""
+    path = Path(text)
     if path.is_file():
-        beside = path.parent / "samples"
-        return Entry(path, beside if beside.is_dir() else path.parent.parent / "samples")
-    near = sorted(store.path("records").glob(f"{word}*.json")) if word.isalnum() else []
-    if len(near) != 1:
-        many = f"{len(near)} records begin with {word!r}" if near else f"no record {word!r} in {store.root}"
-        raise UsageError(many, "harness status lists them; a file may be given too")
-    return Entry(near[0], store.path("samples"))
+        samples = path.parent / "samples"
+        return Entry(path, samples if samples.is_dir() else path.parent.parent / "samples")
+    matches = sorted(store.path("records").glob(f"{text}*.json")) if text.isalnum() else []
+    if len(matches) != 1:
+        cause = f"{len(matches)} records begin with {text!r}" if matches else f"no record {text!r} in {store.root}"
+        raise UsageError(cause, "harness status lists them; a file may be given too")
+    return Entry(matches[0], store.path("samples"))
 
 
 def compared(first: Entry, second: Entry) -> dict[str, Any]:
-    """All that both have, as data; the differences are of the second from the first."""
-    one, other = first.record, second.record
+    """All scores and workloads that both records have, as data. Changes are of the second from the first."""
+    a, b = first.record, second.record
     scores = {}
-    for name, score in ranked(one).items():
-        theirs = ranked(other).get(name)
-        if theirs is not None:
-            scores[name] = _score(first, score, second, theirs)
-    judged = [words for words in scores.values() if words["p"] is not None]
-    for words, p in zip(judged, significance.holm([words["p"] for words in judged]), strict=True):
-        words |= {"p_holm": p, "differ": p < LEVEL}
-    alike = _ran(one) == _ran(other)
-    latency = {w: _latency(one, other, w, alike) for w in one.latency if w in other.latency}
+    for name, score in ranked(a).items():
+        second_score = ranked(b).get(name)
+        if second_score is not None:
+            scores[name] = _score(first, score, second, second_score)
+    tested = [row for row in scores.values() if row["p"] is not None]
+    for row, p in zip(tested, significance.holm([row["p"] for row in tested]), strict=True):
+        row |= {"p_holm": p, "differ": p < LEVEL}
+    same_dense = _dense_setup(a) == _dense_setup(b)
+    latency = {w: _latency(a, b, w, same_dense) for w in a.latency if w in b.latency}
     if not scores and not latency:
         raise UsageError("the two have no score and no workload in common", "compare records of one suite")
     return {
-        "first": one.id,
-        "second": other.id,
-        "same_machine": one.environment.device == other.environment.device and one.spec.device == other.spec.device,
+        "first": a.id,
+        "second": b.id,
+        "same_machine": a.environment.device == b.environment.device and a.spec.device == b.spec.device,
         "scores": scores,
         "latency": latency,
     }
 
 
-def _score(first: Entry, ours: ScoreRecord, second: Entry, theirs: ScoreRecord) -> dict[str, Any]:
-    words: dict[str, Any] = {"first": ours.value, "second": theirs.value, "p": None, "change": None, "ci95": None}
-    if column_of("", ours) != column_of("", theirs):
-        return words | {"note": f"taken differently: {column_of('', ours).how}; {column_of('', theirs).how}"}
-    mine, other = first.documents(ours), second.documents(theirs)
-    shared = [name for name in mine if name in other]
-    gap = significance.gap([[other[name] - mine[name] for name in shared]])
+def _score(first: Entry, first_score: ScoreRecord, second: Entry, second_score: ScoreRecord) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "first": first_score.value,
+        "second": second_score.value,
+        "p": None,
+        "change": None,
+        "ci95": None,
+    }
+    first_column, second_column = column_of("", first_score), column_of("", second_score)
+    if first_column != second_column:
+        return result | {"note": f"taken differently: {first_column.protocol}; {second_column.protocol}"}
+    before, after = first.documents(first_score), second.documents(second_score)
+    shared = [name for name in before if name in after]
+    gap = significance.gap([[after[name] - before[name] for name in shared]])
     if gap is None:
-        return words | {"note": "its documents' scores are missing"}
-    ratio = ours.scale == "exp-mean"
-    bounds = gap.ci95 and [score_stats.scaled(bound, ours.scale) for bound in gap.ci95]
-    return words | {
+        return result | {"note": "its documents' scores are missing"}
+    scale = first_score.scale
+    return result | {
         "n": len(shared),
-        "what": "ratio" if ratio else "difference",
-        "change": score_stats.scaled(gap.value, ours.scale),
-        "ci95": bounds,
+        "what": "ratio" if scale == "exp-mean" else "difference",
+        "change": score_stats.scaled(gap.value, scale),
+        "ci95": gap.ci95 and [score_stats.scaled(bound, scale) for bound in gap.ci95],
         "p": gap.p,
         "note": "",
     }
 
 
-def _ran(record: Record) -> tuple[str, ...]:
-    """What a speed-up is over: another dense model makes it another figure."""
+def _dense_setup(record: Record) -> tuple[str, ...]:
+    """What the dense model's latency depends on. Speed-ups over different dense models cannot be compared."""
     spec = record.spec
     return spec.model, spec.device, spec.runtime, spec.dtype
 
 
-def _latency(first: Record, second: Record, workload: str, alike: bool) -> dict[str, Any]:
-    """By the speed-ups over the dense models of their own rounds: those may come from different hours."""
-    one, other = first.latency[workload], second.latency[workload]
-    words: dict[str, Any] = {"clock": one.clock, "first": one.speedup, "second": other.speedup, "ci95": None}
-    words["provenance"] = [_provenance(first, one), _provenance(second, other)]
-    if not alike:
-        return words | {"note": "over different dense models: not compared"}
-    if one.clock != other.clock:
-        return words | {"note": f"ranked by {one.clock} and {other.clock}"}
-    words["ratio"] = one.speedup / other.speedup
-    if one.speedup_ci95 and other.speedup_ci95:
-        half = math.hypot(*(math.log(t.speedup_ci95[1] / t.speedup_ci95[0]) / 2 for t in (one, other)))  # type: ignore
-        words["ci95"] = [words["ratio"] * math.exp(-half), words["ratio"] * math.exp(half)]
-    floors = [timing.noise_floor for timing in (one, other) if timing.noise_floor is not None]
-    near = abs(words["ratio"] - 1) <= max(floors, default=0.0)
-    return words | {"note": "closer than the noise floor; --remeasure times them together" if near else ""}
+def _latency(first: Record, second: Record, workload: str, same_dense: bool) -> dict[str, Any]:
+    """The ratio of two latencies, from their speed-ups over the dense models of their own rounds.
+
+    Absolute times are not compared, because they may come from different hours.
+    """
+    a, b = first.latency[workload], second.latency[workload]
+    result: dict[str, Any] = {"clock": a.clock, "first": a.speedup, "second": b.speedup, "ci95": None}
+    result["provenance"] = [_provenance(first, a), _provenance(second, b)]
+    if not same_dense:
+        return result | {"note": "over different dense models: not compared"}
+    if a.clock != b.clock:
+        return result | {"note": f"ranked by {a.clock} and {b.clock}"}
+    result["ratio"] = a.speedup / b.speedup
+    if a.speedup_ci95 and b.speedup_ci95:
+        half = math.hypot(*(math.log(high / low) / 2 for low, high in (a.speedup_ci95, b.speedup_ci95)))
+        result["ci95"] = [result["ratio"] * math.exp(-half), result["ratio"] * math.exp(half)]
+    floors = [timing.noise_floor for timing in (a, b) if timing.noise_floor is not None]
+    is_close = abs(result["ratio"] - 1) <= max(floors, default=0.0)
+    return result | {"note": "closer than the noise floor; --remeasure times them together" if is_close else ""}
 
 
 def _provenance(record: Record, timing: Latency) -> str:
-    """What the machine tells of itself stands above what the device is known as."""
+    """The machine's own provenance, if it reports one, else the one the device was registered with."""
     return record.environment.device.get("provenance", timing.provenance)
 
 
 def remeasured(first: Record, second: Record, root: Path) -> dict[str, Latency]:
-    """Both pruned models in the same rounds, the first as what the second is compared with."""
+    """Time both pruned models in the same rounds. The first takes the place of the dense model."""
     from harness.functions import measure
 
     folders = []
@@ -111,14 +120,14 @@ def remeasured(first: Record, second: Record, root: Path) -> dict[str, Latency]:
         folder = root / record.artefact.path if record.artefact else None
         if folder is None or not folder.is_dir():
             raise UsageError(
-                f"the model of {record.id[:12]} is not in {root}", "run its command again; it is kept there"
+                f"the model of {record.id[:12]} is not in {root}", "run its command again, which saves the model there"
             )
         folders.append(folder)
     spec = second.spec
     if (first.spec.device, first.spec.runtime, first.spec.dtype) != (spec.device, spec.runtime, spec.dtype):
         raise UsageError("the two were measured on different devices", "compare records of one device and dtype")
-    where = {"device": spec.device, "runtime": spec.runtime, "dtype": spec.dtype, "preset": spec.preset}
+    settings = {"device": spec.device, "runtime": spec.runtime, "dtype": spec.dtype, "preset": spec.preset}
     shared = [workload for workload in spec.workloads if workload in first.spec.workloads]
     if not shared:
         raise UsageError("the two were timed under different workloads", "harness run --workload times another one")
-    return {workload: measure(folders[1], workload, against=folders[0], **where) for workload in shared}
+    return {workload: measure(folders[1], workload, against=folders[0], **settings) for workload in shared}

@@ -1,4 +1,4 @@
-"""Records and where they lie: of a runs folder, or published below `results/`."""
+"""Records with their files, of a runs folder or published below `results/`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from harness.records.store import RECORD, Store
 from harness.system.reading import Unreadable, json_file
 
 T = TypeVar("T")
-MOST = 1e60  # of one document's score; squares and fourth powers of it are still numbers
+LARGEST_SCORE = 1e60  # of one document; its fourth power is still a finite number
 
 
 class BadRecord(HarnessError):
-    """A file that is no record, or was edited. `damaged` is false where the file itself may be good."""
+    """A file is not a record, or was edited. `damaged` is false where the file itself may be intact."""
 
     def __init__(self, path: Path, why: str, damaged: bool = True) -> None:
         super().__init__(one_line(f"{path} {why}"), "harness validate names all such files")
@@ -35,7 +35,7 @@ OnBad = Callable[[BadRecord], None]
 
 
 class Entry:
-    """A record in its file, and the folder of its samples. Its words are as they are; its record is checked."""
+    """A record's file and the folder of its samples. `words` is the JSON as it was read; `record` is validated."""
 
     def __init__(self, path: Path, side: Path) -> None:
         self.path, self.side = path, side
@@ -45,7 +45,7 @@ class Entry:
             raise BadRecord(path, fault.why, fault.damaged) from None
         except FileNotFoundError:
             raise BadRecord(path, "was removed meanwhile", damaged=False) from None
-        if not _outlined(self.words):
+        if not _has_outline(self.words):
             raise BadRecord(path, "is not a record")
 
     @cached_property
@@ -59,7 +59,7 @@ class Entry:
         return record
 
     def documents(self, score: ScoreRecord) -> Mapping[str, float]:
-        """The score of each document; nothing where the samples were not published."""
+        """The score of each document; empty where the samples were not published."""
         try:
             path = self.side / score.samples
             return documents_of(path, side_words(path)) or {} if score.samples else {}
@@ -67,37 +67,40 @@ class Entry:
             raise BadRecord(self.path, f"cannot be ranked: {error.cause}", damaged=False) from None
 
 
-def documents_of(path: Path, words: Any) -> Mapping[str, float] | None:
-    """The score of each document in a side file's words; None where there is no such file."""
-    if words is None:
+def documents_of(path: Path, payload: Any) -> Mapping[str, float] | None:
+    """The score of each document in the content of a side file; None where there is no such file."""
+    if payload is None:
         return None
-    documents = words.get("documents") if isinstance(words, dict) else None
+    documents = payload.get("documents") if isinstance(payload, dict) else None
     numbers = documents.values() if isinstance(documents, dict) else (None,)
-    if not all(isinstance(number, int | float) and abs(number) <= MOST for number in numbers):
+    if not all(isinstance(number, int | float) and abs(number) <= LARGEST_SCORE for number in numbers):
         raise HarnessError(f"{path} does not hold scores of documents", "harness validate names all that is wrong")
     return documents
 
 
-def _outlined(words: Any) -> bool:
-    """Whether there is what pages are laid out by; the rest is looked at when it is needed."""
+def _has_outline(payload: Any) -> bool:
+    """Whether the fields that group records for pages are present. The other fields are checked when they are used."""
     try:
-        spec = words["spec"]
-        known = [words[name] for name in ("id", "status", "finished", "digest")]
-        known += [spec[name] for name in ("pruner", "model", "revision", "dtype", "device", "runtime", "recovery")]
-        known += [spec["budget"]["kind"], spec["budget"]["unit"], spec["workloads"][0]]
-        known += [timing[name] for timing in words["latency"].values() for name in ("provenance", "clock")]
+        spec = payload["spec"]
+        texts = [payload[name] for name in ("id", "status", "finished", "digest")]
+        texts += [spec[name] for name in ("pruner", "model", "revision", "dtype", "device", "runtime", "recovery")]
+        texts += [spec["budget"]["kind"], spec["budget"]["unit"], spec["workloads"][0]]
+        texts += [timing[name] for timing in payload["latency"].values() for name in ("provenance", "clock")]
         numbers = [spec["seed"], spec["budget"]["value"]]
-        device = words["environment"]["device"]
+        device = payload["environment"]["device"]
     except (KeyError, TypeError, IndexError, AttributeError):
         return False
-    plain = all(isinstance(word, str) for word in known) and isinstance(device, dict)
-    return plain and all(isinstance(number, int | float) for number in numbers)
+    return (
+        isinstance(device, dict)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) for number in numbers)
+    )
 
 
 def read(folder: Path, on_bad: OnBad | None = None) -> list[Entry]:
-    """All records below `results/`, with their samples in a folder beside them.
+    """All records below `results/`, each with the folder of its samples.
 
-    What is no record is given to `on_bad` and left out, or raised where there is none.
+    A file that is not a record is passed to `on_bad` and left out. Without `on_bad`, its BadRecord is raised.
     """
     published = []
     for path in paths(folder):
@@ -111,13 +114,13 @@ def read(folder: Path, on_bad: OnBad | None = None) -> list[Entry]:
 
 
 def paths(folder: Path) -> list[Path]:
-    """Every JSON file below `results/`, and what else has such a name."""
+    """Everything below `results/` whose name ends in `.json`, folders and links too."""
 
     def refuse(error: OSError) -> None:
         raise EnvironmentFault(f"cannot read {error.filename}: {error.strerror}", "make it a folder that can be read")
 
     walk = os.walk(folder / "results", onerror=refuse)
-    return sorted(Path(place, name) for place, inside, files in walk for name in inside + files if _is_json(name))
+    return sorted(Path(root, name) for root, folders, files in walk for name in folders + files if _is_json(name))
 
 
 def _is_json(name: str) -> bool:
@@ -125,7 +128,7 @@ def _is_json(name: str) -> bool:
 
 
 def of_runs(store: Store) -> list[Entry]:
-    """All records of a runs folder; what is damaged is set aside with a notice."""
+    """All records of a runs folder. Damaged ones are set aside with a notice."""
     entries = []
     for path in store.files("records"):
         try:
@@ -136,12 +139,15 @@ def of_runs(store: Store) -> list[Entry]:
 
 
 def despite_edits(store: Store, entries: list[Entry], work: Callable[[list[Entry]], T]) -> T:
-    """The work on all records of a runs folder but those that turn out edited, which are set aside with a notice."""
+    """The result of `work` on the records of a runs folder. Edited ones are set aside with a notice."""
     return without_bad(entries, work, lambda error: store.refuse(error.path, error.why, error.damaged))
 
 
 def without_bad(entries: list[Entry], work: Callable[[list[Entry]], T], on_bad: OnBad) -> T:
-    """The work on all entries but those that turn out to be no records, which are given to `on_bad` and left out."""
+    """The result of `work` on all entries that are records. Others are passed to `on_bad` and left out.
+
+    An entry is checked only when it is used, so `work` starts anew whenever it meets a bad one.
+    """
     while True:
         try:
             return work(entries)

@@ -1,4 +1,4 @@
-"""All boards as one HTML page that needs nothing else: rows sort and filter, pictures tell what they show."""
+"""All boards as one self-contained HTML page, whose rows can be sorted and filtered."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from string import Template
 
 from harness.leaderboard import pareto, scatter
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.markdown_page import LEGEND, Table, failed, reported_row, setting, table, taken_words
+from harness.leaderboard.markdown_page import LEGEND, Table, failed, reported_row, score_notes, setup_text, table
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Group
-from harness.leaderboard.site import FEW, MARK, paged, ranked
+from harness.leaderboard.site import FEW, MARK, group_pages, ranked
 from harness.markup import Cell, html
 from harness.system.parallel import spread
 
@@ -22,33 +22,32 @@ TEMPLATE = Path(__file__).with_name("sheet.html")
 
 
 def sheet(records: Sequence[Entry], home: Path, known: Sequence[Reported] = ()) -> str:
-    """`home` is the folder that the page will lie in, which links start from."""
-    pages, outside = paged(records)
+    """The page as text. Its links are relative to `home`, the folder it will be in; `known` are reported figures."""
+    pages, outside = group_pages(records)
 
-    def sections(own: Sequence[Board]) -> str:
-        return "\n".join(_board(board, known, home) for board in ranked(own))
+    def sections(boards: Sequence[Board]) -> str:
+        return "\n".join(_board(board, known, home) for board in ranked(boards))
 
     parts = spread(sections, list(pages.values()), least=FEW)
-    places = [board.place for own in pages.values() for board in own]
+    setups = [board.setup for boards in pages.values() for board in boards]
     if outside:
-        lost = _group(Group("in no table", [], list(outside)), [], home)
-        parts.append(f"<section>{lost}</section>")
+        parts.append(f"<section>{_group(Group('records in no table', [], list(outside)), [], home)}</section>")
     if known:
-        lines = _table([reported_row(one) for one in known])
+        lines = _table([reported_row(item) for item in known])
         parts.append(f'<section><h2>Reported, not re-run</h2><div class="group" data-budget="">{lines}</div></section>')
     template = TEMPLATE.read_text(encoding="utf-8")
     return Template(template).substitute(
         mark=MARK,
         policy=_policy(template),
         legend=html(LEGEND),
-        models=_options({place.model for place in places}),
-        devices=_options({place.device for place in places}),
+        models=_options({setup.model for setup in setups}),
+        devices=_options({setup.device for setup in setups}),
         boards="\n".join(parts),
     )
 
 
 def _policy(template: str) -> str:
-    """The page's Content-Security-Policy: its own script and styles by their hashes, and nothing else."""
+    """The page's Content-Security-Policy, which allows its own script and styles by their hashes and nothing else."""
     (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
     styles = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
     allowed = " ".join(map(_hash, [*styles, scatter.STYLE]))
@@ -64,12 +63,12 @@ def _options(names: set[str]) -> str:
 
 
 def _board(board: Board, known: Sequence[Reported], home: Path) -> str:
-    place = board.place
+    setup = board.setup
     plots = "\n".join(pareto.pictures(board).values())
-    notes = "<br>".join(html(line) for line in [setting(board), *taken_words(board)])
+    notes = "<br>".join(html(line) for line in [setup_text(board), *score_notes(board)])
     groups = "\n".join(_group(group, table(board, group, known, home), home) for group in board.groups)
-    head = f'<section data-model="{html(place.model)}" data-device="{html(place.device)}">'
-    title = html(f"{place.model} on {place.device}, {place.workload}")
+    head = f'<section data-model="{html(setup.model)}" data-device="{html(setup.device)}">'
+    title = html(f"{setup.model} on {setup.device}, {setup.workload}")
     return f'{head}\n<h2>{title}</h2>\n<p class="note">{notes}</p>\n{plots}\n{groups}\n</section>'
 
 

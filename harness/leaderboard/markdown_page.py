@@ -1,4 +1,4 @@
-"""Markdown pages: one per model, device and workload, with rows at equal budgets together, and an index of them."""
+"""Markdown pages of leaderboards: an index, and a page per model, device and workload with a table per budget."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import tabulate
+
 from harness import stats
 from harness.evaluation import score_stats
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.ranking import MEAN, answers, better, mean_accuracy, tasks
+from harness.leaderboard.ranking import MEAN, better, is_accuracy, mean_accuracy, tasks
 from harness.leaderboard.reported import Reported
-from harness.leaderboard.rows import Board, Column, Group, Place, Row, settings
+from harness.leaderboard.rows import Board, Column, Group, Row, Setup, settings
 from harness.markup import Cell, Code, Figures, Link, Strong, link, markdown, markdown_line
 from harness.quantities import figures
 from harness.records.schema import Artefact, Latency, Record
 from harness.stats import figure
 
 Table = list[dict[str, Cell]]
-OWN = (  # columns that no score and no figure of a device may replace
+RESERVED_COLUMNS = (  # a score or a device's figure with such a name gets another label
     "method",
     "settings",
     "preset",
@@ -35,148 +37,163 @@ OWN = (  # columns that no score and no figure of a device may replace
     "mJ per token",
     "sustained",
     MEAN.name,
-    "to the paper",
+    "vs. paper",
     "trust",
     "record",
 )
+REPORTED_NOTE = "From `reported.json`: figures from papers and repositories, each in its own setting."
 LEGEND = (
-    "± is a standard error over documents, brackets hold 95 %. Rows of one table that share a letter cannot be told "
-    "apart on the same documents (paired, Holm-corrected, 5 %). Several seeds are one row, with the range of their "
-    "values. A speed-up closer to 1 than the noise floor is none."
+    "± is a standard error over documents; square brackets hold 95 % confidence intervals. Rows of a table that share "
+    "a letter do not differ significantly on the same documents (paired t-test, Holm-corrected, 5 %). Several seeds "
+    "are one row, which shows their range. A speed-up closer to 1x than the noise floor cannot be told from noise."
 )
 
 
 def page(
     boards: Sequence[Board], reported: Sequence[Reported], home: Path | None, plots: Sequence[Sequence[str]] = ()
 ) -> str:
-    """All boards of one model, device and workload, each with its plots; links are relative to `home`, if any."""
-    place = boards[0].place
-    parts = [f"# {markdown(f'{place.model} on {place.device}, {place.workload}')}"]
-    special = differing([board.place for board in boards])
-    for at, board in enumerate(boards):
-        parts += [markdown(Link(name, name, picture=True)) for name in (plots[at] if plots else ())]
-        parts.append(markdown_line(setting(board)))
-        if lines := taken_words(board):
+    """The page of all boards of one model, device and workload. Links are relative to `home`; None makes no links."""
+    setup = boards[0].setup
+    parts = [f"# {markdown(f'{setup.model} on {setup.device}, {setup.workload}')}"]
+    distinctions = differing([board.setup for board in boards])
+    for index, board in enumerate(boards):
+        # The board's pictures, its setup, and how its scores were taken.
+        parts += [markdown(Link(name, name, picture=True)) for name in (plots[index] if plots else ())]
+        parts.append(markdown_line(setup_text(board)))
+        if lines := score_notes(board):
             parts.append(listed(lines))
+        # One section per budget and kind of recovery.
         for group in board.groups:
-            parts += [f"## {markdown(', '.join([_capital(group.title), *special[at]]))}"]
+            heading = ", ".join([_capital(group.title), *distinctions[index]])
+            parts.append(f"## {markdown(heading)}")
             if len(main := tasks(group)) > 1:
                 parts.append(markdown_line(f"Mean accuracy: over {', '.join(column.name for column in main)}."))
             if group.rows:
                 parts.append(tabled(table(board, group, reported, home)))
             if group.failures:
                 parts.append(listed([failed(entry, home) for entry in group.failures]))
-    if same := [one for one in reported if one.model == place.model]:
-        parts += ["## Reported, not re-run", tabled([reported_row(one) for one in same])]
+    if same_model := [item for item in reported if item.model == setup.model]:
+        parts += ["## Reported, not re-run", tabled([reported_row(item) for item in same_model])]
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
-def reported_page(known: Sequence[Reported]) -> str:
-    """All that others reported, by model."""
-    parts = ["# Reported, not re-run", "From `reported.json`: what papers and repositories say, in their own settings."]
-    for model in sorted({one.model for one in known}):
-        rows = [reported_row(one) for one in known if one.model == model]
+def reported_page(reported: Sequence[Reported]) -> str:
+    """The page of all figures that others reported, by model."""
+    parts = ["# Reported, not re-run", REPORTED_NOTE]
+    for model in sorted({item.model for item in reported}):
+        rows = [reported_row(item) for item in reported if item.model == model]
         parts += [f"## {markdown(model)}", tabled(rows)]
     return "\n\n".join(parts) + "\n"
 
 
-def reported_row(one: Reported) -> dict[str, Cell]:
-    return {**one.row(), "method": Code(one.pruner)}
+def reported_row(item: Reported) -> dict[str, Cell]:
+    return {**item.row(), "method": Code(item.pruner)}
 
 
-def _capital(words: str) -> str:
-    return words[0].upper() + words[1:]
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
-def setting(board: Board) -> str:
-    place = board.place
+def setup_text(board: Board) -> str:
+    """The sentence above a board's tables: dtype, runtime, machine, clock, noise floor and calibration."""
+    setup = board.setup
     floors = [t.noise_floor for row in board.rows for t in row.timings if t.noise_floor is not None]
     floor = (
-        f" Noise floor {max(floors):.1%}: what dense may stray from itself (95 %), at the noisiest row."
+        f" Noise floor of the noisiest row: {max(floors):.1%}. Two measurements of the same dense model can differ "
+        "by this much (95 %)."
         if floors
         else ""
     )
-    texts = calibrations(board)
-    text = f" Calibrated on {texts[0]}." if len(texts) == 1 else ""
-    return f"{place.dtype}, {place.runtime}, on {machine(place)}; ranked by {place.clock} time.{floor}{text}"
+    sources = calibrations(board)
+    calibration = f" Calibrated on {sources[0]}." if len(sources) == 1 else ""
+    return f"{setup.dtype}, {setup.runtime}, on {machine(setup)}; ranked by {setup.clock} time.{floor}{calibration}"
 
 
-def differing(places: Sequence[Place]) -> list[list[str]]:
-    """What tells the boards of one page apart, for each."""
-    words = [(p.dtype, p.runtime, f"on {machine(p)}", f"by {p.clock} time", p.revision[:12]) for p in places]
-    apart = [len(set(column)) > 1 for column in zip(*words, strict=True)]
-    return [[word for word, differs in zip(one, apart, strict=True) if differs] for one in words]
+def differing(setups: Sequence[Setup]) -> list[list[str]]:
+    """For each board of a page, the parts of its setup that are not the same for all of them."""
+    described = [(s.dtype, s.runtime, f"on {machine(s)}", f"by {s.clock} time", s.revision[:12]) for s in setups]
+    differs = [len(set(values)) > 1 for values in zip(*described, strict=True)]
+    return [[part for part, show in zip(parts, differs, strict=True) if show] for parts in described]
 
 
-def machine(place: Place) -> str:
-    """As it calls itself, and how many of its cores work."""
-    told = json.loads(place.machine)
-    threads = [f"{told['threads']} thread{'s' * (told['threads'] != 1)}"] if "threads" in told else []
-    return ", ".join([str(told.get("model") or place.device), *threads])
+def machine(setup: Setup) -> str:
+    """The machine's own name, and its number of threads where it is recorded."""
+    fingerprint = json.loads(setup.machine)
+    count = fingerprint.get("threads")
+    threads = [f"{count} thread{'s' * (count != 1)}"] if "threads" in fingerprint else []
+    return ", ".join([str(fingerprint.get("model") or setup.device), *threads])
 
 
 def calibrations(board: Board) -> list[str]:
     return sorted({row.spec.calibration for row in board.rows if row.spec.calibration})
 
 
-def taken_words(board: Board) -> list[str]:
-    """How each score was taken, and what the dense model has."""
+def score_notes(board: Board) -> list[str]:
+    """For each score, how it was taken and the dense model's value."""
     lines = []
     for column, label in labels(board.columns).items():
         row = next(row for row in board.rows if column in row.scores)
         score = row.scores[column]
         dense = f"; dense {stats.spread(score.dense, score.dense_stderr)}" if score.dense is not None else ""
-        lines.append(f"{label}: {column.how}{dense}")
+        lines.append(f"{label}: {column.protocol}{dense}")
     return lines
 
 
 def labels(columns: Sequence[Column]) -> dict[Column, str]:
-    """Names alone where they are enough, and are no other column's."""
+    """A heading for each score: its name, with a number where another column has the same name."""
     names = [column.name for column in columns]
-    again: dict[str, int] = defaultdict(int)
+    numbers: dict[str, int] = defaultdict(int)
     label_of: dict[Column, str] = {}
     for column in columns:
         label = column.name
-        while label in OWN or label in label_of.values() or (label == column.name and names.count(label) > 1):
-            again[column.name] += 1
-            label = f"{column.name} ({again[column.name]})"
+        while (
+            label in RESERVED_COLUMNS or label in label_of.values() or (label == column.name and names.count(label) > 1)
+        ):
+            numbers[column.name] += 1
+            label = f"{column.name} ({numbers[column.name]})"
         label_of[column] = label
     return label_of
 
 
 def table(board: Board, group: Group, reported: Sequence[Reported], home: Path | None) -> Table:
-    """A group as cells of text; columns that no row fills are left out."""
-    known, main, several = labels(board.columns), tasks(group), len(calibrations(board)) > 1
-    best = f"{known[group.sorted_by[0]] if len(group.sorted_by) == 1 else MEAN.name} to the best"
+    """The rows of a group as cells. Columns that no row fills are left out."""
+    label_of = labels(board.columns)
+    main = tasks(group)
+    several_calibrations = len(calibrations(board)) > 1
+    sorted_by = label_of[group.sorted_by[0]] if len(group.sorted_by) == 1 else MEAN.name
+    best = f"{sorted_by} vs. best"
     lines = []
     for row in group.rows:
         spec, records = row.spec, [entry.record for entry in row.entries]
-        made = [record.artefact for record in records if record.artefact]
+        artefacts = [record.artefact for record in records if record.artefact]
         flops = [record.flops[row.workload].pruned for record in records if row.workload in record.flops]
         memory = [record.memory.pruned.peak for record in records if record.memory.pruned]
+        # What was run, and what it costs.
         line: dict[str, Cell] = {
             "method": Code(spec.pruner),
             "settings": row.settings,
             "preset": spec.preset,
             "recovery": "" if spec.recovery == "none" else spec.recovery,
-            "calibration": spec.calibration if several else "",
+            "calibration": spec.calibration if several_calibrations else "",
             "speed-up": speedup(row),
             "ms": _ms(row.timings),
-            "removed": _range([artefact.ratio_blocks for artefact in made], "{:.1%}"),
-            "parameters": _range([artefact.params / 1e6 for artefact in made], "{:,.1f} M"),
-            "parameters, non-zero": _range([count / 1e6 for count in map(nonzero, made) if count], "{:,.1f} M"),
+            "removed": _range([artefact.ratio_blocks for artefact in artefacts], "{:.1%}"),
+            "parameters": _range([artefact.params / 1e6 for artefact in artefacts], "{:,.1f} M"),
+            "parameters, non-zero": _range([count / 1e6 for count in map(nonzero, artefacts) if count], "{:,.1f} M"),
             "FLOPs": _range([count / 1e9 for count in flops if count is not None], "{:,.1f} G"),
             "memory, peak": _range([count / 1e6 for count in memory], "{:,.0f} MB"),
             "mJ per token": figure(row.energy) if row.energy is not None else "",
         }
-        line |= on_device(row.timings[0], {*OWN, *known.values(), best})
-        for column in sorted(known, key=lambda column: not answers(row, column)):
-            line[known[column]] = value(row, column)
+        line |= device_figures(row.timings[0], {*RESERVED_COLUMNS, *label_of.values(), best})
+        # The scores, accuracies first.
+        for column in sorted(label_of, key=lambda column: not is_accuracy(row, column)):
+            line[label_of[column]] = value(row, column)
         if main:
             mean = mean_accuracy(row, main)
             line[MEAN.name] = Figures(f"{stats.spread(*mean)} {row.letters.get(MEAN, '')}".strip() if mean else "")
-        line[best] = "" if row is group.rows[0] else to_best(row, group)
-        line["to the paper"] = ", ".join(gap for one in reported if (gap := one.gap(row)))
+        line[best] = "" if row is group.rows[0] else gap_to_best(row, group)
+        line["vs. paper"] = ", ".join(filter(None, (item.gap(row) for item in reported)))
+        # Where the evidence is.
         links = [piece for entry in row.entries for piece in (" ", record_link(entry, home))]
         line |= {"trust": row.trust, "record": tuple(links[1:])}
         lines.append(line)
@@ -185,22 +202,26 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
     return [{name: line.get(name, "") for name in used} for line in lines]
 
 
-def on_device(timing: Latency, others: Collection[str]) -> dict[str, Cell]:
-    """What the device tells of its form of the pruned model, and of work that lasts."""
-    details: dict[str, Cell] = {}
-    for name, value in figures(timing.told.get("pruned", {})).items():
-        details[f"{name} (device)" if name in others else name] = value
-    if lasting := timing.sustained:
-        details["sustained"] = f"{figure(lasting.last_ns / 1e6)} ms after {lasting.seconds:.0f} s"
-    return details
+def device_figures(timing: Latency, other_columns: Collection[str]) -> dict[str, Cell]:
+    """What the device reports about its form of the pruned model, and its time after sustained work."""
+    cells: dict[str, Cell] = {}
+    for name, text in figures(timing.told.get("pruned", {})).items():
+        cells[f"{name} (device)" if name in other_columns else name] = text
+    if sustained := timing.sustained:
+        cells["sustained"] = f"{figure(sustained.last_ns / 1e6)} ms after {sustained.seconds:.0f} s"
+    return cells
 
 
 def nonzero(artefact: Artefact) -> int | None:
-    """Where masks zeroed much of what is stored, as the command line draws the line: every model has a few zeros."""
+    """How many parameters are not zero, where masks zeroed at least 1 % of them: every model has a few zeros.
+
+    The command line uses the same threshold.
+    """
     return artefact.params_nonzero if artefact.params_nonzero < 0.99 * artefact.params else None
 
 
 def value(row: Row, column: Column) -> Figures:
+    """A score with its standard error, or its range over several seeds, and its letter."""
     values, middle = row.values(column), row.value(column)
     if middle is None:
         return Figures()
@@ -212,25 +233,25 @@ def value(row: Row, column: Column) -> Figures:
     return Figures(f"{text} {row.letters.get(column, '')}".strip())
 
 
-def _range(values: Sequence[float], words: str) -> Figures:
-    """Of one seed its figure, of several what lies between them."""
+def _range(values: Sequence[float], template: str) -> Figures:
+    """The range of the values, or one figure where all of them print the same."""
     if not values:
         return Figures()
-    low, high = words.format(min(values)), words.format(max(values))
+    low, high = template.format(min(values)), template.format(max(values))
     return Figures(low if low == high else f"{low} to {high}")
 
 
-def to_best(row: Row, group: Group) -> Figures:
-    """How far from the first row, by the figure that the rows are sorted by."""
+def gap_to_best(row: Row, group: Group) -> Figures:
+    """The distance to the group's first row, in the score that the rows are sorted by."""
     columns = group.sorted_by
-    found = better(row, group.rows[0], columns) if columns and set(columns) <= row.scores.keys() else None
-    if found is None:
+    gap = better(row, group.rows[0], columns) if columns and set(columns) <= row.scores.keys() else None
+    if gap is None:
         return Figures()
     scale = row.scores[columns[0]].scale
-    ratio = scale == "exp-mean"
-    shown = (lambda x: figure(score_stats.scaled(x, scale), 3)) if ratio else (lambda x: f"{x:+.3g}")
-    bounds = f" [{shown(found.ci95[0])}, {shown(found.ci95[1])}]" if found.ci95 else ""
-    return Figures(f"{shown(found.value)}{'x' if ratio else ''}{bounds}")
+    is_ratio = scale == "exp-mean"
+    shown = (lambda x: figure(score_stats.scaled(x, scale), 3)) if is_ratio else (lambda x: f"{x:+.3g}")
+    bounds = f" [{shown(gap.ci95[0])}, {shown(gap.ci95[1])}]" if gap.ci95 else ""
+    return Figures(f"{shown(gap.value)}{'x' if is_ratio else ''}{bounds}")
 
 
 def speedup(row: Row) -> Figures:
@@ -252,19 +273,23 @@ def _ms(timings: Sequence[Latency]) -> Figures:
 
 
 def failed(entry: Entry, home: Path | None) -> Cell:
+    """A line for a run without figures: its request, status, reason and record."""
     record = entry.record
     method, settings = request_text(record)
     return method, f"{settings}: ", Strong(record.status), ": ", record.reason, " (", record_link(entry, home), ")"
 
 
 def request_text(record: Record) -> tuple[Code, str]:
-    """What tells a row without figures from its neighbours: the method, and the rest with a space before each word."""
+    """The request of a run that has no figures: its method, and all else that is not the default.
+
+    The second text has a space before each setting.
+    """
     spec = record.spec
-    words = [f"{name}={value}" for name, value in settings(record).items()]
-    words += [f"+ {spec.recovery}"] if spec.recovery != "none" else []
-    words += [f"preset {spec.preset}"] if spec.preset != "quick" else []
-    words += [f"seed {spec.seed}"] if spec.seed else []
-    return Code(spec.pruner), "".join(f" {word}" for word in words)
+    parts = [f"{name}={value}" for name, value in settings(record).items()]
+    parts += [f"+ {spec.recovery}"] if spec.recovery != "none" else []
+    parts += [f"preset {spec.preset}"] if spec.preset != "quick" else []
+    parts += [f"seed {spec.seed}"] if spec.seed else []
+    return Code(spec.pruner), "".join(f" {part}" for part in parts)
 
 
 def record_link(entry: Entry, home: Path | None) -> str | Link:
@@ -277,24 +302,24 @@ def listed(lines: Sequence[Cell]) -> str:
 
 
 def tabled(table: Table) -> str:
-    """As GitHub reads it. Not by tabulate, whose widths follow what else is installed: committed pages are compared."""
-    cells = [[markdown(name), *(markdown(row[name]) for row in table)] for name in table[0]]
-    widths = [max(map(len, column)) for column in cells]
-    padded = [[cell.ljust(width) for cell in column] for column, width in zip(cells, widths, strict=True)]
-    head, *lines = (f"| {' | '.join(line)} |" for line in zip(*padded, strict=True))
-    return "\n".join([head, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines])
+    """The table in GitHub's Markdown, the same bytes on every machine."""
+    # Without this, widths would depend on whether wcwidth is installed, and committed pages are compared byte by byte.
+    tabulate.WIDE_CHARS_MODE = False
+    lines = [[markdown(row[name]) for name in table[0]] for row in table]
+    headers = [markdown(name) for name in table[0]]
+    return tabulate.tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
-def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: Path, more: str = "") -> str:
-    """What pages there are, and what has none."""
+def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: Path, reported: str = "") -> str:
+    """The index page: a table of all pages, and the records that are on none. `reported` names the reported page."""
     lines: Table = []
     for file, boards in pages.items():
-        place, rows = boards[0].place, [row for board in boards for row in board.rows]
+        setup, rows = boards[0].setup, [row for board in boards for row in board.rows]
         lines.append(
             {
-                "page": Link(place.model, file),
-                "device": place.device,
-                "workload": place.workload,
+                "page": Link(setup.model, file),
+                "device": setup.device,
+                "workload": setup.workload,
                 "methods": str(len({row.spec.pruner for row in rows})),
                 "budgets": str(len({group.budget for board in boards for group in board.groups})),
                 "rows": str(len(rows)),
@@ -302,16 +327,18 @@ def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: 
             }
         )
     parts = ["# Leaderboards", "Made by `harness leaderboard leaderboards` from the records below `results/`."]
-    parts += [tabled(lines)] if lines else ["No record in a table."]
-    if more:
-        parts.append(markdown(("What papers say of these methods, not re-run: ", Link("reported", more), ".")))
+    parts += [tabled(lines)] if lines else ["No table has a record yet."]
+    if reported:
+        parts.append(markdown(("Figures that papers report for these methods: ", Link("reported", reported), ".")))
     if outside:
-        parts.append(outside_words(outside, home))
+        parts.append(outside_text(outside, home))
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
-def outside_words(entries: Sequence[Entry], home: Path | None) -> str:
-    return "In no table:\n\n" + "\n".join(sorted(listed([_outside(entry, home)]) for entry in entries)) + "\n"
+def outside_text(entries: Sequence[Entry], home: Path | None) -> str:
+    """A list of the records that are in no table, each with its reason."""
+    lines = sorted(listed([_outside(entry, home)]) for entry in entries)
+    return "Records in no table:\n\n" + "\n".join(lines) + "\n"
 
 
 def _outside(entry: Entry, home: Path | None) -> Cell:

@@ -1,4 +1,4 @@
-"""What in the README is made, not written: what is registered in this checkout, and how the published rows compare.
+"""The generated tables of the README: what is registered in this checkout, and an excerpt of the leaderboards.
 
 `python -m harness.leaderboard.readme` brings README.md up to date.
 """
@@ -16,39 +16,38 @@ from harness.leaderboard.ranking import stand
 from harness.leaderboard.rows import Group, Row, boards
 from harness.markup import Code
 
-LIST, ROWS, END = (
-    "<!-- made by `harness list --markdown` -->",
-    "<!-- made from leaderboards: smollm2-135m, cpu, prefill:1x512, 0.65x -->",
-    "<!-- end -->",
-)
+LIST_MARK = "<!-- made by `harness list --markdown` -->"
+EXCERPT = ("smollm2-135m", "cpu", "prefill:1x512", "0.65x")  # model, device, workload and budget
+EXCERPT_MARK = f"<!-- made from leaderboards: {', '.join(EXCERPT)} -->"
+END_MARK = "<!-- end -->"
 SHOWN = ("method", "settings", "speed-up", "removed", "wikitext2", "c4")
 KINDS = ("pruner", "device", "evaluator", "recovery", "model")
 
 
 def listed() -> str:
-    """Every registered name by kind, with where it comes from."""
-    known = plugins.registry()
+    """A table of every registered name by kind, with the distribution it comes from."""
+    registry = plugins.registry()
     rows: Table = []
     for kind in KINDS:
-        for name, spec in sorted(known.specs[kind].items()):
-            origin = known.origins[kind, name]
-            home = "built in" if origin.plugin == "builtin" else Code(origin.distribution)
-            rows.append({"kind": kind, "name": Code(name), "what it is": spec.summary, "from": home})
+        for name, spec in sorted(registry.specs[kind].items()):
+            origin = registry.origins[kind, name]
+            source = "built in" if origin.plugin == "builtin" else Code(origin.distribution)
+            rows.append({"kind": kind, "name": Code(name), "what it is": spec.summary, "from": source})
     return tabled(rows)
 
 
 def compared(folder: Path) -> str:
-    """One group of the leaderboards in few columns: a row of each method, on the board where most have one."""
-    model, device, workload, limit = ROWS.partition(": ")[2].removesuffix(" -->").split(", ")
+    """A table of one group of the leaderboards in few columns, from the board that has most methods."""
+    model, device, workload, limit = EXCERPT
     entries = [entry for entry in read(folder) if entry.words["spec"]["recovery"] == "none"]
-    found = []
+    candidates = []
     for board in boards(entries)[0]:
-        if (board.place.model, board.place.device, board.place.workload) == (model, device, workload):
+        if (board.setup.model, board.setup.device, board.setup.workload) == (model, device, workload):
             groups = [group for group in board.groups if group.budget.startswith(f"at most {limit} ")]
-            found += [(board, Group(group.budget, usual(group.rows, board.rows), [])) for group in groups]
-    if not found:
+            candidates += [(board, Group(group.budget, usual(group.rows, board.rows), [])) for group in groups]
+    if not candidates:
         return "nothing yet"
-    board, group = max(found, key=lambda one: len(one[1].rows))
+    board, group = max(candidates, key=lambda candidate: len(candidate[1].rows))
     first = [column for name in SHOWN for column in board.columns if column.name == name][:1]
     stand(group, board.columns, by=first)
     lines = table(board, group, [], None)
@@ -57,14 +56,15 @@ def compared(folder: Path) -> str:
 
 
 def usual(rows: Sequence[Row], everywhere: Sequence[Row]) -> list[Row]:
-    """Of each method those as it was asked most often at all budgets; of what is as common, with the fewest settings.
+    """For each method, the rows with the settings that most of its rows have at all budgets of the board.
 
-    No score is looked at: the best of several tries would be better than the method.
+    Of equally common settings, those with the fewest parameters. Scores play no part: to show a method by its best
+    result of several would flatter it.
     """
-    often = Counter(map(_request, everywhere))
+    counts = Counter(map(_request, everywhere))
     chosen: dict[str, tuple[str, ...]] = {}
-    for asked in sorted(map(_request, rows), key=lambda asked: (-often[asked], asked[-1].count("="), asked)):
-        chosen.setdefault(asked[0], asked)
+    for request in sorted(map(_request, rows), key=lambda r: (-counts[r], r[-1].count("="), r)):
+        chosen.setdefault(request[0], request)
     return [row for row in rows if _request(row) == chosen[row.spec.pruner]]
 
 
@@ -73,12 +73,12 @@ def _request(row: Row) -> tuple[str, ...]:
 
 
 def filled(text: str, root: Path = Path()) -> str:
-    """A page with what stands between its marks brought up to date."""
-    made = {LIST: listed, ROWS: lambda: compared(root / "leaderboards")}
-    for begin, make in made.items():
-        before, found, rest = text.partition(begin)
-        if found:
-            text = f"{before}{begin}\n{make()}\n{END}{rest.partition(END)[2]}"
+    """The text of a page, with new tables between its marks."""
+    tables = {LIST_MARK: listed, EXCERPT_MARK: lambda: compared(root / "leaderboards")}
+    for mark, make_table in tables.items():
+        before, found_mark, rest = text.partition(mark)
+        if found_mark:
+            text = f"{before}{mark}\n{make_table()}\n{END_MARK}{rest.partition(END_MARK)[2]}"
     return text
 
 

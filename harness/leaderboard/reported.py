@@ -1,4 +1,4 @@
-"""Figures that others reported: shown beside ours and marked, never ranked with them."""
+"""Figures from papers and repositories. Pages show them apart, and never rank them with measured rows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from harness.system.reading import json_file, parsing
 
 
 class Reported(BaseModel):
+    """A result that others reported, as `reported.json` has it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     pruner: str
     model: str
-    setting: str = Field(description="what was removed, from which data, what followed")
+    setting: str = Field(description="what was removed, the calibration data, and the recovery")
     scores: dict[str, Number]
-    taken: dict[str, str] = Field({}, description="how, in the words of our columns; only such figures are compared")
+    taken: dict[str, str] = Field(
+        {}, description="how scores were taken, as our columns say it; others are not compared"
+    )
     source: str
-    ratio: Number | None = Field(None, description="our ratio for the same setting; null where there is none")
-    parameters: dict[str, Any] = Field({}, description="those of ours that make it the same setting")
+    ratio: Number | None = Field(None, description="the ratio of the same setting here; null where there is none")
+    parameters: dict[str, Any] = Field({}, description="parameters of our method for the same setting")
     recovery: str = "none"
 
     def row(self) -> dict[str, str]:
@@ -37,20 +41,20 @@ class Reported(BaseModel):
         }
 
     def gap(self, row: Row) -> str:
-        """How far our row is from what was reported, where it is the same setting."""
+        """The difference of a measured row from the reported scores; empty where the setting is not the same."""
         spec = row.spec
-        asked = (spec.pruner, spec.model, spec.recovery, spec.preset, spec.budget.kind)
-        if asked != (self.pruner, self.model, self.recovery, "paper", "ratio") or spec.budget.value != self.ratio:
+        request = (spec.pruner, spec.model, spec.recovery, spec.preset, spec.budget.kind)
+        if request != (self.pruner, self.model, self.recovery, "paper", "ratio") or spec.budget.value != self.ratio:
             return ""
         if any(spec.parameters.get(name) != value for name, value in self.parameters.items()):
             return ""
-        gaps = [
-            f"{name} {value - self.scores[name]:+.3g}"
-            for name in self.scores
-            for column in row.scores
-            if column.name == name and name in self.taken and self.taken[name] in column.how
-            if (value := row.value(column)) is not None
-        ]
+        gaps = []
+        for name, score in self.scores.items():
+            for column in row.scores:
+                same_protocol = column.name == name and name in self.taken and self.taken[name] in column.protocol
+                value = row.value(column) if same_protocol else None
+                if value is not None:
+                    gaps.append(f"{name} {value - score:+.3g}")
         return ", ".join(gaps)
 
 

@@ -1,4 +1,4 @@
-"""From records to the rows of a page: seeds joined, budgets and recoveries apart, and who cannot be told from whom."""
+"""Records grouped for pages: a board per setup, a group per budget and recovery, a row per method."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from harness.records.keys import canonical
 from harness.records.schema import TRUST, Latency, Record, RunSpec, ScoreRecord
 from harness.resolve import unusual
 
-LEVEL = 0.05  # differences that chance shows more often than this are no differences
-VARIES = ("seed", "revision", "workloads", "sustain")  # in the rows of one method at one budget
+LEVEL = 0.05  # of significance
+VARYING = ("seed", "revision", "workloads", "sustain")  # fields of a spec that may differ between the seeds of a row
 
 
 @dataclass(frozen=True)
-class Place:
-    """What the rows of one page have in common."""
+class Setup:
+    """What all rows of a board have in common."""
 
     model: str
     revision: str
@@ -36,16 +36,16 @@ class Place:
 
 
 class Column(NamedTuple):
-    """A score and how it was taken: what was taken differently stands in another column."""
+    """A score and how it was taken. Scores that were taken differently are in different columns."""
 
     name: str
-    how: str
-    data: str  # what identifies the documents
+    protocol: str  # window, shots, split and number of documents
+    data: str  # identifies the documents, as canonical JSON
 
 
 @dataclass
 class Row:
-    """One method at one budget, its seeds together."""
+    """One method at one budget, with one record per seed."""
 
     entries: list[Entry]
     workload: str
@@ -69,12 +69,12 @@ class Row:
 
     @property
     def recovery(self) -> str:
-        """Its name, without settings."""
+        """The recovery's name, without settings."""
         return _recovery_key(self.spec.recovery)[1]
 
     @property
     def trust(self) -> str:
-        """That of the least trusted seed."""
+        """The trust of the least trusted seed."""
         return min((entry.record.trust for entry in self.entries), key=TRUST.index)
 
     @property
@@ -87,36 +87,40 @@ class Row:
 
     @property
     def energy(self) -> float | None:
-        """Millijoules of a token; energy is read under a record's first workload."""
-        read = [e.record.energy.pruned for e in self.entries if self.workload == e.record.spec.workloads[0]]
-        known = [joules for joules in read if joules is not None]
-        return 1e3 * statistics.fmean(known) / Workload.parse(self.workload).items if known else None
+        """Millijoules per token. Energy is measured under a record's first workload only."""
+        readings = [e.record.energy.pruned for e in self.entries if self.workload == e.record.spec.workloads[0]]
+        joules = [reading for reading in readings if reading is not None]
+        return 1e3 * statistics.fmean(joules) / Workload.parse(self.workload).items if joules else None
 
     @cached_property
     def scores(self) -> dict[Column, ScoreRecord]:
-        """The first seed's, by how they were taken."""
+        """The scores of the first seed, by column."""
         return {column_of(name, score): score for name, score in ranked(self.record).items()}
 
     @cached_property
     def documents(self) -> dict[Column, dict[str, float]]:
-        """Per score each document's, the mean over seeds."""
+        """Each document's score, by column: the mean over the seeds."""
         if len(self.entries) == 1:
             return {column: dict(self.entries[0].documents(score)) for column, score in self.scores.items()}
-        found = {}
+        means = {}
         for column in self.scores:
-            each = [entry.documents(score) for entry in self.entries if (score := taken(entry.record, column))]
-            shared = set.intersection(*(set(one) for one in each))
-            found[column] = {name: statistics.fmean(one[name] for one in each) for name in sorted(shared)}
-        return found
+            by_seed = []
+            for entry in self.entries:
+                if (score := score_in(entry.record, column)) is not None:
+                    by_seed.append(entry.documents(score))
+            shared = set.intersection(*map(set, by_seed))
+            means[column] = {name: statistics.fmean(scores[name] for scores in by_seed) for name in sorted(shared)}
+        return means
 
     def values(self, column: Column) -> list[float]:
-        """One per seed."""
+        """The score of each seed that has it."""
         if len(self.entries) == 1:
             return [self.scores[column].value] if column in self.scores else []
-        return [score.value for entry in self.entries if (score := taken(entry.record, column))]
+        scores = [score_in(entry.record, column) for entry in self.entries]
+        return [score.value for score in scores if score is not None]
 
     def value(self, column: Column) -> float | None:
-        """Over the seeds; perplexities by their logarithms, as documents are."""
+        """The mean over the seeds: geometric for perplexities, as it is over documents."""
         values = self.values(column)
         if not values:
             return None
@@ -127,13 +131,13 @@ class Row:
 
 @dataclass
 class Group:
-    """Rows at one budget that recovered in one way, the best first."""
+    """The rows at one budget with one kind of recovery, the best first once `ranking.stand` has sorted them."""
 
     budget: str
     rows: list[Row]
     failures: list[Entry]
     recovery: str = "none"
-    sorted_by: list[Column] = field(default_factory=list)  # once they are: one figure, or the tasks of the mean
+    sorted_by: list[Column] = field(default_factory=list)  # one score, or the tasks of the mean accuracy
 
     @property
     def title(self) -> str:
@@ -142,9 +146,9 @@ class Group:
 
 @dataclass
 class Board:
-    """All of one page."""
+    """All groups of one setup."""
 
-    place: Place
+    setup: Setup
     groups: list[Group]
 
     @property
@@ -157,75 +161,81 @@ class Board:
 
 
 def boards(entries: Iterable[Entry]) -> tuple[list[Board], list[Entry]]:
-    """The pages, and what no device measured."""
-    places: dict[Place, list[Entry]] = defaultdict(list)
+    """The boards of these records, and the records that are on none: no real device measured them."""
+    measured: dict[Setup, list[Entry]] = defaultdict(list)
     outside, failed = [], []
     for entry in entries:
-        words, spec = entry.words, entry.words["spec"]
-        played = words["environment"]["device"].get("provenance", "device") != "device"
-        measured = [w for w, timing in words["latency"].items() if timing["provenance"] == "device" and not played]
-        if words["status"] != "ok":
+        payload, spec = entry.words, entry.words["spec"]
+        device = payload["environment"]["device"]
+        if payload["status"] != "ok":
             failed.append(entry)
-        elif not measured:
+            continue
+        # One board per workload that a real device timed.
+        is_real = device.get("provenance", "device") == "device"
+        workloads = [w for w, timing in payload["latency"].items() if is_real and timing["provenance"] == "device"]
+        if not workloads:
             outside.append(entry)
-        for workload in measured if words["status"] == "ok" else ():
-            machine, clock = canonical(words["environment"]["device"]), words["latency"][workload]["clock"]
-            known = (spec["model"], spec["revision"], spec["dtype"], spec["device"], spec["runtime"])
-            places[Place(*known, machine, clock, workload)].append(entry)
-    lost: dict[Place, list[Entry]] = defaultdict(list)
-    for entry in failed:  # what has no latency has no place of its own: the first that it asked for
+        for workload in workloads:
+            names = (spec["model"], spec["revision"], spec["dtype"], spec["device"], spec["runtime"])
+            setup = Setup(*names, canonical(device), payload["latency"][workload]["clock"], workload)
+            measured[setup].append(entry)
+
+    # A failed run has no latency. It goes to the board of the first workload that it requested.
+    failed_of: dict[Setup, list[Entry]] = defaultdict(list)
+    for entry in failed:
         spec, machine = entry.words["spec"], canonical(entry.words["environment"]["device"])
-        asked = (spec["model"], spec["dtype"], spec["device"], spec["runtime"], spec["workloads"][0])
-        alike = [p for p in places if (p.model, p.dtype, p.device, p.runtime, p.workload) == asked]
-        same = [p for p in alike if p.machine == machine] or alike
-        if same:
-            lost[min(same, key=str)].append(entry)
+        request = (spec["model"], spec["dtype"], spec["device"], spec["runtime"], spec["workloads"][0])
+        candidates = [s for s in measured if (s.model, s.dtype, s.device, s.runtime, s.workload) == request]
+        candidates = [s for s in candidates if s.machine == machine] or candidates
+        if candidates:
+            failed_of[min(candidates, key=str)].append(entry)
         else:
             outside.append(entry)
 
-    def order(place: Place) -> tuple[str, str, str, int, str]:
-        """Of one page's boards the one with most records first."""
-        return place.model, place.device, place.workload, -len(places[place]), str(place)
+    def order(setup: Setup) -> tuple[str, str, str, int, str]:
+        """Boards of one page are neighbours, the one with most records first."""
+        return setup.model, setup.device, setup.workload, -len(measured[setup]), str(setup)
 
-    return [_board(place, places[place], lost[place]) for place in sorted(places, key=order)], outside
+    return [_board(setup, measured[setup], failed_of[setup]) for setup in sorted(measured, key=order)], outside
 
 
-def _board(place: Place, entries: Sequence[Entry], failed: Sequence[Entry]) -> Board:
-    alike: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
+def _board(setup: Setup, entries: Sequence[Entry], failed: Sequence[Entry]) -> Board:
+    by_group: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for entry in [*entries, *failed]:
         spec = entry.words["spec"]
-        alike[(*_budget_key(spec), *_recovery_key(spec["recovery"]))].append(entry)
+        by_group[(*_budget_key(spec), *_recovery_key(spec["recovery"]))].append(entry)
     groups = []
-    for key in sorted(alike):
-        ok = [entry for entry in alike[key] if entry.words["status"] == "ok"]
-        rows = [Row(found, place.workload) for found in _methods(ok).values()]
-        rest = [entry for entry in alike[key] if entry.words["status"] != "ok"]
-        groups.append(Group(budget_words(alike[key][0].words["spec"]), rows, rest, recovery=key[-1]))
-    return Board(place, groups)
+    for key in sorted(by_group):
+        members = by_group[key]
+        ok = [entry for entry in members if entry.words["status"] == "ok"]
+        rows = [Row(seeds, setup.workload) for seeds in _seeds_of_methods(ok)]
+        failures = [entry for entry in members if entry.words["status"] != "ok"]
+        groups.append(Group(budget_text(members[0].words["spec"]), rows, failures, recovery=key[-1]))
+    return Board(setup, groups)
 
 
-def _methods(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """By all that was asked but the seed; of one asked twice the later counts."""
-    found: dict[str, dict[int, Entry]] = defaultdict(dict)
+def _seeds_of_methods(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """The records of each row, by seed. Records of a row differ in the seed only; of one seed the latest counts."""
+    by_request: dict[str, dict[int, Entry]] = defaultdict(dict)
     for entry in sorted(entries, key=lambda e: (e.words["finished"], e.words["id"])):
-        asked = {name: value for name, value in entry.words["spec"].items() if name not in VARIES}
-        found[canonical(asked)][entry.words["spec"]["seed"]] = entry
-    return {name: [seeds[seed] for seed in sorted(seeds)] for name, seeds in found.items()}
+        request = {name: value for name, value in entry.words["spec"].items() if name not in VARYING}
+        by_request[canonical(request)][entry.words["spec"]["seed"]] = entry
+    return [[seeds[seed] for seed in sorted(seeds)] for seeds in by_request.values()]
 
 
 def _budget_key(spec: dict[str, Any]) -> tuple[Any, ...]:
-    """Latencies of dense first, from the most that is left; then milliseconds, then ratios."""
+    """The order of budgets: shares of the dense latency from the largest, then milliseconds, then ratios."""
     kind, unit, value = (spec["budget"][name] for name in ("kind", "unit", "value"))
     return (kind, unit == "ms", -value, spec["workloads"][0]) if kind == "latency" else (kind, False, value, "")
 
 
 def _recovery_key(label: str) -> tuple[bool, str]:
-    """By name, whatever its settings; what nothing followed comes first."""
+    """The order of recoveries: none first, then by name. Settings do not count."""
     name = label.partition(":")[0]
     return name != "none", name
 
 
-def budget_words(spec: dict[str, Any]) -> str:
+def budget_text(spec: dict[str, Any]) -> str:
     kind, unit, value = (spec["budget"][name] for name in ("kind", "unit", "value"))
     if kind == "ratio":
         return f"{value:.4g} of the prunable parameters removed" if value else "nothing removed"
@@ -234,29 +244,34 @@ def budget_words(spec: dict[str, Any]) -> str:
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Parameters that are not their preset's. Where an older record does not say: by the method as it is here."""
+    """The parameters that differ from their preset's.
+
+    Older records do not list them; they are then compared with the presets of the installed method.
+    """
     if record.unusual is not None:
         return record.unusual
-    known = registry().specs["pruner"].get(record.spec.pruner)
-    return unusual(known, record.spec) if known else record.spec.parameters
+    method = registry().specs["pruner"].get(record.spec.pruner)
+    return unusual(method, record.spec) if method else record.spec.parameters
 
 
 def ranked(record: Record) -> Mapping[str, ScoreRecord]:
-    """What says how good a model is; footprints say how large."""
+    """The scores of quality, which rank a model. Footprints are left out."""
     return {name: score for name, score in record.scores.items() if not name.startswith("footprint")}
 
 
 def column_of(name: str, score: ScoreRecord) -> Column:
-    told = score.details
-    how = [
-        *([f"window {told['window']}"] if "window" in told else ()),
-        *([f"{told['fewshot']}-shot"] if "fewshot" in told else ()),
-        *([str(told["split"])] if "split" in told else ()),
+    details = score.details
+    protocol = [
+        *([f"window {details['window']}"] if "window" in details else ()),
+        *([f"{details['fewshot']}-shot"] if "fewshot" in details else ()),
+        *([str(details["split"])] if "split" in details else ()),
         f"n={score.n}",
     ]
-    return Column(name, ", ".join(how), canonical([told.get(word) for word in ("data", "task_version", "bos")]))
+    data = canonical([details.get(field) for field in ("data", "task_version", "bos")])
+    return Column(name, ", ".join(protocol), data)
 
 
-def taken(record: Record, column: Column) -> ScoreRecord | None:
+def score_in(record: Record, column: Column) -> ScoreRecord | None:
+    """The record's score that belongs to this column, if it has one."""
     score = ranked(record).get(column.name)
     return score if score is not None and column_of(column.name, score) == column else None

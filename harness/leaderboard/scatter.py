@@ -1,4 +1,4 @@
-"""A scatter plot with intervals as SVG: the same points, the same text on every machine. Hovering names a point."""
+"""A scatter plot with intervals, as SVG text that is the same on every machine. Points have tooltips."""
 
 from __future__ import annotations
 
@@ -9,20 +9,33 @@ from dataclasses import dataclass
 from harness.markup import html, plain_line
 from harness.stats import figure
 
-STYLE = "text{font:11px system-ui,sans-serif}"
-LABEL = 200  # characters
+Bounds = tuple[float, float]
+Corners = tuple[tuple[float, float], ...]
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 64, 160, 30, 44
-BAND, ARROW = 15, "↑"  # a row above the plot
+STYLE = "text{font:11px system-ui,sans-serif}"
+MAX_LABEL = 200  # characters
+
+WIDTH, HEIGHT = 760, 400
+LEFT, RIGHT = 64, 160  # margins around the plot
+TOP, BOTTOM = 30, 44
+BAND = 15  # height of a row of points above the plot
+ARROW = "↑"
+
 COLOURS = ("#3b6ea5", "#d9822b", "#4c8c4c", "#8a5aa8", "#c44e52", "#6d6d6d", "#1f8a80", "#a8790b", "#c255a0", "#1587a0")
-CORNERS = {  # of a marker, around its middle
+
+
+def _star() -> Corners:
+    radii = [7, 3] * 5
+    angles = [corner * math.pi / 5 for corner in range(10)]
+    return tuple((r * math.sin(angle), -r * math.cos(angle)) for r, angle in zip(radii, angles, strict=True))
+
+
+CORNERS: dict[str, Corners] = {  # of each marker, relative to its middle
     "square": ((-4, -4), (4, -4), (4, 4), (-4, 4)),
     "diamond": ((0, -5.5), (5.5, 0), (0, 5.5), (-5.5, 0)),
     "up": ((0, -5), (5, 4), (-5, 4)),
     "down": ((0, 5), (5, -4), (-5, -4)),
-    "star": tuple(
-        (r * math.sin(k * math.pi / 5), -r * math.cos(k * math.pi / 5)) for k in range(10) for r in [(7, 3)[k % 2]]
-    ),
+    "star": _star(),
     "cross": (
         (-5, -2),
         (-2, -2),
@@ -39,12 +52,11 @@ CORNERS = {  # of a marker, around its middle
     ),
 }
 MARKERS = ("circle", "square", "diamond", "up", "down", "cross")
-Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A mark with its intervals. Those of one series are joined; `hollow` and `told` are for the reader."""
+    """A point with its intervals and its tooltip, `told`. Points of one series are joined by a line."""
 
     name: str
     series: str
@@ -57,13 +69,14 @@ class Point:
 
 
 class Axis:
-    """From figures to pixels, and round figures to mark."""
+    """Maps figures to pixels, and chooses round figures for its ticks."""
 
     def __init__(self, low: float, high: float, start: float, end: float, log: bool = False) -> None:
         self.log = log
         a, b = (math.log(low), math.log(high)) if log else (low, high)
-        room = 0.04 * (b - a) or 0.5
-        self.low, self.high, self.start, self.end = a - room, b + room, start, end
+        margin = 0.04 * (b - a) or 0.5
+        self.low, self.high = a - margin, b + margin
+        self.start, self.end = start, end
 
     def at(self, value: float) -> float:
         x = math.log(value) if self.log else value
@@ -73,9 +86,11 @@ class Axis:
         if self.log:
             low, high = math.exp(self.low), math.exp(self.high)
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            dense = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 4, 5, 7)]
-            found = [value for value in dense if low <= value <= high]
-            return found if len(found) <= 12 else [v for v in found if f"{v:e}"[0] in "125" and f"{v:e}"[2] == "0"]
+            candidates = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 4, 5, 7)]
+            ticks = [value for value in candidates if low <= value <= high]
+            if len(ticks) <= 12:
+                return ticks
+            return [value for value in ticks if f"{value:e}"[0] in "125" and f"{value:e}"[2] == "0"]
         step = 10.0 ** math.floor(math.log10((self.high - self.low) / 4))
         step *= next((m for m in (1, 2, 5) if (self.high - self.low) / (m * step) <= 8), 10)
         first = math.ceil(self.low / step)
@@ -83,28 +98,34 @@ class Axis:
 
 
 def scatter(points: Sequence[Point], title: str, x: str, y: str, *, log: bool, edge: float, mark: Point | None) -> str:
-    """All points; what lies beyond `edge` stands above the plot, in rows, with its figure. `mark` is a star."""
+    """The picture of all points. `mark` is drawn as a star.
+
+    Points above `edge` are drawn in rows above the plot, each with its figure.
+    """
     shown = [*points, *([mark] if mark else ())]
     xs = [value for point in shown for value in (point.x, *(point.x95 or ()))]
     ys = [min(value, edge) for point in shown for value in (point.y, *(point.y95 or ()))]
     across = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     up = Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP, log)
+    # A colour and a marker for each name, and the legend that explains them.
     names = sorted({point.name for point in points})
-    looks = {name: (COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]) for at, name in enumerate(names)}
-    legend = [*((name, *looks[name]) for name in names), *([(mark.name, "#000", "star")] if mark else ())]
+    styles = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    legend = [*((name, *styles[name]) for name in names), *([(mark.name, "#000", "star")] if mark else ())]
+    # Points below the edge are drawn in the plot, the others above it.
     beyond = list(_staggered([point for point in points if point.y > edge], across))
     inside = [point for point in points if point.y <= edge]
-    over = BAND * (1 + max((row for _, row in beyond), default=-1))  # how far the picture reaches above its plot
+    over = BAND * (1 + max((row for _, row in beyond), default=-1))  # height of the rows above the plot
     parts = [_text(WIDTH / 2, 16 - over, title, "middle"), *_frame(across, up, x, y)]
-    parts += _lines(inside, across, up, looks)
+    parts += _lines(inside, across, up, styles)
     for point in inside:
-        parts += _point(point, across, up, edge, *looks[point.name])
+        parts += _point(point, across, up, edge, *styles[point.name])
     for point, row in beyond:
-        parts += _far(point, across.at(point.x), TOP - 8 - BAND * row, *looks[point.name])
+        parts += _point_beyond(point, across.at(point.x), TOP - 8 - BAND * row, *styles[point.name])
     if mark:
         parts.append(_marker("star", across.at(mark.x), up.at(mark.y), "#000", False, mark.told))
     parts += _legend(legend, bool(beyond))
-    width = max(WIDTH, WIDTH - RIGHT + 36 + max(_wide(name) for name, *_ in legend))
+    # Make room for long names, long legends and the rows above the plot.
+    width = max(WIDTH, WIDTH - RIGHT + 36 + max(_text_width(name) for name, *_ in legend))
     height = over + max(HEIGHT, TOP + 18 * (len(legend) + 1) + 8)
     size = f'width="{width:.0f}" height="{height}"'
     view = f'viewBox="0 {-over} {width:.0f} {height}" {size}'
@@ -115,50 +136,54 @@ def scatter(points: Sequence[Point], title: str, x: str, y: str, *, log: bool, e
     )
 
 
-def _legend(looks: Sequence[tuple[str, str, str]], beyond: bool) -> Iterator[str]:
+def _legend(styles: Sequence[tuple[str, str, str]], beyond: bool) -> Iterator[str]:
     left = WIDTH - RIGHT + 18
-    for at, (name, colour, shape) in enumerate(looks):
-        yield _marker(shape, left, TOP + 8 + 18 * at, colour, False, "")
-        yield _text(left + 12, TOP + 12 + 18 * at, name)
+    for i, (name, colour, shape) in enumerate(styles):
+        yield _marker(shape, left, TOP + 8 + 18 * i, colour, False, "")
+        yield _text(left + 12, TOP + 12 + 18 * i, name)
     if beyond:
         yield f'<path d="M{LEFT} {TOP}H{WIDTH - RIGHT}" stroke="#888" stroke-dasharray="2 3"/>'
-        yield _text(left - 5, TOP + 12 + 18 * len(looks), f"{ARROW} beyond the edge")
+        yield _text(left - 5, TOP + 12 + 18 * len(styles), f"{ARROW} off the scale")
 
 
 def _staggered(points: Sequence[Point], across: Axis) -> Iterator[tuple[Point, int]]:
-    """For each the lowest row above the plot where neither its marker nor its figure meets another's."""
-    ends: list[float] = []  # where each row is free again
+    """Each point with the lowest row above the plot where it overlaps no other point's marker or figure."""
+    ends: list[float] = []  # the x from which each row is free
     for point in sorted(points, key=lambda p: (p.x, p.y, p.name, p.told)):
         start = across.at(point.x) - 8
-        row = next((at for at, end in enumerate(ends) if end <= start), len(ends))
-        ends[row : row + 1] = [start + 20 + _wide(_far_words(point))]
+        end = start + 20 + _text_width(_beyond_label(point))
+        row = next((i for i, free_from in enumerate(ends) if free_from <= start), len(ends))
+        if row == len(ends):
+            ends.append(end)
+        else:
+            ends[row] = end
         yield point, row
 
 
-def _wide(words: str) -> float:
-    """About how many pixels: rather too many."""
-    return 6.5 * min(len(words), LABEL)
+def _text_width(text: str) -> float:
+    """The width of a text in pixels, rather over-estimated."""
+    return 6.5 * min(len(text), MAX_LABEL)
 
 
-def _far_words(point: Point) -> str:
+def _beyond_label(point: Point) -> str:
     return f"{ARROW} {figure(point.y, 3)}"
 
 
-def _far(point: Point, x: float, y: float, colour: str, shape: str) -> Iterator[str]:
+def _point_beyond(point: Point, x: float, y: float, colour: str, shape: str) -> Iterator[str]:
     yield _marker(shape, x, y, colour, point.hollow, point.told)
-    yield _text(x + 9, y + 4, _far_words(point), "start", colour)
+    yield _text(x + 9, y + 4, _beyond_label(point), "start", colour)
 
 
 def _frame(across: Axis, up: Axis, x: str, y: str) -> Iterator[str]:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     for value in across.ticks():
-        at = across.at(value)
-        yield f'<path d="M{at:.1f} {TOP}V{bottom}" stroke="#eee"/>'
-        yield _text(at, bottom + 16, figure(value), "middle")
+        tick_x = across.at(value)
+        yield f'<path d="M{tick_x:.1f} {TOP}V{bottom}" stroke="#eee"/>'
+        yield _text(tick_x, bottom + 16, figure(value), "middle")
     for value in up.ticks():
-        at = up.at(value)
-        yield f'<path d="M{LEFT} {at:.1f}H{right}" stroke="#eee"/>'
-        yield _text(LEFT - 6, at + 4, figure(value), "end")
+        tick_y = up.at(value)
+        yield f'<path d="M{LEFT} {tick_y:.1f}H{right}" stroke="#eee"/>'
+        yield _text(LEFT - 6, tick_y + 4, figure(value), "end")
     yield f'<path d="M{LEFT} {TOP}V{bottom}H{right}" stroke="#888" fill="none"/>'
     yield _text((LEFT + right) / 2, HEIGHT - 8, x, "middle")
     middle = (TOP + bottom) / 2
@@ -166,12 +191,12 @@ def _frame(across: Axis, up: Axis, x: str, y: str) -> Iterator[str]:
     yield f'<text x="14" y="{middle:.1f}" {turned}>{_label(y)}</text>'
 
 
-def _lines(points: Sequence[Point], across: Axis, up: Axis, looks: dict[str, tuple[str, str]]) -> Iterator[str]:
+def _lines(points: Sequence[Point], across: Axis, up: Axis, styles: dict[str, tuple[str, str]]) -> Iterator[str]:
     for name, series in sorted({(point.name, point.series) for point in points}):
-        mine = sorted((p.x, p.y) for p in points if (p.name, p.series) == (name, series))
-        if len(mine) > 1:
-            path = "L".join(f"{across.at(x):.1f} {up.at(y):.1f}" for x, y in mine)
-            yield f'<path d="M{path}" stroke="{looks[name][0]}" stroke-opacity=".4" fill="none"/>'
+        corners = sorted((p.x, p.y) for p in points if (p.name, p.series) == (name, series))
+        if len(corners) > 1:
+            path = "L".join(f"{across.at(x):.1f} {up.at(y):.1f}" for x, y in corners)
+            yield f'<path d="M{path}" stroke="{styles[name][0]}" stroke-opacity=".4" fill="none"/>'
 
 
 def _point(point: Point, across: Axis, up: Axis, edge: float, colour: str, shape: str) -> Iterator[str]:
@@ -184,21 +209,20 @@ def _point(point: Point, across: Axis, up: Axis, edge: float, colour: str, shape
     yield _marker(shape, x, y, colour, point.hollow, point.told)
 
 
-def _marker(shape: str, x: float, y: float, colour: str, hollow: bool, told: str) -> str:
-    look = f'fill="{"#fff" if hollow else colour}" stroke="{colour}"'
-    inside = f"><title>{html(told)}</title></" if told else ""
+def _marker(shape: str, x: float, y: float, colour: str, hollow: bool, tooltip: str) -> str:
+    style = f'fill="{"#fff" if hollow else colour}" stroke="{colour}"'
     if shape == "circle":
-        head, tag = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {look}', "circle"
+        head, tag = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {style}', "circle"
     else:
         corners = " ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in CORNERS[shape])
-        head, tag = f'<polygon points="{corners}" {look}', "polygon"
-    return f"{head}{inside}{tag}>" if told else f"{head}/>"
+        head, tag = f'<polygon points="{corners}" {style}', "polygon"
+    return f"{head}><title>{html(tooltip)}</title></{tag}>" if tooltip else f"{head}/>"
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", colour: str = "") -> str:
+def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "") -> str:
     fill = f' fill="{colour}"' if colour else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{_label(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{_label(text)}</text>'
 
 
 def _label(text: str) -> str:
-    return html(plain_line(text, LABEL))
+    return html(plain_line(text, MAX_LABEL))

@@ -307,7 +307,7 @@ def test_something_stands_where_a_sample_belongs(runs, boards, tmp_path, what):
     before = place.lstat().st_ino
     done = command("set", "--to", boards, runs=runs)
     assert done.exit_code == 1
-    assert "stands in the way (move it away and publish again)" in done.output
+    assert "is in the way (move it away and publish again)" in done.output
     assert str(place) in done.output
     assert (place.lstat().st_ino, mine.read_text()) == (before, "mine")
     assert record_ids(place.parent.parent) == {records(runs)["latency"].path.stem}
@@ -549,7 +549,7 @@ def test_a_record_from_the_future_does_not_replace_what_is_published(runs, board
     before = tree(boards)
     as_version(runs, later(records(runs)["ratio"].words, **by), "future")
     done = command("set", "--to", boards, runs=runs)
-    assert "its times lie in the future" in done.output
+    assert "its times are in the future" in done.output
     assert tree(boards) == before
 
 

@@ -231,7 +231,7 @@ def move(payload, name, **by):
 TIMES = {
     "finished before it started": (lambda w: move(w, "started", days=1), "before it started"),
     "a clock set back": (lambda w: move(w, "finished", days=-1), "before it started"),
-    "a clock set ahead": (lambda w: w.update(later(w, days=9)), "its times lie in the future"),
+    "a clock set ahead": (lambda w: w.update(later(w, days=9)), "its times are in the future"),
     "ended before it began": (
         lambda w: move(w["latency"]["prefill:1x128"], "began", days=1),
         "before it began",
@@ -497,5 +497,5 @@ def test_a_record_that_changed_while_it_was_made_again(runs, entry, monkeypatch)
     monkeypatch.setattr(rerun, "again", again)
     done = CliRunner().invoke(cli, ["verify", "--cell", entry.path.stem], env={"HARNESS_RUNS": str(runs)})
     assert done.exit_code == 3
-    assert "was changed while its row was made again" in done.output
+    assert "was changed while its command ran" in done.output
     assert json.loads(entry.path.read_text()) == other

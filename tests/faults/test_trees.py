@@ -22,6 +22,12 @@ from .texts import GOLDEN, HARMLESS, published
 PAGE = "some-t-xt/some-t-xt-prefill-1x128.md"
 PICTURE = PAGE.replace(".md", "-record.svg")
 OLD_INDEX = "Made by `harness leaderboard leaderboards` from the records below `results/`."
+OLD_REPORTED = "From `reported.json`: what papers and repositories say, in their own settings."
+OLD_LEGEND = (
+    "± is a standard error over documents, brackets hold 95 %. Rows of one table that share a letter cannot be told "
+    "apart on the same documents (paired, Holm-corrected, 5 %). Several seeds are one row, with the range of their "
+    "values. A speed-up closer to 1 than the noise floor is none."
+)
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -215,9 +221,9 @@ def test_what_would_be_done_is_said_and_then_done(full):
     looked = command("leaderboard", str(full), "--check")
     assert looked.returncode == 1
     assert looked.stdout.splitlines() == [
-        "README.md is not what the records give: would be replaced",
+        "README.md is out of date: would be replaced",
         f"{PAGE} is missing: would be written",
-        "gone/page.md is made by no record: would be removed",
+        "gone/page.md belongs to no record: would be removed",
     ]
     assert contents(full) == before
     assert command("leaderboard", str(full)).returncode == 0
@@ -239,6 +245,15 @@ def test_pages_from_before_the_mark_are_replaced_where_they_stand(full):
     assert command("leaderboard", str(full)).returncode == 0
     assert command("leaderboard", str(full), "--check").returncode == 0
     assert (full / "gone" / "page.md").exists()
+
+
+@pytest.mark.parametrize("line", [OLD_INDEX, OLD_REPORTED, OLD_LEGEND])
+def test_a_page_from_before_the_mark_is_known_by_its_old_text(tmp_path, line):
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\n{line}\n")
+    assert site.foreign(page) == ""
+    page.write_text("# A page\n\nmine\n")
+    assert site.foreign(page) == f"{page} was not made by harness leaderboard"
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""How a record came by its trust, and whether its times can be: what its history says, in order."""
+"""Checks of a record's trust against its history, and of its timestamps."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from harness.records.schema import TRUST, Change, Record, Trust
 
 _AGREEMENT = re.compile(r"(\S+): made again(?: at [0-9a-f]{12}(?: and uncommitted changes)?)?, in agreement")
 _AGAIN = "made again"
-SKEW = timedelta(minutes=5)  # between the clocks of machines that write one record
-WRITING = timedelta(hours=1)  # from the end of a run to the first line of its history: seconds, as a rule
-AHEAD = timedelta(days=1)  # so far this machine's clock may be behind
+SKEW = timedelta(minutes=5)  # allowed between the clocks of the machines that write one record
+WRITING = timedelta(hours=1)  # allowed between the end of a run and its first line of history; usually seconds
+AHEAD = timedelta(days=1)  # by which this machine's clock may be slow
 
 
 def agreement(trust: Trust, commit: str) -> str:
-    """The line of a row that was made again and agreed."""
+    """The line of history for a row that was run again and agreed."""
     return f"{trust}: {_AGAIN}{commit}, in agreement"
 
 
 def disagreement(commit: str, differences: Sequence[str]) -> str:
-    """The line of a row that was made again and did not."""
+    """The line of history for a row that was run again and did not agree."""
     return one_line(f"{_AGAIN}{commit}: {'; '.join(differences)}")
 
 
 def trust_of(history: Sequence[Change]) -> str:
-    """What a row may be called by its history."""
+    """The trust that a history proves: that of its last agreement, unless a disagreement followed."""
     trust: str = TRUST[0]
     for change in history:
         if match := _AGREEMENT.fullmatch(change.what):
@@ -39,12 +39,12 @@ def trust_of(history: Sequence[Change]) -> str:
 
 
 def faults(record: Record) -> Iterator[str]:
-    """What does not hold of a record's trust and its times."""
+    """Contradictions between a record's trust, its history and its timestamps."""
     trust = trust_of(record.history)
     if record.trust != trust:
         yield f"trust is {record.trust} in the record, {trust} by its history"
     if not record.history or record.history[0].what != "created":
-        yield "its history does not begin with how it was created"
+        yield "its history does not begin with its creation"
     yield from _times(record)
 
 
@@ -76,4 +76,4 @@ def _times(record: Record) -> Iterator[str]:
     if whens and not times[record.finished] <= whens[0] <= times[record.finished] + WRITING:
         yield f"finished at {record.finished}, but its history says {record.history[0].when}: {clock}"
     if max(times.values()) > datetime.now(UTC) + AHEAD:
-        yield "its times lie in the future: is the clock of this machine right?"
+        yield "its times are in the future: is the clock of this machine right?"

@@ -1,7 +1,8 @@
-"""What a record says it is, against the components that its id is the hash of.
+"""Checks of what a record says it is, against the components that its id is the hash of.
 
-A run stores the components of its cell before it begins; `publish` copies them beside the record. They bind what a
-digest cannot, since anyone can seal a changed record: its method, model, device, data, seed, budget and keys.
+A run stores the components of its cell before it begins, and `publish` copies them to the published record. A digest
+alone proves little, since anyone can change a record and seal it anew. The components also fix its method, model,
+device, data, seed, budget and keys.
 """
 
 from __future__ import annotations
@@ -21,31 +22,32 @@ from harness.records.schema import Record
 from harness.resolve import unusual
 from harness.system.reading import Unreadable, content, json_value
 
-FOLDER, SUFFIX = "cells", ".jsonl"  # a suffix of its own: each .json below results/ is a record
-LIMIT = 2**20  # bytes of one cell's components
-SIZES = ("rounds", "warmup", "iterations", "seconds")  # of a timing protocol: what a preset decides
-AGAIN = "run the record's command in an empty folder to have them again"
+FOLDER = "cells"
+SUFFIX = ".jsonl"  # not .json, since each .json below results/ is a record
+LIMIT = 2**20  # bytes of a file of components, at most
+SIZES = ("rounds", "warmup", "iterations", "seconds")  # fields of a timing protocol that a preset decides
+AGAIN = "run the record's command in an empty folder to write them again"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell as it was planned: the components that its id is the hash of, and its spec."""
+    """A cell as it was planned: its spec, and the components that its id is the hash of."""
 
     components: dict[str, Any]
     spec: dict[str, Any]
 
     def text(self) -> bytes:
-        """What is published of it: one line."""
+        """The cell as it is published: one line of canonical JSON."""
         return (canonical(asdict(self)) + "\n").encode()
 
 
 def published_path(side: Path, cell: str) -> Path:
-    """Where a published record's components lie; `side` is the folder of its samples."""
+    """The path of a published record's components; `side` is the folder of its samples."""
     return side.parent / FOLDER / f"{cell}{SUFFIX}"
 
 
 def stage_path(side: Path, cell: str) -> Path:
-    """Where a runs folder keeps them."""
+    """The path of a cell's components in a runs folder."""
     return side.parent / "stages" / "cell" / f"{cell}.json"
 
 
@@ -54,7 +56,7 @@ def exists(side: Path, cell: str) -> bool:
 
 
 def read(side: Path, cell: str) -> Cell | None:
-    """A cell's components; None where there are none, as for records that older versions published."""
+    """A cell's components; None where there are none, as with records that older versions published."""
     path = published_path(side, cell)
     if (text := _content(path)) is not None:
         value = _value(path, text, "spec")
@@ -77,29 +79,29 @@ def _content(path: Path) -> bytes | None:
         raise HarnessError(str(error), AGAIN) from None
 
 
-def _value(path: Path, text: bytes, spec: str) -> dict[str, Any]:
-    """What a file of components holds; its spec has this name."""
+def _value(path: Path, text: bytes, spec_name: str) -> dict[str, Any]:
+    """The JSON object in a file of components, whose spec has this name."""
     try:
         value = json_value(path, text)
     except Unreadable as error:
         raise HarnessError(str(error), AGAIN) from None
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), dict) for name in ("components", spec)):
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), dict) for name in ("components", spec_name)):
         raise HarnessError(f"{path} does not hold a cell's components", AGAIN)
     return value
 
 
 def faults(record: Record, cell: Cell) -> Iterator[str]:
-    """Where a record is not that of its cell."""
+    """Where a record contradicts its cell's components."""
     parts = cell.components
     if key("cell", parts) != record.id:
         yield "its id is not the hash of its cell's components"
         return
     differences: dict[str, str] = {}
-    for name, ours, theirs in (*_claims(record, parts), ("spec", record.spec.model_dump(mode="json"), cell.spec)):
-        if (isinstance(ours, str) and ours == theirs) or canonical(ours) == canonical(theirs):
+    for name, claim, component in (*_claims(record, parts), ("spec", record.spec.model_dump(mode="json"), cell.spec)):
+        if (isinstance(claim, str) and claim == component) or canonical(claim) == canonical(component):
             continue
-        for path, one, other in explain({name: ours}, {name: theirs}):
-            differences.setdefault(path, f"{path} is {one} in the record, {other} in its cell's components")
+        for path, in_record, in_cell in explain({name: claim}, {name: component}):
+            differences.setdefault(path, f"{path} is {in_record} in the record, {in_cell} in its cell's components")
     yield from differences.values()
     yield from _labels(record, parts)
     yield from _protocols(record, parts)
@@ -108,7 +110,7 @@ def faults(record: Record, cell: Cell) -> Iterator[str]:
 
 
 def _claims(record: Record, parts: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Each name with what the record says and what the components say. What they lack is not compared."""
+    """Each field with its value in the record and in the components. Fields that either lacks are left out."""
     spec, artefact = record.spec.model_dump(mode="json"), parts["artefact"]
     for name in ("pruner", "parameters", "model", "revision", "dtype", "budget", "seed"):
         if name in artefact:
@@ -139,7 +141,7 @@ def _claims(record: Record, parts: dict[str, Any]) -> Iterator[tuple[str, Any, A
 
 
 def _details(name: str, details: dict[str, Any], part: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What a score says of its windows and its text."""
+    """The window and the text of a score, as `_claims` gives its fields."""
     if "window" in details and "window" in part["parameters"]:
         yield f"scores.{name}.details.window", details["window"], part["parameters"]["window"]
     data = details.get("data")
@@ -148,26 +150,29 @@ def _details(name: str, details: dict[str, Any], part: dict[str, Any]) -> Iterat
 
 
 def _labels(record: Record, parts: dict[str, Any]) -> Iterator[str]:
-    """A recovery and evaluators are named with the settings that a user gave."""
+    """Where the label of a recovery or an evaluator contradicts its components. Labels hold the user's settings."""
     recovery = parts["artefact"]["recovery"]
     if not _names(record.spec.recovery, recovery["name"], recovery.get("parameters", {})):
         yield f"spec.recovery is {record.spec.recovery} in the record, {recovery} in its cell's components"
     for label, part in parts["eval"].items():
         if part is None:
             if record.status == "ok" and label not in record.unscored:
-                yield f"{label} could not be asked when the cell was planned, but nothing says why"
+                yield f"{label} was not available when the cell was planned, but the record gives no reason"
         elif not _names(label, part["evaluator"], part["parameters"]):
-            yield f"spec.evaluators has {label}, its cell's components {part['evaluator']} with {part['parameters']}"
+            yield (
+                f"spec.evaluators has {label}, its cell's components have {part['evaluator']} with {part['parameters']}"
+            )
 
 
 def _names(label: str, name: str, parameters: dict[str, Any]) -> bool:
+    """Whether a label such as `lora:samples=4` names this plug-in with these parameters."""
     first, *pairs = label.split(":")
     settings = dict(pair.partition("=")[::2] for pair in pairs)
     return first == name and all(str(parameters.get(setting)) == value for setting, value in settings.items())
 
 
 def _protocols(record: Record, parts: dict[str, Any]) -> Iterator[str]:
-    """How a preset is timed, and how each latency says that it was."""
+    """Where the preset or a latency contradicts the timing protocol."""
     presets = {name: [getattr(protocol, size) for size in SIZES] for name, protocol in timing.PROTOCOLS.items()}
     for measure in parts["measure"]:
         workload, protocol = measure["workload"], measure["protocol"]
@@ -187,7 +192,7 @@ def _protocols(record: Record, parts: dict[str, Any]) -> Iterator[str]:
 
 
 def _keys(record: Record, parts: dict[str, Any]) -> Iterator[str]:
-    """The keys of the stages, which components and measurements give."""
+    """Where the keys of stages are not the hashes of the components and measurements."""
     keys, artefact = record.keys, record.artefact
     cut = {name: part for name, part in parts["artefact"].items() if name != "recovery"}
     recovery = parts["artefact"]["recovery"]
@@ -196,7 +201,7 @@ def _keys(record: Record, parts: dict[str, Any]) -> Iterator[str]:
     if cuts and (keys.cut, keys.artefact) not in zip(cuts, artefacts, strict=True):
         yield "keys.cut and keys.artefact are not those of its cell's components"
     if cuts and artefact is not None and artefact.path not in {f"artefacts/{name}" for name in artefacts}:
-        yield f"artefact.path is {artefact.path}, where no model of its cell's components would lie"
+        yield f"artefact.path is {artefact.path}, where no model of its cell's components would be saved"
     sha256 = artefact.sha256 if artefact is not None else ""
     measures = {
         measure["workload"]: key("measure", {**measure, "artefact": sha256})
@@ -207,13 +212,13 @@ def _keys(record: Record, parts: dict[str, Any]) -> Iterator[str]:
         yield "keys.measure are not those of its cell's components and its model"
     evals = {label: part for label, part in parts["eval"].items() if part is not None} if record.scores else {}
     for label in sorted(evals.keys() | keys.eval.keys()):
-        parts_of_label = _evaluations({**evals[label], "artefact": sha256}, record) if label in evals else ()
-        if keys.eval.get(label) not in [key("eval", part) for part in parts_of_label]:
+        candidates = _evaluations({**evals[label], "artefact": sha256}, record) if label in evals else ()
+        if keys.eval.get(label) not in [key("eval", part) for part in candidates]:
             yield f"keys.eval.{label} is not that of its cell's components and its model"
 
 
 def _attempts(cut: dict[str, Any], record: Record) -> Iterator[dict[str, Any]]:
-    """A cut's components at each try: a latency is aimed lower where the finished model missed it."""
+    """A cut's components at each attempt. If the finished model missed its latency, the next one aims lower."""
     if "matched" not in cut:
         yield cut
     elif record.budget is not None:
@@ -226,24 +231,24 @@ def _attempts(cut: dict[str, Any], record: Record) -> Iterator[dict[str, Any]]:
 
 
 def _evaluations(part: dict[str, Any], record: Record) -> Iterator[dict[str, Any]]:
-    """An evaluation's components with what it was lent of the measurement: memory of this machine, or of the device."""
+    """An evaluation's components with the measurements it used: memory against that of the host, or of the device."""
     if "measured" not in part:
         yield part
         return
     memory = record.memory.pruned
     for total in (record.environment.host.get("memory_bytes"), record.environment.device.get("memory_bytes")):
-        taken = memory and {**memory.model_dump(), "total": total}
-        yield {**part, "measured": {"memory": taken, "energy_j": record.energy.pruned}}
+        used = memory and {**memory.model_dump(), "total": total}
+        yield {**part, "measured": {"memory": used, "energy_j": record.energy.pruned}}
 
 
 def _unusual(record: Record, parts: dict[str, Any]) -> Iterator[str]:
-    """Only where the method is the one that made the record: another version may have other defaults."""
+    """Where `unusual` contradicts the preset. Checked only if the installed method is the version that was run."""
     pruner = record.spec.pruner
     if record.unusual is None or parts["artefact"].get("version") != _version(pruner):
         return
     by_preset = unusual(plugins.registry().specs["pruner"][pruner], record.spec)
-    for path, one, other in explain({"unusual": record.unusual}, {"unusual": by_preset}):
-        yield f"{path} is {one} in the record, {other} by its preset"
+    for path, in_record, expected in explain({"unusual": record.unusual}, {"unusual": by_preset}):
+        yield f"{path} is {in_record} in the record, {expected} by its preset"
 
 
 @cache

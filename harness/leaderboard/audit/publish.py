@@ -1,8 +1,8 @@
-"""From a runs folder to the published results: only what others may rely on, with the samples behind it.
+"""Copying validated records from a runs folder into the published results, with their samples.
 
-What will change is planned first, as files to write and files to remove. It is then done in an order that a kill at any
-moment survives: samples and components, then records, and last what no record needs any more. Nothing is removed but
-records that newer ones replace, samples that no record names, and components of cells without a record.
+All changes are planned first, as files to write and files to remove. They are carried out in an order that survives a
+kill at any moment: samples and components, then records, and last the removals. Removed are only records that newer
+ones replace, samples that no record names, and components of cells without a record.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# What may be removed, by the folder that it lies in: samples, components, and what a kill left of a file in writing.
-_ROOMS = {
+# Names of files that may be removed, by subfolder. Files that a kill left unfinished have these names with a suffix.
+_REMOVABLE = {
     "samples": SIDE_FILE,
     identity.FOLDER: re.compile(rf"[0-9a-f]{{24}}{re.escape(identity.SUFFIX)}"),
     "": re.compile(r"[0-9a-f]{24}\.json"),
@@ -43,16 +43,16 @@ OTHER_FOLDER = "publish under another NAME, or to another folder: --to DIR"
 
 @dataclass
 class Published:
-    """What went where, and what did not and why. Files are named relative to the folder."""
+    """The outcome of publishing: cells by what became of them, and files relative to the folder."""
 
     folder: Path
     taken: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
-    older: dict[str, str] = field(default_factory=dict)  # than another record of the same question, which is named
+    older: dict[str, str] = field(default_factory=dict)  # each with the newer record of the same request
     refused: dict[str, list[str]] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
-    damaged: dict[str, str] = field(default_factory=dict)  # published before, left as they are, and why
+    damaged: dict[str, str] = field(default_factory=dict)  # published before; left as they are, with the reason
 
 
 @dataclass
@@ -79,31 +79,31 @@ def _read(path: Path) -> bytes:
 
 
 def publish(store: Store, target: Path, name: str, cells: Sequence[str] = (), check: bool = False) -> Published:
-    """Copy sound records and their samples below `results/NAME`; of one question on one machine the newest stands.
+    """Copy valid records and their samples to `results/NAME`: of each request and machine only the newest record.
 
-    With `check` nothing is changed, and the answer says what would be.
+    With `check` nothing is changed; the result says what would be.
     """
-    folder = _place(store, target, name)
-    done = Published(folder)
-    sound = _sound(store, cells, done)
-    if not sound:
-        return done
+    folder = _target_folder(store, target, name)
+    outcome = Published(folder)
+    valid = _valid_records(store, cells, outcome)
+    if not valid:
+        return outcome
     try:
         if check:
-            _changes(sound, done)
-            return done
+            _plan_changes(valid, outcome)
+            return outcome
         with guarded(folder, ""):
             folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder):
-            _changes(sound, done).carry_out()
+            _plan_changes(valid, outcome).carry_out()
     except EnvironmentFault as fault:
         remedy = "make room there, or give a folder that can be written: --to DIR; the same command then goes on"
         raise EnvironmentFault(fault.cause, remedy) from fault
-    return done
+    return outcome
 
 
-def _place(store: Store, target: Path, name: str) -> Path:
-    """The folder of published records, where nothing else can be hit by what is written and removed there."""
+def _target_folder(store: Store, target: Path, name: str) -> Path:
+    """The folder of published records, after checks that no other files can be written or removed through it."""
     folder = below(target / "results", plain_name(name, "a folder of published records"), error=UsageError)
     for path in (folder, folder / "samples", folder / identity.FOLDER):
         if path.is_symlink():
@@ -119,14 +119,14 @@ def _place(store: Store, target: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Only one process changes a folder of records at a time; others wait. No file is left behind."""
-    if fcntl is None:  # a folder cannot be locked there
+    """Lock a folder of records; other processes wait. The folder itself is locked, so no lock file remains."""
+    if fcntl is None:  # Windows cannot lock a folder
         yield
         return
     with guarded(folder, ""):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # file systems without locks
+        with contextlib.suppress(OSError):  # the file system has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -136,27 +136,27 @@ def exclusive(folder: Path) -> Iterator[None]:
 # --- which records ---
 
 
-def _sound(store: Store, cells: Sequence[str], done: Published) -> dict[str, Entry]:
-    """The newest record of each question, of those that others may rely on."""
-    sound: dict[str, Entry] = {}
-    entries = _selection(store, cells, done)
+def _valid_records(store: Store, cells: Sequence[str], outcome: Published) -> dict[str, Entry]:
+    """The newest record of each request, among those that pass validation without reservations."""
+    valid: dict[str, Entry] = {}
+    entries = _selection(store, cells, outcome)
     for entry, verdict in zip(entries, judged(entries, store.root), strict=True):
         reasons = [*verdict.faults, *verdict.reservations]
         if not reasons and not verdict.components:
             reasons = [f"the components of its cell are not in {store.root}: {identity.AGAIN}"]
         if reasons:
-            done.refused[entry.path.stem] = reasons
+            outcome.refused[entry.path.stem] = reasons
             continue
-        rival = sound.setdefault(_question(entry), entry)
-        if rival is not entry:
-            older, newest = sorted((rival, entry), key=_age)
-            sound[_question(entry)] = newest
-            done.older[older.path.stem] = newest.path.stem
-    return sound
+        other = valid.setdefault(_request(entry), entry)
+        if other is not entry:
+            older, newest = sorted((other, entry), key=_finish_time)
+            valid[_request(entry)] = newest
+            outcome.older[older.path.stem] = newest.path.stem
+    return valid
 
 
-def _selection(store: Store, cells: Sequence[str], done: Published) -> list[Entry]:
-    """The records of a runs folder, or those whose ids begin so. What is no record is refused, with its reason."""
+def _selection(store: Store, cells: Sequence[str], outcome: Published) -> list[Entry]:
+    """The records of a runs folder, or those whose ids begin with `cells`. Files that are not records are refused."""
     paths = store.files("records")
     for cell in cells:
         if not any(path.stem.startswith(cell) for path in paths):
@@ -167,16 +167,16 @@ def _selection(store: Store, cells: Sequence[str], done: Published) -> list[Entr
             try:
                 entries.append(Entry(path, store.path("samples")))
             except BadRecord as error:
-                done.refused[path.stem] = [error.why]
+                outcome.refused[path.stem] = [error.why]
     return entries
 
 
-def _question(entry: Entry) -> str:
-    """What was asked for, and of which machine."""
+def _request(entry: Entry) -> str:
+    """The spec of a record and the machine it ran on."""
     return canonical([entry.words["spec"], entry.words["environment"]["device"]])
 
 
-def _age(entry: Entry) -> tuple[datetime, str]:
+def _finish_time(entry: Entry) -> tuple[datetime, str]:
     return datetime.fromisoformat(entry.words["finished"]), entry.words["id"]
 
 
@@ -187,52 +187,55 @@ def _trust(entry: Entry) -> int:
 # --- what changes ---
 
 
-def _changes(sound: dict[str, Entry], done: Published) -> Changes:
-    folder, changes = done.folder, Changes()
-    published = _records_in(folder, done)
-    answers: dict[str, list[Entry]] = {}
+def _plan_changes(valid: dict[str, Entry], outcome: Published) -> Changes:
+    """What must be written and removed to publish these records; `outcome` is filled on the way."""
+    folder, changes = outcome.folder, Changes()
+    published = _records_in(folder, outcome)
+    by_request: dict[str, list[Entry]] = {}
     for earlier in published.values():
-        answers.setdefault(_question(earlier), []).append(earlier)
-    for question, entry in sound.items():
-        cell, before = entry.path.stem, answers.get(question, [])
-        newer = max(before, key=_age, default=entry)
-        if _age(newer) > _age(entry):
-            done.older[cell] = newer.path.stem
+        by_request.setdefault(_request(earlier), []).append(earlier)
+    for request, entry in valid.items():
+        cell, same_request = entry.path.stem, by_request.get(request, [])
+        # Leave out a record that is older than a published one, or whose file cannot be written.
+        newest = max(same_request, key=_finish_time, default=entry)
+        if _finish_time(newest) > _finish_time(entry):
+            outcome.older[cell] = newest.path.stem
             continue
-        if entry.path.name in done.damaged:
-            why = f"{folder / entry.path.name} {done.damaged[entry.path.name]}: move it away and publish again"
-            done.refused[cell] = [why]
+        if entry.path.name in outcome.damaged:
+            why = f"{folder / entry.path.name} {outcome.damaged[entry.path.name]}: move it away and publish again"
+            outcome.refused[cell] = [why]
             continue
         try:
             changes.evidence |= dict(_evidence(entry, folder))
         except HarnessError as error:
-            done.refused[cell] = [error.line]
+            outcome.refused[cell] = [error.line]
             continue
-        done.taken.append(cell)
-        if _says_more(entry, published.get(cell)):
+        # Publish it, and remove the older records of the same request.
+        outcome.taken.append(cell)
+        if _is_news(entry, published.get(cell)):
             changes.records[folder / entry.path.name] = entry.path
         published[cell] = entry
-        for earlier in before:
+        for earlier in same_request:
             if earlier.path.stem != cell:
-                done.replaced.append(earlier.path.stem)
+                outcome.replaced.append(earlier.path.stem)
                 changes.removals.append(earlier.path)
                 del published[earlier.path.stem]
-    if done.taken and not done.damaged:  # which samples a damaged record needs, nobody can say
+    if outcome.taken and not outcome.damaged:  # a damaged record may need any of the samples
         changes.removals += _unneeded(folder, published)
-    done.written = [str(path.relative_to(folder)) for path in (*changes.evidence, *changes.records)]
-    done.removed = [str(path.relative_to(folder)) for path in changes.removals]
+    outcome.written = [str(path.relative_to(folder)) for path in (*changes.evidence, *changes.records)]
+    outcome.removed = [str(path.relative_to(folder)) for path in changes.removals]
     return changes
 
 
-def _says_more(entry: Entry, published: Entry | None) -> bool:
-    """Whether a record is not there yet. What was learned of it since it was published stays with it."""
+def _is_news(entry: Entry, published: Entry | None) -> bool:
+    """Whether a record differs from the published one, or has more trust. Otherwise the published file stays."""
     if published is None or published.words["digest"] != entry.words["digest"]:
         return True
     return _trust(entry) > _trust(published)
 
 
-def _records_in(folder: Path, done: Published) -> dict[str, Entry]:
-    """The records that lie in the folder already, by cell; what is none is named and left alone."""
+def _records_in(folder: Path, outcome: Published) -> dict[str, Entry]:
+    """The records already in the folder, by cell. Other JSON files are noted as damaged and left alone."""
     entries = {}
     for path in sorted(folder.glob("*.json")):
         try:
@@ -241,12 +244,12 @@ def _records_in(folder: Path, done: Published) -> dict[str, Entry]:
             entry = Entry(path, folder / "samples")
             entries[entry.record.id] = entry
         except BadRecord as error:
-            done.damaged[path.name] = error.why
+            outcome.damaged[path.name] = error.why
     return entries
 
 
 def _evidence(entry: Entry, folder: Path) -> Iterator[tuple[Path, bytes | Path]]:
-    """The samples behind a record and the components of its cell, as far as they are not there already."""
+    """The samples of a record and the components of its cell, unless they are already published."""
     for name in dict.fromkeys(named_samples(entry.words)):
         if not SIDE_FILE.fullmatch(name):
             raise HarnessError(f"it names its samples {name!r}, which is not the name of a side file")
@@ -256,13 +259,13 @@ def _evidence(entry: Entry, folder: Path) -> Iterator[tuple[Path, bytes | Path]]
     cell = identity.read(entry.side, entry.record.id)
     assert cell is not None, "records without components were refused"
     path = identity.published_path(folder / "samples", entry.record.id)
-    if _bytes(path) != cell.text():
+    if _content_if_any(path) != cell.text():
         yield path, cell.text()
 
 
 def _is_sample(path: Path) -> bool:
-    """Whether a sample lies there that is what its name says; what is damaged is written again."""
-    if _bytes(path) is None:
+    """Whether an intact sample has this path. A damaged one is written again."""
+    if _content_if_any(path) is None:
         return False
     try:
         check_side_file(path)
@@ -271,27 +274,27 @@ def _is_sample(path: Path) -> bool:
     return True
 
 
-def _bytes(path: Path) -> bytes | None:
-    """What a file holds, if there is one. A folder, a link or a device in its place stands in the way."""
+def _content_if_any(path: Path) -> bytes | None:
+    """The content of a file; None if there is none. Raises HarnessError if it is a folder, a link or a device."""
     if path.is_symlink():
-        raise HarnessError(f"{path} is a link and stands in the way", "move it away and publish again")
+        raise HarnessError(f"{path} is a link and is in the way", "move it away and publish again")
     try:
         return content(path)
     except FileNotFoundError:
         return None
     except Unreadable as error:
-        raise HarnessError(f"{error} and stands in the way", "move it away and publish again") from None
+        raise HarnessError(f"{error} and is in the way", "move it away and publish again") from None
 
 
 def _unneeded(folder: Path, published: dict[str, Entry]) -> Iterator[Path]:
-    """Samples that no record names, components of cells without a record, and what a kill left of a file in writing."""
+    """Samples that no record names, components of cells without a record, and unfinished files that a kill left."""
     side = folder / "samples"
     needed = {identity.published_path(side, cell) for cell in published}
     needed |= {side / name for entry in published.values() for name in named_samples(entry.words)}
-    for room, form in _ROOMS.items():
-        unfinished = re.compile(rf"\.{form.pattern}\.\d+")
-        paths = sorted((folder / room).iterdir()) if (folder / room).is_dir() else []
+    for subfolder, pattern in _REMOVABLE.items():
+        unfinished = re.compile(rf"\.{pattern.pattern}\.\d+")
+        paths = sorted((folder / subfolder).iterdir()) if (folder / subfolder).is_dir() else []
         for path in paths:
-            is_ours = unfinished.fullmatch(path.name) or (room and form.fullmatch(path.name))
+            is_ours = unfinished.fullmatch(path.name) or (subfolder and pattern.fullmatch(path.name))
             if is_ours and path not in needed and path.is_file() and not path.is_symlink():
                 yield path

@@ -1,4 +1,4 @@
-"""What a record says of its model and its budget, counted again from the model's card and the shape that was kept."""
+"""Recomputes figures of a record: model and budget from the model's card and the kept shape, and what else follows."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from harness.models.architectures.lookup import anatomy_of
 from harness.records import carbon
 from harness.records.schema import Record, ScoreRecord
 
-CLOSE = 1e-9
-HEADER = 256  # bytes of a safetensors header per tensor, at most: its name, type, shape and place
+CLOSE = 1e-9  # tolerance, relative and absolute
+HEADER = 256  # bytes per tensor in a safetensors header, at most: its name, type, shape and offsets
 PERPLEXITY = "harness.evaluation.perplexity:"
-FEW = 0.01  # of the dense model's parameters may be zero without a mask
+NATURAL_ZEROS = 0.01  # share of the dense model's parameters that may be zero without a mask
 
 
-def close(known: object, found: object) -> bool:
-    if isinstance(known, int | float) and isinstance(found, int | float):
-        return math.isclose(known, found, rel_tol=CLOSE, abs_tol=CLOSE)
-    return known == found
+def close(recorded: object, computed: object) -> bool:
+    if isinstance(recorded, int | float) and isinstance(computed, int | float):
+        return math.isclose(recorded, computed, rel_tol=CLOSE, abs_tol=CLOSE)
+    return recorded == computed
 
 
-def apart(known: Any, found: Any, where: str = "", by: str = "its samples") -> Iterator[str]:
-    """The figures that are not what the samples give."""
-    if known == found:
+def apart(recorded: Any, computed: Any, where: str = "", by: str = "its samples") -> Iterator[str]:
+    """A message for each figure of the record that differs from the one computed from its samples."""
+    if recorded == computed:
         return
-    if isinstance(found, dict) and isinstance(known, dict):
-        for name in found.keys() | known.keys():
-            yield from apart(known.get(name), found.get(name), f"{where}.{name}" if where else str(name), by)
-    elif isinstance(found, list | tuple) and isinstance(known, list | tuple) and len(found) == len(known):
-        for at, (one, other) in enumerate(zip(known, found, strict=True)):
-            yield from apart(one, other, f"{where}[{at}]", by)
-    elif not close(known, found):
-        yield f"{where} is {known} in the record, {found} by {by}"
+    if isinstance(computed, dict) and isinstance(recorded, dict):
+        for name in computed.keys() | recorded.keys():
+            path = f"{where}.{name}" if where else str(name)
+            yield from apart(recorded.get(name), computed.get(name), path, by)
+    elif isinstance(computed, list | tuple) and isinstance(recorded, list | tuple) and len(computed) == len(recorded):
+        for i, (value, expected) in enumerate(zip(recorded, computed, strict=True)):
+            yield from apart(value, expected, f"{where}[{i}]", by)
+    elif not close(recorded, computed):
+        yield f"{where} is {recorded} in the record, {computed} by {by}"
 
 
 @cache
 def _anatomy(model: str) -> Anatomy | None:
-    """Of a model that is registered here; nothing is fetched to find out about another one."""
+    """The anatomy of a registered model; None for others, since nothing is downloaded for validation."""
     card = plugins.registry().specs["model"].get(model)
     try:
         return anatomy_of(dict(card.config)) if card else None
@@ -54,33 +55,34 @@ def _anatomy(model: str) -> Anatomy | None:
 
 
 def budget(record: Record) -> Iterator[str]:
+    """Where the budget contradicts the request, the measurement or the probes."""
     budget, artefact, spec = record.budget, record.artefact, record.spec
     if budget is None:
         return
     limit = spec.budget.value
     if not close(budget.asked, limit):
-        yield f"the budget says that {budget.asked:g} was asked, the cell {limit:g}"
-    if artefact is None:  # nothing was fast enough: the fastest try stands for it
+        yield f"the budget says that {budget.asked:g} was requested, the cell {limit:g}"
+    if artefact is None:  # no shape was fast enough, so `achieved` is the fastest probe
         fastest = min((probe["measured"] for probe in budget.probes), default=budget.achieved)
         by_probes = {"achieved": fastest, "unused": limit - fastest}
         yield from apart({name: getattr(budget, name) for name in by_probes}, by_probes, "budget", "its probes")
         return
     if spec.budget.kind == "ratio":
-        taken, bounds, over = artefact.ratio_blocks, None, False
-        unused = taken - limit
+        achieved, bounds, over = artefact.ratio_blocks, None, False
+        unused = achieved - limit
     elif (latency := record.latency.get(spec.workloads[0])) is None:
         return
     else:
-        taken, bounds = latency.taken(spec.budget.unit)
-        over, unused = taken > limit * (1 + CLOSE), limit - taken
-    if not close(taken, budget.achieved):
-        yield f"the budget says {budget.achieved:.6g}, the measurement {taken:.6g}"
+        achieved, bounds = latency.taken(spec.budget.unit)
+        over, unused = achieved > limit * (1 + CLOSE), limit - achieved
+    if not close(achieved, budget.achieved):
+        yield f"the budget says {budget.achieved:.6g}, the measurement {achieved:.6g}"
     elif not close(unused, budget.unused):
-        yield f"the budget says that {budget.unused:.6g} is unused, it is {unused:.6g}"
+        yield f"the budget says that {budget.unused:.6g} is unused, the measurement {unused:.6g}"
     if budget.achieved_ci95 and bounds and not all(map(close, budget.achieved_ci95, bounds)):
         yield f"the budget's interval is {budget.achieved_ci95}, the measurement's {bounds}"
     if over and record.status == "ok":
-        yield f"ok at {taken:.6g}, over its limit of {limit:g}"
+        yield f"ok at {achieved:.6g}, over its limit of {limit:g}"
     if budget.probes and budget.probes[-1].get("final"):
         last = budget.probes[-1]
         figures: dict[str, float | None] = {"achieved": budget.achieved, "predicted": budget.predicted}
@@ -89,42 +91,49 @@ def budget(record: Record) -> Iterator[str]:
 
 
 def model(record: Record) -> Iterator[str]:
-    """Parameters, shares and FLOPs. Of zeros only the model itself tells the count: about as many as are masked."""
+    """Where parameters, shares removed and FLOPs contradict the model's card and the kept shape.
+
+    The number of zeros is only known from the model itself, so it must be about the number that is masked.
+    """
     anatomy, artefact = _anatomy(record.spec.model), record.artefact
     if anatomy is None or artefact is None:
         return
-    shape, whole, left = artefact.shape, anatomy.params(), anatomy.params(artefact.shape)
-    for name, known, found in (("params_dense", artefact.params_dense, whole), ("params", artefact.params, left)):
-        if known != found:
-            yield f"{name} is {known:,} in the record, {found:,} by the model's card and its shape"
-    masked = max(0, round(artefact.ratio_total * whole) - (whole - left))
-    for name, told, least in zip(
+    shape = artefact.shape
+    dense_params, params = anatomy.params(), anatomy.params(shape)
+    for name, recorded, counted in (
+        ("params_dense", artefact.params_dense, dense_params),
+        ("params", artefact.params, params),
+    ):
+        if recorded != counted:
+            yield f"{name} is {recorded:,} in the record, {counted:,} by the model's card and its shape"
+    masked = max(0, round(artefact.ratio_total * dense_params) - (dense_params - params))
+    for name, ratio, expected in zip(
         ("ratio_blocks", "ratio_total"),
         (artefact.ratio_blocks, artefact.ratio_total),
         counting.ratios(anatomy, shape, masked),
         strict=True,
     ):
-        if not close(told, least):
-            yield f"{name} is {told:.6g} in the record, {least:.6g} by its shape and {masked:,} masked"
-    if not masked <= left - artefact.params_nonzero <= masked + FEW * whole:
-        yield f"params_nonzero is {artefact.params_nonzero:,} in the record, with {masked:,} of {left:,} masked"
+        if not close(ratio, expected):
+            yield f"{name} is {ratio:.6g} in the record, {expected:.6g} by its shape and {masked:,} masked"
+    if not masked <= params - artefact.params_nonzero <= masked + NATURAL_ZEROS * dense_params:
+        yield f"params_nonzero is {artefact.params_nonzero:,} in the record, with {masked:,} of {params:,} masked"
     for workload, pair in record.flops.items():
-        for side, kept in (("dense", {}), ("pruned", shape)):
-            found = counting.flops(anatomy, kept, Workload.parse(workload))
-            if not close(getattr(pair, side), found):
-                yield f"{side} FLOPs of {workload} are {getattr(pair, side)} in the record, {found} by the shape"
+        for side, kept_shape in (("dense", {}), ("pruned", shape)):
+            counted = counting.flops(anatomy, kept_shape, Workload.parse(workload))
+            if not close(getattr(pair, side), counted):
+                yield f"{side} FLOPs of {workload} are {getattr(pair, side)} in the record, {counted} by the shape"
 
 
 def files(record: Record) -> Iterator[str]:
-    """What can be known of the model's files without them: how large they are, where they lie, whether weights changed.
+    """Where the size or path of the model's files, or whether weights were updated, contradicts the rest of the record.
 
-    A safetensors file is its parameters and a header with a line of text for each tensor.
+    A safetensors file holds its parameters and a header with an entry for each tensor.
     """
     artefact, anatomy = record.artefact, _anatomy(record.spec.model)
     if artefact is None:
         return
     if record.status == "ok" and artefact.path != f"artefacts/{record.keys.artefact}":
-        yield f"the model lies in {artefact.path}, its key is {record.keys.artefact}"
+        yield f"artefact.path is {artefact.path} in the record, but the model's key is {record.keys.artefact}"
     if anatomy is not None:
         header = artefact.bytes - counting.stored_bytes(artefact.params, record.spec.dtype)
         if not 0 < header <= HEADER * (len(anatomy.tensors) + 1):
@@ -137,7 +146,7 @@ def files(record: Record) -> Iterator[str]:
 
 
 def documents(record: Record) -> Iterator[str]:
-    """How many documents were asked, by the limit; and the windows of a text, by their number and size."""
+    """Where the number of documents exceeds the limit, or the windows of a text do not add up."""
     limit = record.spec.limit
     for name, score in record.scores.items():
         if limit is not None and score.n > limit:
@@ -148,12 +157,12 @@ def documents(record: Record) -> Iterator[str]:
 
 
 def _windows(score: ScoreRecord, limit: int | None) -> Iterator[str]:
-    """Windows follow each other without a gap. The first token of each is only predicted where a BOS precedes it."""
+    """Windows are adjacent. The first token of each is scored only where a BOS token precedes it."""
     details = score.details
     window, tokens = details["window"], details["tokens"]
-    whole = tokens // window
+    most = tokens // window
     by_size = {
-        "windows": whole if limit is None else min(whole, limit),
+        "windows": most if limit is None else min(most, limit),
         "stride": window,
         "tokens_scored": score.n * (window - (details["bos"] is None)),
     }
@@ -169,20 +178,22 @@ def conformance(record: Record) -> Iterator[str]:
 
 
 def provenance(record: Record) -> Iterator[str]:
-    """A device may turn out to be an emulator or to be played, and then its fingerprint says so; never the reverse."""
-    known = plugins.registry().specs["device"].get(record.spec.device)
-    found = record.environment.device.get("provenance") or (known.provenance if known else "device")
+    """Where a latency claims a real device, but the registration or the fingerprint says emulator or simulation."""
+    device = plugins.registry().specs["device"].get(record.spec.device)
+    kind = record.environment.device.get("provenance") or (device.provenance if device else "device")
     for workload, latency in record.latency.items():
-        if latency.provenance == "device" != found:
-            yield f"{workload}: {latency.provenance} in the record, but {record.spec.device} is {found}"
+        if latency.provenance == "device" != kind:
+            yield f"{workload}: {latency.provenance} in the record, but {record.spec.device} is {kind}"
 
 
 def co2(record: Record) -> Iterator[str]:
-    told = record.co2
-    if told is not None:
-        with suppress(ValueError):  # a country's name, whose figure another version of the table may have changed
-            yield from apart(told.grams_per_kwh, float(told.grid), "co2.grams_per_kwh", "its grid")
-        asked = carbon.Grid(told.grid, told.grams_per_kwh, told.source)
-        found = carbon.co2(asked, record.energy, record.spec.workloads[0])
+    """Where CO2 emissions do not follow from the energy and the grid's intensity."""
+    recorded = record.co2
+    if recorded is not None:
+        # If the grid is a country, another version of the table may have another figure for it.
+        with suppress(ValueError):
+            yield from apart(recorded.grams_per_kwh, float(recorded.grid), "co2.grams_per_kwh", "its grid")
+        grid = carbon.Grid(recorded.grid, recorded.grams_per_kwh, recorded.source)
+        computed = carbon.co2(grid, record.energy, record.spec.workloads[0])
         for side in ("dense", "pruned"):
-            yield from apart(getattr(told, side), getattr(found, side), f"co2.{side}", "its energy")
+            yield from apart(getattr(recorded, side), getattr(computed, side), f"co2.{side}", "its energy")

@@ -1,4 +1,4 @@
-"""Records made again in an empty folder, and whether what comes out agrees with what they say."""
+"""Runs the commands of records again in an empty folder, and compares the new records with the old ones."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from harness.records.command_line import reproduce
 from harness.records.files import put, text_of
 from harness.records.schema import TRUST, Change, Latency, Record, Trust
 
-SURE = 0.01  # chance of calling an honest score different
-NEAR = 1e-3  # of a score: what other libraries' rounding may do
+ERROR_RATE = 0.01  # probability of calling an honest score different
+ROUNDING = 1e-3  # share of a score that other versions of libraries may change by rounding
 
 
 class CannotBeMade(EnvironmentFault):
-    """A row that needs what this machine lacks."""
+    """The command of a record cannot be run on this machine."""
 
 
 @dataclass
 class Again:
-    """A record, the one that was made to check it, and where they disagree."""
+    """A record, the one that was made to check it, where they contradict each other, and what else differs."""
 
     entry: Entry
     made: Record
@@ -42,26 +42,26 @@ class Again:
 
 
 def drawn(entries: Sequence[Entry], count: int, seed: int | None) -> list[Entry]:
-    """Some of the rows that claim something, at random."""
-    known = [entry for entry in entries if entry.words["status"] == "ok"]
-    if not known:
+    """A random sample of the finished records."""
+    finished = [entry for entry in entries if entry.words["status"] == "ok"]
+    if not finished:
         raise UsageError("no finished record to verify among these", "harness status lists what there is")
-    return random.Random(seed).sample(known, min(count, len(known)))
+    return random.Random(seed).sample(finished, min(count, len(finished)))
 
 
-def again(entry: Entry, folder: Path, told: Callable[[str], None]) -> Again:
-    """The record's command in a folder that knows nothing of it."""
-    words = shlex.split(reproduce(entry.record))
-    told(shlex.join(words))
-    asked = [sys.executable, "-m", "harness", *words[1:], "--json"]
+def again(entry: Entry, folder: Path, on_start: Callable[[str], None]) -> Again:
+    """Run the record's command with an empty runs folder. `on_start` gets the command line."""
+    arguments = shlex.split(reproduce(entry.record))
+    on_start(shlex.join(arguments))
+    command = [sys.executable, "-m", "harness", *arguments[1:], "--json"]
     environment = {**os.environ, "HARNESS_RUNS": str(folder)}
-    answer = subprocess.run(asked, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     try:
-        made = Record.model_validate(json.loads(answer.stdout))
+        made = Record.model_validate(json.loads(process.stdout))
     except ValueError:
         raise CannotBeMade(
-            f"{entry.record.id[:12]} cannot be made here: harness ended with {answer.returncode}",
-            "what it said stands above",
+            f"{entry.record.id[:12]} cannot be run again here: harness ended with {process.returncode}",
+            "its messages are above",
         ) from None
     fresh = Entry(folder / "records" / f"{made.id}.json", folder / "samples")
     return Again(entry, made, list(differences(entry, fresh)), list(notes(entry.record, made)))
@@ -69,78 +69,88 @@ def again(entry: Entry, folder: Path, told: Callable[[str], None]) -> Again:
 
 def differences(entry: Entry, fresh: Entry) -> Iterator[str]:
     """Where two records of one command cannot both be right."""
-    told, made = entry.record, fresh.record
-    if made.status != told.status:
-        yield f"{made.status} instead of {told.status}: {made.reason}"
+    old, new = entry.record, fresh.record
+    if new.status != old.status:
+        yield f"{new.status} instead of {old.status}: {new.reason}"
         return
-    for name, score in ranked(told).items():
-        theirs = ranked(made).get(name)
-        if theirs is None:
+    # Scores on the same documents must not differ significantly.
+    for name, score in ranked(old).items():
+        new_score = ranked(new).get(name)
+        if new_score is None:
             yield f"{name} was not scored"
             continue
-        ours, others = entry.documents(score), fresh.documents(theirs)
-        gap = significance.gap([[others[at] - ours[at] for at in ours if at in others]]) if ours else None
-        apart = abs(theirs.value - score.value) > NEAR * abs(score.value)
-        if gap is None and apart:
-            yield f"{name}: {theirs.value:.4g} instead of {score.value:.4g}"
-        elif gap is not None and gap.p < SURE and apart:
-            yield f"{name}: {theirs.value:.4g} instead of {score.value:.4g} on the same documents (p = {gap.p:.2g})"
-    same = told.environment.device == made.environment.device
-    for workload, latency in told.latency.items():
-        found = made.latency.get(workload)
-        if found is None:
+        before, after = entry.documents(score), fresh.documents(new_score)
+        gap = significance.gap([[after[document] - before[document] for document in before if document in after]])
+        differs = abs(new_score.value - score.value) > ROUNDING * abs(score.value)
+        values = f"{name}: {new_score.value:.4g} instead of {score.value:.4g}"
+        if gap is None and differs:
+            yield values
+        elif gap is not None and gap.p < ERROR_RATE and differs:
+            yield f"{values} on the same documents (p = {gap.p:.2g})"
+    # Intervals of speed-ups must overlap, and those of times too on the same machine.
+    same_machine = old.environment.device == new.environment.device
+    for workload, latency in old.latency.items():
+        new_latency = new.latency.get(workload)
+        if new_latency is None:
             yield f"{workload} was not timed"
-        elif not _overlap(latency.speedup_ci95, found.speedup_ci95, _floor(latency, found)):
-            yield f"{workload}: {found.speedup:.3f}x as fast as dense instead of {latency.speedup:.3f}x"
-        elif same and not _overlap(latency.pruned.ci95_ns, found.pruned.ci95_ns, _floor(latency, found)):
-            yield f"{workload}: {found.pruned.median_ns / 1e6:.4g} ms instead of {latency.pruned.median_ns / 1e6:.4g}"
+            continue
+        floor = _noise_floor(latency, new_latency)
+        if not _overlap(latency.speedup_ci95, new_latency.speedup_ci95, floor):
+            yield f"{workload}: {new_latency.speedup:.3f}x as fast as dense instead of {latency.speedup:.3f}x"
+        elif same_machine and not _overlap(latency.pruned.ci95_ns, new_latency.pruned.ci95_ns, floor):
+            new_ms, old_ms = new_latency.pruned.median_ns / 1e6, latency.pruned.median_ns / 1e6
+            yield f"{workload}: {new_ms:.4g} ms instead of {old_ms:.4g}"
 
 
-def notes(told: Record, made: Record) -> Iterator[str]:
-    """What differs without making either wrong."""
-    if told.environment.device != made.environment.device:
+def notes(old: Record, new: Record) -> Iterator[str]:
+    """What differs although both records may be right."""
+    if old.environment.device != new.environment.device:
         yield "another machine: absolute times are not compared"
-    if told.artefact and made.artefact and told.artefact.shape != made.artefact.shape:
-        why = ": a latency is met by measuring, and measurements differ" if told.spec.budget.kind == "latency" else ""
+    if old.artefact and new.artefact and old.artefact.shape != new.artefact.shape:
+        is_latency = old.spec.budget.kind == "latency"
+        why = ": under a latency budget the shape depends on measurements, which differ" if is_latency else ""
         yield f"other units were kept{why}"
-    elif told.artefact and made.artefact and told.artefact.sha256 != made.artefact.sha256:
+    elif old.artefact and new.artefact and old.artefact.sha256 != new.artefact.sha256:
         yield "the same units, other weights"
-    theirs = made.environment.packages
-    if other := sorted(name for name, version in told.environment.packages.items() if theirs.get(name) != version):
-        yield f"other versions of {', '.join(other)}"
+    versions = new.environment.packages
+    changed = sorted(name for name, version in old.environment.packages.items() if versions.get(name) != version)
+    if changed:
+        yield f"other versions of {', '.join(changed)}"
 
 
-def note(found: Again, trust: Trust, command: str) -> Record:
-    """Write what was learned of a row into its file, unless another process changed that file meanwhile."""
-    entry = found.entry
+def note(result: Again, trust: Trust, command: str) -> Record:
+    """Write the outcome into the record's file. Raises CannotBeMade if another process changed the file meanwhile."""
+    entry = result.entry
     with exclusive(entry.path.parent):
         if Entry(entry.path, entry.side).words != entry.words:
-            raise CannotBeMade(f"{entry.path} was changed while its row was made again", "verify it once more")
-        record = learned(found, trust, command)
+            raise CannotBeMade(f"{entry.path} was changed while its command ran", "verify it once more")
+        record = learned(result, trust, command)
         put(entry.path, text_of(record.words()))
     return record
 
 
-def learned(found: Again, trust: Trust, command: str) -> Record:
-    """The record with what was learned of it, which its digest does not cover. What nobody can confirm is no more
-    than what its author says."""
-    git, record = found.made.environment.git, found.entry.record
+def learned(result: Again, trust: Trust, command: str) -> Record:
+    """The record with a new line of history and its new trust. Neither is part of its digest.
+
+    Disagreement takes a record's trust back to self-reported; agreement never lowers it.
+    """
+    git, record = result.made.environment.git, result.entry.record
     commit = f" at {git.commit[:12]}{' and uncommitted changes' if git.dirty else ''}" if git else ""
-    if found.differences:
-        trust, what = TRUST[0], history.disagreement(commit, found.differences)
+    if result.differences:
+        trust, text = TRUST[0], history.disagreement(commit, result.differences)
     else:
         trust = max(trust, record.trust, key=TRUST.index)
-        what = history.agreement(trust, commit)
-    change = Change(when=now(), what=what, command=command)
+        text = history.agreement(trust, commit)
+    change = Change(when=now(), what=text, command=command)
     return record.model_copy(update={"trust": trust, "history": [*record.history, change]}).sealed()
 
 
-def _overlap(one: tuple[float, float] | None, other: tuple[float, float] | None, floor: float) -> bool:
-    """Two intervals, each as wide as the noise of its machine allows."""
-    if one is None or other is None:
+def _overlap(first: tuple[float, float] | None, second: tuple[float, float] | None, floor: float) -> bool:
+    """Whether two intervals overlap once both are widened by the noise floor. A missing interval overlaps any."""
+    if first is None or second is None:
         return True
-    return one[0] * (1 - floor) <= other[1] and other[0] * (1 - floor) <= one[1]
+    return first[0] * (1 - floor) <= second[1] and second[0] * (1 - floor) <= first[1]
 
 
-def _floor(*timings: Latency) -> float:
+def _noise_floor(*timings: Latency) -> float:
     return max((timing.noise_floor for timing in timings if timing.noise_floor is not None), default=0.0)

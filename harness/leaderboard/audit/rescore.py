@@ -1,4 +1,4 @@
-"""Scores, and what they are compared with, counted again from the documents behind them. No torch."""
+"""Recomputes scores, and their changes from the dense model, from the scores of documents. No torch."""
 
 from __future__ import annotations
 
@@ -15,95 +15,101 @@ from harness.records.keys import canonical
 from harness.records.sample_files import SIDE_FILE, side_words
 from harness.records.schema import ScoreRecord
 
-Dense = Mapping[str, Sequence[Path]]  # what was asked of dense models, and the side files with their answers
-AGAINST = ("dense", "dense_stderr", "change", "change_ci95")
+Dense = Mapping[str, Sequence[Path]]  # how a dense model was scored, and the side files with such scores
+DENSE_FIELDS = ("dense", "dense_stderr", "change", "change_ci95")
 
 
 def dense_samples(entries: Sequence[Entry]) -> Dense:
-    """Whose samples records can borrow that do not name their dense model's, as older ones do not."""
-    found: dict[str, dict[Path, None]] = {}
-    if any(True for entry in entries for _ in _borrowing(entry.words)):
+    """The dense samples that records name, for older records that do not name their own."""
+    files_of: dict[str, dict[Path, None]] = {}
+    if any(True for entry in entries for _ in _without_samples(entry.words)):
         for entry in entries:
-            with suppress(AttributeError, KeyError, TypeError):  # of a damaged record, which its verdict tells
+            with suppress(AttributeError, KeyError, TypeError):  # a damaged record, as its own verdict says
                 for name, score in entry.words["scores"].items():
                     if SIDE_FILE.fullmatch(score.get("dense_samples") or ""):
-                        found.setdefault(_question(entry, name), {})[entry.side / score["dense_samples"]] = None
-    return {question: list(files) for question, files in found.items()}
+                        files_of.setdefault(_dense_request(entry, name), {})[entry.side / score["dense_samples"]] = None
+    return {request: list(files) for request, files in files_of.items()}
 
 
-def _borrowing(words: Mapping[str, Any]) -> Iterator[str]:
-    """The scores that stand beside a dense one without its samples."""
+def _without_samples(payload: Mapping[str, Any]) -> Iterator[str]:
+    """The names of scores that have a dense score but not its samples."""
     with suppress(AttributeError, KeyError, TypeError):
-        for name, score in words["scores"].items():
+        for name, score in payload["scores"].items():
             if score.get("dense") is not None and not score.get("dense_samples"):
                 yield name
 
 
-def _question(entry: Entry, name: str) -> str:
-    """All that a dense score hangs on: records of one folder that agree in it have the same one."""
-    words = entry.words
-    spec, score = words["spec"], words["scores"][name]
+def _dense_request(entry: Entry, name: str) -> str:
+    """All that a dense score depends on. Records of one folder that agree in it have the same dense score."""
+    payload = entry.words
+    spec, score = payload["spec"], payload["scores"][name]
     model = [spec[part] for part in ("model", "revision", "dtype")]
-    how = [score.get("scale", ""), score.get("details", {})]
-    return canonical([str(entry.side), *model, words["environment"]["device"], name, *how])
+    protocol = [score.get("scale", ""), score.get("details", {})]
+    return canonical([str(entry.side), *model, payload["environment"]["device"], name, *protocol])
 
 
-def _lent(entry: Entry, name: str, dense: Dense) -> list[Mapping[str, float]]:
-    """The scores of the dense model's documents that records beside this one name, as far as they can be read."""
-    lent = []
-    for path in dense.get(_question(entry, name), ()):
-        with suppress(HarnessError):  # told of the record that names it
-            lent.append(documents_of(path, side_words(path)))
-    return [documents for documents in lent if documents]
+def _dense_documents(entry: Entry, name: str, dense: Dense) -> list[Mapping[str, float]]:
+    """The dense model's document scores in readable samples that other records name."""
+    candidates = []
+    for path in dense.get(_dense_request(entry, name), ()):
+        with suppress(HarnessError):  # reported for the record that names it
+            candidates.append(documents_of(path, side_words(path)))
+    return [documents for documents in candidates if documents]
 
 
-def unfollowed(entry: Entry, dense: Dense) -> Iterator[str]:
-    """What has no samples, in a verdict's words."""
-    if names := [name for name in _borrowing(entry.words) if not _lent(entry, name, dense)]:
-        told = ", ".join(names)
-        yield f"dense figures of {told} without samples: they cannot be followed, only set against the score"
+def unverifiable(entry: Entry, dense: Dense) -> Iterator[str]:
+    """A reservation about dense scores for which no samples can be found."""
+    if names := [name for name in _without_samples(entry.words) if not _dense_documents(entry, name, dense)]:
+        listed = ", ".join(names)
+        yield f"dense figures of {listed} without samples: they cannot be checked, only set against the score"
 
 
-def followed(entry: Entry, dense: Dense) -> Iterator[str]:
+def recompute(entry: Entry, dense: Dense) -> Iterator[str]:
+    """Where scores differ from what their samples give."""
     for name, score in entry.record.scores.items():
-        words = side_words(entry.side / score.samples) if score.samples else None
-        ours = documents_of(entry.side / score.samples, words)
-        if ours is None:
-            continue  # told as missing
-        if not ours or (words or {}).get("scale", score.scale) != score.scale:
+        payload = side_words(entry.side / score.samples) if score.samples else None
+        documents = documents_of(entry.side / score.samples, payload)
+        if documents is None:
+            continue  # reported as missing
+        if not documents or (payload or {}).get("scale", score.scale) != score.scale:
             yield f"{name}: its samples are not those of such a score"
             continue
-        value, stderr = score_stats.estimate(list(ours.values()), score.scale)
-        known = score.model_dump(mode="json", include={"value", "stderr", "n"})
-        found = apart(known, {"value": value, "stderr": stderr, "n": len(ours)})
-        yield from (f"{name}: {where}" for where in [*found, *_against(entry, name, ours, dense)])
+        value, stderr = score_stats.estimate(list(documents.values()), score.scale)
+        recorded = score.model_dump(mode="json", include={"value", "stderr", "n"})
+        differences = apart(recorded, {"value": value, "stderr": stderr, "n": len(documents)})
+        against_dense = _against_dense(entry, name, documents, dense)
+        yield from (f"{name}: {message}" for message in [*differences, *against_dense])
 
 
-def _against(entry: Entry, name: str, ours: Mapping[str, float], dense: Dense) -> Iterator[str]:
-    """The figures that hang on the dense model, by its own samples, by those of a record beside, or by each other."""
+def _against_dense(entry: Entry, name: str, documents: Mapping[str, float], dense: Dense) -> Iterator[str]:
+    """Where figures that depend on the dense model do not follow.
+
+    They are checked against its own samples, else against those that another record names, else against each other.
+    """
     score = entry.record.scores[name]
-    known = {figure: getattr(score, figure) for figure in AGAINST}
+    recorded = {field: getattr(score, field) for field in DENSE_FIELDS}
     if score.dense_samples:
         path = entry.side / score.dense_samples
-        theirs = documents_of(path, side_words(path))
-        if theirs is not None:  # else told as missing
-            yield from apart(known, _figures(ours, theirs, score.scale))
+        dense_documents = documents_of(path, side_words(path))
+        if dense_documents is not None:  # otherwise reported as missing
+            yield from apart(recorded, _dense_figures(documents, dense_documents, score.scale))
     elif score.dense is None:
-        yield from apart(known, dict.fromkeys(AGAINST), by="a record without a dense score")
-    elif lent := _lent(entry, name, dense):
-        tries = (_figures(ours, theirs, score.scale) for theirs in lent)
-        yield from min((list(apart(known, found, by="the samples beside it")) for found in tries), key=len)
+        yield from apart(recorded, dict.fromkeys(DENSE_FIELDS), by="a record without a dense score")
+    elif candidates := _dense_documents(entry, name, dense):
+        # Several records may name samples; the closest ones decide.
+        figures = (_dense_figures(documents, candidate, score.scale) for candidate in candidates)
+        yield from min((list(apart(recorded, computed, by="the samples beside it")) for computed in figures), key=len)
     else:
-        yield from _alone(score)
+        yield from _without_dense_samples(score)
 
 
-def _figures(ours: Mapping[str, float], theirs: Mapping[str, float], scale: str) -> dict[str, Any]:
-    values = (*score_stats.estimate(list(theirs.values()), scale), *score_stats.change(ours, theirs, scale))
-    return dict(zip(AGAINST, values, strict=True))
+def _dense_figures(documents: Mapping[str, float], dense: Mapping[str, float], scale: str) -> dict[str, Any]:
+    values = (*score_stats.estimate(list(dense.values()), scale), *score_stats.change(documents, dense, scale))
+    return dict(zip(DENSE_FIELDS, values, strict=True))
 
 
-def _alone(score: ScoreRecord) -> Iterator[str]:
-    """Without samples: the change is of these two values, and within its interval."""
+def _without_dense_samples(score: ScoreRecord) -> Iterator[str]:
+    """Where the change is not that of the two values, or is outside its interval."""
     assert score.dense is not None
     if score.change is not None:
         change = score.value / score.dense if score.scale == "exp-mean" else score.value - score.dense
