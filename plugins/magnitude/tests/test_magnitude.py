@@ -27,7 +27,7 @@ def test_shares_add_up_to_the_goal(goal):
 
 
 def test_more_than_there_is_is_refused():
-    with pytest.raises(Unsupported, match="not there"):
+    with pytest.raises(Unsupported, match="125 weights cannot become zero"):
         shares(weights(), 125)
 
 
