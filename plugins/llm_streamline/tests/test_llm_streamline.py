@@ -157,9 +157,7 @@ def test_the_first_layer_of_the_block_is_rewritten_and_nothing_else(name, dtype)
     assert set(cut.rewrites) == {tensor for tensor in anatomy.tensors if tensor.startswith("model.layers.1.")}
     dense = surgery.dense_state(tiny_models.tiny(name, dtype)[0])
     assert all(value.isfinite().all() for value in cut.rewrites.values())
-    assert {value.dtype for value in cut.rewrites.values()} == {
-        torch.float32
-    }  # small steps would be lost in bf16
+    assert {value.dtype for value in cut.rewrites.values()} == {torch.float32}  # small steps would be lost in bf16
     assert any(not torch.equal(value, dense[tensor].float()) for tensor, value in cut.rewrites.items())
     after = surgery.dense_state(model)
     assert all(torch.equal(after[tensor], dense[tensor]) for tensor in dense if tensor not in cut.rewrites)
