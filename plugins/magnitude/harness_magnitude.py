@@ -6,8 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, ranked, uniform
-from harness.pruning.allocate import spread, to_remove
+from harness import (
+    Budget,
+    Context,
+    Cut,
+    Param,
+    PrunerSpec,
+    Shape,
+    Unsupported,
+    best,
+    hookimpl,
+    ranked,
+    to_remove,
+    uniform,
+)
+from harness.pruning.allocate import spread
 from harness.pruning.masks import PATTERNS, check_columns, check_ratio, group_mask, sort_groups
 
 if TYPE_CHECKING:

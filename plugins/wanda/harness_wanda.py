@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, uniform
+from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, to_remove, uniform
 from harness.pruning import masks as n_of_m
-from harness.pruning.allocate import spread, to_remove
+from harness.pruning.allocate import spread
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.api import EvaluatorSpec, Param, hookimpl
+from harness import EvaluatorSpec, Param, hookimpl
 
 ABOUT = {  # name -> subject, computed tokens per document, number of documents
     "hellaswag": ("which sentence follows", 120, 10_042),

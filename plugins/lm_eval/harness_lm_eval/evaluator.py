@@ -11,8 +11,7 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from harness.api import Context, Score, Scores
-from harness.errors import HarnessError
+from harness import Context, HarnessError, Score, Scores
 from harness.plugins import unknown
 from harness.records.keys import canonical
 from harness_lm_eval import rows

@@ -9,7 +9,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from harness.errors import HarnessError, Unsupported
+from harness import HarnessError, Unsupported
 from harness.models.architectures.decoder import sliding_window
 from harness_lm_eval.packing import Request
 from harness_lm_eval.scoring import Scorer
