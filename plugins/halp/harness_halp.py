@@ -1,4 +1,4 @@
-"""HALP: groups of units compete by importance for the time they cost, in steps that tighten the budget."""
+"""HALP: chooses groups of units by importance and latency with a knapsack, in steps that tighten the budget."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from harness import Budget, Context, Cut, Param, PrunerSpec, hookimpl
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from harness.models.anatomy.core import Site
 
-RESOLUTION = 100_000  # the dense model's time in whole numbers, as the knapsack's program counts
+RESOLUTION = 100_000  # the augmented knapsack counts time in this fraction of the dense model's time
 SOLVERS = ("augmented", "mckp")
 
 
 def parameters(solver: str, steps: int, paper: int) -> dict[str, Param]:
+    """The parameters of one registered pruner. `paper` is the number of steps of the paper preset."""
     return {
         "solver": Param(solver, "HALP's own program, or the exact multiple-choice knapsack", choices=SOLVERS),
-        "steps": Param(steps, "prunings, each at a budget nearer to the asked one", paper=paper, least=1),
-        "batches": Param(4, "passes that the importance of each step averages", paper=40, least=1),
+        "steps": Param(steps, "pruning steps, each with a tighter budget", paper=paper, least=1),
+        "batches": Param(4, "passes over which each step averages the importance", paper=40, least=1),
         "windows": Param(2, "calibration windows in a pass", least=1),
-        "length": Param(128, "tokens in each", least=2),
-        "group": Param(64, "units that go together where the device shows no larger step", least=1),
-        "balance": Param(True, "whether each kind of site is worth the time it takes, or its plain sums", paper=False),
+        "length": Param(128, "tokens in each window", least=2),
+        "group": Param(64, "units in a group where the device shows no larger step", least=1),
+        "balance": Param(True, "scale the importance of each kind of site to the time it takes", paper=False),
     }
 
 
@@ -41,10 +43,11 @@ def harness_register_pruners():
         "check_with": {"batches": 1, "length": 16, "group": 8},
     }
     differs = (
-        "decoders: KV groups and MLP channels, whose times add up; HALP prunes convolutions, one beside the other",
+        "decoders: KV groups and MLP channels, whose times add up; HALP prunes convolutions, whose times depend on "
+        "their neighbours",
         "importance from the weights, |sum of w times gradient|; decoders have no BatchNorm scale to take it from",
-        "steps between prunings average gradients and train nothing",
-        "each kind of site is worth together the time it takes (balance; not with the paper preset)",
+        "the steps average gradients and train nothing",
+        "the importance of each kind of site is scaled to the time it takes (balance; not with the paper preset)",
     )
     return [
         PrunerSpec(
@@ -57,7 +60,7 @@ def harness_register_pruners():
         PrunerSpec(
             name="halp-mckp",
             summary="HALP with an exact multiple-choice knapsack in place of its own",
-            differs=(*differs, "the exact solver of harness chooses"),
+            differs=(*differs, "uses the exact solver of harness"),
             parameters=parameters("mckp", 5, 30),
             **common,
         ),
@@ -91,30 +94,31 @@ class Halp:
         if target >= cost.dense:
             return Cut(why="dense is fast enough")
         times = {site.name: cost.site_times(site.name) for site in sites}
-        size = {site.name: group_size(times[site.name], self.group) for site in sites}
+        sizes = {site.name: group_size(times[site.name], self.group) for site in sites}
         alive = {site.name: torch.ones(site.units) for site in sites}
-        text = self._text(ctx)
+        batches = self._batches(ctx)
         for step in range(1, self.steps + 1):
             limit = cost.dense ** (1 - step / self.steps) * target ** (step / self.steps)
             with gated(model, ctx.anatomy, alive):
-                worth = unit_importance(model, ctx, [next(text) for _ in range(self.batches)])
+                scores = unit_importance(model, ctx, [next(batches) for _ in range(self.batches)])
             if self.balance:
-                worth = balanced(worth, sites, alive, times)
-            groups = [ranked_groups(worth[s.name], alive[s.name], size[s.name]) for s in sites]
+                scores = balance_kinds(scores, sites, alive, times)
+            groups = [ranked_groups(scores[s.name], alive[s.name], sizes[s.name]) for s in sites]
             values = [
-                [float(worth[s.name][list(g)].sum()) for g in found] for s, found in zip(sites, groups, strict=True)
+                [float(scores[site.name][list(group)].sum()) for group in site_groups]
+                for site, site_groups in zip(sites, groups, strict=True)
             ]
-            costs = [marginal(times[s.name], found) for s, found in zip(sites, groups, strict=True)]
-            kept = solve(self.solver, values, costs, limit - cost.floor, cost.dense / RESOLUTION)
-            for site, found, count in zip(sites, groups, kept, strict=True):
-                for gone in found[count:]:
-                    alive[site.name][list(gone)] = 0
+            costs = [marginal_costs(times[s.name], site_groups) for s, site_groups in zip(sites, groups, strict=True)]
+            counts = solve(self.solver, values, costs, limit - cost.floor, cost.dense / RESOLUTION)
+            for site, site_groups, count in zip(sites, groups, counts, strict=True):
+                for removed in site_groups[count:]:
+                    alive[site.name][list(removed)] = 0
             ctx.progress(step, self.steps)
         keep = {name: torch.nonzero(units).flatten().tolist() for name, units in alive.items()}
         return Cut(keep=keep, why=f"HALP, {self.solver} knapsack, {self.steps} steps")
 
-    def _text(self, ctx: Context) -> Iterator[Any]:
-        """The batches of all steps, each window once."""
+    def _batches(self, ctx: Context) -> Iterator[Tensor]:
+        """The batches of all steps. Each window appears once."""
         from harness.pruning.training import loop
 
         assert ctx.calibration is not None
@@ -124,8 +128,11 @@ class Halp:
 
 
 def group_size(times: Sequence[float], least: int) -> int:
-    """The device's step: so many units in a row cost the same, or more, in half of the site; or `least`, where it shows
-    none. A dip or two are noise."""
+    """The number of units in a group: the width of a step of the device's staircase, or `least` where it has no steps.
+
+    Half of the site or more lies on steps of this width or wider. The times are first made monotone, because single
+    dips are noise.
+    """
     import numpy as np
 
     from harness.latency.cost_table.smoothing import isotonic, treads
@@ -137,62 +144,68 @@ def group_size(times: Sequence[float], least: int) -> int:
 
 
 def unit_importance(model: Any, ctx: Context, batches: Sequence[Any]) -> dict[str, Any]:
-    """Per unit the mean over batches of |sum of weight times gradient| over all its weights."""
+    """The importance of each unit: |sum of weight times gradient| over its weights, averaged over the batches."""
     from harness.pruning import importance, layerwise
 
-    found: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for batch in batches:
         for gradients in layerwise.backward(model, [batch]):
             products = {
-                name: model.get_parameter(name).detach().float() * slope
-                for name, slope in gradients.mean.items()
+                name: model.get_parameter(name).detach().float() * gradient
+                for name, gradient in gradients.mean.items()
                 if name.endswith("_proj.weight")
             }
             for name, sums in importance.grouped(ctx.anatomy, products, gradients.index).items():
-                found[name] = found.get(name, 0) + sums.abs() / len(batches)
-    return found
+                scores[name] = scores.get(name, 0) + sums.abs() / len(batches)
+    return scores
 
 
-def balanced(
-    worth: Mapping[str, Any], sites: Sequence[Site], alive: Mapping[str, Any], times: Mapping[str, Sequence[float]]
-) -> dict[str, Any]:
-    """Each kind of site worth together what it takes together: sums over few large units and over many small ones
-    do not compare."""
-    value, time = dict.fromkeys((site.kind for site in sites), 0.0), dict.fromkeys((site.kind for site in sites), 0.0)
+def balance_kinds(
+    scores: Mapping[str, Tensor],
+    sites: Sequence[Site],
+    alive: Mapping[str, Tensor],
+    times: Mapping[str, Sequence[float]],
+) -> dict[str, Tensor]:
+    """Scale the scores so that those of each kind of site add up to the time that the kind takes.
+
+    Without this, sums over a few large units and over many small ones would not be comparable.
+    """
+    value = dict.fromkeys((site.kind for site in sites), 0.0)
+    time = dict.fromkeys(value, 0.0)
     for site in sites:
-        value[site.kind] += float((worth[site.name] * alive[site.name]).sum())
+        value[site.kind] += float((scores[site.name] * alive[site.name]).sum())
         time[site.kind] += times[site.name][int(alive[site.name].sum())]
     scale = {kind: time[kind] / value[kind] if value[kind] > 0 else 1.0 for kind in value}
-    return {site.name: worth[site.name] * scale[site.kind] for site in sites}
+    return {site.name: scores[site.name] * scale[site.kind] for site in sites}
 
 
-def ranked_groups(worth: Any, alive: Any, size: int) -> list[tuple[int, ...]]:
-    """The units that are left in groups, the most important first.
+def ranked_groups(scores: Tensor, alive: Tensor, size: int) -> list[tuple[int, ...]]:
+    """The units that are alive, in groups of `size`, the most important first.
 
-    Where they do not divide the least important group is the small one, so that what stays is whole steps.
+    If the units do not divide, the least important group is the small one, so that the others are whole steps.
     """
     import torch
 
-    left = torch.nonzero(alive).flatten()
-    order = left[torch.argsort(worth[left], descending=True, stable=True)].tolist()
+    remaining = torch.nonzero(alive).flatten()
+    order = remaining[torch.argsort(scores[remaining], descending=True, stable=True)].tolist()
     return [tuple(order[at : at + size]) for at in range(0, len(order), size)]
 
 
-def marginal(times: Sequence[float], groups: Sequence[Sequence[int]]) -> list[float]:
-    """What each further group adds to the site's time; the first carries what the site costs at all."""
-    count, found = 0, []
+def marginal_costs(times: Sequence[float], groups: Sequence[Sequence[int]]) -> list[float]:
+    """The time that each further group adds to the site. The first group carries the site's fixed cost."""
+    count, costs = 0, []
     for group in groups:
-        found.append(times[count + len(group)] - times[count])
+        costs.append(times[count + len(group)] - times[count])
         count += len(group)
-    return found
+    return costs
 
 
 def solve(
     solver: str, values: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float, unit: float
 ) -> list[int]:
-    """How many groups of each site stay, from the most important on."""
+    """How many groups of each site stay. Groups are given from the most important on."""
     if solver == "augmented":
-        return augmented(values, costs, budget, unit)
+        return augmented_knapsack(values, costs, budget, unit)
     from itertools import accumulate
 
     from harness.pruning.allocate import knapsack
@@ -204,13 +217,15 @@ def solve(
     )
 
 
-def augmented(
+def augmented_knapsack(
     values: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float, unit: float
 ) -> list[int]:
-    """HALP's program: all sites' items in turn, one kept only if the one before it is, at the capacity that is left.
+    """HALP's dynamic program: items of all sites in turn, each kept only if the item before it in its site is kept.
 
-    Exact for costs in a line, a heuristic for steps. A negative cost (a dip) makes room beyond the budget for the time
-    in between. Whole numbers of `unit`: what a site costs up to an item is rounded up, so that no budget is exceeded.
+    Whether the item before is kept depends on the remaining capacity. The program is exact for linear costs and a
+    heuristic for costs with steps. An item of negative cost (a dip) frees capacity; until it is reached, the capacity
+    may exceed the budget by that much. Costs are counted in whole multiples of `unit`. A site's cost up to an item is
+    rounded up, so that no budget is exceeded.
     """
     import numpy as np
 
@@ -219,35 +234,37 @@ def augmented(
     room = sum(-cost for row in whole for cost in row if cost < 0)
     capacity = math.floor(budget / unit + 1e-9)
     best = np.zeros(capacity + room + 1)
-    taken: list[list[np.ndarray]] = []
+    # Forward: for every item, at which capacities it is kept.
+    decisions: list[list[np.ndarray]] = []
     for row_values, row_costs in zip(values, whole, strict=True):
-        marks: list[np.ndarray] = []
+        keeps: list[np.ndarray] = []
         for value, cost in zip(row_values, row_costs, strict=True):
-            before = moved(best, cost, -np.inf)
-            if marks:
-                before = np.where(moved(marks[-1], cost, False), before, -np.inf)
+            before = shift(best, cost, -np.inf)
+            if keeps:
+                before = np.where(shift(keeps[-1], cost, False), before, -np.inf)
             keep = before + value >= best  # ties are kept
             best = np.where(keep, before + value, best)
-            marks.append(keep)
-        taken.append(marks)
-    at, kept = capacity, []
-    for marks, row_costs in zip(reversed(taken), reversed(whole), strict=True):
+            keeps.append(keep)
+        decisions.append(keeps)
+    # Backward: follow the decisions from the full capacity.
+    at, counts = capacity, []
+    for keeps, row_costs in zip(reversed(decisions), reversed(whole), strict=True):
         count = 0
-        for item in range(len(marks) - 1, -1, -1):
-            if marks[item][at]:
+        for item in range(len(keeps) - 1, -1, -1):
+            if keeps[item][at]:
                 count = max(count, item + 1)
                 at -= row_costs[item]
-        kept.append(count)
-    return kept[::-1]
+        counts.append(count)
+    return counts[::-1]
 
 
-def moved(row: np.ndarray, by: int, fill: Any) -> np.ndarray:
-    """A row as seen by one who has paid `by`."""
+def shift(row: np.ndarray, by: int, fill: Any) -> np.ndarray:
+    """The row moved to the right by `by` places (to the left if negative); free places get `fill`."""
     import numpy as np
 
-    found = np.full_like(row, fill)
+    shifted = np.full_like(row, fill)
     if by >= 0:
-        found[by:] = row[: max(0, len(row) - by)]
+        shifted[by:] = row[: max(0, len(row) - by)]
     else:
-        found[:by] = row[-by:]
-    return found
+        shifted[:by] = row[-by:]
+    return shifted

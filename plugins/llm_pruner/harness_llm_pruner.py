@@ -1,4 +1,4 @@
-"""LLM-Pruner: coupled groups ranked by what a Taylor expansion of the loss says they are worth."""
+"""LLM-Pruner: removes the coupled groups that matter least by a Taylor expansion of the loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # The published commands prune layers 4 to 29 of 32.
 PROTECT_FIRST, PROTECT_LAST = 0.125, 0.0625
 
-# An element's score from its weight, its gradient and its mean squared gradient. Vectors keep their signs until summed.
+# The score of an element from its weight w, its gradient g and its mean squared gradient a. `vectorize` keeps the
+# signs until a row or column is summed.
 ELEMENTS: dict[str, Callable[..., Tensor]] = {
     "param_first": lambda w, g, a: (w * g).abs(),
     "param_second": lambda w, g, a: (w.pow(2) * a).abs(),
@@ -38,10 +39,10 @@ def harness_register_pruners():
             needs=("calibration", "gradients"),
             differs=(
                 "windows of --calibration instead of BookCorpus",
-                "heads folded onto KV groups as they lie; compat_fold=modulo is the release's",
-                "groups are summed, as the release does by default; its mean, max, prod and first are not offered",
+                "query heads count for the KV group that they belong to; compat_fold=modulo does as the release",
+                "scores are summed over a group, the release's default; its mean, max, prod and first are not offered",
                 "block-wise, one step; no channel-wise mode, no dropping of layers",
-                "first eighth and last sixteenth of the layers protected, whatever the depth",
+                "the first eighth and the last sixteenth of the layers are protected at any depth",
             ),
             parameters={
                 "importance": Param(
@@ -51,14 +52,14 @@ def harness_register_pruners():
                 ),
                 "compat_fold": Param(
                     "contiguous",
-                    "query heads of a KV group as they lie in memory; modulo: as the published Llama-3 runs took them",
+                    "query heads of a KV group: those next to each other; modulo: as in the published Llama-3 runs",
                     choices=("contiguous", "modulo"),
                 ),
                 "allocation": Param(
-                    "uniform", "the same share in every open layer, or all ranked", choices=("uniform", "global")
+                    "uniform", "the same share in every unprotected layer, or all ranked", choices=("uniform", "global")
                 ),
-                "samples": Param(10, "windows, each a backward pass of its own; the paper's are BookCorpus", least=1),
-                "length": Param(64, "tokens in each", least=2),
+                "samples": Param(10, "windows, one backward pass each; the paper takes BookCorpus", least=1),
+                "length": Param(64, "tokens in each window", least=2),
                 "protect_first": Param(
                     PROTECT_FIRST, "layers kept whole at the start: a share below 1, else a count", least=0
                 ),
@@ -85,23 +86,27 @@ class LlmPruner:
             return None
         return uniform(anatomy, ratio, layers=open_layers(anatomy, self.protect_first, self.protect_last))
 
-    def prepare(self, model: Any, ctx: Context) -> dict[str, Any]:
+    def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor]:
         from harness.pruning import layerwise
 
         assert ctx.calibration
-        windows = ctx.calibration(self.samples, self.length).split(1)  # squares are per sample
+        # One window per batch, because squared gradients are averaged over single samples.
+        windows = ctx.calibration(self.samples, self.length).split(1)
         squares, layers = self.importance in SECOND_ORDER, len(model.model.layers)
-        found: dict[str, Any] = {}
+        scores: dict[str, Tensor] = {}
         for done, gradients in enumerate(layerwise.backward(model, windows, squares), 1):
             for site in (s for s in ctx.anatomy.blocks() if s.layer == gradients.index):
-                found[site.name] = self.scored(model, ctx.anatomy, site, gradients.mean, gradients.squares)
+                scores[site.name] = self.score(model, ctx.anatomy, site, gradients.mean, gradients.squares)
             ctx.progress(done, layers)
-        return found
+        return scores
 
-    def scored(
+    def score(
         self, model: Any, anatomy: Anatomy, site: Site, mean: Mapping[str, Tensor], squares: Mapping[str, Tensor]
     ) -> Tensor:
-        """One score per unit: elements summed to lines, lines to units, units over the group. Biases count nothing."""
+        """One score per unit of a site: elements are summed to rows or columns, these to units, units over the group.
+
+        Biases count nothing.
+        """
         total: Any = 0
         for member in (m for m in site.members if m.tensor.endswith(".weight")):
             weight = model.get_parameter(member.tensor).detach().float()
@@ -111,9 +116,9 @@ class LlmPruner:
         return total.cpu()
 
     def width(self, anatomy: Anatomy, site: Site, member: Member) -> int:
-        """How many lines in a row go to one unit before the next has its turn."""
-        folded = self.compat_fold == "modulo" and site.kind == "attention"
-        return anatomy.config["head_dim"] if folded else member.block
+        """How many consecutive rows or columns count for one unit before the next unit follows."""
+        modulo = self.compat_fold == "modulo" and site.kind == "attention"
+        return anatomy.config["head_dim"] if modulo else member.block
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
         if self.allocation == "global":
@@ -122,13 +127,3 @@ class LlmPruner:
         else:
             keep = best(self.shape(ctx.anatomy, budget.value) or {}, state)
         return Cut(keep=keep, why=f"least {self.importance} importance, {self.allocation} allocation")
-
-
-def own_shape(anatomy: Anatomy, rho: float, first: float = PROTECT_FIRST, last: float = PROTECT_LAST) -> dict[str, int]:
-    """What the published code leaves at its own ratio: channels are cut short, then floored to whole heads."""
-    layers, kept = open_layers(anatomy, first, last), {}
-    for site in (s for s in anatomy.blocks() if s.layer in layers):
-        width = anatomy.config["head_dim"] if site.kind == "attention" else 1
-        channels = site.units * width
-        kept[site.name] = site.units - (channels - int(channels * (1 - rho))) // width
-    return kept

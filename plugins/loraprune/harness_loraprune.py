@@ -1,4 +1,4 @@
-"""LoRAPrune: units ranked by the gradients of low-rank adapters, pruned step by step while the adapters train."""
+"""LoRAPrune: ranks units by the gradients of low-rank adapters and prunes them step by step during training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from harness.models.anatomy.core import Anatomy, Site
 
 PROTECT_FIRST, PROTECT_LAST = 0.1, 1.0
-REST = 0.1  # of the steps at either end, where the masks stay as they are
-MEMORY = 0.9  # of what an importance was before this step
-TINY = 1e-8
+REST = 0.1  # share of the steps at either end in which the masks do not change
+MEMORY = 0.9  # weight of the previous importance in the moving average
+TINY = 1e-8  # avoids a division by zero
 
 
 @hookimpl
@@ -32,24 +32,24 @@ def harness_register_pruners():
             updates_weights=True,
             differs=(
                 "text from --calibration instead of LaMini-instruction, all tokens counted",
-                "paper takes 4096 windows, the release some 2.6 million examples",
-                "the last masks and the cut are exact, where the released schedule stops just short",
-                "units are KV groups, not pseudo-heads; only the LoRA score, not its grad and magnitude options",
-                "no validation, no choice of a best checkpoint",
+                "the paper preset takes 4096 windows, the release some 2.6 million examples",
+                "the last masks and the cut meet the ratio exactly; the released schedule stops just short of it",
+                "units are KV groups, not pseudo-heads; only the LoRA score, not the options grad and magnitude",
+                "no validation and no choice of a best checkpoint",
             ),
             parameters={
-                "samples": Param(256, "windows of text that are trained on", paper=4096, least=1),
-                "length": Param(64, "tokens in each", paper=512, least=2),
+                "samples": Param(256, "windows of training text", paper=4096, least=1),
+                "length": Param(64, "tokens in each window", paper=512, least=2),
                 "batch": Param(4, "windows in one optimiser step", paper=128, least=1),
-                "micro": Param(4, "of them at a time, which saves memory and changes nothing else", paper=2, least=1),
-                "epochs": Param(1, "times that every window is seen", paper=2, least=1),
-                "lr": Param(1e-3, "learning rate of the first step; it falls linearly to nothing", paper=1e-4, above=0),
-                "rank": Param(8, "of the adapters", least=1),
-                "alpha": Param(16, "of the adapters: they count alpha / rank", above=0),
-                "dropout": Param(0.05, "in front of the adapters", least=0, most=0.9),
+                "micro": Param(4, "windows in one pass; fewer save memory and change nothing else", paper=2, least=1),
+                "epochs": Param(1, "passes over the training text", paper=2, least=1),
+                "lr": Param(1e-3, "learning rate of the first step; it falls linearly to zero", paper=1e-4, above=0),
+                "rank": Param(8, "rank of the adapters", least=1),
+                "alpha": Param(16, "the adapters are scaled by alpha / rank", above=0),
+                "dropout": Param(0.05, "dropout rate at the input of the adapters", least=0, most=0.9),
                 "every": Param(10, "optimiser steps between two updates of the masks", least=1),
                 "square": Param(
-                    False, "importances squared, as the paper writes them; else absolute, as its code does"
+                    False, "square the importances, as the paper does; otherwise absolute values, as its code does"
                 ),
                 "protect_first": Param(
                     PROTECT_FIRST, "layers kept whole at the start: a share below 1, else a count", least=0
@@ -92,24 +92,24 @@ class LoraPrune:
         steps = self.samples * self.epochs // self.batch
         if steps < 1:
             raise Unsupported(
-                f"{self.samples} windows make no batch of {self.batch}", "set samples higher, or batch lower"
+                f"{self.samples} windows are too few for a batch of {self.batch}", "set samples higher, or batch lower"
             )
         assert ctx.calibration
         windows = ctx.calibration(self.samples, self.length)
         with loop.seeded(ctx.seed("adapters")):
             run = Run(model, ctx.anatomy, shape, self)
-            with gated(model, ctx.anatomy, run.alive):  # what the dead hand on is zero, as if they were gone
+            with gated(model, ctx.anatomy, run.alive):  # units that are not alive output zero, as if removed
                 for step, batch in enumerate(loop.drawn(windows, self.batch, steps, ctx.seed("order")), 1):
                     run.step(batch, step, steps)
                     ctx.trained(batch.numel())
                     if step % self.every == 0:
-                        run.update_masks(ramp(step, steps))
+                        run.update_masks(removed_share(step, steps))
                     ctx.progress(step, steps)
         return run.cut(f"least importance to adapters that trained {steps} steps")
 
 
 class Run:
-    """Adapters in training, the importances of units and which of them are alive."""
+    """The state of one training: the adapters, the importance of each unit, and which units are alive."""
 
     def __init__(self, model: Any, anatomy: Anatomy, shape: Shape, settings: LoraPrune) -> None:
         import torch
@@ -117,7 +117,10 @@ class Run:
         from harness.pruning.training import loop
         from harness.pruning.training.adapters import Adapters
 
-        self.model, self.anatomy, self.shape, self.settings = model.train(), anatomy, shape, settings
+        self.model = model.train()
+        self.anatomy = anatomy
+        self.shape = shape
+        self.settings = settings
         self.adapters = Adapters(model, settings.rank, settings.alpha, settings.dropout)
         self.optimiser = loop.optimiser(self.adapters.parameters(), settings.lr)
         self.sites: list[Site] = [anatomy.sites[name] for name in shape]
@@ -125,7 +128,7 @@ class Run:
         self.alive = {site.name: torch.ones(site.units, dtype=torch.bool) for site in self.sites}
 
     def step(self, batch: Tensor, step: int, steps: int) -> None:
-        """One optimiser step; its gradients, before they are used, tell what each unit is worth."""
+        """One optimiser step. Its gradients update the importance of each unit before they update the adapters."""
         from harness.pruning.training import loop
 
         self.optimiser.zero_grad()
@@ -135,47 +138,47 @@ class Run:
             loss.backward()
             total += float(loss.detach())
         loop.stop_if_lost(total, step, self.model, batch)
-        self.importance = remembered(self.importance, self.scores())
+        self.importance = moving_average(self.importance, self.scores())
         loop.at_rate(self.optimiser, self.settings.lr * (1 - (step - 1) / steps))
         self.optimiser.step()
 
     def scores(self) -> dict[str, Tensor]:
-        """Per site the sum of its modules' scores, each module's of length one."""
+        """One score per unit of each site: the sum over its modules, each divided by its L2 norm."""
         from harness.pruning.importance import per_unit
 
-        found = {}
+        scores = {}
         for site in self.sites:
             modules = [member for member in site.members if member.tensor in self.adapters.linears]
             parts = [per_unit(self.elements(member.tensor), member) for member in modules]
-            found[site.name] = sum(part / (part.norm() + TINY) for part in parts).cpu()
-        return found
+            scores[site.name] = sum(part / (part.norm() + TINY) for part in parts).cpu()
+        return scores
 
     def elements(self, name: str) -> Tensor:
-        """What each element of a weight with its adapter is worth."""
+        """The importance of each element of a weight, its adapter included."""
         import torch
 
         a, b = self.adapters.a(name), self.adapters.b(name)
         with torch.no_grad():
             weight = torch.addmm(self.adapters.base(name).float(), b, a, alpha=self.adapters.scaling)
-            worth = weight * surrogate(a, b, a.grad, b.grad)
-        return worth.pow(2) if self.settings.square else worth.abs()
+            products = weight * surrogate_gradient(a, b, a.grad, b.grad)
+        return products.pow(2) if self.settings.square else products.abs()
 
     def update_masks(self, share: float) -> None:
-        """The least important die, this share of all that have to go; who is dead stays dead."""
+        """Mask the least important units, `share` of all that must go. A masked unit stays masked."""
         import torch
 
         ranking = self.ranking()
-        left = {site.name: site.units - int(share * (site.units - self.shape[site.name])) for site in self.sites}
-        for name, kept in best(left, ranking).items():
+        counts = {site.name: site.units - int(share * (site.units - self.shape[site.name])) for site in self.sites}
+        for name, units in best(counts, ranking).items():
             self.alive[name] = torch.zeros_like(self.alive[name])
-            self.alive[name][kept] = True
+            self.alive[name][units] = True
 
     def ranking(self) -> dict[str, Tensor]:
-        """Importances, the dead below all others, so that no tie revives them."""
-        return {name: found.masked_fill(~self.alive[name], -1.0) for name, found in self.importance.items()}
+        """The importances, with masked units below all others, so that no tie revives one."""
+        return {name: scores.masked_fill(~self.alive[name], -1.0) for name, scores in self.importance.items()}
 
     def cut(self, why: str) -> Cut:
-        """Exactly the shape that was asked for, and the adapters merged into all that is left."""
+        """A cut to exactly the requested shape, with the adapters merged into the remaining weights."""
         merged = {
             member.tensor: self.adapters.merged(member.tensor).cpu()
             for site in self.anatomy.blocks()
@@ -185,34 +188,26 @@ class Run:
         return Cut(keep=best(self.shape, self.ranking()), rewrites=merged, why=why)
 
 
-def surrogate(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> Tensor:
-    """The gradient of a frozen weight as its adapter knows it: dB A + B dA - dB dA."""
+def surrogate_gradient(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> Tensor:
+    """An estimate of the gradient of a frozen weight from its adapter: dB A + B dA - dB dA."""
     return grad_b @ (a - grad_a) + b @ grad_a
 
 
-def remembered(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A moving average; a step with anything that is not finite leaves no trace."""
-    if not all(bool(found.isfinite().all()) for found in now.values()):
+def moving_average(before: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The importances after a step. A step with any value that is not finite changes nothing."""
+    if not all(bool(score.isfinite().all()) for score in scores.values()):
         return dict(before)
-    return {name: MEMORY * before[name] + (1 - MEMORY) * found for name, found in now.items()}
+    return {name: MEMORY * before[name] + (1 - MEMORY) * score for name, score in scores.items()}
 
 
-def ramp(step: int, steps: int) -> float:
-    """How much of what has to go is gone: nothing at first, all of it at last, in between along a cubic."""
+def removed_share(step: int, steps: int) -> float:
+    """The share of the units to remove that is masked at a step: from 0 to 1 along a cubic curve."""
     rest = REST * steps
-    done = (step - rest) / (steps - 2 * rest)
-    return 1 - (1 - min(1.0, max(0.0, done))) ** 3
+    progress = (step - rest) / (steps - 2 * rest)
+    return 1 - (1 - min(1.0, max(0.0, progress))) ** 3
 
 
 def prunable_layers(anatomy: Anatomy, first: float = PROTECT_FIRST, last: float = PROTECT_LAST) -> list[int]:
-    """The layers that are not protected. The published share is cut short, where `open_layers` would round it."""
+    """The layers that are not protected. A share is rounded down, as published; `open_layers` alone would round it."""
     layers = len({site.layer for site in anatomy.blocks()})
     return open_layers(anatomy, *(int(end * layers) if end < 1 else int(end) for end in (first, last)))
-
-
-def own_shape(
-    anatomy: Anatomy, ratio: float, first: float = PROTECT_FIRST, last: float = PROTECT_LAST
-) -> dict[str, int]:
-    """What the published method leaves at its own ratio: that share of the units of every prunable layer."""
-    layers = prunable_layers(anatomy, first, last)
-    return {s.name: s.units - int(ratio * s.units) for s in anatomy.blocks() if s.layer in layers}

@@ -1,16 +1,32 @@
-"""Magnitude pruning: the oldest criterion and the baseline that every other has to beat."""
+"""Magnitude pruning: removes the units, or zeroes the weights, with the smallest absolute values."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, ranked, uniform
-from harness.pruning.allocate import spread, to_remove
+from harness import (
+    Budget,
+    Context,
+    Cut,
+    Param,
+    PrunerSpec,
+    Shape,
+    Unsupported,
+    best,
+    hookimpl,
+    ranked,
+    to_remove,
+    uniform,
+)
+from harness.pruning.allocate import spread
+from harness.pruning.masks import PATTERNS, check_columns, check_ratio, group_mask, sort_groups
 
-KINDS = ("attention", "mlp")
-PATTERNS = {"2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4)}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.models.anatomy.core import Anatomy
 
 
 @hookimpl
@@ -49,12 +65,12 @@ class Magnitude:
     norm: int = 2
     allocation: str = "uniform"
 
-    def shape(self, anatomy: Any, ratio: float) -> Shape | None:
+    def shape(self, anatomy: Anatomy, ratio: float) -> Shape | None:
         if self.granularity != "structured":
             return {}
         return uniform(anatomy, ratio) if self.allocation == "uniform" else None
 
-    def prepare(self, model: Any, ctx: Context) -> dict[str, Any] | None:
+    def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor] | None:
         if self.granularity != "structured":
             return None
         from harness.pruning import importance
@@ -80,24 +96,23 @@ class Magnitude:
         goal = to_remove(ctx.anatomy, budget.value)
         if self.granularity == "unstructured":
             return Cut(masks=smallest(weights, goal), why="least magnitude in each matrix")
-        fewest, of = PATTERNS[self.granularity]
-        if not math.isclose(budget.value, fewest / of):
-            raise Unsupported(
-                f"{self.granularity} zeroes {fewest / of:g} of the weights, not {budget.value:g}",
-                f"give --ratio {fewest / of:g}",
-            )
-        return Cut(masks=n_of_m(weights, fewest, of, goal), why=f"least magnitude, {self.granularity} along rows")
+        check_ratio(self.granularity, budget.value)
+        zeros, group = PATTERNS[self.granularity]
+        return Cut(masks=n_of_m(weights, zeros, group, goal), why=f"least magnitude, {self.granularity} along rows")
 
 
-def shares(weights: dict[str, Any], goal: int) -> dict[str, int]:
-    """The same share of every matrix, rounded so that they add up to the goal."""
+def shares(weights: Mapping[str, Tensor], goal: int) -> dict[str, int]:
+    """How many weights each matrix loses: the same share of each, rounded so that they add up to `goal`."""
     total = sum(weight.numel() for weight in weights.values())
     if goal > total:
-        raise Unsupported("norms and biases are not pruned: that many weights are not there", "give a smaller ratio")
+        raise Unsupported(
+            f"{goal} weights cannot become zero: the matrices hold {total}, and norms and biases are not pruned",
+            "give a smaller ratio",
+        )
     return spread({name: weight.numel() for name, weight in weights.items()}, goal)
 
 
-def smallest(weights: dict[str, Any], goal: int) -> dict[str, Any]:
+def smallest(weights: Mapping[str, Tensor], goal: int) -> dict[str, Tensor]:
     """Masks that zero the smallest weights of each matrix, `goal` of them in all."""
     import torch
 
@@ -110,24 +125,21 @@ def smallest(weights: dict[str, Any], goal: int) -> dict[str, Any]:
     return masks
 
 
-def n_of_m(weights: dict[str, Any], fewest: int, of: int, goal: int) -> dict[str, Any]:
-    """At least `fewest` zeros in every `of` neighbours of a row.
+def n_of_m(weights: Mapping[str, Tensor], zeros: int, group: int, goal: int) -> dict[str, Tensor]:
+    """Masks with at least `zeros` zeros in every `group` neighbours of a row, and `goal` zeros in all.
 
-    Norms stay whole, so the pattern alone falls a little short of its own share of the parameters; the missing few
-    are the smallest weights left, which no pattern forbids.
+    Norms count as prunable but stay whole, so the pattern alone zeroes slightly fewer weights than `goal`. The
+    smallest of the remaining weights make up the difference; no pattern forbids more zeros.
     """
     import torch
 
     masks = {}
     for name, weight in weights.items():
-        if weight.shape[1] % of:
-            raise Unsupported(f"rows of {name} have {weight.shape[1]} weights, not a multiple of {of}")
-        order = weight.abs().reshape(-1, of).argsort(dim=1, stable=True)
-        mask = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :fewest], False)
-        masks[name] = mask.view(weight.shape).cpu()
-    short = goal - sum(int((~mask).sum()) for mask in masks.values())
-    if short > 0:
-        for name, count in shares(weights, short).items():
-            left = weights[name].abs().cpu().masked_fill(~masks[name], torch.inf)
-            masks[name].view(-1)[left.flatten().argsort(stable=True)[:count]] = False
+        check_columns(name, weight.shape[1], group)
+        masks[name] = group_mask(sort_groups(weight.abs(), group), zeros).view(weight.shape).cpu()
+    missing = goal - sum(int((~mask).sum()) for mask in masks.values())
+    if missing > 0:
+        for name, count in shares(weights, missing).items():
+            remaining = weights[name].abs().cpu().masked_fill(~masks[name], torch.inf)
+            masks[name].view(-1)[remaining.flatten().argsort(stable=True)[:count]] = False
     return masks

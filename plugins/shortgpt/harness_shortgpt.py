@@ -1,12 +1,18 @@
-"""ShortGPT: the decoder layers that change their input least go, all at once."""
+"""ShortGPT: removes the decoder layers that change their input least, all at once."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import Budget, Context, Cut, Param, PrunerSpec, Unsupported, hookimpl, to_remove
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.models.anatomy.core import Anatomy
 
 HARNESS_API = 1
 BATCH = 8  # windows in one pass
@@ -23,17 +29,17 @@ def harness_register_pruners():
             kinds=("depth",),
             needs=("calibration",),
             differs=(
-                "windows of --calibration instead of 50 books of PG19",
+                "windows of --calibration instead of the 50 books of PG19",
                 "the last layer's output is compared before the final norm",
             ),
             parameters={
                 "samples": Param(
                     64,
-                    "calibration windows; paper: 12 for each of the 50 books that the authors read whole",
+                    "calibration windows; paper: 12 for each of the 50 books that the authors read in full",
                     paper=600,
                     least=1,
                 ),
-                "length": Param(256, "tokens in each, not overlapping", least=2),
+                "length": Param(256, "tokens in each window; windows do not overlap", least=2),
             },
             check_with={"samples": 8, "length": 64},
         )
@@ -45,57 +51,58 @@ class ShortGPT:
     samples: int = 64
     length: int = 256
 
-    def prepare(self, model: Any, ctx: Context) -> dict[str, Any]:
+    def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor]:
         assert ctx.calibration
         windows = ctx.calibration(self.samples, self.length)
         return {"influence": influence(model, windows.split(BATCH), ctx.progress)}
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
-        gone = least_influence(ctx.anatomy, budget.value, state["influence"].tolist())
-        if not gone:
+        layers = least_influence(ctx.anatomy, budget.value, state["influence"].tolist())
+        if not layers:
             return Cut(why="nothing is asked to go")
-        sites = [site.name for site in ctx.anatomy.blocks() if site.layer in gone]
-        told = ", ".join(f"{layer} ({state['influence'][layer]:.3g})" for layer in sorted(gone))
-        return Cut(keep={site: [] for site in sites}, why=f"layers of least block influence: {told}")
+        sites = [site.name for site in ctx.anatomy.blocks() if site.layer in layers]
+        scores = ", ".join(f"{layer} ({state['influence'][layer]:.3g})" for layer in sorted(layers))
+        return Cut(keep={site: [] for site in sites}, why=f"layers of least block influence: {scores}")
 
 
-def influence(model: Any, batches: Any, progress: Any = lambda *_: None) -> Any:
-    """Per layer one minus the mean cosine between what enters a token's position and what leaves it."""
+def influence(model: Any, batches: Iterable[Tensor], progress: Callable[..., None] = lambda *_: None) -> Tensor:
+    """Block influence of each layer: one minus the mean cosine between a token's states before and after it."""
     import torch
 
     from harness.pruning import layerwise
 
-    found = []
+    scores = []
     for layer in layerwise.forward(model, batches):
-        alike = [cosines(x, y) for x, y in zip(layer.inputs, layer.settled(), strict=True)]
-        found.append(1 - torch.cat(alike).double().mean())
+        similarities = [cosines(x, y) for x, y in zip(layer.inputs, layer.settled(), strict=True)]
+        scores.append(1 - torch.cat(similarities).double().mean())
         progress(layer.index + 1, len(model.model.layers))
-    return torch.stack(found).cpu()
+    return torch.stack(scores).cpu()
 
 
-def cosines(x: Any, y: Any) -> Any:
-    """One per token; a state of length zero has none and counts as one half."""
+def cosines(x: Tensor, y: Tensor) -> Tensor:
+    """The cosine of the two states of each token. A state of norm zero has none and counts as 0.5."""
     x, y = x.float(), y.float()
     return ((x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))).nan_to_num(nan=0.5).flatten()
 
 
-def least_influence(anatomy: Any, ratio: float, scores: list[float]) -> set[int]:
-    """The fewest layers from the lowest score up that hold what has to go; at least one layer stays."""
+def least_influence(anatomy: Anatomy, ratio: float, scores: list[float]) -> set[int]:
+    """The layers to remove: from the lowest score up, until they hold enough parameters. At least one layer stays."""
     size = dict.fromkeys(range(len(scores)), 0)
     for site in anatomy.blocks():
         size[site.layer] += anatomy.site_params(site, site.units)
-    left, gone = to_remove(anatomy, ratio), set()
+    missing = to_remove(anatomy, ratio)
+    layers: set[int] = set()
     *order, last = sorted(size, key=lambda layer: scores[layer])
     for layer in order:
-        if left <= 0:
+        if missing <= 0:
             break
-        left -= size[layer]
-        gone.add(layer)
-    if left > 0:
+        missing -= size[layer]
+        layers.add(layer)
+    if missing > 0:
         most = math.floor((1 - size[last] / sum(size.values())) * 1e4) / 1e4
         raise Unsupported(
-            f"{ratio:g} of the prunable parameters cannot go: one layer stays, number {last} of most influence, "
+            f"{ratio:g} of the prunable parameters cannot go: one layer must stay (layer {last}, of most influence), "
             f"and the others hold {most:g}",
             "ask for a smaller ratio",
         )
-    return gone
+    return layers

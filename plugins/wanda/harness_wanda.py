@@ -1,4 +1,4 @@
-"""Wanda: a weight matters as much as it is large and its input is loud. Single weights, N of M, or whole units."""
+"""Wanda: scores a weight by its magnitude times the norm of its input. Zeroes weights or removes whole units."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, uniform
-from harness.pruning.allocate import spread, to_remove
+from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, to_remove, uniform
+from harness.pruning import masks as n_of_m
+from harness.pruning.allocate import spread
 
-# The fewest zeros in so many neighbours of a row.
-PATTERNS = {"unstructured": (0, 1), "2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4)}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.models.anatomy.core import Anatomy
+
+# Pattern -> the least number of zeros in each group of neighbours in a row, and the size of the group.
+PATTERNS = {"unstructured": (0, 1), **n_of_m.PATTERNS}
 
 
 @hookimpl
@@ -28,7 +34,7 @@ def harness_register_pruners():
             differs=(
                 "text from --calibration, cut from joined documents, instead of C4 crops",
                 "norms count as prunable: a few zeros beyond the source's rule make up for them",
-                "4:8 and 1:4 (one of four goes) beside 2:4; no ratio per row (use_variant)",
+                "offers 4:8 and 1:4 (one zero in four) beside 2:4; no ratio per row (use_variant)",
             ),
             parameters={
                 "pattern": Param(
@@ -67,7 +73,7 @@ class Wanda:
     samples: int = 32
     length: int = 256
 
-    def shape(self, anatomy: Any, ratio: float) -> Shape:
+    def shape(self, anatomy: Anatomy, ratio: float) -> Shape:
         return {}
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
@@ -75,23 +81,23 @@ class Wanda:
 
         if not budget.value:
             return Cut()
-        fewest, of = PATTERNS[self.pattern]
-        if fewest and not math.isclose(budget.value, fewest / of):
-            raise Unsupported(
-                f"{self.pattern} zeroes {fewest / of:g} of the weights, not {budget.value:g}",
-                f"give --ratio {fewest / of:g}",
-            )
-        goals = zeros(ctx.anatomy, budget.value, of)
-        masks = {}
+        if self.pattern != "unstructured":
+            n_of_m.check_ratio(self.pattern, budget.value)
+        pattern_zeros, group = PATTERNS[self.pattern]
+        goals = zeros_per_matrix(ctx.anatomy, budget.value, group)
+        masks: dict[str, Tensor] = {}
         for layer in layerwise.forward(model, ctx.calibration(self.samples, self.length).split(1)):
             pruned = {}
             for name, squares in layer.by_weight(layer.squares()).items():
                 weight = model.get_parameter(name).detach()
-                worth, columns = weight.float().abs() * squares.sqrt(), weight.shape[1]
-                group = (fewest, of) if fewest else (int(columns * budget.value), columns)
-                pattern, masks[name] = kept(worth, *group, goals[name])
+                scores = weight.float().abs() * squares.sqrt()
+                if self.pattern == "unstructured":  # the whole row is one group
+                    group = weight.shape[1]
+                    pattern_zeros = int(group * budget.value)
+                pattern, masks[name] = row_masks(scores, pattern_zeros, group, goals[name])
                 pruned[name] = weight * pattern
-            with replaced(model, pruned):  # the next layer learns from what the source makes of this one
+            # The next layer's statistics come from this layer as the source prunes it: without the additional zeros.
+            with replaced(model, pruned):
                 layer.outputs = layer.run()
             ctx.progress(layer.index + 1, len(model.model.layers))
         return Cut(masks=masks, why=f"least weight times input norm, {self.pattern} along rows")
@@ -102,7 +108,7 @@ class WandaSp:
     samples: int = 64
     length: int = 128
 
-    def shape(self, anatomy: Any, ratio: float) -> Shape:
+    def shape(self, anatomy: Anatomy, ratio: float) -> Shape:
         return uniform(anatomy, ratio)
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: Any) -> Cut:
@@ -110,30 +116,27 @@ class WandaSp:
 
         if not budget.value:
             return Cut()
-        shape, keep = uniform(ctx.anatomy, budget.value), {}
+        shape = uniform(ctx.anatomy, budget.value)
+        keep: dict[str, list[int]] = {}
         for layer in layerwise.forward(model, ctx.calibration(self.samples, self.length).split(1)):
             squares = layer.by_weight(layer.squares())
-            found = importance.output_activation(ctx.anatomy, layer.index, model.get_parameter, squares)
-            chosen = best({site: shape[site] for site in found}, found)
-            keep |= chosen
-            with replaced(model, without(model, ctx.anatomy, chosen)):
+            scores = importance.output_activation(ctx.anatomy, layer.index, model.get_parameter, squares)
+            layer_keep = best({site: shape[site] for site in scores}, scores)
+            keep |= layer_keep
+            with replaced(model, pruned_tensors(model, ctx.anatomy, layer_keep)):
                 layer.outputs = layer.run()
             ctx.progress(layer.index + 1, len(model.model.layers))
         return Cut(keep=keep, why="least weight times input norm at the output projections, uniform allocation")
 
 
-def zeros(anatomy: Any, ratio: float, of: int) -> dict[str, int]:
+def zeros_per_matrix(anatomy: Anatomy, ratio: float, group: int) -> dict[str, int]:
     """How many weights each matrix loses: the same share of each, adding up to the budget."""
     sizes = {}
     for member in (member for site in anatomy.blocks() for member in site.members):
         rows, *columns = anatomy.tensors[member.tensor]
-        if not columns:
+        if not columns:  # a norm or a bias
             continue
-        if columns[0] % of:
-            raise Unsupported(
-                f"rows of {member.tensor} have {columns[0]} weights, not a multiple of {of}",
-                "take pattern=unstructured",
-            )
+        n_of_m.check_columns(member.tensor, columns[0], group, "take pattern=unstructured")
         sizes[member.tensor] = rows * columns[0]
     total = sum(sizes.values())
     goal = to_remove(anatomy, ratio)
@@ -146,29 +149,28 @@ def zeros(anatomy: Any, ratio: float, of: int) -> dict[str, int]:
     return spread(sizes, goal)
 
 
-def kept(worth: Any, fewest: int, of: int, goal: int) -> tuple[Any, Any]:
-    """What stays of a matrix without the `fewest` lowest of every `of` in a row; and without `goal` in all.
+def row_masks(scores: Tensor, zeros: int, group: int, goal: int) -> tuple[Tensor, Tensor]:
+    """Two masks of a matrix: with `zeros` zeros in every `group` neighbours of a row, and with `goal` zeros in all.
 
-    Those beyond are as many in every row; what does not divide comes from the rows whose next one scores least.
+    The second has the zeros of the first. The additional ones are spread evenly over the rows; those that do not
+    divide go to the rows whose next weight scores least.
     """
-    import torch
-
-    rows, columns = worth.shape
-    order = worth.reshape(-1, of).argsort(dim=1, stable=True)
-    pattern = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :fewest], False).view(rows, columns)
-    left = worth.masked_fill(~pattern, torch.inf)
-    following = order[:, fewest:] if of == columns else left.argsort(dim=1, stable=True)
-    each, rest = divmod(goal - rows * columns // of * fewest, rows)
-    stays = pattern.scatter(1, following[:, :each], False)
+    rows, columns = scores.shape
+    order = n_of_m.sort_groups(scores, group)
+    pattern = n_of_m.group_mask(order, zeros).view(rows, columns)
+    remaining = scores.masked_fill(~pattern, math.inf)
+    following = order[:, zeros:] if group == columns else remaining.argsort(dim=1, stable=True)
+    per_row, rest = divmod(goal - rows * columns // group * zeros, rows)
+    mask = pattern.scatter(1, following[:, :per_row], False)
     if rest:
-        after = left.gather(1, following[:, each : each + 1]).flatten()
-        least = after.argsort(stable=True)[:rest]
-        stays[least, following[least, each]] = False
-    return pattern, stays.cpu()
+        next_scores = remaining.gather(1, following[:, per_row : per_row + 1]).flatten()
+        lowest_rows = next_scores.argsort(stable=True)[:rest]
+        mask[lowest_rows, following[lowest_rows, per_row]] = False
+    return pattern, mask.cpu()
 
 
-def without(model: Any, anatomy: Any, keep: Mapping[str, list[int]]) -> dict[str, Any]:
-    """The tensors that make these sites compute what they will once only these units are left."""
+def pruned_tensors(model: Any, anatomy: Anatomy, keep: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """New values of tensors with which the model computes as if only these units were present."""
     import torch
 
     from harness.pruning.importance import output_member
@@ -176,25 +178,25 @@ def without(model: Any, anatomy: Any, keep: Mapping[str, list[int]]) -> dict[str
     changed = {}
     for name, units in keep.items():
         site = anatomy.sites[name]
-        if not units:  # its biases go too
-            changed |= {owned: torch.zeros_like(model.get_parameter(owned)) for owned in site.owned}
+        if not units:  # a removed site adds nothing, so its biases become zero too
+            changed |= {tensor: torch.zeros_like(model.get_parameter(tensor)) for tensor in site.owned}
             continue
         member = output_member(site)
         weight = model.get_parameter(member.tensor).detach().clone()
-        gone = sorted(set(range(site.units)) - set(units))
-        weight.unflatten(1, (site.units, member.block))[:, gone] = 0
+        removed = sorted(set(range(site.units)) - set(units))
+        weight.unflatten(1, (site.units, member.block))[:, removed] = 0
         changed[member.tensor] = weight
     return changed
 
 
 @contextmanager
-def replaced(model: Any, tensors: Mapping[str, Any]) -> Iterator[None]:
-    """These in the place of the model's own, which come back afterwards."""
-    own = {name: model.get_parameter(name).data for name in tensors}
+def replaced(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Use these tensors in place of the model's own inside the block; the model's own come back afterwards."""
+    originals = {name: model.get_parameter(name).data for name in tensors}
     try:
         for name, tensor in tensors.items():
             model.get_parameter(name).data = tensor
         yield
     finally:
-        for name, tensor in own.items():
+        for name, tensor in originals.items():
             model.get_parameter(name).data = tensor

@@ -1,4 +1,4 @@
-"""The course of Compresso: LoRA alone, masks and LoRA towards the target, LoRA again on what is left."""
+"""The three trainings of Compresso: LoRA alone, masks with LoRA towards the target, LoRA on the remaining units."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness import Budget, Context, Cut, to_remove
+from harness.models.anatomy.core import Anatomy
 from harness.pruning.training import loop
 from harness.pruning.training.adapters import Adapters
 
@@ -38,7 +39,7 @@ class Compresso:
     prompt: str = ""
 
     def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor]:
-        """The adapters after the epochs without masks, which no budget changes."""
+        """The adapters after the epochs without masks. They are the same for every budget."""
         text = training_text(ctx, self.samples, self.length, self.prompt)
         steps = self.lora_epochs * self.epoch(text)
         with loop.seeded(ctx.seed("adapters")), adapted(model) as adapters:
@@ -54,36 +55,36 @@ class Compresso:
         anatomy, goal = ctx.anatomy, to_remove(ctx.anatomy, budget.value)
         if not goal:
             return Cut(why="nothing is cut")
-        choose.refuse_beyond_reach(anatomy, budget.value)
+        choose.check_reach(anatomy, budget.value)
         text = training_text(ctx, self.samples, self.length, self.prompt)
         with adapted(model) as adapters:
             for name, weight in weights(adapters).items():
                 weight.data.copy_(state[name])
             log_alpha = self.learn(model, adapters, text, budget.value, ctx)
-            stays = choose.to_budget(anatomy, log_alpha, choose.learned(anatomy, log_alpha), goal)
-            self.tune(model, adapters, text, stays, ctx)
+            masks = choose.to_budget(anatomy, log_alpha, choose.expected_units(anatomy, log_alpha), goal)
+            self.tune(model, adapters, text, masks, ctx)
             merged = {name: adapters.merged(name).cpu() for name in adapters.linears}
-        learned = float(gates.sparsity(anatomy, {name: gates.alive(found) for name, found in log_alpha.items()}))
-        keep = {name: units.nonzero().flatten().tolist() for name, units in stays.items()}
-        return Cut(keep, rewrites=merged, why=f"learned masks, at an expected sparsity of {learned:.4f}")
+        sparsity = float(expected_sparsity(anatomy, log_alpha))
+        keep = {name: units.nonzero().flatten().tolist() for name, units in masks.items()}
+        return Cut(keep, rewrites=merged, why=f"learned masks, at an expected sparsity of {sparsity:.4f}")
 
     def learn(self, model: Any, adapters: Adapters, text: Text, ratio: float, ctx: Context) -> dict[str, Tensor]:
-        """log alpha of every unit once the target was reached and held."""
+        """Train gates and adapters together towards the target sparsity. Returns log alpha of every unit."""
         steps, ramp = self.prune_epochs * self.epoch(text), self.ramp_epochs * self.epoch(text)
-        start = gates.beginning(ctx.anatomy, ctx.seed("gates"))
-        log_alpha = {name: found.to(model.device).requires_grad_() for name, found in start.items()}
+        start = gates.initial_gates(ctx.anatomy, ctx.seed("gates"))
+        log_alpha = {name: values.to(model.device).requires_grad_() for name, values in start.items()}
         constraint = gates.Constraint(self.multiplier_lr, model.device)
         optims = [
             loop.optimiser(adapters.parameters(), self.lr),
             loop.optimiser(log_alpha.values(), self.mask_lr),
-            constraint.climb,
+            constraint.optimiser,
         ]
-        chance = torch.Generator().manual_seed(ctx.seed("draws"))
+        generator = torch.Generator().manual_seed(ctx.seed("draws"))
         for step, rows in enumerate(loop.drawn(text.rows, self.batch, steps, ctx.seed("order", "masks"))):
-            with gates.masked(model, ctx.anatomy, gates.drawn(log_alpha, chance)):
+            with gates.masked(model, ctx.anatomy, gates.sample_gates(log_alpha, generator)):
                 loss = text.loss(model, rows, step)
-            share = gates.sparsity(ctx.anatomy, {name: gates.alive(found) for name, found in log_alpha.items()})
-            loss = loss + constraint.penalty(share - gates.target(step, ramp, ratio))
+            sparsity = expected_sparsity(ctx.anatomy, log_alpha)
+            loss = loss + constraint.penalty(sparsity - gates.target(step, ramp, ratio))
             for optim in optims:
                 optim.zero_grad()
             loss.backward()
@@ -91,16 +92,16 @@ class Compresso:
                 optim.step()
             gates.clamp(log_alpha)
             ctx.progress(step + 1, steps + self.tune_steps(text))
-        return {name: found.detach().cpu() for name, found in log_alpha.items()}
+        return {name: values.detach().cpu() for name, values in log_alpha.items()}
 
-    def tune(self, model: Any, adapters: Adapters, text: Text, stays: Mapping[str, Tensor], ctx: Context) -> None:
-        """LoRA with the chosen units gone, survivors whole."""
+    def tune(self, model: Any, adapters: Adapters, text: Text, masks: Mapping[str, Tensor], ctx: Context) -> None:
+        """Train the adapters with the chosen units masked, and the other units unscaled."""
         steps, before = self.tune_steps(text), self.prune_epochs * self.epoch(text)
         optim = loop.optimiser(adapters.parameters(), self.tune_lr)
-        binary = {name: units.float().to(model.device) for name, units in stays.items()}
-        together = self.batch * self.tune_accumulation
+        binary = {name: units.float().to(model.device) for name, units in masks.items()}
+        rows_per_step = self.batch * self.tune_accumulation
         with gates.masked(model, ctx.anatomy, binary):
-            for step, rows in enumerate(loop.drawn(text.rows, together, steps, ctx.seed("order", "tune"))):
+            for step, rows in enumerate(loop.drawn(text.rows, rows_per_step, steps, ctx.seed("order", "tune"))):
                 loop.at_rate(optim, self.tune_lr * loop.cosine(step, steps))
                 optim.zero_grad()
                 for part in rows.split(self.batch):
@@ -109,20 +110,28 @@ class Compresso:
                 ctx.progress(before + step + 1, before + steps)
 
     def epoch(self, text: Text) -> int:
+        """The number of batches in an epoch."""
         return math.ceil(len(text.rows) / self.batch)
 
     def tune_steps(self, text: Text) -> int:
+        """The number of optimiser steps of the last training."""
         return math.ceil(self.tune_epochs * self.epoch(text) / self.tune_accumulation)
 
 
+def expected_sparsity(anatomy: Anatomy, log_alpha: Mapping[str, Tensor]) -> Tensor:
+    """The sparsity that the gates are expected to give, with gradients."""
+    return gates.sparsity(anatomy, {name: gates.open_probability(values) for name, values in log_alpha.items()})
+
+
 def weights(adapters: Adapters) -> dict[str, Tensor]:
-    found = {f"{name} a": adapters.a(name) for name in adapters.linears}
-    return found | {f"{name} b": adapters.b(name) for name in adapters.linears}
+    """The weights of all adapters by name, as `prepare` stores them."""
+    parts = {f"{name} a": adapters.a(name) for name in adapters.linears}
+    return parts | {f"{name} b": adapters.b(name) for name in adapters.linears}
 
 
 @contextmanager
 def adapted(model: Any) -> Iterator[Adapters]:
-    """LoRA on queries and values while it lasts; the model's own weights are as they were afterwards."""
+    """Add LoRA to queries and values inside the block. The model's own weights are unchanged afterwards."""
     adapters = Adapters(model, RANK, ALPHA, targets=TARGETS)
     try:
         yield adapters

@@ -1,4 +1,4 @@
-"""Compresso's formulas worked out again in plain Python, its masks against the harness's own surgery, its budgets."""
+"""Compresso's formulas in plain Python, its masks against the harness's surgery, and its budgets."""
 
 from __future__ import annotations
 
@@ -25,32 +25,33 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def survives(log_alpha: float) -> float:
+def open_probability(log_alpha: float) -> float:
     """P(z > 0) by hand."""
     return 1 - min(max(sigmoid(2 / 3 * math.log(0.1 / 1.1) - log_alpha), 1e-6), 1 - 1e-6)
 
 
-def scattered(anatomy, seed=0, spread=2.0):
-    """Log alphas as a training might leave them."""
-    made = torch.Generator().manual_seed(seed)
+def random_log_alpha(anatomy, seed=0, spread=2.0):
+    """Values of log alpha as a training might leave them."""
+    generator = torch.Generator().manual_seed(seed)
     return {
-        name: (spread * torch.randn(site.units, generator=made) + 1.5).clamp(math.log(0.01), math.log(100))
+        name: (spread * torch.randn(site.units, generator=generator) + 1.5).clamp(math.log(0.01), math.log(100))
         for name, site in anatomy.sites.items()
     }
 
 
-def binary(anatomy, seed=0, share=0.3):
-    """Units that stay: a random cut of every site, the hidden width included."""
-    made = torch.Generator().manual_seed(seed)
-    stays = {}
+def random_masks(anatomy, seed=0, share=0.3):
+    """A random choice of the units that stay in every site, the hidden width included."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
     for name, site in anatomy.sites.items():
-        stays[name] = torch.rand(site.units, generator=made) >= share
-        stays[name][0] = True
-    return stays
+        masks[name] = torch.rand(site.units, generator=generator) >= share
+        masks[name][0] = True
+    return masks
 
 
-def as_cut(anatomy, stays, **more):
-    keep = {name: units.nonzero().flatten().tolist() for name, units in stays.items()}
+def cut_of(anatomy, masks, **more):
+    """The checked cut that keeps the units where the masks are True."""
+    keep = {name: units.nonzero().flatten().tolist() for name, units in masks.items()}
     return check_cut(anatomy, Cut(keep, **more))
 
 
@@ -59,16 +60,16 @@ def as_cut(anatomy, stays, **more):
 
 @pytest.mark.parametrize("log_alpha", [-4.6, -1.2, 0.0, 0.7, 2.5, 4.6])
 @pytest.mark.parametrize("u", [1e-6, 0.03, 0.4, 0.5, 0.81, 1 - 1e-6])
-def test_a_hard_concrete_draw(log_alpha, u):
+def test_a_hard_concrete_sample(log_alpha, u):
     s = sigmoid((math.log(u) - math.log(1 - u) + log_alpha) / (2 / 3))
     expected = min(max(s * (1.1 + 0.1) - 0.1, 0.0), 1.0)
-    found = gates.hard_concrete(torch.tensor([log_alpha], dtype=torch.float64), torch.tensor([u], dtype=torch.float64))
-    assert found.item() == pytest.approx(expected, abs=1e-12)
+    gate = gates.hard_concrete(torch.tensor([log_alpha], dtype=torch.float64), torch.tensor([u], dtype=torch.float64))
+    assert gate.item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_draws_lie_in_the_open_unit_interval_and_follow_their_seed():
+def test_samples_are_finite_and_follow_their_seed():
     log_alpha = {"a": torch.zeros(5000), "b": torch.full((3,), -20.0)}
-    first, again = (gates.drawn(log_alpha, torch.Generator().manual_seed(3)) for _ in range(2))
+    first, again = (gates.sample_gates(log_alpha, torch.Generator().manual_seed(3)) for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert bool(first["a"].isfinite().all())
     assert 0 < int((first["a"] == 0).sum()) < 5000
@@ -78,15 +79,15 @@ def test_draws_lie_in_the_open_unit_interval_and_follow_their_seed():
 
 @pytest.mark.parametrize("log_alpha", [-30.0, -4.605, -1.0, 0.0, 1.3, 4.605, 10.0, 30.0])
 def test_the_probability_that_a_gate_is_open(log_alpha):
-    found = gates.alive(torch.tensor([log_alpha], dtype=torch.float64)).item()
-    assert found == pytest.approx(survives(log_alpha), abs=1e-12)
+    probability = gates.open_probability(torch.tensor([log_alpha], dtype=torch.float64)).item()
+    assert probability == pytest.approx(open_probability(log_alpha), abs=1e-12)
 
 
 def test_gates_begin_open_and_are_clamped():
     _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
-    found = gates.beginning(anatomy, 1)
-    assert set(found) == set(anatomy.sites)
-    for name, values in found.items():
+    log_alpha = gates.initial_gates(anatomy, 1)
+    assert set(log_alpha) == set(anatomy.sites)
+    for name, values in log_alpha.items():
         middle = math.log(0.99 / 0.01) if name.endswith("mlp") else 10.0
         assert len(values) == anatomy.sites[name].units
         assert float((values - middle).abs().max()) < 0.06
@@ -98,24 +99,27 @@ def test_gates_begin_open_and_are_clamped():
 
 @pytest.mark.parametrize("name", ["llama, grouped", "gemma", "qwen3", "qwen2"])
 def test_the_expected_sparsity_by_loops(name):
-    """Every weight of attention and MLP for itself; Qwen3 has no hidden mask, its width is sure to stay."""
+    """Sums over single weights of attention and MLP. Qwen3 has no hidden gates, so its width stays."""
     _, anatomy = tiny_models.tiny(name)
-    known = anatomy.config
-    h, d, channels, kv = (known[key] for key in ("hidden_size", "head_dim", "intermediate_size", "num_key_value_heads"))
-    g = known["num_attention_heads"] // kv
-    log_alpha = {n: v.double() for n, v in scattered(anatomy, 4).items()}
-    width = [survives(float(a)) for a in log_alpha["hidden"]] if "hidden" in log_alpha else [1.0] * h
+    config = anatomy.config
+    names = ("hidden_size", "head_dim", "intermediate_size", "num_key_value_heads")
+    h, d, channels, kv = (config[key] for key in names)
+    g = config["num_attention_heads"] // kv
+    log_alpha = {n: v.double() for n, v in random_log_alpha(anatomy, 4).items()}
+    width = [open_probability(float(a)) for a in log_alpha["hidden"]] if "hidden" in log_alpha else [1.0] * h
     size = total = 0.0
-    for layer in range(known["num_hidden_layers"]):
+    for layer in range(config["num_hidden_layers"]):
         for i in range(h):
             for group in range(kv):
-                size += width[i] * survives(float(log_alpha[f"layers.{layer}.attention"][group])) * 2 * d * (g + 1)
+                size += (
+                    width[i] * open_probability(float(log_alpha[f"layers.{layer}.attention"][group])) * 2 * d * (g + 1)
+                )
                 total += 2 * d * (g + 1)
             for channel in range(channels):
-                size += width[i] * survives(float(log_alpha[f"layers.{layer}.mlp"][channel])) * 3
+                size += width[i] * open_probability(float(log_alpha[f"layers.{layer}.mlp"][channel])) * 3
                 total += 3
-    found = gates.sparsity(anatomy, {n: gates.alive(v) for n, v in log_alpha.items()})
-    assert float(found) == pytest.approx(1 - size / total, abs=1e-9)
+    sparsity = gates.sparsity(anatomy, {n: gates.open_probability(v) for n, v in log_alpha.items()})
+    assert float(sparsity) == pytest.approx(1 - size / total, abs=1e-9)
 
 
 def test_llama_7b_at_5_4_billion_is_a_prunable_sparsity_of_0_207():
@@ -125,12 +129,12 @@ def test_llama_7b_at_5_4_billion_is_a_prunable_sparsity_of_0_207():
     head = next(anatomy.blocks())
     assert gates.unit_weights(anatomy, head) == 4 * 4096 * 128  # one query head per group: the published 4hd
     share = {name: torch.ones(site.units, dtype=torch.float64) for name, site in anatomy.sites.items()}
-    for left, sparsity in ((5.4e9, 0.207), (5.0e9, 0.268), (4.5e9, 0.346)):
-        kept = 1 - (anatomy.params() - left) / weights
+    for remaining, sparsity in ((5.4e9, 0.207), (5.0e9, 0.268), (4.5e9, 0.346)):
+        kept_share = 1 - (anatomy.params() - remaining) / weights
         for site in anatomy.blocks():
-            share[site.name].fill_(kept)
+            share[site.name].fill_(kept_share)
         assert float(gates.sparsity(anatomy, share)) == pytest.approx(sparsity, abs=6e-4)
-    share = {name: torch.full_like(units, 0.89) for name, units in share.items()}  # two masks on every weight
+    share = {name: torch.full_like(units, 0.89) for name, units in share.items()}  # each weight has two gates
     assert float(gates.sparsity(anatomy, share)) == pytest.approx(1 - 0.89**2, abs=1e-9)
 
 
@@ -139,20 +143,20 @@ def test_the_target_ramps_and_stays():
     assert gates.target(0, 0, 0.2) == 0.2
 
 
-def test_the_multipliers_climb_the_penalty():
-    """Adam run upwards, by hand; below the target the first turns negative and so pays for sparsity."""
+def test_the_multipliers_maximise_the_penalty():
+    """Adam upwards, by hand. Below the target the first multiplier becomes negative and so rewards sparsity."""
     constraint, lr = gates.Constraint(0.1), 0.1
-    offs = [-0.2, -0.15, -0.1, 0.05, 0.02]
+    differences = [-0.2, -0.15, -0.1, 0.05, 0.02]
     values, first, second = [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]
-    for step, off in enumerate(offs, 1):
-        found = constraint.penalty(torch.tensor(off))
-        assert found.item() == pytest.approx(values[0] * off + values[1] * off**2, abs=1e-6)
-        constraint.climb.zero_grad()
-        found.backward()
-        constraint.climb.step()
-        for i, slope in enumerate((off, off**2)):
-            first[i] = 0.9 * first[i] + 0.1 * slope
-            second[i] = 0.999 * second[i] + 0.001 * slope**2
+    for step, difference in enumerate(differences, 1):
+        penalty = constraint.penalty(torch.tensor(difference))
+        assert penalty.item() == pytest.approx(values[0] * difference + values[1] * difference**2, abs=1e-6)
+        constraint.optimiser.zero_grad()
+        penalty.backward()
+        constraint.optimiser.step()
+        for i, gradient in enumerate((difference, difference**2)):
+            first[i] = 0.9 * first[i] + 0.1 * gradient
+            second[i] = 0.999 * second[i] + 0.001 * gradient**2
             values[i] += lr * (first[i] / (1 - 0.9**step)) / (math.sqrt(second[i] / (1 - 0.999**step)) + 1e-8)
         assert constraint.multipliers.tolist() == pytest.approx(values, abs=1e-5)
     assert values[0] < 0 < values[1]
@@ -164,32 +168,32 @@ def test_the_multipliers_climb_the_penalty():
 @pytest.mark.parametrize("name", list(tiny_models.MODELS))
 @pytest.mark.parametrize("adapters", [False, True], ids=["as it is", "with adapters"])
 def test_a_masked_model_is_the_sliced_one(name, adapters):
-    """The point of the matter: norms divide by the full width under masks, by what is left once it is cut."""
+    """Under masks norms divide by the full width, and after the cut by the remaining width; the logits are equal."""
     model, anatomy = tiny_models.tiny(name)
-    stays, ids = binary(anatomy), tiny_models.tokens(2, 12)
+    masks, ids = random_masks(anatomy), tiny_models.tokens(2, 12)
     with torch.no_grad(), adapted(model) as lora:
         for weight in lora.parameters():
             torch.nn.init.normal_(weight, std=0.2 if adapters else 0.0)
-        with gates.masked(model, anatomy, {n: units.float() for n, units in stays.items()}):
+        with gates.masked(model, anatomy, {n: units.float() for n, units in masks.items()}):
             expected = model(ids, use_cache=False).logits
         merged = {n: lora.merged(n) for n in lora.linears}
     fresh, _ = tiny_models.tiny(name)
-    sliced = surgery.apply(fresh, anatomy, as_cut(anatomy, stays, rewrites=merged))
-    found, dense = sliced(ids, use_cache=False).logits, fresh(ids, use_cache=False).logits
-    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
-    assert float((found - dense).abs().max()) > 1e-2 * float(expected.abs().max())
+    sliced = surgery.apply(fresh, anatomy, cut_of(anatomy, masks, rewrites=merged))
+    pruned, dense = sliced(ids, use_cache=False).logits, fresh(ids, use_cache=False).logits
+    assert float((pruned - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+    assert float((pruned - dense).abs().max()) > 1e-2 * float(expected.abs().max())
 
 
-def test_soft_masks_multiply_where_they_are_published_to():
-    """One layer by hand: groups at the output projection, channels before the activation and on the up side."""
+def test_soft_masks_multiply_at_the_published_places():
+    """One layer by hand: groups at the output projection, channels before the activation and at the up projection."""
     model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
-    made = torch.Generator().manual_seed(2)
-    z = {n: torch.rand(site.units, generator=made) for n, site in anatomy.sites.items()}
-    mlp, x = model.model.layers[1].mlp, torch.randn(3, 48, generator=made)
+    generator = torch.Generator().manual_seed(2)
+    z = {n: torch.rand(site.units, generator=generator) for n, site in anatomy.sites.items()}
+    mlp, x = model.model.layers[1].mlp, torch.randn(3, 48, generator=generator)
     gate, up = x @ mlp.gate_proj.weight.T * z["layers.1.mlp"], x @ mlp.up_proj.weight.T * z["layers.1.mlp"]
     inner = gate * torch.sigmoid(gate) * up
     projection = model.model.layers[1].self_attn.o_proj
-    heads = torch.randn(3, 64, generator=made)
+    heads = torch.randn(3, 64, generator=generator)
     groups = torch.stack([heads[:, i] * z["layers.1.attention"][i // 16] for i in range(64)], dim=1)
     with torch.no_grad():
         with gates.masked(model, anatomy, z):
@@ -197,7 +201,9 @@ def test_soft_masks_multiply_where_they_are_published_to():
             assert torch.allclose(projection(heads), groups @ projection.weight.T * z["hidden"], atol=1e-5)
             embedded = model.model.embed_tokens(torch.tensor([[3, 7]]))
         assert torch.allclose(embedded, model.model.embed_tokens.weight[[3, 7]] * z["hidden"])
-        assert not torch.allclose(projection(heads), groups @ projection.weight.T * z["hidden"])  # hooks are gone
+        assert not torch.allclose(
+            projection(heads), groups @ projection.weight.T * z["hidden"]
+        )  # the hooks are removed
 
 
 # --- from gates to a budget -----------------------------------------------------------------------
@@ -205,19 +211,19 @@ def test_soft_masks_multiply_where_they_are_published_to():
 
 def test_as_many_zeros_as_expected_where_log_alpha_is_lowest():
     _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
-    log_alpha = scattered(anatomy, 9)
-    for name, stays in choose.learned(anatomy, log_alpha).items():
+    log_alpha = random_log_alpha(anatomy, 9)
+    for name, mask in choose.expected_units(anatomy, log_alpha).items():
         values = log_alpha[name].tolist()
-        zeros = round(len(values) - sum(survives(a) for a in values))
-        gone = sorted(range(len(values)), key=lambda i: values[i])[: min(zeros, len(values) - 1)]
+        zeros = round(len(values) - sum(open_probability(a) for a in values))
+        removed = sorted(range(len(values)), key=lambda i: values[i])[: min(zeros, len(values) - 1)]
         assert zeros > 0 or "attention" in name
-        assert (~stays).nonzero().flatten().tolist() == sorted(gone)
+        assert (~mask).nonzero().flatten().tolist() == sorted(removed)
 
 
-def test_every_site_keeps_a_unit_and_the_width_a_heads():
+def test_every_site_keeps_a_unit_and_the_hidden_width_that_of_a_head():
     _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
-    shut = {name: torch.full((site.units,), -30.0) for name, site in anatomy.sites.items()}
-    counts = {name: int(units.sum()) for name, units in choose.learned(anatomy, shut).items()}
+    closed = {name: torch.full((site.units,), -30.0) for name, site in anatomy.sites.items()}
+    counts = {name: int(units.sum()) for name, units in choose.expected_units(anatomy, closed).items()}
     assert counts == {name: 8 if name == "hidden" else 1 for name in anatomy.sites}
 
 
@@ -226,71 +232,71 @@ def test_every_site_keeps_a_unit_and_the_width_a_heads():
 @pytest.mark.parametrize("spread", [0.3, 2.0], ids=["too little learned", "much learned"])
 def test_the_budget_is_met_to_less_than_a_channel(name, ratio, spread):
     _, anatomy = tiny_models.tiny(name)
-    log_alpha = scattered(anatomy, 6, spread)
-    learned = choose.learned(anatomy, log_alpha)
-    stays = choose.to_budget(anatomy, log_alpha, learned, to_remove(anatomy, ratio))
-    cut = as_cut(anatomy, stays)
+    log_alpha = random_log_alpha(anatomy, 6, spread)
+    learned = choose.expected_units(anatomy, log_alpha)
+    masks = choose.to_budget(anatomy, log_alpha, learned, to_remove(anatomy, ratio))
+    cut = cut_of(anatomy, masks)
     if "hidden" in anatomy.sites and (spread > 1 or ratio >= 0.3):
         assert len(cut.keep["hidden"]) < anatomy.sites["hidden"].units
     removed, channel = counting.ratios(anatomy, cut.shape)[0], 3 * 48 / anatomy.params(prunable=True)
     assert ratio <= removed < ratio + channel
 
 
-def test_too_much_gives_back_the_best_and_too_little_takes_the_worst():
-    """One site at a time: nothing that came back scores below what stays away, and the reverse."""
+def test_the_best_units_come_back_and_the_worst_are_removed():
+    """Within a site no unit that comes back scores below one that stays removed, and the reverse."""
     _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
-    log_alpha = scattered(anatomy, 6)
-    learned = choose.learned(anatomy, log_alpha)
-    gone = choose.Tally(anatomy, learned).gone
-    for goal in (gone // 2, gone + 5000):
-        stays = choose.to_budget(anatomy, log_alpha, learned, goal)
-        for name in log_alpha:
-            back, away = stays[name] & ~learned[name], ~stays[name] & ~learned[name]
-            taken, left = learned[name] & ~stays[name], learned[name] & stays[name]
-            assert not (back.any() and taken.any())
-            if back.any() and away.any():
-                assert log_alpha[name][back].min() >= log_alpha[name][away].max()
-            if taken.any() and left.any():
-                assert log_alpha[name][taken].max() <= log_alpha[name][left].min()
-        assert any(bool((stays[name] != learned[name]).any()) for name in log_alpha)
+    log_alpha = random_log_alpha(anatomy, 6)
+    learned = choose.expected_units(anatomy, log_alpha)
+    removed = choose.Tally(anatomy, learned).removed
+    for goal in (removed // 2, removed + 5000):
+        masks = choose.to_budget(anatomy, log_alpha, learned, goal)
+        for name, values in log_alpha.items():
+            returned, still_removed = masks[name] & ~learned[name], ~masks[name] & ~learned[name]
+            newly_removed, remaining = learned[name] & ~masks[name], learned[name] & masks[name]
+            assert not (returned.any() and newly_removed.any())
+            if returned.any() and still_removed.any():
+                assert values[returned].min() >= values[still_removed].max()
+            if newly_removed.any() and remaining.any():
+                assert values[newly_removed].max() <= values[remaining].min()
+        assert any(bool((masks[name] != learned[name]).any()) for name in log_alpha)
 
 
-def test_a_learned_cut_that_fits_stays_as_it_is():
+def test_a_learned_cut_that_meets_the_budget_is_not_changed():
     _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
-    log_alpha = scattered(anatomy, 6)
-    learned = choose.learned(anatomy, log_alpha)
-    stays = choose.to_budget(anatomy, log_alpha, learned, choose.Tally(anatomy, learned).gone - 10)
-    assert all(torch.equal(stays[name], learned[name]) for name in learned)
+    log_alpha = random_log_alpha(anatomy, 6)
+    learned = choose.expected_units(anatomy, log_alpha)
+    masks = choose.to_budget(anatomy, log_alpha, learned, choose.Tally(anatomy, learned).removed - 10)
+    assert all(torch.equal(masks[name], learned[name]) for name in learned)
 
 
 @pytest.mark.parametrize("name", list(tiny_models.MODELS))
 def test_the_tally_counts_as_the_harness_does(name):
     _, anatomy = tiny_models.tiny(name)
     tally = choose.Tally(anatomy, {n: torch.ones(s.units, dtype=torch.bool) for n, s in anatomy.sites.items()})
-    made, sites = torch.Generator().manual_seed(0), list(anatomy.sites)
+    generator, sites = torch.Generator().manual_seed(0), list(anatomy.sites)
     for step in range(60):
-        site = sites[int(torch.randint(len(sites), (1,), generator=made))]
+        site = sites[int(torch.randint(len(sites), (1,), generator=generator))]
         if tally.counts[site] > 1:
-            tally.change(site, int(tally.stays[site].nonzero()[0]), False)
+            tally.change(site, int(tally.keep[site].nonzero()[0]), False)
         elif step % 3 == 0:
-            tally.change(site, int((~tally.stays[site]).nonzero()[0]), True)
-        assert tally.gone == tally.dense - anatomy.params(tally.counts, prunable=True)
+            tally.change(site, int((~tally.keep[site]).nonzero()[0]), True)
+        assert tally.removed == tally.dense - anatomy.params(tally.counts, prunable=True)
 
 
 # --- the method -----------------------------------------------------------------------------------
 
 
-def test_nothing_is_trained_for_ratio_zero_nor_beyond_reach():
+def test_nothing_is_trained_for_ratio_zero_or_for_one_out_of_reach():
     model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
-    idle = tiny_models.context(anatomy, calibration=None)
-    cut = Compresso().prune(model, Budget("ratio", 0.0), idle, None)
+    ctx = tiny_models.context(anatomy, calibration=None)
+    cut = Compresso().prune(model, Budget("ratio", 0.0), ctx, None)
     assert not cut.keep
     assert not cut.rewrites
     with pytest.raises(Unsupported, match=r"0\.999 of the prunable .* at most 0\.9\d+ can"):
-        Compresso().prune(model, Budget("ratio", 0.999), idle, None)
+        Compresso().prune(model, Budget("ratio", 0.999), ctx, None)
 
 
-def test_the_model_is_handed_back_as_it_was():
+def test_the_model_is_unchanged_afterwards():
     model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     ctx, method = tiny_models.context(anatomy), Compresso(**QUICK)
@@ -302,8 +308,8 @@ def test_the_model_is_handed_back_as_it_was():
     assert any(not torch.equal(value, before[name]) for name, value in cut.rewrites.items())
 
 
-def test_sparsity_is_learned_and_what_does_nothing_goes_first():
-    """Text of the model's own, which a loss of useful units makes less likely, and channels that add nothing."""
+def test_sparsity_is_learned_and_useless_units_are_removed_first():
+    """The text is the model's own, so that losing useful units costs likelihood; most channels add nothing."""
     model, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     with torch.no_grad():
         for layer in model.model.layers:
@@ -312,40 +318,40 @@ def test_sparsity_is_learned_and_what_does_nothing_goes_first():
     with loop.seeded(1):
         ids = tiny_models.tokens(16, 1)
         for _ in range(31):
-            chances = model(ids, use_cache=False).logits[:, -1].softmax(-1)
-            ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
+            probabilities = model(ids, use_cache=False).logits[:, -1].softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(probabilities, 1)], dim=1)
     ctx = tiny_models.context(anatomy)
     ctx.calibration = lambda count, length: ids[:count, :length]
     method = Compresso(samples=16, length=32, batch=8, prune_epochs=50, ramp_epochs=25, lr=0.0, multiplier_lr=0.1)
     with adapted(model) as adapters:
         text = training_text(ctx, method.samples, method.length, "")
         log_alpha = method.learn(model, adapters, text, 0.2, ctx)
-    share = {name: gates.alive(found) for name, found in log_alpha.items()}
+    share = {name: gates.open_probability(values) for name, values in log_alpha.items()}
     channels = torch.stack([share[f"layers.{i}.mlp"] for i in range(4)])
     assert abs(float(gates.sparsity(anatomy, share)) - 0.2) < 0.03
     assert float(channels[:, 10:].mean()) < float(channels[:, :10].mean()) - 0.1
 
 
-class Words:
-    """A tokenizer of one token a word."""
+class WordTokenizer:
+    """A tokenizer with one token per word."""
 
     def __call__(self, text, **_):
-        return type("Found", (), {"input_ids": [100 + len(word) for word in text.split()]})
+        return type("Encoding", (), {"input_ids": [100 + len(word) for word in text.split()]})
 
 
 @pytest.mark.parametrize("name", [tiny_models.PLAIN, "gemma"])
 def test_a_prompt_is_read_and_not_learned(name):
     model, anatomy = tiny_models.tiny(name)
-    ctx = tiny_models.context(anatomy, tokenizer=Words())
+    ctx = tiny_models.context(anatomy, tokenizer=WordTokenizer())
     text, plain = training_text(ctx, 3, 10, "you are pruned"), tiny_models.tokens(3, 10)
-    said = torch.tensor([103, 103, 106]).expand(3, -1)
+    prompt = torch.tensor([103, 103, 106]).expand(3, -1)
     bos = 1 if name == "gemma" else 0
-    assert torch.equal(text.rows, torch.cat([plain[:, :bos], said, plain[:, bos:]], dim=1))
+    assert torch.equal(text.rows, torch.cat([plain[:, :bos], prompt, plain[:, bos:]], dim=1))
     with torch.no_grad():
         logits = model(text.rows, use_cache=False).logits.double().log_softmax(-1)
-        found = float(text.loss(model, text.rows, 0))
-    own = [-float(logits[row, at, text.rows[row, at + 1]]) for row in range(3) for at in range(3, 12)]
-    assert found == pytest.approx(sum(own) / len(own), rel=1e-5)
+        loss = float(text.loss(model, text.rows, 0))
+    losses = [-float(logits[row, at, text.rows[row, at + 1]]) for row in range(3) for at in range(3, 12)]
+    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_a_prompt_needs_a_tokenizer():
@@ -354,7 +360,7 @@ def test_a_prompt_needs_a_tokenizer():
         training_text(tiny_models.context(anatomy), 2, 8, PROMPT)
 
 
-def test_accumulated_steps_are_fewer():
+def test_accumulation_reduces_the_number_of_steps():
     method = Compresso(samples=6, batch=2, tune_epochs=4, tune_accumulation=3)
     text = training_text(tiny_models.context(tiny_models.tiny(tiny_models.PLAIN)[1]), 6, 8, "")
     assert (method.epoch(text), method.tune_steps(text)) == (3, 4)

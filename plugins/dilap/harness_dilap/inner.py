@@ -1,4 +1,4 @@
-"""The inner level: what the weights do while the gates are learned. None of it stays unless it is merged."""
+"""The inner level of the search: how the weights change while the gates learn. Changes stay only if merged."""
 
 from __future__ import annotations
 
@@ -17,51 +17,59 @@ from harness.pruning.least_squares import TOKENS, TooLittle, mend
 from harness.pruning.training import loop
 from harness.pruning.training.adapters import Adapters
 
-TINY = 0.01  # the length of the step that takes a finite difference, as DARTS has it
+DIFFERENCE = 0.01  # length of the weight change for the finite difference, as in DARTS
 
 
 class Frozen:
-    """Dense weights throughout."""
+    """An inner level without changes: the weights stay dense. It is also the base class of the others."""
 
     trains = False
 
     def step(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> float | None:
+        """One training step on the weights. Returns its loss, or None if nothing trains."""
         return None
 
-    def outer(self, loss: Callable[[], Tensor], gates: Mapping[str, Tensor], again: Callable[[], Tensor]) -> Tensor:
-        """The outer loss, its gradients left in the gates."""
+    def outer(
+        self, loss: Callable[[], Tensor], gates: Mapping[str, Tensor], inner_loss: Callable[[], Tensor]
+    ) -> Tensor:
+        """Compute the outer loss and leave its gradients in the gates. `inner_loss` is used if unrolled."""
         value = loss()
         value.backward()
         return value.detach()
 
     def refresh(self, gates: Mapping[str, Tensor]) -> bool:
-        """Weights in closed form, where there is one, for these gates."""
+        """Solve for the weights at these gates in closed form. Returns False if there is none."""
         return False
 
     def save(self) -> dict[str, Any]:
+        """The state from which `load` continues."""
         return {}
 
     def load(self, state: Mapping[str, Any]) -> None: ...
 
-    def judged(self, merge: bool) -> AbstractContextManager[None]:
-        """As long as it lasts the model computes with weights like those that the result will have."""
+    def result_weights(self, merge: bool) -> AbstractContextManager[None]:
+        """Inside the block, the model computes with weights like those of the result."""
         return nullcontext()
 
     def rewrites(self) -> dict[str, Tensor]:
+        """The learned weights by name, for a result that merges them."""
         return {}
 
 
 class Trained(Frozen):
-    """Adapters, or all weights of the layers, trained towards the dense model at the present gates.
+    """Trains adapters, or all weights of the layers, towards the dense model at the present gates.
 
-    First order the gates see the weights as they are. Unrolled they see them one step ahead (down the plain
-    gradient, as far as Adam's first goes), and the gradient through that step as a finite difference (Liu et al. 2019).
+    In first order the gates see the weights as they are. Unrolled, they see the weights one step ahead, down the plain
+    gradient by the length of Adam's first step. The gradient through that step is a finite difference, as in Liu et
+    al. 2019.
     """
 
     trains = True
 
     def __init__(self, distance: Any, kind: str, lr: float, rank: int, unrolled: bool) -> None:
-        self.distance, self.lr, self.unrolled = distance, lr, unrolled
+        self.distance = distance
+        self.lr = lr
+        self.unrolled = unrolled
         model = distance.model
         model.requires_grad_(False)
         self.adapters = Adapters(model, rank, 2 * rank) if kind == "lora" else None
@@ -79,35 +87,38 @@ class Trained(Frozen):
     def step(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> float:
         self._require(True)
         self.optimiser.zero_grad()
-        closed = {site: gate.detach() for site, gate in gates.items()}
-        loss = self.distance.checked(rows, closed, step)
+        fixed = {site: gate.detach() for site, gate in gates.items()}
+        loss = self.distance.checked(rows, fixed, step)
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
         self._require(False)
         return float(loss.detach())
 
-    def outer(self, loss: Callable[[], Tensor], gates: Mapping[str, Tensor], again: Callable[[], Tensor]) -> Tensor:
+    def outer(
+        self, loss: Callable[[], Tensor], gates: Mapping[str, Tensor], inner_loss: Callable[[], Tensor]
+    ) -> Tensor:
         if not self.unrolled:
-            return super().outer(loss, gates, again)
-        names = list(gates)
+            return super().outer(loss, gates, inner_loss)
         before = [weight.detach().clone() for weight in self.weights]
+        # Take one step on the weights, and the gradients of the outer loss there.
         self._require(True)
-        ahead = torch.autograd.grad(again(), self.weights)
-        pace = self.lr * sum(weight.numel() for weight in before) ** 0.5 / _length(ahead)
-        self._shift(before, ahead, -pace)
+        weight_gradients = torch.autograd.grad(inner_loss(), self.weights)
+        step_size = self.lr * sum(weight.numel() for weight in before) ** 0.5 / _length(weight_gradients)
+        self._shift(before, weight_gradients, -step_size)
         value = loss()
-        found = torch.autograd.grad(value, [*gates.values(), *self.weights])
-        direct, by_weight = found[: len(names)], found[len(names) :]
-        reach = TINY / _length(by_weight)
-        sides = []
-        for sign in (1, -1):
-            self._shift(before, by_weight, sign * reach)
-            sides.append(torch.autograd.grad(again(), list(gates.values())))
+        gradients = torch.autograd.grad(value, [*gates.values(), *self.weights])
+        direct, by_weight = gradients[: len(gates)], gradients[len(gates) :]
+        # The gradient through the step is a finite difference along the outer loss's gradient to the weights.
+        difference = DIFFERENCE / _length(by_weight)
+        self._shift(before, by_weight, difference)
+        plus = torch.autograd.grad(inner_loss(), list(gates.values()))
+        self._shift(before, by_weight, -difference)
+        minus = torch.autograd.grad(inner_loss(), list(gates.values()))
         self._shift(before, by_weight, 0.0)
         self._require(False)
-        for gate, straight, plus, minus in zip(gates.values(), direct, *sides, strict=True):
-            gate.grad = straight - pace * (plus - minus) / (2 * reach)
+        for gate, gate_direct, gate_plus, gate_minus in zip(gates.values(), direct, plus, minus, strict=True):
+            gate.grad = gate_direct - step_size * (gate_plus - gate_minus) / (2 * difference)
         return value.detach()
 
     def save(self) -> dict[str, Any]:
@@ -122,8 +133,8 @@ class Trained(Frozen):
                 weight.copy_(saved)
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def judged(self, merge: bool) -> AbstractContextManager[None]:
-        return nullcontext() if merge else _Without(self)
+    def result_weights(self, merge: bool) -> AbstractContextManager[None]:
+        return nullcontext() if merge else _DenseWeights(self)
 
     def rewrites(self) -> dict[str, Tensor]:
         if self.adapters is not None:
@@ -134,18 +145,20 @@ class Trained(Frozen):
         for weight in self.weights:
             weight.requires_grad_(gradients)
 
-    def _shift(self, before: Sequence[Tensor], along: Sequence[Tensor], by: float) -> None:
+    def _shift(self, before: Sequence[Tensor], directions: Sequence[Tensor], factor: float) -> None:
+        """Set the weights to `before` + `factor` x `directions`."""
         with torch.no_grad():
-            for weight, start, direction in zip(self.weights, before, along, strict=True):
-                weight.copy_(start + by * direction)
+            for weight, start, direction in zip(self.weights, before, directions, strict=True):
+                weight.copy_(start + factor * direction)
 
 
 def _length(tensors: Sequence[Tensor]) -> float:
+    """The L2 norm over all tensors; never zero."""
     return float(torch.stack([tensor.float().norm() for tensor in tensors]).norm()) + 1e-12
 
 
-class _Without:
-    """While it lasts, what the inner level learned is laid aside."""
+class _DenseWeights:
+    """A context manager that replaces the learned weights by the dense ones, or switches the adapters off."""
 
     def __init__(self, inner: Trained) -> None:
         self.inner = inner
@@ -171,9 +184,9 @@ class _Without:
 
 
 class Compensated(Frozen):
-    """The closed form: the last linear of each sub-layer solved for at the present gates, now and then.
+    """Solves for the last linear of each sub-layer at the present gates, by least squares, at some steps.
 
-    Gates that learn on these weights learn what cannot be given back.
+    Gates that learn on these weights see only the error that least squares cannot compensate.
     """
 
     def __init__(self, distance: Any, windows: Tensor, ridge: float) -> None:
@@ -186,8 +199,8 @@ class Compensated(Frozen):
         model, anatomy = self.distance.model, self.distance.anatomy
         self.load({"weights": [self.teacher.get_parameter(name) for name in self.names]})
         shape = {site: int(gate.sum()) for site, gate in gates.items()}
-        closed = {site: gate.detach() for site, gate in gates.items()}
-        with gated(model, anatomy, closed), self.distance.cast():
+        fixed = {site: gate.detach() for site, gate in gates.items()}
+        with gated(model, anatomy, fixed), self.distance.cast():
             try:
                 mend(model, self.teacher, anatomy, shape, self.batches, self.ridge)
             except TooLittle as error:

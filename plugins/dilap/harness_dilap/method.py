@@ -1,4 +1,4 @@
-"""DiLAP as a whole: statistics, the search for a nearby target, its projection to the limit that was asked."""
+"""The DiLAP method: statistics of units, a search for a target near the limit, and its projection to the limit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from harness.pruning.training.loop import seeded
 from harness_dilap import inner as levels
 from harness_dilap import picture, project
 from harness_dilap.gates import Gates
-from harness_dilap.keep import Judgements, save, saved
 from harness_dilap.search import Plan, Search, Splits, State
-from harness_dilap.settings import TRAINS, fault
+from harness_dilap.settings import TRAINS, conflict
+from harness_dilap.storage import StoredLosses, load, save
 
 ORDERS = {"activation": importance.activation, "taylor": importance.taylor, "compensated": importance.compensated}
-SERVES = (0.9, 1.1)  # a search is good for limits so far below and above its own, which measuring asks for next
-CLOSE = 1.001  # and what the held-out text chose is, unless it is too slow, up to so much above
+# A stored search serves limits between these multiples of its target. After a measurement that misses the budget,
+# harness asks for such a limit.
+SERVES = (0.9, 1.1)
+CLOSE = 1.001  # the searched shape itself serves limits up to this multiple of its target
 
 
 @dataclass
@@ -59,107 +61,123 @@ class Dilap:
     swaps: int = 6
     compute: str = "auto"
 
-    counted: ClassVar[set[Path]] = set()  # searches whose training the record of this process knows of
+    counted_searches: ClassVar[set[Path]] = set()  # searches whose training tokens this process has reported
 
     def prepare(self, model: Any, ctx: Context) -> dict[str, Tensor]:
-        """What each unit is worth before anything is gone."""
-        self._possible(model)
+        """The first score of each unit, from the dense model."""
+        self._check_settings(model)
         splits, windows = self._splits(), self._windows(ctx)
         with caster(model, self.compute)():
             return ORDERS[self.order](model, ctx.anatomy, windows[: -len(splits.held_out)].split(ROWS))
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: dict[str, Tensor]) -> Cut:
-        self._possible(model)
+        self._check_settings(model)
         cost = ctx.latency
         limit = cost.limit(budget)
         if limit >= cost.dense:
             return Cut(why="dense is fast enough")
+        # Refuse limits below the fastest shape that keeps a unit.
         sites = [site.name for site in ctx.anatomy.blocks()]
-        one = dict.fromkeys(sites, 0) | {min(sites, key=lambda site: cost.site_times(site)[1]): 1}
-        if (fastest := cost.time(one if self.depth else dict.fromkeys(sites, 1))) > limit:
+        cheapest_site = min(sites, key=lambda site: cost.site_times(site)[1])
+        smallest = dict.fromkeys(sites, 0) | {cheapest_site: 1} if self.depth else dict.fromkeys(sites, 1)
+        fastest = cost.time(smallest)
+        if fastest > limit:
             which, remedy = ("any", "ask for more time") if self.depth else ("every", "set depth=True with it")
             raise Unsupported(f"{budget} is out of reach while {which} sub-layer keeps a unit", remedy)
-        target = nearby(ctx.work_dir, limit / cost.dense, fastest / cost.dense)
-        worth = {site.name: state[site.name] for site in ctx.anatomy.blocks()}
+        # Search, or take the stored result of a search for a target nearby.
+        target = search_target(ctx.work_dir, limit / cost.dense, fastest / cost.dense)
+        scores = {site.name: state[site.name] for site in ctx.anatomy.blocks()}
         with plain_attention(model, self.length):
-            found = self._search_once(model, ctx, worth, target)
-        if (search := file_of(ctx, "found", target)) not in self.counted:
-            ctx.trained(found["told"]["tokens"]["inner"])
-            self.counted.add(search)
-        shape = found["shape"]
-        gates = Gates({s.name: s.units for s in ctx.anatomy.blocks()}, found["ranks"], found["positions"], 1.0)
-        chosen = cost.time(shape) <= limit * (1 + 1e-9) and limit <= target * cost.dense * CLOSE
-        if not chosen:
-            shape = self._whole(cost, gates, gates.positions, limit)
+            result = self._search_once(model, ctx, scores, target)
+        result_file = file_of(ctx, "found", target)
+        if result_file not in self.counted_searches:
+            ctx.trained(result["told"]["tokens"]["inner"])
+            self.counted_searches.add(result_file)
+        # Use the searched shape if it suits the limit, else project the same positions to the limit.
+        shape = result["shape"]
+        gates = Gates({s.name: s.units for s in ctx.anatomy.blocks()}, result["ranks"], result["positions"], 1.0)
+        suits = cost.time(shape) <= limit * (1 + 1e-9) and limit <= target * cost.dense * CLOSE
+        if not suits:
+            shape = self._project(cost, gates, gates.positions, limit)
         title = f"dilap, searched for {target:g}x of dense"
         return Cut(
-            keep=gates.kept(shape),
-            rewrites=found["rewrites"],
+            keep=gates.keep(shape),
+            rewrites=result["rewrites"],
             why=f"{self.steps} steps of ordered gates under a budget of {target:g}x",
             details={
-                **found["told"],
-                "widths": "the held-out text's choice" if chosen else "those, fitted to the limit",
+                **result["told"],
+                "widths": "the held-out text's choice" if suits else "those, fitted to the limit",
             },
-            files={"search.svg": picture.drawn(ctx.anatomy, shape, found["log"], title)},
+            files={"search.svg": picture.draw(ctx.anatomy, shape, result["log"], title)},
         )
 
-    def _search_once(self, model: Any, ctx: Context, worth: dict[str, Tensor], target: float) -> dict[str, Any]:
-        """What a search for this target found, made once; a killed one goes on where it was saved."""
-        file, going, heard = (file_of(ctx, name, target) for name in ("found", "search", "heard"))
-        if (known := saved(file)) is not None:
-            return known
+    def _search_once(self, model: Any, ctx: Context, scores: dict[str, Tensor], target: float) -> dict[str, Any]:
+        """The result of a search for this target, from its file if there is one. A killed search is resumed."""
+        result_file, state_file, losses_file = (file_of(ctx, name, target) for name in ("found", "search", "heard"))
+        if (stored := load(result_file)) is not None:
+            return stored
         windows, splits = self._windows(ctx), self._splits()
         model.requires_grad_(False)
-        compute = "fp32" if self.unrolled else self.compute  # a finite difference is no place to save
+        compute = "fp32" if self.unrolled else self.compute  # finite differences need fp32
         distance = Distance(model, ctx.anatomy, windows, self.loss, self.stride, compute)
         with seeded(ctx.seed("adapters")):
             inner = self._inner(distance, windows[splits.outer])
-        search = Search(Plan.of(target, self), splits, distance, inner, guide(self.guide, ctx), worth, ctx, going)
-        done = search.run()
-        shape, positions, losses = self._polished(ctx, search, done, target, Judgements(heard))
-        found = {
+        time = time_guide(self.guide, ctx)
+        search = Search(Plan.of(target, self), splits, distance, inner, time, scores, ctx, state_file)
+        final = search.run()
+        shape, positions, losses = self._choose_shape(ctx, search, final, target, StoredLosses(losses_file))
+        result = {
             "shape": shape,
             "positions": positions,
-            "ranks": done.gates.ranks,
+            "ranks": final.gates.ranks,
             "rewrites": inner.rewrites() if self.merge else {},
-            "log": done.log,
+            "log": final.log,
             "told": self._details(search, target, losses),
         }
-        save(found, file)
-        for spent in (going, heard):
-            spent.unlink(missing_ok=True)
-        return found
+        save(result, result_file)
+        state_file.unlink(missing_ok=True)
+        losses_file.unlink(missing_ok=True)
+        return result
 
-    def _polished(
-        self, ctx: Context, search: Search, done: State, target: float, heard: Judgements
+    def _choose_shape(
+        self, ctx: Context, search: Search, final: State, target: float, stored_losses: StoredLosses
     ) -> tuple[dict[str, int], Tensor, dict[str, list[float]]]:
-        """Whole units at the searched budget: what the held-out text likes best, exchanged while it likes that."""
+        """The shape at the searched target: the candidate of least held-out loss, improved by swaps.
+
+        Returns the shape, its positions, and the held-out losses of all candidates and swaps.
+        """
         cost, limit = ctx.latency, target * ctx.latency.dense
         shapes: list[dict[str, int]] = []
-        for positions in done.candidates():
-            if (shape := self._whole(cost, done.gates, positions, limit)) not in shapes:
+        for positions in final.candidates():
+            if (shape := self._project(cost, final.gates, positions, limit)) not in shapes:
                 shapes.append(shape)
 
-        def judge(shape: Shape) -> float:
-            return heard(lambda: search.loss.held_out(search.splits.held_out, done.gates.shut(shape)))
+        def held_out_loss(shape: Shape) -> float:
+            return stored_losses(lambda: search.loss.held_out(search.splits.held_out, final.gates.of_shape(shape)))
 
-        with search.inner.judged(self.merge):
-            losses = [judge(shape) for shape in shapes]
+        with search.inner.result_weights(self.merge):
+            losses = [held_out_loss(shape) for shape in shapes]
             loss = min(losses)
             best = shapes[losses.index(loss)]
-            if search.inner.refresh(done.gates.shut(best)):
-                losses.append(loss := judge(best))
-            pairs = project.swaps(cost, best, done.gates, done.worth, search.tokens)
-            shape, tried = project.polish(cost, best, loss, pairs, limit, judge, self.swaps, int(not self.depth))
+            if search.inner.refresh(final.gates.of_shape(best)):
+                loss = held_out_loss(best)
+                losses.append(loss)
+            pairs = project.swap_pairs(cost, best, final.gates, final.values, search.tokens)
+            shape, swap_losses = project.polish(
+                cost, best, loss, pairs, limit, held_out_loss, self.swaps, int(not self.depth)
+            )
         if self.projection == "knapsack":
-            gains, _ = project.edges(cost, shape, done.gates, done.worth, search.tokens)
-            shape = project.filled(cost, shape, [site for _, site in gains], limit)
-        positions = torch.tensor([shape[site] / units for site, units in done.gates.units.items()])
-        return shape, positions, {"candidates": losses, "swaps": tried}
+            gains, _ = project.marginal_values(cost, shape, final.gates, final.values, search.tokens)
+            shape = project.fill(cost, shape, [site for _, site in gains], limit)
+        positions = torch.tensor([shape[site] / units for site, units in final.gates.units.items()])
+        return shape, positions, {"candidates": losses, "swaps": swap_losses}
 
-    def _whole(self, cost: Any, gates: Gates, positions: Tensor, limit: float) -> dict[str, int]:
-        way: Callable[..., dict[str, int]] = project.rounded if self.projection == "round" else project.project
-        return way(cost, gates, positions, limit, int(not self.depth))
+    def _project(self, cost: Any, gates: Gates, positions: Tensor, limit: float) -> dict[str, int]:
+        """Turn positions into whole units, as the setting `projection` says."""
+        function: Callable[..., dict[str, int]] = (
+            project.round_to_limit if self.projection == "round" else project.project
+        )
+        return function(cost, gates, positions, limit, int(not self.depth))
 
     def _inner(self, distance: Distance, windows: Tensor) -> levels.Frozen:
         if self.inner == "none":
@@ -175,20 +193,23 @@ class Dilap:
         assert ctx.calibration is not None
         return ctx.calibration(self.samples, self.length)
 
-    def _possible(self, model: Any) -> None:
-        """Settings that do not go together, or not with this model, before anything is spent."""
-        if wrong := fault(vars(self)):
-            raise UsageError(*wrong)
+    def _check_settings(self, model: Any) -> None:
+        """Refuse settings that exclude each other, or do not suit this model."""
+        if problem := conflict(vars(self)):
+            raise UsageError(*problem)
         if self.inner == "full" and model.dtype != torch.float32:
             raise Unsupported(
-                f"{model.dtype} swallows the small steps of all weights", "set inner=lora, or --dtype fp32"
+                f"{model.dtype} is too coarse for small steps of the weights", "set inner=lora, or --dtype fp32"
             )
 
     def _details(self, search: Search, target: float, losses: dict[str, list[float]]) -> dict[str, Any]:
-        """Facts for the record, the same on every run. A training step is three passes: forward, back to the
-        activations, back to the weights; the search's passes are counted in those over all its windows."""
-        steps, splits, tokens = self.steps, search.splits, self.samples * self.length
-        outer = steps * self.batch * self.length
+        """Deterministic facts about the search, for the record.
+
+        Its cost is counted in training steps over all its windows. A training step is three passes: forward, backward
+        to the activations, and backward to the weights.
+        """
+        splits, tokens = search.splits, self.samples * self.length
+        outer = self.steps * self.batch * self.length
         inner = outer * self.inner_steps if search.inner.trains else 0
         passes = (2 + 8 * self.unrolled) * outer + 3 * inner + (3 if self.order == "taylor" else 1) * tokens
         passes += tokens * (self.loss == "kl") + 6 * len(splits.outer) * self.length * (self.inner == "least-squares")
@@ -202,44 +223,53 @@ class Dilap:
             "loss by step": thinned(search.state.log),
             "tokens": {"outer": outer, "inner": inner},
             "training steps over the calibration text": round(passes / 3 / tokens, 2),
-            "held-out loss": {name: [float(f"{loss:.6g}") for loss in tried] for name, tried in losses.items()},
+            "held-out loss": {name: [float(f"{loss:.6g}") for loss in series] for name, series in losses.items()},
         }
 
 
 def thinned(log: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """The losses of both levels at about a dozen steps, the last among them."""
+    """The losses of both levels at about a dozen steps, including the last."""
     chosen = log[:: -max(1, len(log) // 12)][::-1]
     names = [name for name in ("step", "loss", "inner") if name in log[-1]]
     return {{"loss": "outer"}.get(name, name): [row[name] for row in chosen] for name in names}
 
 
-def file_of(ctx: Context, what: str, target: float) -> Path:
-    return ctx.work_dir / f"{what}-{target:.4f}.safetensors"
+def file_of(ctx: Context, kind: str, target: float) -> Path:
+    """The file of a search for this target: its result, its state, or its held-out losses."""
+    return ctx.work_dir / f"{kind}-{target:.4f}.safetensors"
 
 
-def nearby(folder: Path, share: float, least: float) -> float:
-    """The target of a search, finished or killed, that serves this share of dense; without any the share itself, to
-    four places, but no less than can be had."""
+def search_target(folder: Path, share: float, least: float) -> float:
+    """The target to search for, or whose search to reuse, for a limit at this share of the dense time.
+
+    The target of a stored search that serves the limit, or else the share itself, to four decimal places and not below
+    `least`.
+    """
     targets = [float(file.stem.partition("-")[2]) for file in folder.glob("*-*.safetensors")]
     serving = [target for target in targets if SERVES[0] * target <= share <= SERVES[1] * target]
-    own = max(math.floor(share * 1e4 + 1e-6), math.ceil(least * 1e4 - 1e-6)) / 1e4
-    return min(serving, key=lambda target: abs(target - share), default=own)
+    new = max(math.floor(share * 1e4 + 1e-6), math.ceil(least * 1e4 - 1e-6)) / 1e4
+    return min(serving, key=lambda target: abs(target - share), default=new)
 
 
-def guide(kind: str, ctx: Context) -> Callable[[Tensor, float], Tensor]:
-    """Time as a share of dense at positions: by the device's curves, or by what a method knows that has none."""
+def time_guide(kind: str, ctx: Context) -> Callable[[Tensor, float], Tensor]:
+    """A function from positions to time as a share of the dense time.
+
+    It uses the device's curves, or, for ablations, FLOPs (`flops`) or the same share for each site (`sites`).
+    """
     cost, sites = ctx.latency, list(ctx.anatomy.blocks())
     units = torch.tensor([site.units for site in sites])
     names = [site.name for site in sites]
     if kind == "device":
-        return lambda at, convex: (
-            cost.smooth(dict(zip(names, (at.double() * units).unbind(), strict=True)), convex=convex) / cost.dense
+        return lambda positions, convex: (
+            cost.smooth(dict(zip(names, (positions.double() * units).unbind(), strict=True)), convex=convex)
+            / cost.dense
         )
-    worth = torch.ones(len(sites)) if kind == "sites" else site_flops(ctx.anatomy, ctx)
+    weights = torch.ones(len(sites)) if kind == "sites" else site_flops(ctx.anatomy, ctx)
     fixed = cost.floor / cost.dense
-    return lambda at, _: fixed + (1 - fixed) * (at * worth).sum() / worth.sum()
+    return lambda positions, _: fixed + (1 - fixed) * (positions * weights).sum() / weights.sum()
 
 
 def site_flops(anatomy: Anatomy, ctx: Context) -> Tensor:
+    """The FLOPs that the removal of each site saves, for the run's first workload."""
     dense = counting.flops(anatomy, {}, ctx.workloads[0])
     return torch.tensor([dense - counting.flops(anatomy, {s.name: 0}, ctx.workloads[0]) for s in anatomy.blocks()])

@@ -1,4 +1,4 @@
-"""What a search found and how it got there, as SVG."""
+"""Draws the result and the course of a search as SVG."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from harness.models.anatomy.core import Anatomy
 COLOURS = ("#3b6ea5", "#d9822b", "#5c9e5c", "#8a5aa8")
 
 
-def drawn(anatomy: Anatomy, shape: Mapping[str, int], log: Sequence[Mapping[str, float]], title: str) -> str:
-    """Above what each layer keeps, below the loss and the latency over the steps. The same search, the same text."""
+def draw(anatomy: Anatomy, shape: Mapping[str, int], log: Sequence[Mapping[str, float]], title: str) -> str:
+    """An SVG text: above, the units that each layer keeps; below, loss and latency over the steps. Deterministic."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -26,10 +26,10 @@ def drawn(anatomy: Anatomy, shape: Mapping[str, int], log: Sequence[Mapping[str,
         above, below = figure.subplots(2, 1)
         figure.suptitle(title, fontsize=10)
         width = 0.8 / len(sites)
-        for number, (kind, found) in enumerate(sites.items()):
-            at = [(site.layer or 0) + (number - (len(sites) - 1) / 2) * width for site in found]
-            kept = [100 * shape.get(site.name, site.units) / site.units for site in found]
-            above.bar(at, kept, width, label=kind, color=COLOURS[number % len(COLOURS)])
+        for number, (kind, kind_sites) in enumerate(sites.items()):
+            x = [(site.layer or 0) + (number - (len(sites) - 1) / 2) * width for site in kind_sites]
+            heights = [100 * shape.get(site.name, site.units) / site.units for site in kind_sites]
+            above.bar(x, heights, width, label=kind, color=COLOURS[number % len(COLOURS)])
         above.set(xlabel="layer", ylabel="units kept, %", ylim=(0, 105))
         above.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         steps = [row["step"] for row in log]

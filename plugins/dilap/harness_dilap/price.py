@@ -1,4 +1,4 @@
-"""A step under a budget: the multiplier of the latency is solved for, so that every step ends on the budget."""
+"""An optimiser step under a time limit: the multiplier of the time is solved for, so that the step meets the limit."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 Time = Callable[[Tensor], Tensor]  # positions -> time, with gradients
-QUICK, SLOW = 0.8, 0.95  # how much of the mean gradient, and of its square, a step leaves
-SMOOTHING = 0.7  # of the price that scales the steps
+QUICK, SLOW = 0.8, 0.95  # shares of the mean gradient and of the mean square that a step keeps
+SMOOTHING = 0.7  # share of the smoothed price that a step keeps
 HALVINGS = 40
-PRICELESS = 1e12
-RISE = 2.0  # more than so many times the price of before is haste, not worth
+PRICELESS = 1e12  # a price above this means that no price meets the limit
+RISE = 2.0  # the smoothed price rises at most by this factor per step
 
 
 @dataclass
-class Priced:
-    """Adam's step on loss + price x time, with the price at which the new positions take no longer than the limit.
+class PricedSteps:
+    """Steps of Adam on loss + price x time, with the price at which the new positions meet the time limit.
 
-    A step is divided by the root of the mean squares of both, so that neither alone decides how far it goes. An
-    augmented Lagrangian's multiplier climbs to this price by steps of its own and overshoots it; here it is found by
-    halving, which costs forty looks at the cost model and no pass of the network.
+    A step is divided by the root of the mean squares of both gradients, so that neither alone decides its length. The
+    multiplier of an augmented Lagrangian approaches this price in steps of its own and overshoots it. Here the price is
+    found by bisection, which costs forty evaluations of the cost model and no pass of the network.
     """
 
     rate: float
@@ -30,41 +30,41 @@ class Priced:
     square: Tensor
     steps: int = 0
     price: float = 1.0
-    least: Tensor | float = 0.0  # positions go no lower
+    lowest: Tensor | float = 0.0  # lower bound of the positions
 
     @staticmethod
-    def of(positions: Tensor, rate: float) -> Priced:
-        return Priced(rate, torch.zeros_like(positions), torch.zeros_like(positions))
+    def of(positions: Tensor, rate: float) -> PricedSteps:
+        return PricedSteps(rate, torch.zeros_like(positions), torch.zeros_like(positions))
 
     def step(self, positions: Tensor, gradient: Tensor, time: Time, limit: float, share: float = 1.0) -> Tensor:
-        """The new positions, at this share of the rate."""
+        """The new positions, after a step at this share of the learning rate."""
         self.steps += 1
         self.mean = QUICK * self.mean + (1 - QUICK) * gradient
         self.square = SLOW * self.square + (1 - SLOW) * gradient**2
         mean = self.mean / (1 - QUICK**self.steps)
         square = self.square / (1 - SLOW**self.steps)
-        at = positions.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(time(at), at)
-        slope = slope.to(mean)
-        scale = (square + (self.price * slope) ** 2).sqrt() + 1e-12
+        variable = positions.clone().requires_grad_()
+        (time_gradient,) = torch.autograd.grad(time(variable), variable)
+        time_gradient = time_gradient.to(mean)
+        scale = (square + (self.price * time_gradient) ** 2).sqrt() + 1e-12
 
-        def moved(price: float) -> Tensor:
+        def stepped(price: float) -> Tensor:
             return (
-                (positions - share * self.rate * (mean + price * slope) / scale)
-                .maximum(torch.as_tensor(self.least))
+                (positions - share * self.rate * (mean + price * time_gradient) / scale)
+                .maximum(torch.as_tensor(self.lowest))
                 .clamp(max=1)
             )
 
         with torch.no_grad():
-            price = _cheapest(lambda price: float(time(moved(price))) <= limit)
-        if price <= PRICELESS:  # else nothing is enough, which says nothing about what time is worth
-            known = price if self.steps <= 3 else min(price, RISE * self.price + 1e-9)
-            self.price = SMOOTHING * self.price + (1 - SMOOTHING) * known if self.steps > 3 else known
-        return moved(price)
+            price = _lowest_price(lambda price: float(time(stepped(price))) <= limit)
+        if price <= PRICELESS:  # a step that cannot meet the limit says nothing about the price of time
+            bounded = price if self.steps <= 3 else min(price, RISE * self.price + 1e-9)
+            self.price = SMOOTHING * self.price + (1 - SMOOTHING) * bounded if self.steps > 3 else bounded
+        return stepped(price)
 
 
-def _cheapest(enough: Callable[[float], bool]) -> float:
-    """The smallest price that is enough, or a very high one if none is."""
+def _lowest_price(enough: Callable[[float], bool]) -> float:
+    """The smallest price that is enough, or one above PRICELESS if none is."""
     if enough(0.0):
         return 0.0
     low, high = 0.0, 1.0

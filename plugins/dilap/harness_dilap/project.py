@@ -1,4 +1,4 @@
-"""From learned positions to whole units: an exact knapsack on the staircase, then swaps that keep the time."""
+"""Turns learned positions into whole units: an exact knapsack on the measured staircase, then swaps between sites."""
 
 from __future__ import annotations
 
@@ -11,113 +11,120 @@ from torch import Tensor
 
 from harness import Shape
 from harness.pruning.allocate import knapsack
-from harness_dilap.gates import Gates, Worth
+from harness_dilap.gates import Gates, UnitValues
 
-GRAIN, MANY = 16, 256  # a site of many units keeps a multiple of so many: what kernels take best anywhere
-SLIGHT = 1e-6  # of the dearest unit
-STIFFNESS = 0.25  # of a site's units: so far from the learned position a unit is worth e times less, or more
-
-
-def levels(units: int, least: int = 0) -> np.ndarray:
-    """How many units a site may keep."""
-    found = range(0, units, GRAIN) if units >= MANY else range(units)
-    return np.array([count for count in sorted({*found, least}) if count >= least] + [units])
+GRAIN, MANY = 16, 256  # a site of at least MANY units keeps a multiple of GRAIN, which suits most kernels
+SMALLEST = 1e-6  # least value of a unit, as a share of the most expensive unit
+STIFFNESS = 0.25  # at this share of a site's units from the learned position, a unit's value changes by a factor of e
 
 
-def values(units: int, position: float, slope: float) -> np.ndarray:
-    """What so many units of a site are worth, in time: at the learned position another one is just worth its cost."""
-    at = np.arange(units) + 0.5
-    each = slope * np.exp((position * units - at) / (STIFFNESS * units))
-    return np.concatenate([[0.0], np.cumsum(each)])
+def allowed_counts(units: int, least: int = 0) -> np.ndarray:
+    """The numbers of units that a site may keep, in ascending order."""
+    counts = range(0, units, GRAIN) if units >= MANY else range(units)
+    return np.array([count for count in sorted({*counts, least}) if count >= least] + [units])
+
+
+def values_of_counts(units: int, position: float, slope: float) -> np.ndarray:
+    """The value of keeping 0, 1, ... units of a site, in time. At the learned position a unit is worth its cost."""
+    centres = np.arange(units) + 0.5
+    unit_values = slope * np.exp((position * units - centres) / (STIFFNESS * units))
+    return np.concatenate([[0.0], np.cumsum(unit_values)])
 
 
 def project(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int = 0) -> dict[str, int]:
-    """The best whole units within a limit, in nanoseconds, on the staircase as it was measured."""
-    at = (positions.double() * torch.tensor(list(gates.units.values()))).requires_grad_()
-    time = cost.smooth(dict(zip(gates.units, at, strict=True)), convex=1.0)
-    slopes = torch.autograd.grad(time, at)[0].tolist()
-    slight = SLIGHT * max(slopes)  # what costs nothing is worth a little, or it would go for nothing
-    slopes = [max(slope, slight) for slope in slopes]
-    sites = list(zip(gates.units, gates.units.values(), positions.tolist(), slopes, strict=True))
-    may = [levels(units, least) for _, units, _, _ in sites]
-    worth = [values(units, position, slope)[at] for at, (_, units, position, slope) in zip(may, sites, strict=True)]
-    times = [cost.site_times(site)[at] for at, (site, *_) in zip(may, sites, strict=True)]
-    chosen = knapsack(worth, times, limit - cost.floor)
-    return {site: int(at[level]) for at, level, (site, *_) in zip(may, chosen, sites, strict=True)}
+    """The shape of greatest value within a limit in nanoseconds, by an exact knapsack on the measured staircase."""
+    widths = (positions.double() * torch.tensor(list(gates.units.values()))).requires_grad_()
+    time = cost.smooth(dict(zip(gates.units, widths, strict=True)), convex=1.0)
+    slopes = torch.autograd.grad(time, widths)[0].tolist()
+    smallest = SMALLEST * max(slopes)  # or units that cost no time would be removed for nothing
+    counts, values, times = [], [], []
+    for (site, units), position, slope in zip(gates.units.items(), positions.tolist(), slopes, strict=True):
+        site_counts = allowed_counts(units, least)
+        counts.append(site_counts)
+        values.append(values_of_counts(units, position, max(slope, smallest))[site_counts])
+        times.append(cost.site_times(site)[site_counts])
+    levels = knapsack(values, times, limit - cost.floor)
+    return {site: int(site_counts[level]) for site, site_counts, level in zip(gates.units, counts, levels, strict=True)}
 
 
-def rounded(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int = 0) -> dict[str, int]:
-    """The positions in whole units, all moved alike until they fit: what a method that knows no stairs would do."""
+def round_to_limit(cost: Any, gates: Gates, positions: Tensor, limit: float, least: int = 0) -> dict[str, int]:
+    """The positions rounded to whole units, after one shift of all positions that meets the limit.
 
-    def at(shift: float) -> dict[str, int]:
+    This is what a method without knowledge of the staircase would do.
+    """
+
+    def shape_at(shift: float) -> dict[str, int]:
         return {site: max(least, count) for site, count in gates.counts(positions + shift).items()}
 
     low, high = -1.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if cost.time(at(middle)) <= limit else (low, middle)
-    return at(low)
+        low, high = (middle, high) if cost.time(shape_at(middle)) <= limit else (low, middle)
+    return shape_at(low)
 
 
 def largest_step(cost: Any, sites: Iterable[str]) -> float:
-    """What one unit more may take at most, in nanoseconds: so much time changes hands."""
+    """The most time that one further unit takes at any of the sites, in nanoseconds. Swaps exchange this much time."""
     return float(max(np.diff(cost.site_times(site)).max() for site in sites))
 
 
-def edges(
-    cost: Any, shape: Mapping[str, int], gates: Gates, worth: Worth, tokens: int
+def marginal_values(
+    cost: Any, shape: Mapping[str, int], gates: Gates, values: UnitValues, tokens: int
 ) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
-    """What a step of time more is worth to each site, the most first, and what one less costs it, the least first."""
+    """Gains and losses per time: of a step more for each site, highest first, and of a step less, lowest first."""
     step = largest_step(cost, gates.units)
-    gains, losses, open_ = [], [], gates.shut(shape)
+    gains, losses, open_ = [], [], gates.of_shape(shape)
     for site, count in shape.items():
         times, order = np.asarray(cost.site_times(site)), torch.argsort(gates.ranks[site])
-        value = worth.now(site, open_[site], tokens)[order]
-        if count < len(value):
-            more = max(count + 1, within(times, times[count] + step))
-            gains.append((float(value[count:more].sum()) / max(times[more] - times[count], 1e-9), site))
+        unit_values = values.of_site(site, open_[site], tokens)[order]
+        if count < len(unit_values):
+            more = max(count + 1, most_units(times, times[count] + step))
+            gains.append((float(unit_values[count:more].sum()) / max(times[more] - times[count], 1e-9), site))
         if count:
-            less = min(count - 1, within(times, times[count] - step))
-            losses.append((float(value[less:count].sum()) / max(times[count] - times[less], 1e-9), site))
+            less = min(count - 1, most_units(times, times[count] - step))
+            losses.append((float(unit_values[less:count].sum()) / max(times[count] - times[less], 1e-9), site))
     return sorted(gains, reverse=True), sorted(losses)
 
 
-def swaps(cost: Any, shape: Mapping[str, int], gates: Gates, worth: Worth, tokens: int) -> Iterator[tuple[str, str]]:
-    """Who should get time from whom, by what the units at their edges are worth: the most promising pairs first."""
-    gains, losses = edges(cost, shape, gates, worth, tokens)
+def swap_pairs(
+    cost: Any, shape: Mapping[str, int], gates: Gates, values: UnitValues, tokens: int
+) -> Iterator[tuple[str, str]]:
+    """Pairs of a site that should get time and a site that should give it, the most promising pairs first."""
+    gains, losses = marginal_values(cost, shape, gates, values, tokens)
     for total in range(len(gains) + len(losses)):
         for at in range(total + 1):
             if at < len(gains) and total - at < len(losses) and gains[at][1] != losses[total - at][1]:
                 yield gains[at][1], losses[total - at][1]
 
 
-def swapped(
-    cost: Any, shape: Mapping[str, int], gets: str, gives: str, limit: float, least: int = 0
+def swap(
+    cost: Any, shape: Mapping[str, int], receiver: str, giver: str, limit: float, least: int = 0
 ) -> dict[str, int] | None:
-    """The shape after one gave about a step of time and the other took what that left, or None if it can take none."""
+    """The shape after `giver` gave about a step of time to `receiver`, or None if the receiver can use none of it."""
     step = largest_step(cost, shape)
-    given, taken = np.asarray(cost.site_times(gives)), np.asarray(cost.site_times(gets))
-    may = levels(len(given) - 1, least)
-    less = min(within(given, given[shape[gives]] - step, least), int(may[may < shape[gives]].max(initial=least)))
-    spare = limit - cost.time({**shape, gives: less})
-    more = within(taken, taken[shape[gets]] + spare, least)
-    return {**shape, gives: less, gets: more} if more > shape[gets] else None
+    giver_times, receiver_times = np.asarray(cost.site_times(giver)), np.asarray(cost.site_times(receiver))
+    counts = allowed_counts(len(giver_times) - 1, least)
+    next_count = int(counts[counts < shape[giver]].max(initial=least))
+    less = min(most_units(giver_times, giver_times[shape[giver]] - step, least), next_count)
+    spare = limit - cost.time({**shape, giver: less})
+    more = most_units(receiver_times, receiver_times[shape[receiver]] + spare, least)
+    return {**shape, giver: less, receiver: more} if more > shape[receiver] else None
 
 
-def filled(cost: Any, shape: Mapping[str, int], wanting: Iterable[str], limit: float) -> dict[str, int]:
-    """What time swaps left over goes to the sites that want it most, until no step of any fits."""
+def fill(cost: Any, shape: Mapping[str, int], order: Iterable[str], limit: float) -> dict[str, int]:
+    """The shape after the remaining time was given to the sites, in this order, as far as whole units fit."""
     shape = dict(shape)
-    for site in wanting:
+    for site in order:
         times = np.asarray(cost.site_times(site))
-        more = within(times, times[shape[site]] + limit - cost.time(shape))
+        more = most_units(times, times[shape[site]] + limit - cost.time(shape))
         shape[site] = max(more, shape[site])
     return shape
 
 
-def within(times: np.ndarray, limit: float, least: int = 0) -> int:
-    """The most units that take no longer; the least if even those do."""
-    may = levels(len(times) - 1, least)
-    return int(may[times[may] <= limit + 1e-6].max(initial=least))
+def most_units(times: np.ndarray, limit: float, least: int = 0) -> int:
+    """The largest allowed number of units that takes no longer than the limit, but never fewer than `least`."""
+    counts = allowed_counts(len(times) - 1, least)
+    return int(counts[times[counts] <= limit + 1e-6].max(initial=least))
 
 
 def polish(
@@ -126,18 +133,21 @@ def polish(
     loss: float,
     pairs: Iterator[tuple[str, str]],
     limit: float,
-    judge: Callable[[Shape], float],
+    held_out_loss: Callable[[Shape], float],
     tries: int,
     least: int = 0,
 ) -> tuple[dict[str, int], list[float]]:
-    """Swaps that the held-out text accepts, one after the other, and the losses of all that were tried."""
+    """Try swaps one after the other, and accept those that lower the held-out loss.
+
+    Returns the shape and the losses of all swaps that were tried.
+    """
     losses: list[float] = []
-    for gets, gives in pairs:
+    for receiver, giver in pairs:
         if len(losses) >= tries:
             break
-        if shape[gives] <= least or (changed := swapped(cost, shape, gets, gives, limit, least)) is None:
+        if shape[giver] <= least or (changed := swap(cost, shape, receiver, giver, limit, least)) is None:
             continue
-        losses.append(judge(changed))
+        losses.append(held_out_loss(changed))
         if losses[-1] < loss:
             loss, shape = losses[-1], changed
     return shape, losses

@@ -1,26 +1,29 @@
-"""Which settings do not go together. No torch: it is asked while a run is planned."""
+"""Checks settings that exclude each other. It is called while a run is planned, so it does not import torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-TRAINS = ("lora", "full")  # inner levels whose weights learn
+TRAINS = ("lora", "full")  # values of `inner` that train weights
 
 
-def fault(settings: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What is wrong, and what to do about it."""
+def conflict(settings: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The problem with these settings together and its remedy, or None."""
     samples, length = settings["samples"], settings["length"]
     if settings["held_out"] > samples - 2:
         return (
-            f"{settings['held_out']} of {samples} windows held out leave too few to search with",
+            f"{settings['held_out']} of {samples} windows held out leave too few for the search",
             "set samples higher, or held_out lower",
         )
     if 2 * settings["stride"] > length:
-        return f"every {settings['stride']}th token of {length} is hardly any", "set stride lower, or length higher"
+        return (
+            f"stride={settings['stride']} uses too few of the {length} tokens of a window",
+            "set stride lower, or length higher",
+        )
     for name in ("merge", "unrolled"):
         if settings[name] and settings["inner"] not in TRAINS:
-            return f"{name} needs weights that learn", "set inner=lora or inner=full with it"
+            return f"{name} needs an inner level that trains weights", "set inner=lora or inner=full with it"
     if settings["unrolled"] and settings["compute"] == "bf16":
-        return "bf16 swallows the small differences that unrolled gradients are made of", "set compute=fp32 with it"
+        return "bf16 is too coarse for the small differences in unrolled gradients", "set compute=fp32 with it"
     return None

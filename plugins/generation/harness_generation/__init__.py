@@ -1,4 +1,4 @@
-"""Generation: what a pruned model writes, beside what the dense one writes after the same openings."""
+"""Generation: compares texts of a pruned model with those of the dense model after the same prompts."""
 
 from harness import EvaluatorSpec, Param, hookimpl
 
@@ -14,8 +14,8 @@ def harness_register_evaluators():
             summary="texts it writes: variety, repetition, likeness to the dense model's, perplexity under that",
             needs=("dense",),
             parameters={
-                "tokens": Param(48, "the most that are written after each prompt", paper=128, least=1),
-                "batch": Param(20, "prompts continued at a time; fewer where memory ends", least=1),
+                "tokens": Param(48, "the most tokens to write after each prompt", paper=128, least=1),
+                "batch": Param(20, "prompts in a batch; fewer if memory does not suffice", least=1),
             },
             check_with={"tokens": 8},
             tokens=130,

@@ -1,4 +1,4 @@
-"""Forty openings, written for this purpose: what a model says next is what is judged. Their order is part of them."""
+"""Forty prompts for the evaluator, written for this purpose. Scores depend on their text and order."""
 
 import hashlib
 

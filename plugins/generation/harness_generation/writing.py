@@ -1,4 +1,4 @@
-"""Greedy text of a model, by transformers' own `generate`, and how likely another model finds it."""
+"""Greedy continuations by transformers' `generate`, and the loss of a model on a continuation."""
 
 from __future__ import annotations
 
@@ -14,90 +14,96 @@ Row = list[int]
 
 
 @dataclass(frozen=True)
-class Marks:
-    """The tokens that begin and end a text: those of the dense model, whichever model writes."""
+class SpecialTokens:
+    """The tokens that begin and end a text. They are those of the dense model, whichever model writes."""
 
     begin: int | None
     ends: tuple[int, ...]
 
     @classmethod
-    def of(cls, ctx: Context) -> Marks:
-        """A text begins as the tokenizer begins one, and with BOS in families to which it is no text without."""
+    def of(cls, ctx: Context) -> SpecialTokens:
+        """The special tokens of the run's dense model. BOS begins a text if the tokenizer or the family says so."""
         bos = ctx.tokenizer.bos_token_id
         begins = ctx.anatomy.needs_bos or bos in ctx.tokenizer("").input_ids
-        told = ctx.anatomy.config.get("eos_token_id")  # one, several or none
-        ends = {ctx.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
+        eos = ctx.anatomy.config.get("eos_token_id")  # a token, a list of tokens, or None
+        ends = {ctx.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
         return cls(bos if begins else None, tuple(sorted(ends)))
 
     def prompt(self, tokenizer: Any, text: str) -> Row:
+        """The tokens of a prompt."""
         ids = tokenizer(text, add_special_tokens=False).input_ids
         return list(ids) if self.begin is None else [self.begin, *ids]
 
     def body(self, row: Row) -> Row:
-        """What was written, without the token that ended it."""
+        """A continuation without the token that ended it."""
         return row[:-1] if row and row[-1] in self.ends else row
 
 
 def greedy(
     model: Any,
     prompts: Sequence[Row],
-    marks: Marks,
+    special: SpecialTokens,
     tokens: int,
     batch: int,
-    told: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Row], int]:
-    """The likeliest next token, again and again: at most so many per prompt, with the end if it came; and the batch
-    that memory allowed."""
+    """Greedy continuations of the prompts, and the batch size that fitted into memory.
+
+    A continuation has at most `tokens` tokens, including the one that ended it.
+    """
     import torch
 
     rows: list[Row] = []
     while len(rows) < len(prompts):
-        made = None
+        batch_rows = None
         try:
-            made = _together(model, prompts[len(rows) : len(rows) + batch], marks, tokens)
+            batch_rows = _write_batch(model, prompts[len(rows) : len(rows) + batch], special, tokens)
         except (MemoryError, RuntimeError) as error:
             if batch == 1 or not out_of_memory(error):
                 raise
-        if made is None:  # outside the handler, whose traceback holds on to what filled the memory
+        if batch_rows is None:  # outside the handler, whose traceback keeps the tensors that filled the memory
             batch //= 2
             torch.cuda.empty_cache()
             continue
-        rows += made
-        told(len(rows))
+        rows += batch_rows
+        on_progress(len(rows))
     return rows, batch
 
 
-def _together(model: Any, prompts: Sequence[Row], marks: Marks, tokens: int) -> list[Row]:
-    """Padded on the left, so that all write at the same column; `generate` counts positions from the mask."""
+def _write_batch(model: Any, prompts: Sequence[Row], special: SpecialTokens, tokens: int) -> list[Row]:
+    """Continuations of a batch. Prompts are padded on the left; `generate` computes positions from the mask."""
     import torch
     from transformers import GenerationConfig
 
     width = max(len(prompt) for prompt in prompts)
-    pad = marks.ends[0] if marks.ends else 0
+    pad = special.ends[0] if special.ends else 0
     gaps = [width - len(prompt) for prompt in prompts]
     ids = torch.tensor([[pad] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)])
     mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
-    plain = GenerationConfig(
-        do_sample=False, max_new_tokens=tokens, eos_token_id=list(marks.ends) or None, pad_token_id=pad
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=tokens, eos_token_id=list(special.ends) or None, pad_token_id=pad
     )
-    with writes_by(model, plain):
-        made = model.generate(
+    with generation_settings(model, settings):
+        output = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
-            generation_config=plain,
-            logits_processor=[numbers],
+            generation_config=settings,
+            logits_processor=[check_finite],
         )
-    return [_whole(row, marks) for row in made[:, width:].tolist()]
+    return [_up_to_end(row, special) for row in output[:, width:].tolist()]
 
 
-def _whole(row: Row, marks: Marks) -> Row:
-    """Up to its end; the others of its batch may have gone on."""
-    return next((row[: at + 1] for at, token in enumerate(row) if token in marks.ends), row)
+def _up_to_end(row: Row, special: SpecialTokens) -> Row:
+    """The row up to its end token. Behind it there is padding, if other rows of the batch are longer."""
+    return next((row[: at + 1] for at, token in enumerate(row) if token in special.ends), row)
 
 
 @contextmanager
-def writes_by(model: Any, settings: Any) -> Iterator[None]:
-    """A model's own settings fill whatever is not said: sampling, penalties, words it may not write."""
+def generation_settings(model: Any, settings: Any) -> Iterator[None]:
+    """Replace the model's own generation settings inside the block.
+
+    `generate` takes everything that it is not told from them, such as sampling, penalties and suppressed tokens.
+    """
     own = model.generation_config
     model.generation_config = settings
     try:
@@ -106,15 +112,15 @@ def writes_by(model: Any, settings: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def numbers(_: Any, logits: Any) -> Any:
-    """Stands among the processors of `generate`: the largest of what is no number is a token all the same."""
+def check_finite(_: Any, logits: Any) -> Any:
+    """A logits processor that raises if logits are not finite. Without it, argmax would still return a token."""
     if not logits.isfinite().all():
         raise HarnessError("the model's logits are not finite numbers", "ask for a smaller ratio, or for --dtype fp32")
     return logits
 
 
-def surprise(model: Any, prompt: Row, row: Row) -> float:
-    """The mean negative log-likelihood of a continuation, its end included."""
+def mean_loss(model: Any, prompt: Row, row: Row) -> float:
+    """The mean negative log-likelihood of a continuation, including its end token."""
     import torch
 
     ids = torch.tensor(prompt + row, device=model.device)

@@ -1,4 +1,4 @@
-"""The benchmarks by name."""
+"""One evaluator class for each benchmark."""
 
 from __future__ import annotations
 

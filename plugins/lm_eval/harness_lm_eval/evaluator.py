@@ -1,4 +1,4 @@
-"""One benchmark as an evaluator: accuracy per document, by lm-eval's own prompts and metrics."""
+"""A benchmark as an evaluator of harness: accuracy per document, by lm-eval's own prompts and metrics."""
 
 from __future__ import annotations
 
@@ -11,93 +11,97 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from harness.api import Context, Score, Scores
-from harness.errors import HarnessError
+from harness import Context, HarnessError, Score, Scores
 from harness.plugins import unknown
 from harness.records.keys import canonical
 from harness_lm_eval import rows
 from harness_lm_eval.tasks import SUBJECTS, TASKS, Part
 
-Question = tuple[str, Any, Any, list[Any]]  # a document's name, its task, itself, and the requests
+Question = tuple[str, Any, Any, list[Any]]  # key of the document, lm-eval's task, the document, lm-eval's requests
 
 
 class Benchmark:
-    """`name` is one of `tasks.TASKS`."""
+    """The base class of all benchmarks. `name` is a key of `tasks.TASKS`."""
 
     name = ""
 
     def __init__(self, fewshot: int = 0, subjects: str = "") -> None:
         self.fewshot, self.subjects = fewshot, subjects
-        self.parts = _chosen(TASKS[self.name], subjects)
+        self.parts = _select(TASKS[self.name], subjects)
 
     @cached_property
     def sources(self) -> list[rows.TaskRows]:
+        """The rows of each part."""
         return [rows.find(part.source) for part in self.parts]
 
     def identity(self, fetch: bool) -> dict[str, Any]:
-        """What is asked: lm-eval's version, and the rows by their content."""
-        here = self.sources if fetch else [rows.find(part.source, fetch) for part in self.parts]
-        told: dict[str, Any] = {"lm_eval": version("lm-eval")}
-        return told | {part.name: found.identity for part, found in zip(self.parts, here, strict=True)}
+        """lm-eval's version, and the content of the rows of each part."""
+        sources = self.sources if fetch else [rows.find(part.source, fetch) for part in self.parts]
+        identity: dict[str, Any] = {"lm_eval": version("lm-eval")}
+        return identity | {part.name: source.identity for part, source in zip(self.parts, sources, strict=True)}
 
     def evaluate(self, model: Any, ctx: Context) -> Scores:
         from harness_lm_eval.model import SharedLM
 
         lm = SharedLM(model, ctx.tokenizer, ctx.progress)
-        asked = list(self.questions(ctx.limit))
-        answers = iter(lm.loglikelihood([one for *_, requests in asked for one in requests], disable_tqdm=True))
+        questions = list(self.questions(ctx.limit))
+        all_requests = [request for *_, requests in questions for request in requests]
+        answers = iter(lm.loglikelihood(all_requests, disable_tqdm=True))
         values: dict[str, dict[str, float]] = defaultdict(dict)
-        for key, task, doc, requests in asked:
-            found = task.process_results(doc, list(itertools.islice(answers, len(requests))))
+        for key, task, doc, requests in questions:
+            metrics = task.process_results(doc, list(itertools.islice(answers, len(requests))))
             for metric in ("acc", "acc_norm"):
-                if metric in found:
-                    values[metric][key] = float(found[metric])
-        split = self.parts[0].split(asked[0][1].dataset)
+                if metric in metrics:
+                    values[metric][key] = float(metrics[metric])
+        _, first_task, *_ = questions[0]
+        split = self.parts[0].split(first_task.dataset)
         notes = [*_notes(lm), *self.parts[0].notes(split)]
-        about: dict[str, Any] = {"details": self._details(asked[0][1], split), "notes": notes}
-        main = Score(values["acc"], higher_is_better=True, **about)
-        return {"": main} | {name: Score(values[name], True, **about) for name in values if name != "acc"}
+        facts: dict[str, Any] = {"details": self._details(first_task, split), "notes": notes}
+        main = Score(values["acc"], higher_is_better=True, **facts)
+        return {"": main} | {name: Score(values[name], True, **facts) for name in values if name != "acc"}
 
     def questions(self, limit: int | None) -> Iterator[Question]:
         """The first documents of every part, with lm-eval's requests for each."""
-        for part, found, share in zip(self.parts, self.sources, _shares(len(self.parts), limit), strict=True):
-            if share == 0:
+        for part, source, count in zip(self.parts, self.sources, _counts(len(self.parts), limit), strict=True):
+            if count == 0:
                 continue
-            with _naming_the_benchmark(f"the rows of {part.name}", part):
-                task = part.build(found, self.fewshot, share)
-            for number, doc in task.doc_iterator(limit=share):
-                with _naming_the_benchmark(f"row {part.name}/{number}", part):
+            with _errors_name(f"the rows of {part.name}", part):
+                task = part.build(source, self.fewshot, count)
+            for number, doc in task.doc_iterator(limit=count):
+                with _errors_name(f"row {part.name}/{number}", part):
                     context = task.fewshot_context(doc, self.fewshot)
                     requests = task.construct_requests(doc=doc, ctx=context, metadata=(part.name, number, 1))
-                    asked = f"{part.name}/{number}", task, doc, requests
-                    _answerable(asked)
-                yield asked
+                    question = f"{part.name}/{number}", task, doc, requests
+                    _must_have_answer(question)
+                yield question
 
-    def _details(self, first: Any, split: str) -> dict[str, Any]:
-        count, taken = self.sources[0].counts.get(split, (0, 0))
+    def _details(self, task: Any, split: str) -> dict[str, Any]:
+        """Facts for the record."""
+        count, used = self.sources[0].counts.get(split, (0, 0))
         return {
-            "task_version": first.VERSION,
+            "task_version": task.VERSION,
             "lm_eval": version("lm-eval"),
             "fewshot": self.fewshot,
             "split": split,
-            "data": _named(self.name, self.sources),
+            "data": _identity(self.name, self.sources),
             "documents_from": "the first of the split" + (", each subject in turn" if len(self.parts) > 1 else ""),
-            **({"rows": {"in the split": count, "that may be asked": taken}} if taken < count else {}),
+            **({"rows": {"in the split": count, "that may be asked": used}} if used < count else {}),
         }
 
 
 def _notes(lm: Any) -> list[str]:
-    told = {
+    """Notes for the record about what happened while the model scored the requests."""
+    notes = {
         f"{lm.truncated} requests are longer than {lm.max_length} tokens; they lost their start": lm.truncated,
         f"a pass did not fit into memory; continued with {lm.scorer.capacity} tokens a pass": lm.scorer.halved,
         f"scored by lm-eval's stock class: rows are longer than a window of {lm.window}": lm.slides,
     }
-    return [words for words, so in told.items() if so]
+    return [text for text, applies in notes.items() if applies]
 
 
 @contextmanager
-def _naming_the_benchmark(what: str, part: Part) -> Iterator[None]:
-    """lm-eval's definitions take their columns and answers for granted."""
+def _errors_name(what: str, part: Part) -> Iterator[None]:
+    """Turn errors of lm-eval's code into one that names the rows. That code assumes columns and answers to be there."""
     try:
         yield
     except HarnessError:
@@ -109,9 +113,9 @@ def _naming_the_benchmark(what: str, part: Part) -> Iterator[None]:
         ) from error
 
 
-def _answerable(asked: Question) -> None:
-    """A row without a valid answer (hidden test sets have such) would only ever count as wrong."""
-    key, task, doc, _ = asked
+def _must_have_answer(question: Question) -> None:
+    """Raise if a row has no valid answer, as in hidden test sets: every choice would count as wrong."""
+    key, task, doc, _ = question
     answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     choices = task.doc_to_choice(doc)
     if answer not in (choices if isinstance(answer, str) else range(len(choices))):
@@ -120,15 +124,16 @@ def _answerable(asked: Question) -> None:
         )
 
 
-def _named(name: str, found: Sequence[rows.TaskRows]) -> dict[str, Any]:
-    """The rows by their content; of many parts, one hash over all."""
-    if len(found) == 1:
-        return found[0].identity
-    whole = hashlib.sha256(canonical([one.identity for one in found]).encode()).hexdigest()
-    return {"name": name, "source": sorted({str(one.identity["source"]) for one in found}), "sha256": whole}
+def _identity(name: str, sources: Sequence[rows.TaskRows]) -> dict[str, Any]:
+    """The identity of all rows; for several parts, one hash over their identities."""
+    if len(sources) == 1:
+        return sources[0].identity
+    sha256 = hashlib.sha256(canonical([source.identity for source in sources]).encode()).hexdigest()
+    return {"name": name, "source": sorted({str(source.identity["source"]) for source in sources}), "sha256": sha256}
 
 
-def _chosen(parts: Sequence[Part], subjects: str) -> list[Part]:
+def _select(parts: Sequence[Part], subjects: str) -> list[Part]:
+    """The parts with these names, joined by +; all parts if there is none."""
     names = [name for name in subjects.split("+") if name]
     for name in names:
         if name not in SUBJECTS:
@@ -136,8 +141,8 @@ def _chosen(parts: Sequence[Part], subjects: str) -> list[Part]:
     return [part for part in parts if not names or part.name in names]
 
 
-def _shares(parts: int, limit: int | None) -> list[int | None]:
-    """Documents of each part, so that all together are as many as asked for: each part in turn gives one."""
+def _counts(parts: int, limit: int | None) -> list[int | None]:
+    """The number of documents of each part, so that they add up to the limit and differ by at most one."""
     if limit is None:
         return [None] * parts
     return [limit // parts + (at < limit % parts) for at in range(parts)]

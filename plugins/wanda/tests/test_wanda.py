@@ -1,4 +1,4 @@
-"""Wanda and Wanda-sp against masks worked out in float64: a Llama written down from its formulas, and plain loops."""
+"""Wanda and Wanda-sp against masks computed in float64 by plain loops over a Llama written from its formulas."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from harness.system import seeds
 MODELS = [PLAIN, "llama, one KV head per head, tied", "qwen2", "qwen3"]
 
 
-def asked(method, model, anatomy, ratio, ids=None):
-    """What the method cuts of a model, which is the same afterwards, and the text that it was given."""
+def prune(method, model, anatomy, ratio, ids=None):
+    """The method's cut of a model and the text that it was given; the model must be unchanged afterwards."""
     served = []
 
     def calibration(count, length):
@@ -40,13 +40,13 @@ def asked(method, model, anatomy, ratio, ids=None):
 # --- the reference -------------------------------------------------------------------------------
 
 
-def layer_of(w, at, x, config, seen):
-    """One decoder layer from its formulas; `seen` gets what enters each linear, under its weight's name."""
+def layer_of(w, at, x, config, inputs):
+    """One decoder layer from its formulas; `inputs` gets the input of each linear, under its weight's name."""
     sequences, length, _ = x.shape
     size, prefix = config.head_dim, f"model.layers.{at}."
 
     def linear(name, x):
-        seen[f"{prefix}{name}.weight"] = x
+        inputs[f"{prefix}{name}.weight"] = x
         return x @ w[f"{prefix}{name}.weight"].T + w.get(f"{prefix}{name}.bias", 0)
 
     def norm(name, x):
@@ -56,7 +56,7 @@ def layer_of(w, at, x, config, seen):
     def heads(name, x):
         return linear(f"self_attn.{name}_proj", x).view(sequences, length, -1, size).transpose(1, 2)
 
-    def turned(name, x):
+    def rotated(name, x):
         if f"{prefix}self_attn.{name}_norm.weight" in w:
             x = norm(f"self_attn.{name}_norm", x)
         theta = config.rope_parameters["rope_theta"]
@@ -67,65 +67,70 @@ def layer_of(w, at, x, config, seen):
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
     h = norm("input_layernorm", x)
-    q, k, v = turned("q", heads("q", h)), turned("k", heads("k", h)), heads("v", h)
+    q, k, v = rotated("q", heads("q", h)), rotated("k", heads("k", h)), heads("v", h)
     shared = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
-    looks = (q @ k.mT / math.sqrt(size)).masked_fill(later, -torch.inf).softmax(dim=-1)
-    x = x + linear("self_attn.o_proj", (looks @ v).transpose(1, 2).reshape(sequences, length, -1))
+    attention = (q @ k.mT / math.sqrt(size)).masked_fill(later, -torch.inf).softmax(dim=-1)
+    x = x + linear("self_attn.o_proj", (attention @ v).transpose(1, 2).reshape(sequences, length, -1))
     h = norm("post_attention_layernorm", x)
     gate, up = linear("mlp.gate_proj", h), linear("mlp.up_proj", h)
     return x + linear("mlp.down_proj", gate * gate.sigmoid() * up)
 
 
 def reference(model, ids, zero, sequential=True):
-    """The statistics of every layer; `zero(weights, statistics)` changes a layer before the next is looked at."""
+    """The statistics of every layer; `zero(weights, statistics)` changes a layer before the next one runs."""
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
-    x, found = w["model.embed_tokens.weight"][ids], {}
+    x, statistics = w["model.embed_tokens.weight"][ids], {}
     for at in range(model.config.num_hidden_layers):
-        seen = {}
-        dense = layer_of(w, at, x, model.config, seen)
-        squares = {name: entering.pow(2).sum(dim=(0, 1)) / len(ids) for name, entering in seen.items()}
+        inputs = {}
+        dense = layer_of(w, at, x, model.config, inputs)
+        squares = {name: entering.pow(2).sum(dim=(0, 1)) / len(ids) for name, entering in inputs.items()}
         zero(w, squares)
-        found |= squares
+        statistics |= squares
         x = layer_of(w, at, x, model.config, {}) if sequential else dense
-    return found
+    return statistics
 
 
-def gone(weight, squares, count, fewest, of):
-    """(row, column) of what becomes zero: the pattern's own, then equally many in each row, then the least of all."""
+def zero_places(weight, squares, count, zeros, group):
+    """The (row, column) pairs of `count` zeros.
+
+    First those of the pattern, then the same number in each row, then one more in the rows where it scores least.
+    """
     scores = [[abs(w) * math.sqrt(a) for w, a in zip(row, squares, strict=True)] for row in weight]
-    lost = set()
+    places = set()
     for r, row in enumerate(scores):
-        for start in range(0, len(row), of):
-            lost |= {(r, c) for c in sorted(range(start, start + of), key=row.__getitem__)[:fewest]}
-    each, rest = divmod(count - len(lost), len(scores))
-    left = [
-        sorted((c for c in range(len(row)) if (r, c) not in lost), key=row.__getitem__) for r, row in enumerate(scores)
+        for start in range(0, len(row), group):
+            places |= {(r, c) for c in sorted(range(start, start + group), key=row.__getitem__)[:zeros]}
+    per_row, rest = divmod(count - len(places), len(scores))
+    remaining = [
+        sorted((c for c in range(len(row)) if (r, c) not in places), key=row.__getitem__)
+        for r, row in enumerate(scores)
     ]
-    lost |= {(r, c) for r, columns in enumerate(left) for c in columns[:each]}
+    places |= {(r, c) for r, columns in enumerate(remaining) for c in columns[:per_row]}
     if rest:
-        following = sorted((scores[r][columns[each]], r, columns[each]) for r, columns in enumerate(left))
-        lost |= {(r, c) for _, r, c in following[:rest]}
-    return lost
+        following = sorted((scores[r][columns[per_row]], r, columns[per_row]) for r, columns in enumerate(remaining))
+        places |= {(r, c) for _, r, c in following[:rest]}
+    return places
 
 
 def masks_of(model, ids, counts, pattern, ratio, sequential=True):
-    """The masks that losing `counts` weights of each matrix leaves, and the statistics they were chosen by.
+    """The masks with `counts` zeros in each matrix, and the statistics that chose them.
 
-    What feeds the next layer lost what the source takes: the pattern, or int(columns x ratio) of each row.
+    The next layer's input comes from weights pruned as the source does: by the pattern, or int(columns x ratio) zeros
+    in each row.
     """
     masks = {}
 
     def zero(w, squares):
         for name, a in squares.items():
             rows, columns = w[name].shape
-            fewest, of = PATTERNS[pattern] if ":" in pattern else (int(columns * ratio), columns)
+            zeros, group = PATTERNS[pattern] if ":" in pattern else (int(columns * ratio), columns)
             weight, by_source = w[name].tolist(), w[name].clone()
-            for place in gone(weight, a.tolist(), rows * columns // of * fewest, fewest, of):
+            for place in zero_places(weight, a.tolist(), rows * columns // group * zeros, zeros, group):
                 by_source[place] = 0
             masks[name] = torch.ones(w[name].shape, dtype=torch.bool)
-            for place in gone(weight, a.tolist(), counts[name], fewest, of):
+            for place in zero_places(weight, a.tolist(), counts[name], zeros, group):
                 masks[name][place] = False
             w[name] = by_source
 
@@ -140,34 +145,34 @@ def masks_of(model, ids, counts, pattern, ratio, sequential=True):
 @pytest.mark.parametrize(("pattern", "ratio"), [("unstructured", 0.3), ("2:4", 0.5)])
 def test_masks_are_the_formulas(name, pattern, ratio):
     model, anatomy = tiny(name)
-    cut, ids = asked(Wanda(pattern, 3, 24), model, anatomy, ratio)
+    cut, ids = prune(Wanda(pattern, 3, 24), model, anatomy, ratio)
     counts = {tensor: int((~mask).sum()) for tensor, mask in cut.masks.items()}
-    wanted, _ = masks_of(model, ids, counts, pattern, ratio)
-    assert len(wanted) == 4 * 7
-    assert cut.masks.keys() == wanted.keys()
-    assert [tensor for tensor, mask in wanted.items() if not mask.equal(cut.masks[tensor])] == []
+    expected, _ = masks_of(model, ids, counts, pattern, ratio)
+    assert len(expected) == 4 * 7
+    assert cut.masks.keys() == expected.keys()
+    assert [tensor for tensor, mask in expected.items() if not mask.equal(cut.masks[tensor])] == []
 
 
 def test_later_layers_learn_from_pruned_ones():
     model, anatomy = tiny(PLAIN)
-    cut, ids = asked(Wanda("unstructured", 3, 24), model, anatomy, 0.5)
+    cut, ids = prune(Wanda("unstructured", 3, 24), model, anatomy, 0.5)
     counts = {tensor: int((~mask).sum()) for tensor, mask in cut.masks.items()}
-    sequential, seen = masks_of(model, ids, counts, "unstructured", 0.5)
+    sequential, statistics = masks_of(model, ids, counts, "unstructured", 0.5)
     alone, dense = masks_of(model, ids, counts, "unstructured", 0.5, sequential=False)
     for tensor, mask in cut.masks.items():
         assert mask.equal(sequential[tensor])
         first = tensor.startswith("model.layers.0.")
-        assert seen[tensor].equal(dense[tensor]) == first
+        assert statistics[tensor].equal(dense[tensor]) == first
         assert mask.equal(alone[tensor]) == first
     tensor = "model.layers.3.mlp.down_proj.weight"
-    assert float((seen[tensor] / dense[tensor] - 1).abs().median()) > 0.2
+    assert float((statistics[tensor] / dense[tensor] - 1).abs().median()) > 0.2
     assert float((cut.masks[tensor] != alone[tensor]).double().mean()) > 0.02
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.37, 0.9])
-def test_rows_and_matrices_lose_alike(ratio):
+def test_rows_and_matrices_lose_the_same_share(ratio):
     model, anatomy = tiny("qwen2")
-    cut, _ = asked(Wanda("unstructured", 2, 16), model, anatomy, ratio)
+    cut, _ = prune(Wanda("unstructured", 2, 16), model, anatomy, ratio)
     goal = math.ceil(ratio * anatomy.params(prunable=True))
     total = sum(mask.numel() for mask in cut.masks.values())
     assert sum(int((~mask).sum()) for mask in cut.masks.values()) == goal
@@ -180,24 +185,24 @@ def test_rows_and_matrices_lose_alike(ratio):
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4"])
 def test_patterns_hold_in_every_block_and_norms_are_made_up_for(pattern):
     model, anatomy = tiny(PLAIN)
-    fewest, of = PATTERNS[pattern]
-    cut, _ = asked(Wanda(pattern, 2, 16), model, anatomy, fewest / of)
-    zeros = [(~mask).view(-1, of).sum(dim=1) for mask in cut.masks.values()]
-    assert min(int(found.min()) for found in zeros) == fewest
+    zeros, group = PATTERNS[pattern]
+    cut, _ = prune(Wanda(pattern, 2, 16), model, anatomy, zeros / group)
+    counts = [(~mask).view(-1, group).sum(dim=1) for mask in cut.masks.values()]
+    assert min(int(count.min()) for count in counts) == zeros
     norms = 4 * 2 * 48
-    assert sum(int((found - fewest).sum()) for found in zeros) == math.ceil(norms * fewest / of)
+    assert sum(int((count - zeros).sum()) for count in counts) == math.ceil(norms * zeros / group)
 
 
-def test_nothing_asked_reads_nothing():
+def test_a_ratio_of_zero_reads_no_text():
     model, anatomy = tiny(PLAIN)
     for method in (Wanda(), Wanda("2:4"), WandaSp()):
-        cut, ids = asked(method, model, anatomy, 0.0)
+        cut, ids = prune(method, model, anatomy, 0.0)
         assert ids is None
         assert not cut.masks
         assert not cut.keep
 
 
-def test_what_cannot_be_is_refused_before_anything_is_read():
+def test_impossible_settings_are_refused_before_any_text_is_read():
     model, anatomy = tiny(PLAIN)
     with pytest.raises(Unsupported, match=r"2:4 zeroes 0.5 of the weights, not 0.3"):
         Wanda("2:4").prune(model, Budget("ratio", 0.3), context(anatomy), None)
@@ -208,7 +213,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read():
         Wanda("2:4").prune(model, Budget("ratio", 0.5), context(odd), None)
 
 
-def test_a_walk_that_fails_leaves_the_weights():
+def test_a_failed_run_restores_the_weights():
     model, anatomy = tiny(PLAIN)
     layer, before = model.model.layers[0], {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -219,17 +224,17 @@ def test_a_walk_that_fails_leaves_the_weights():
     hook = layer.register_forward_hook(stop)
     for method in (Wanda("unstructured", 2, 16), WandaSp(2, 16)):
         with pytest.raises(RuntimeError, match="out of memory"):
-            asked(method, model, anatomy, 0.5)
+            prune(method, model, anatomy, 0.5)
         assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
     hook.remove()
 
 
-def test_text_that_is_not_finite_is_told():
+def test_values_that_are_not_finite_name_the_layer():
     model, anatomy = tiny(PLAIN)
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 0] = torch.inf
     with pytest.raises(HarnessError, match="layer 1 gives values that are not finite"):
-        asked(Wanda("unstructured", 2, 16), model, anatomy, 0.5)
+        prune(Wanda("unstructured", 2, 16), model, anatomy, 0.5)
 
 
 def test_how_far_whole_rows_fall_short_of_the_budget():
@@ -250,7 +255,7 @@ def test_how_far_whole_rows_fall_short_of_the_budget():
 
 
 def units_of(model, anatomy, ids, shape, sequential=True):
-    """The units that stay, from column scores; what goes is cut where it begins: values, and gates with biases."""
+    """The units that stay, by column scores. Removed units are zeroed at their source: the values, or the gates."""
     keep = {}
 
     def zero(w, squares):
@@ -278,7 +283,7 @@ def units_of(model, anatomy, ids, shape, sequential=True):
 @pytest.mark.parametrize("ratio", [0.2, 0.6])
 def test_units_are_the_formulas(name, ratio):
     model, anatomy = tiny(name)
-    cut, ids = asked(WandaSp(3, 24), model, anatomy, ratio)
+    cut, ids = prune(WandaSp(3, 24), model, anatomy, ratio)
     shape = uniform(anatomy, ratio)
     assert cut.keep == units_of(model, anatomy, ids, shape)
     assert WandaSp().shape(anatomy, ratio) == shape == {site: len(units) for site, units in cut.keep.items()}
@@ -286,21 +291,21 @@ def test_units_are_the_formulas(name, ratio):
         assert cut.keep != units_of(model, anatomy, ids, shape, sequential=False)
 
 
-def test_a_site_that_is_gone_adds_nothing_to_what_later_layers_see():
-    """Its output bias goes with it: what layer 1 sees is what is left without the sub-layer."""
+def test_a_removed_site_adds_nothing_to_the_input_of_later_layers():
+    """The site's output bias is removed too, so layer 1 gets what remains without the sub-layer."""
     _, plain = tiny(PLAIN)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    words = {**plain.config, "attention_bias": True, "mlp_bias": True}
-    model = LlamaForCausalLM(LlamaConfig(**words)).eval()
+    config = {**plain.config, "attention_bias": True, "mlp_bias": True}
+    model = LlamaForCausalLM(LlamaConfig(**config)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    anatomy, heard = anatomy_of(words), []
+    anatomy, inputs = anatomy_of(config), []
 
-    hook = model.model.layers[1].register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    hook = model.model.layers[1].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     ratio = next(r / 100 for r in range(1, 100) if not uniform(anatomy, r / 100)["layers.0.attention"])
-    cut, ids = asked(WandaSp(1, 16), model, anatomy, ratio)
+    cut, ids = prune(WandaSp(1, 16), model, anatomy, ratio)
     hook.remove()
     assert cut.keep["layers.0.attention"] == []
     mlp = model.model.layers[0].mlp
@@ -311,8 +316,8 @@ def test_a_site_that_is_gone_adds_nothing_to_what_later_layers_see():
         x = model.model.embed_tokens(ids)
         h = model.model.layers[0].post_attention_layernorm(x)
         inner = torch.nn.functional.silu(mlp.gate_proj(h)) * mlp.up_proj(h)
-        wanted = x + (inner @ down.T + mlp.down_proj.bias if stays else 0)
-    torch.testing.assert_close(heard[-1], wanted)
+        expected = x + (inner @ down.T + mlp.down_proj.bias if stays else 0)
+    torch.testing.assert_close(inputs[-1], expected)
 
 
 # --- a real model --------------------------------------------------------------------------------
@@ -320,14 +325,14 @@ def test_a_site_that_is_gone_adds_nothing_to_what_later_layers_see():
 
 @pytest.fixture(scope="module")
 def smollm2():
-    """SmolLM2 and sixteen windows of real text: with four of 64 tokens statistics are so few that single flips grow."""
+    """SmolLM2 and sixteen windows of text. With four windows of 64 tokens, differences grow from layer to layer."""
     from harness.evaluation.calibration import calibration
     from harness.models.loading.weights import locate, on_this_machine
     from harness.models.saved import folders
     from harness.models.saved.contents import read_config
 
-    there, why = on_this_machine(card("smollm2-135m"))
-    if not there:
+    available, why = on_this_machine(card("smollm2-135m"))
+    if not available:
         pytest.skip(f"SmolLM2 is {why}")
     folder, _ = locate(card("smollm2-135m"))
     try:
@@ -340,24 +345,26 @@ def smollm2():
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_a_real_model_agrees_with_the_source(smollm2, pattern, monkeypatch):
-    """Wanda's own rule, int(columns * ratio) of each row, in float64 and wholly on its own; and, where a weight that
-    goes another way moves all later statistics, with the layers before pruned by the method's masks.
+    """The masks against Wanda's own rule, int(columns * ratio) zeros in each row, computed in float64.
+
+    Once independently, and once with the earlier layers pruned by the method's masks, because a single differing
+    weight changes all later statistics.
     """
     model, anatomy, ids = smollm2
     patterns = {}
 
-    def watched(*asked):
-        pattern, stays = kept(*asked)
-        patterns[id(stays)] = pattern
-        return pattern, stays
+    def recorded(*arguments):
+        pattern, mask = row_masks(*arguments)
+        patterns[id(mask)] = pattern
+        return pattern, mask
 
-    kept = harness_wanda.kept
-    monkeypatch.setattr(harness_wanda, "kept", watched)
-    cut, _ = asked(Wanda(pattern, *ids.shape), model, anatomy, 0.5, ids)
+    row_masks = harness_wanda.row_masks
+    monkeypatch.setattr(harness_wanda, "row_masks", recorded)
+    cut, _ = prune(Wanda(pattern, *ids.shape), model, anatomy, 0.5, ids)
     layers = model.config.num_hidden_layers
 
     def compare(follow):
-        """Per layer the share of weights on which both agree, without those that go beyond the rule, and with them."""
+        """Per layer the share of equal mask elements: for the source's rule alone, and with the additional zeros."""
         agree, whole, size = torch.zeros(3, layers, dtype=torch.float64)
 
         def zero(w, squares):
@@ -366,24 +373,25 @@ def test_a_real_model_agrees_with_the_source(smollm2, pattern, monkeypatch):
                 blocks = scores.view(-1, 4) if pattern == "2:4" else scores
                 lowest = blocks.argsort(dim=1, stable=True)[:, : int(blocks.shape[1] * 0.5)]
                 mask = torch.ones(blocks.shape, dtype=torch.bool).scatter_(1, lowest, False).view(scores.shape)
-                layer, mine = int(name.split(".")[2]), patterns[id(cut.masks[name])]
-                agree[layer] += int((mask == mine).sum())
+                layer, pattern_mask = int(name.split(".")[2]), patterns[id(cut.masks[name])]
+                agree[layer] += int((mask == pattern_mask).sum())
                 whole[layer] += int((mask == cut.masks[name]).sum())
                 size[layer] += mask.numel()
-                w[name] = w[name] * (mine if follow else mask)
+                w[name] = w[name] * (pattern_mask if follow else mask)
 
         reference(model, ids, zero)
         return agree / size, whole / size
 
-    led, _ = compare(follow=True)
-    own, whole = compare(follow=False)
+    following, _ = compare(follow=True)
+    independent, whole = compare(follow=False)
     print(
-        f"{pattern}: led {led.min():.6f} or more; on its own {own.mean():.6f}, with the norms' share {whole.mean():.6f}"
+        f"{pattern}: following {following.min():.6f} or more; independent {independent.mean():.6f}, "
+        f"with the norms' share {whole.mean():.6f}"
     )
-    print(" ".join(f"{share:.4f}" for share in own))
-    assert led.min() > 0.99999
-    assert own[0] > 0.99999
-    assert own.mean() > 0.9999
+    print(" ".join(f"{share:.4f}" for share in independent))
+    assert following.min() > 0.99999
+    assert independent[0] > 0.99999
+    assert independent.mean() > 0.9999
     assert whole.mean() > 0.9995
 
 
