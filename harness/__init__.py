@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "harness.api": (
         "API_VERSION",
+        "Architecture",
+        "ArchitectureSpec",
         "Budget",
         "Context",
         "Cut",
@@ -30,6 +32,7 @@ _HOMES = {
         "Scores",
         "Shape",
         "Step",
+        "Task",
         "TimingPlan",
         "Workload",
         "hookimpl",
@@ -44,6 +47,8 @@ __all__ = sorted(_WHERE)
 if TYPE_CHECKING:
     from harness.api import (
         API_VERSION,
+        Architecture,
+        ArchitectureSpec,
         Budget,
         Context,
         Cut,
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
         Scores,
         Shape,
         Step,
+        Task,
         TimingPlan,
         Workload,
         hookimpl,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Loss = Callable[[Sequence[int]], Tensor]
 
-HARNESS_API = 1
+HARNESS_API = 2
 LOWEST_RATE = 5e-5  # learning rate at the end of the schedule
 WARMUP = 0.01  # share of the updates in which the learning rate rises
 DECAY = 1e-3  # weight decay

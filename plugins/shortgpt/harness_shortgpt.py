@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from harness.models.anatomy.core import Anatomy
 
-HARNESS_API = 1
+HARNESS_API = 2
 BATCH = 8  # windows in one pass
 
 

@@ -2,7 +2,7 @@
 
 from harness import EvaluatorSpec, Param, hookimpl
 
-HARNESS_API = 1
+HARNESS_API = 2
 
 
 @hookimpl
