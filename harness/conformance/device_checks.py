@@ -132,7 +132,7 @@ class DeviceBench:
                 raise Fault("its fingerprint is empty: it must hold what makes two measurements comparable")
 
     def check_samples(self) -> None:
-        """A visit has at least the requested number of passes, the same number for every clock, all of them positive."""
+        """A visit has at least the requested number of passes, as many for every clock, and all are positive."""
         samples = self.samples()
         clocks = {name: getattr(samples, f"{name}_ns") for name in CLOCKS if getattr(samples, f"{name}_ns")}
         ranked = self.spec.on_machine(self.info()).clock
