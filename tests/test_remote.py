@@ -183,7 +183,7 @@ def test_a_host_that_goes_in_the_middle(tmp_path):
     folder = Folder(client, str(tmp_path / "there"))
     made = folder.path
     threading.Timer(1, server.stop).start()
-    with pytest.raises(ConnectionLost, match="the connection to .* was lost") as error:
+    with pytest.raises(ConnectionLost, match=r"the connection to .* was lost") as error:
         client.run(["sleep", "60"], timeout_s=30)
     assert "continues" in error.value.remedy
     folder.close()  # which cannot reach it any more, and says nothing more about it
@@ -205,7 +205,7 @@ def test_a_phone_that_is_unplugged_in_the_middle(tmp_path):
     client = phone.client()
     assert client.run(["true"]).code == 0
     threading.Timer(1, phone.unplug).start()
-    with pytest.raises(ConnectionLost, match="the connection to .* was lost"):
+    with pytest.raises(ConnectionLost, match=r"the connection to .* was lost"):
         client.run(["sleep", "60"], timeout_s=30)
     with pytest.raises(Unreachable, match=r"is not connected|is offline"):
         client.run(["true"])
