@@ -32,7 +32,7 @@ class Unplugged(RuntimeError):
 class DeviceBench:
     """Times tiny models on the device and holds the checks. They run in the order in which they are written here."""
 
-    def __init__(self, name: str, given: Mapping[str, Any], work: Path) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Any], work: Path) -> None:
         self.name, self.work = name, work
         self.spec: DeviceSpec = registry().get("device", name)
         self.side_effects: list[SideEffects] = []
@@ -40,7 +40,7 @@ class DeviceBench:
         self._device: Any = None
         self._info: DeviceInfo | None = None
         self._samples: Samples | None = None
-        if given:
+        if settings:
             raise UsageError(f"device {name} has no parameters to set", "leave --set out")
 
     def close(self) -> None:

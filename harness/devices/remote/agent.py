@@ -39,7 +39,7 @@ def main():
         try:
             answer.update(REQUESTS[request["do"]](request))
         except Exception as error:  # the client reports any error
-            answer.update(error=type(error).__name__, said=" ".join(str(error).split())[:1000])
+            answer.update(error=type(error).__name__, message=" ".join(str(error).split())[:1000])
         print("\n" + ANSWER + json.dumps(answer), flush=True)
 
 

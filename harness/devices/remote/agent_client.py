@@ -97,7 +97,7 @@ class AgentProcess:
         if reply.pop("nonce", "") != nonce:
             raise HarnessError(f"{self.machine} replied to another request", RETRY)
         if "error" in reply:
-            raise HarnessError(one_line(f"{self.machine}: {reply['error']}: {reply.get('said', '')}"))
+            raise HarnessError(one_line(f"{self.machine}: {reply['error']}: {reply.get('message', '')}"))
         for name, is_usable in FIELDS.get(do, {}).items():
             if name not in reply or not is_usable(reply[name]):
                 raise HarnessError(f"{self.machine}: the agent's reply to {do!r} has no usable {name}", RETRY)
