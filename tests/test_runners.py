@@ -104,10 +104,10 @@ def test_raw_times_of_perf_test():
 
 
 def test_words_for_perf_test():
-    plain = perf_test.command("p", "m.onnx", "r.csv", TimingPlan(iterations=7), 2)
+    plain = perf_test.timing_command("p", "m.onnx", "r.csv", TimingPlan(iterations=7), 2)
     assert " ".join(plain).endswith("-m times -r 7 -e cpu m.onnx r.csv")
     given = {"name": "QNNExecutionProvider", "library": "libqnn.so", "options": {"backend_type": "htp", "a": "b"}}
-    plugged = perf_test.command("p", "m.onnx", "r.csv", PLAN, 1, given)
+    plugged = perf_test.timing_command("p", "m.onnx", "r.csv", PLAN, 1, given)
     assert " ".join(plugged).endswith("-C session.disable_cpu_ep_fallback|1 m.onnx r.csv")
     assert "QNNExecutionProvider|libqnn.so" in plugged
     assert "backend_type|htp a|b" in plugged

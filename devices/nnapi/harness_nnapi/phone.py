@@ -74,7 +74,7 @@ class Nnapi(Phone):
         )
 
     def _run(self, handle: Handle, passes: int) -> dict[str, Any]:
-        command = benchmark_model.command(
+        command = benchmark_model.timing_command(
             self.binary, handle.model, passes, self.target.threads, nnapi=True, accelerator=self.target.accelerator
         )
         result = self.folder.transport.run(command, self.target.timeout_s)

@@ -111,7 +111,7 @@ class S23(Phone):
 
         def run(passes: int) -> list[int]:
             threads = self.target.threads
-            command = perf_test.command(
+            command = perf_test.timing_command(
                 self.binary, handle.model, results, TimingPlan(plan.warmup, passes), threads, provider
             )
             result = self.folder.transport.run(android.with_libraries(folder, command), self.target.timeout_s)
@@ -131,7 +131,7 @@ class S23(Phone):
         context = f"{folder}/{Path(COMPILED).stem}_qnn.bin"
 
         def mean_time(passes: int) -> int:
-            command = net_run.command(programs, context, f"{folder}/{inputs.LIST}", f"{folder}/out", passes)
+            command = net_run.timing_command(programs, context, f"{folder}/{inputs.LIST}", f"{folder}/out", passes)
             # It runs in the model's folder, because the list of inputs has relative paths.
             in_folder = ["sh", "-c", 'cd "$1" && shift && "$@"', "sh", folder]
             result = self.folder.transport.run(

@@ -24,7 +24,7 @@ RESTORED = "Restored original execution plan"
 REFERENCE = "nnapi-reference"  # an accelerator of NNAPI that is the CPU
 
 
-def command(binary: str, model: str, passes: int, threads: int, nnapi: bool, accelerator: str = "") -> list[str]:
+def timing_command(binary: str, model: str, passes: int, threads: int, nnapi: bool, accelerator: str = "") -> list[str]:
     return [
         binary,
         f"--graph={model}",

@@ -14,7 +14,7 @@ BLOCK = re.compile(r"(Init|Compose|Finalize|De-?[Ii]nit|Execute) Stats(?: \((\w+
 EVENT = re.compile(rf"^\s*(.+?)\s*:\s*({NUMBER})\s*(us|ms|ns|s|cycles?|Cycles)\b")
 
 
-def command(
+def timing_command(
     folder: str, context: str, inputs: str, out: str, passes: int, profile: str = "burst", level: str = "basic"
 ) -> list[str]:
     """The command for timed passes. `folder` holds the program and its libraries, `out` is the output folder."""

@@ -20,7 +20,7 @@ FAULTS = (r"[Ff]ail", r"[Ee]rror", r"[Ee]xception", r"not supported")
 FIGURE = re.compile(rf"^\s*([A-Z][\w .-]*?)\s*:\s*({NUMBER})\s*(ms|us|ns|s|bytes|%)?\s*$", re.MULTILINE)
 
 
-def command(
+def timing_command(
     binary: str, model: str, results: str, plan: TimingPlan, threads: int, provider: Mapping[str, Any] | None = None
 ) -> list[str]:
     """The command for timed passes of a model; `results` is the file for the raw times.
