@@ -98,7 +98,7 @@ def test_logits_are_those_of_eager_torch(case):
 
 def test_the_timed_pass_is_the_tested_one(case):
     case.session.run()
-    assert (case.session.last("logits") == case.session.logits()).all()
+    assert (case.session.output("logits") == case.session.logits()).all()
     assert case.session.providers == ("CPUExecutionProvider",)
 
 
@@ -125,12 +125,12 @@ def test_a_session_of_its_own_leaves_nothing(monkeypatch, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = made("llama", NO_ATTENTION)
-    session = ort_session.Session.of(model, Workload.parse("prefill:1x3"))
+    session = ort_session.Session.from_model(model, Workload.parse("prefill:1x3"))
     assert list(tmp_path.iterdir()) == []
     session.run()
     with torch.inference_mode():
         expected = model(torch.ones(1, 3, dtype=torch.long), logits_to_keep=1).logits
-    assert difference(torch.from_numpy(session.last("logits")), expected) < 1e-4
+    assert difference(torch.from_numpy(session.output("logits")), expected) < 1e-4
     session.close()
     assert capsys.readouterr().out == ""
 
@@ -158,7 +158,7 @@ def test_a_damaged_graph_is_one_line(tmp_path):
 def test_missing_packages_are_one_line(missing, monkeypatch, tmp_path):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name) or True)
-    assert ort_session.installed().startswith("transformers" if "." in missing else missing)
+    assert ort_session.why_unavailable().startswith("transformers" if "." in missing else missing)
     fault = Unsupported if "." in missing else EnvironmentFault
     with pytest.raises(fault) as caught:
         ort_session.Session(tmp_path) if missing == "onnxruntime" else onnx_graph.export(

@@ -71,14 +71,14 @@ def test_looks_in_between_add_up_over_several_starts(powercap):
         found.start()
         for joules in (60, 55, 50):
             powercap.move("intel-rapl:0", joules)
-            found.look()
+            found.update()
         assert found.stop() == pytest.approx(60 + 60 + 60)
 
 
 def test_without_counters_the_reason_is_said(powercap):
-    assert spent(powercap) == (None, cpu_energy.NONE)
+    assert spent(powercap) == (None, cpu_energy.NO_COUNTER)
     powercap.domain("intel-rapl:0", "psys", 40)
-    assert spent(powercap) == (None, cpu_energy.NONE)
+    assert spent(powercap) == (None, cpu_energy.NO_COUNTER)
 
 
 def test_a_closed_counter_names_the_remedy(powercap, monkeypatch):
@@ -94,7 +94,7 @@ def test_a_closed_counter_names_the_remedy(powercap, monkeypatch):
     monkeypatch.setattr(Path, "read_text", guarded)
     joules, note = spent(powercap, rapl_0=2)
     assert joules is None  # one package of two is not the machine
-    assert note == cpu_energy.SHUT
+    assert note == cpu_energy.NO_PERMISSION
     assert "chmod" in note
 
 
@@ -135,7 +135,7 @@ def test_a_long_pass_is_followed_by_a_look(powercap, monkeypatch):
 
 def test_the_cpu_says_why_it_tells_none(powercap):
     found = Cpu().measure(lambda: None, TimingPlan(warmup=0, iterations=1))
-    assert (found.energy_j, found.energy_note) == (None, cpu_energy.NONE)
+    assert (found.energy_j, found.energy_note) == (None, cpu_energy.NO_COUNTER)
 
 
 def rounds(dense, pruned, note="a meter"):

@@ -71,15 +71,15 @@ def test_raw_times_of_trtexec_old_and_new():
 
 
 def test_words_for_trtexec():
-    words = trtexec.time("/t/trtexec", "m.plan", PLAN, "times.json", "--useCudaGraph")
+    words = trtexec.timing_command("/t/trtexec", "m.plan", PLAN, "times.json", "--useCudaGraph")
     assert words[:2] == ["/t/trtexec", "--loadEngine=m.plan"]
     assert {"--warmUp=2000", "--duration=2", "--iterations=20", "--exportTimes=times.json"} <= set(words)
     assert "--useCudaGraph" in words
     old, new = "--fp16 --buildOnly", "--stronglyTyped --skipInference --timingCacheFile"
-    assert trtexec.build("trtexec", "m.onnx", "/f/m/m.plan", "fp16", old)[3:] == ["--buildOnly", "--fp16"]
-    built = trtexec.build("trtexec", "m.onnx", "/f/m/m.plan", "fp16", new)[3:]
+    assert trtexec.build_command("trtexec", "m.onnx", "/f/m/m.plan", "fp16", old)[3:] == ["--buildOnly", "--fp16"]
+    built = trtexec.build_command("trtexec", "m.onnx", "/f/m/m.plan", "fp16", new)[3:]
     assert built == ["--skipInference", "--stronglyTyped", "--timingCacheFile=/f/m/../timing.cache"]
-    assert trtexec.build("trtexec", "m.onnx", "/f/m/m.plan", "fp32", old)[3:] == ["--buildOnly"]
+    assert trtexec.build_command("trtexec", "m.onnx", "/f/m/m.plan", "fp32", old)[3:] == ["--buildOnly"]
 
 
 def test_perf_test_over_its_versions():
@@ -104,10 +104,10 @@ def test_raw_times_of_perf_test():
 
 
 def test_words_for_perf_test():
-    plain = perf_test.words("p", "m.onnx", "r.csv", TimingPlan(iterations=7), 2)
+    plain = perf_test.timing_command("p", "m.onnx", "r.csv", TimingPlan(iterations=7), 2)
     assert " ".join(plain).endswith("-m times -r 7 -e cpu m.onnx r.csv")
     given = {"name": "QNNExecutionProvider", "library": "libqnn.so", "options": {"backend_type": "htp", "a": "b"}}
-    plugged = perf_test.words("p", "m.onnx", "r.csv", PLAN, 1, given)
+    plugged = perf_test.timing_command("p", "m.onnx", "r.csv", PLAN, 1, given)
     assert " ".join(plugged).endswith("-C session.disable_cpu_ep_fallback|1 m.onnx r.csv")
     assert "QNNExecutionProvider|libqnn.so" in plugged
     assert "backend_type|htp a|b" in plugged
@@ -115,17 +115,17 @@ def test_words_for_perf_test():
 
 
 def test_net_run_and_its_viewer():
-    net_run.done(said("net_run"), 0)
+    net_run.check_finished(said("net_run"), 0)
     with pytest.raises(BadOutput, match="Skel lib id mismatch"):
-        net_run.done(said("net_run-failed"), 1)
+        net_run.check_finished(said("net_run-failed"), 1)
     with pytest.raises(BadOutput):
-        net_run.done(said("net_run").replace("Finished", "Stopped"), 0)
+        net_run.check_finished(said("net_run").replace("Finished", "Stopped"), 0)
     found = net_run.parse_output(said("viewer-2.51"))
     assert found["average"]["NetRun"] == 2_952_000
     assert found["average"]["Backend (Accelerator (execute) time)"] == 2_492_000
     assert found["average"]["Backend (Accelerator (execute) time (cycles))"] == {"cycles": 4643728.0}
     assert (found["min"]["NetRun"], found["max"]["NetRun"]) == (2_900_000, 3_411_000)
-    with pytest.raises(BadOutput, match="tells no execution"):
+    with pytest.raises(BadOutput, match="reports no execution"):
         net_run.parse_output(said("viewer-empty"))
 
 

@@ -32,7 +32,7 @@ class Unplugged(RuntimeError):
 class DeviceBench:
     """Times tiny models on the device and holds the checks. They run in the order in which they are written here."""
 
-    def __init__(self, name: str, given: Mapping[str, Any], work: Path) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Any], work: Path) -> None:
         self.name, self.work = name, work
         self.spec: DeviceSpec = registry().get("device", name)
         self.side_effects: list[SideEffects] = []
@@ -40,7 +40,7 @@ class DeviceBench:
         self._device: Any = None
         self._info: DeviceInfo | None = None
         self._samples: Samples | None = None
-        if given:
+        if settings:
             raise UsageError(f"device {name} has no parameters to set", "leave --set out")
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class DeviceBench:
                 raise Fault("its fingerprint is empty: it must hold what makes two measurements comparable")
 
     def check_samples(self) -> None:
-        """A visit has at least the requested number of passes, equally many for every clock, all of them positive."""
+        """A visit has at least the requested number of passes, as many for every clock, and all are positive."""
         samples = self.samples()
         clocks = {name: getattr(samples, f"{name}_ns") for name in CLOCKS if getattr(samples, f"{name}_ns")}
         ranked = self.spec.on_machine(self.info()).clock

@@ -29,10 +29,12 @@ NEEDS = {"measured", "dense"}
 class EvaluatorBench:
     """Scores tiny models and holds the checks. They run in the order in which they are written here."""
 
-    def __init__(self, name: str, given: Mapping[str, Any], work: Path) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Any], work: Path) -> None:
         self.name, self.work = name, work
         self.spec: EvaluatorSpec = registry().get("evaluator", name)
-        self.parameters = resolve(f"evaluator {name}", self.spec.parameters, "quick", {**self.spec.check_with, **given})
+        self.parameters = resolve(
+            f"evaluator {name}", self.spec.parameters, "quick", {**self.spec.check_with, **settings}
+        )
         self.side_effects: list[SideEffects] = []
         self._scores: dict[str, Score] | None = None
 

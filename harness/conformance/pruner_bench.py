@@ -33,17 +33,17 @@ class Trial:
     model: str
     ratio: float
     cut: Any = None  # a harness.models.cut.CheckedCut
-    refused: HarnessError | None = None
-    touched: tuple[str, ...] = ()  # names of the tensors that were changed in place
+    refusal: HarnessError | None = None
+    changed_in_place: tuple[str, ...] = ()  # names of the tensors that were changed in place
 
 
 class PrunerBench:
     """Every trial runs once; checks that need the same trial share it."""
 
-    def __init__(self, name: str, given: Mapping[str, Any], work: Path) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Any], work: Path) -> None:
         self.name, self.work = name, work
         self.spec: PrunerSpec = registry().get("pruner", name)
-        self.parameters = resolve(f"pruner {name}", self.spec.parameters, "quick", {**self.spec.check_with, **given})
+        self.parameters = resolve(f"pruner {name}", self.spec.parameters, "quick", {**self.spec.check_with, **settings})
         self.side_effects: list[SideEffects] = []
         self.second_process: SecondProcess | None = None
         self._trials: dict[TrialKey, Trial | BaseException] = {}
@@ -167,27 +167,29 @@ class PrunerBench:
                 # A new object: in a run, a second budget gets the state from the store and never calls prepare.
                 cut = self.new_pruner().prune(model, budget, context, state)
             except (Unsupported, OverBudget) as error:
-                trial.refused = error
+                trial.refusal = error
                 return trial
         if not isinstance(cut, Cut):
             raise Fault(f"prune returned {type(cut).__name__}, not a Cut")
-        trial.touched = tuple(n for n, t in model.state_dict().items() if n in before and not t.equal(before[n]))
+        trial.changed_in_place = tuple(
+            n for n, t in model.state_dict().items() if n in before and not t.equal(before[n])
+        )
         trial.cut = check_cut(anatomy, cut)
         return trial
 
     def require_cut(self, ratio: float) -> Trial:
         """The trial at this ratio; where the method refuses the ratio, the check does not apply."""
         trial = self.trial(ratio)
-        if trial.refused is not None:
-            raise NotApplicable(f"refused {ratio:g}: {trial.refused.cause}")
+        if trial.refusal is not None:
+            raise NotApplicable(f"refused {ratio:g}: {trial.refusal.cause}")
         return trial
 
     def first_cut(self) -> Trial:
         """The first trial in which the method does not refuse."""
         for ratio in (0.25, 0.5, 0.1):
-            if self.trial(ratio).refused is None:
+            if self.trial(ratio).refusal is None:
                 return self.trial(ratio)
-        raise Fault(f"it refused every budget from {RATIOS[0]:g} to {RATIOS[-1]:g}: {self.trial(0.25).refused}")
+        raise Fault(f"it refused every budget from {RATIOS[0]:g} to {RATIOS[-1]:g}: {self.trial(0.25).refusal}")
 
     # --- figures of a cut ---
 

@@ -60,7 +60,7 @@ class PrunerChecks(PrunerBench):
                     f"{name}: {error_line(error)} ({plugin_line(error, self.spec)}); raise Unsupported, or leave it "
                     "out of families"
                 ) from error
-            if trial.refused is None and self.spec.budgets:
+            if trial.refusal is None and self.spec.budgets:
                 self._check_budget_met(trial, f"{name}: ")
 
     def check_weights(self) -> None:
@@ -72,7 +72,7 @@ class PrunerChecks(PrunerBench):
             rewritten = set(trial.cut.rewrites) if trial.cut else set()
             if rewritten and not self.spec.updates_weights:
                 raise Fault(f"it rewrites {sorted(rewritten)[0]}, undeclared: updates_weights=True")
-            if lost := [name for name in trial.touched if name not in rewritten]:
+            if lost := [name for name in trial.changed_in_place if name not in rewritten]:
                 raise Fault(
                     f"it changed {lost[0]} in place ({trial.model}, {trial.ratio:g}), and such a change is lost: "
                     "return it in Cut(rewrites=...), or leave the model as it was"
@@ -98,7 +98,7 @@ class PrunerChecks(PrunerBench):
         self.require_pruning()
         for ratio in RATIOS:
             trial = self.trial(ratio)
-            if trial.refused is None:
+            if trial.refusal is None:
                 self._check_budget_met(trial)
 
     def _check_budget_met(self, trial: Trial, prefix: str = "") -> None:
@@ -158,7 +158,7 @@ class PrunerChecks(PrunerBench):
     def check_monotone(self) -> None:
         """A larger budget never leaves more parameters or, for methods with latency budgets only, a slower model."""
         trials = [self.trial(ratio) for ratio in RATIOS]
-        cuts = [trial for trial in trials if trial.refused is None]
+        cuts = [trial for trial in trials if trial.refusal is None]
         if "ratio" in self.spec.budgets:
             what, amounts = "removed", [self.removed_share(trial) for trial in cuts]
         else:
@@ -173,7 +173,7 @@ class PrunerChecks(PrunerBench):
             raise NotApplicable("it has no shape()")
         for ratio in RATIOS:
             trial = self.trial(ratio)
-            if trial.refused is not None:
+            if trial.refusal is not None:
                 continue
             _, anatomy = tiny_models.tiny(trial.model)
             shape = self.predicted_shape(anatomy, ratio)
@@ -190,8 +190,8 @@ class PrunerChecks(PrunerBench):
     def check_dtypes(self) -> None:
         """It works in bf16 as in fp32."""
         trial = self.trial(self.first_cut().ratio, dtype="bf16")
-        if trial.refused is not None:
-            raise Fault(f"it refused bf16: {trial.refused.cause}")
+        if trial.refusal is not None:
+            raise Fault(f"it refused bf16: {trial.refusal.cause}")
         if self.spec.budgets:
             self._check_budget_met(trial, "in bf16 ")
 

@@ -1,1 +1,1 @@
-"""Devices that ship with harness, and what they run models with."""
+"""The devices that come with harness, and the runtimes that they use."""

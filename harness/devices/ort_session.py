@@ -1,4 +1,4 @@
-"""A graph of fixed shapes in ONNX Runtime, on the CPU: what is timed is one pass and nothing else."""
+"""Runs an ONNX graph with fixed shapes on the CPU, such that a timed pass contains nothing but the graph."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from harness.errors import HarnessError, Unsupported
 from harness.models.export.onnx_graph import FILE, export, require
 
 
-def installed() -> str | None:
-    """Why a model cannot be exported and run here, or None."""
+def why_unavailable() -> str | None:
+    """Why a model cannot be exported and run on this machine, or None if it can."""
     try:
         require("onnx", "onnxscript", "onnxruntime")
     except HarnessError as error:
@@ -22,11 +22,11 @@ def installed() -> str | None:
 
 
 class Session:
-    """An exported folder, opened. Inputs and outputs are bound once, so that a pass allocates and copies nothing."""
+    """An open ONNX graph. Inputs and outputs are bound once, so that a pass allocates and copies nothing."""
 
     @classmethod
-    def of(cls, model: Any, workload: Workload, threads: int = 1) -> Session:
-        """A model, exported to a folder of its own that is gone once the session has it open."""
+    def from_model(cls, model: Any, workload: Workload, threads: int = 1) -> Session:
+        """Export a model to a temporary folder and open it; the folder is deleted before this returns."""
         require("onnx", "onnxscript", "onnxruntime")
         with tempfile.TemporaryDirectory(prefix="harness-onnx-", ignore_cleanup_errors=True) as folder:
             export(model, workload, Path(folder))
@@ -39,13 +39,13 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
-        # a waiting thread that spins is counted as CPU time
+        # Spinning threads would add to the CPU time while they wait.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             self._session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no common class
+        except Exception as error:  # ONNX Runtime's errors have no common base class
             raise Unsupported(f"ONNX Runtime cannot open the graph: {str(error).splitlines()[0]}") from error
         self.inputs = {value.name: _example(value) for value in self._session.get_inputs()}
         self._bind(onnxruntime.OrtValue)
@@ -59,7 +59,7 @@ class Session:
         for name in names:
             self._binding.bind_output(name)
         self.run()
-        # where the first pass wrote, all others write
+        # Later passes write to the memory that the first pass allocated.
         self._outputs = dict(zip(names, self._binding.get_outputs(), strict=True))
         for name, value in self._outputs.items():
             self._binding.bind_ortvalue_output(name, value)
@@ -68,36 +68,36 @@ class Session:
         """One pass."""
         self._session.run_with_iobinding(self._binding)
 
-    def last(self, output: str) -> Any:
-        """What the latest pass wrote."""
-        return self._outputs[output].numpy()
+    def output(self, name: str) -> Any:
+        """This output of the latest pass."""
+        return self._outputs[name].numpy()
 
     def logits(self, feed: Mapping[str, Any] | None = None) -> Any:
-        """Logits of a pass, with some of the inputs given."""
+        """Logits of a pass. `feed` replaces some of the example inputs."""
         return self._session.run(["logits"], {**self.inputs, **(feed or {})})[0]
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Execution providers that nodes of the graph were really given to."""
+        """The execution providers to which nodes of the graph were assigned."""
         if not hasattr(self._session, "get_provider_graph_assignment_info"):
             return tuple(self._session.get_providers())
         return tuple(sorted({part.ep_name for part in self._session.get_provider_graph_assignment_info()}))
 
     def close(self) -> None:
-        """Give the weights back."""
+        """Free the weights."""
         self._binding = self._session = None
         self._held = self._outputs = self.inputs = {}
 
 
 def _example(value: Any) -> Any:
-    """Tokens are ones, keys and values small numbers, the same every time."""
+    """An example input: ones for tokens; for keys and values small random numbers, the same every time."""
     import numpy
 
     if not all(isinstance(size, int) for size in value.shape):
         raise Unsupported(f"input {value.name} of the graph has no fixed shape: {value.shape}")
     if value.type == "tensor(int64)":
         return numpy.ones(value.shape, numpy.int64)
-    kinds = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
-    if value.type not in kinds:
+    dtypes = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
+    if value.type not in dtypes:
         raise Unsupported(f"input {value.name} of the graph is {value.type}", "give --dtype fp32")
-    return numpy.random.default_rng(0).standard_normal(value.shape, numpy.float32).astype(kinds[value.type])
+    return numpy.random.default_rng(0).standard_normal(value.shape, numpy.float32).astype(dtypes[value.type])

@@ -1,4 +1,7 @@
-"""Made-up machines: instant, exact, never in a leaderboard. For plans, tests, and methods without a device at hand."""
+"""Simulated devices, for dry runs, tests, and methods without a device at hand.
+
+They take no time, their times are exact, and they never enter a leaderboard.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ CALL_NS = 1000
 
 
 class Null:
-    """Time is FLOPs."""
+    """A device whose time is proportional to the FLOPs."""
 
     fingerprint: ClassVar[dict[str, Any]] = {"kind": "null", "flops_per_ns": FLOPS_PER_NS, "call_ns": CALL_NS}
 
@@ -25,6 +28,7 @@ class Null:
         return round(self.time(architecture_for(model).config(model), workload))
 
     def time(self, config: dict[str, Any], workload: Workload) -> float:
+        """Nanoseconds of one pass of a model with this config."""
         return CALL_NS + flops(anatomy_of(config), {}, workload) / FLOPS_PER_NS
 
     def measure(self, handle: int, plan: TimingPlan) -> Samples:
@@ -35,32 +39,31 @@ class Null:
 
 
 class Staircase(Null):
-    """Time as a GPU spends it: widths round up to whole tiles, every sub-layer costs its launch, and some widths dip.
+    """A device with steps, as a GPU has them: widths round up to whole tiles, and every sub-layer has a launch cost.
 
-    An MLP works in tiles of 64 channels, attention in whole groups; every fourth tile count finds a better kernel and
-    is faster than one tile less, so that time is not monotone.
+    A tile of an MLP has 64 channels, a tile of attention one group. Every fourth number of tiles has a better kernel
+    and is faster than one tile less, so that time is not monotone.
     """
 
     TILES: ClassVar[dict[str, int]] = {"attention": 1, "mlp": 64}  # units in a tile
     LAUNCH_NS = 2000
-    DIP = 1.2  # tiles' worth of time that the better kernel saves
+    DIP = 1.2  # the better kernel saves the time of this many tiles
 
     fingerprint: ClassVar[dict[str, Any]] = {"kind": "staircase", "tiles": TILES, "launch_ns": LAUNCH_NS, "dip": DIP}
 
     def time(self, config: dict[str, Any], workload: Workload) -> float:
         anatomy = anatomy_of(config)
-        hidden, tokens = int(anatomy.config["hidden_size"]), workload.batch * workload.size
-        if workload.kind == "decode":
-            tokens = workload.batch
+        hidden = int(anatomy.config["hidden_size"])
+        tokens = workload.batch if workload.kind == "decode" else workload.batch * workload.size
         total = CALL_NS + 2 * workload.batch * hidden * int(anatomy.config["vocab_size"]) / FLOPS_PER_NS
         for site in anatomy.blocks():
             total += self.LAUNCH_NS + self.sublayer(site.kind, site.units, anatomy.unit_params(site), tokens)
         return total
 
     def sublayer(self, kind: str, units: int, unit_params: int, tokens: int) -> float:
-        """What one sub-layer costs above its launch."""
+        """Nanoseconds of one sub-layer without its launch."""
         tile = self.TILES[kind]
         tiles = math.ceil(units / tile)
-        worth = tiles - self.DIP if tiles % 4 == 0 else tiles
+        tiles_of_time = tiles - self.DIP if tiles % 4 == 0 else tiles
         rows = math.ceil(tokens / 16) * 16
-        return 2 * unit_params * tile * worth * rows / FLOPS_PER_NS
+        return 2 * unit_params * tile * tiles_of_time * rows / FLOPS_PER_NS

@@ -299,7 +299,7 @@ def _machines() -> list[Parser]:
         "probe.json": to_json(probe | {"state": state}),
         "time.json": to_json(times | {"nonce": "NONCE", "agent": 2, "memory": {"average": 1, "peak": 2}}),
         "open.json": to_json({"nonce": "NONCE", "agent": 2, "parts": 1, "fallback": ["Cast x on CPU"], "base": [1, 2]}),
-        "error.json": to_json({"nonce": "NONCE", "agent": 2, "error": "ValueError", "said": "no such model"}),
+        "error.json": to_json({"nonce": "NONCE", "agent": 2, "error": "ValueError", "message": "no such model"}),
         "probe.txt": b"Welcome\nHARNESS_ANSWER " + json.dumps(probe | {"state": state}).encode() + b"\n",
     }
     properties = b"""    Current temperatures from HAL:

@@ -263,7 +263,7 @@ SHAPES: dict[str | tuple[str, str], dict[str, Change]] = {
         "no JSON": b"{",
         "nesting": DEEP,
     },
-    ("reply of an agent", "error.json"): {"an error without a text": {"said": GONE}},
+    ("reply of an agent", "error.json"): {"an error without a text": {"message": GONE}},
     ("reply of an agent", "time.json"): {
         "no times": {"wall_ns": GONE},
         "no state": {"before": GONE},

@@ -183,9 +183,9 @@ def suite(folder: Path, path: Path) -> object:
 
 
 def device_file(folder: Path, path: Path) -> object:
-    from harness.devices.remote.device_file import read
+    from harness.devices.remote.device_file import load_target
 
-    target = read(path.stem, "{transport: ssh, host: board.local}")
+    target = load_target(path.stem, "{transport: ssh, host: board.local}")
     return target if target.transport == "ssh" else target.connect()
 
 
@@ -370,24 +370,24 @@ def notes(folder: Path, path: Path) -> object:
 # --- other machines ---
 
 
-class Talk:
+class Program:
     """An agent that answers with prepared lines."""
 
-    where = "board"
+    machine = "board"
 
     def __init__(self, lines: Sequence[str]) -> None:
         self.lines, self.nonce = list(lines), ""
 
-    def say(self, line: str) -> None:
+    def send(self, line: str) -> None:
         self.nonce = json.loads(line)["nonce"]
 
-    def hear(self, timeout_s: float) -> str | None:
+    def receive(self, timeout_s: float) -> str | None:
         return self.lines.pop(0).replace("NONCE", self.nonce) if self.lines else None
 
-    def ended(self) -> Any:
-        from harness.devices.remote.transport import Done
+    def result(self) -> Any:
+        from harness.devices.remote.transport import CommandResult
 
-        return Done(1, "", "")
+        return CommandResult(1, "", "")
 
     def close(self) -> None: ...
 
@@ -397,7 +397,7 @@ def agent(folder: Path, path: Path) -> object:
     from harness.api import TimingPlan
     from harness.devices.remote import agent as program
     from harness.devices.remote import ort_device
-    from harness.devices.remote.agent_client import Process
+    from harness.devices.remote.agent_client import AgentProcess
     from harness.devices.remote.device import Handle
     from harness.devices.remote.device_file import Target
 
@@ -407,16 +407,16 @@ def agent(folder: Path, path: Path) -> object:
     class Board(ort_device.OnnxRuntime):
         name = "orin-cpu"
         target = Target(transport="local")
-        where = "board"
+        machine = "board"
 
         class Agent:
-            def ask(self, do: str, timeout_s: float = 120, **request: Any) -> Any:
-                return Process(Talk(lines), "python3").ask(do, timeout_s, **request)
+            def request(self, do: str, timeout_s: float = 120, **arguments: Any) -> Any:
+                return AgentProcess(Program(lines), "python3").request(do, timeout_s, **arguments)
 
         agent = Agent()
 
-        def looks(self) -> Any:
-            yield from self.more_looks()
+        def steps(self) -> Any:
+            yield from self.more_steps()
             yield "machine", self._machine
             yield "temperature", self._temperature
 
@@ -424,15 +424,15 @@ def agent(folder: Path, path: Path) -> object:
     if path.stem == "probe":
         return board.probe().usable
     if path.stem == "open":
-        ort_device.lowered(board.agent.ask("open"), "board")
+        ort_device.check_no_fallback(board.agent.request("open"), "board")
         return True
-    return board.measure(Handle("m", "m.onnx", process=Process(Talk(lines), "python3")), TimingPlan(1, 3, 0.0))
+    return board.measure(Handle("m", "m.onnx", process=AgentProcess(Program(lines), "python3")), TimingPlan(1, 3, 0.0))
 
 
 class Line:
     """A transport whose every command prints the input."""
 
-    where = "board"
+    machine = "board"
 
     def __init__(self, text: str) -> None:
         from harness.devices.remote.shells import Posix
@@ -440,11 +440,11 @@ class Line:
         self.text, self.shell = text, Posix()
 
     def run(self, words: Sequence[str], timeout_s: float = 60) -> Any:
-        from harness.devices.remote.shells import ended
-        from harness.devices.remote.transport import Done
+        from harness.devices.remote.shells import split_exit_code
+        from harness.devices.remote.transport import CommandResult
 
-        ended(self.text)
-        return Done(0, self.text, "")
+        split_exit_code(self.text)
+        return CommandResult(0, self.text, "")
 
 
 def shell(folder: Path, path: Path) -> object:
@@ -453,11 +453,11 @@ def shell(folder: Path, path: Path) -> object:
     from harness.devices.remote.folder import Folder
 
     line = Line(_printed(path))
-    android.words(android.look(line))
-    android.usable(line, "/data/program", "phone")
-    there = Folder(line, "/data")
-    there._made = "/data/harness-x"
-    return there.free() is not None or there.hashes(["a"])
+    android.describe(android.probe(line))
+    android.check_program(line, "/data/program", "phone")
+    folder = Folder(line, "/data")
+    folder._path = "/data/harness-x"
+    return folder.free() is not None or folder.hashes(["a"])
 
 
 def _printed(path: Path) -> str:
@@ -491,7 +491,7 @@ def net_run(folder: Path, path: Path) -> object:
 
     text = _printed(path)
     with suppress(HarnessError):
-        program.done(text, 0)
+        program.check_finished(text, 0)
     return program.parse_output(text)
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from harness.devices.remote.device_file import read
+from harness.devices.remote.device_file import load_target
 from harness.devices.remote.ssh import Ssh
 
 from ..sshd import Server
@@ -85,7 +85,7 @@ def board(tmp_path, monkeypatch):
 def test_a_value_of_a_device_file(board, fault):
     values, field = VALUES[fault]
     board.write_text(json.dumps(values))
-    refused(lambda: read("board", EXAMPLE).connect().close(), board.parent, str(board), field, codes=(2,))
+    refused(lambda: load_target("board", EXAMPLE).connect().close(), board.parent, str(board), field, codes=(2,))
 
 
 TEXTS = {
@@ -109,13 +109,13 @@ TEXTS = {
 @pytest.mark.parametrize("fault", TEXTS)
 def test_a_device_file_that_is_none(board, fault):
     board.write_bytes(TEXTS[fault])
-    refused(lambda: read("board", EXAMPLE), board.parent, str(board), codes=(2,))
+    refused(lambda: load_target("board", EXAMPLE), board.parent, str(board), codes=(2,))
 
 
 @pytest.mark.parametrize("fault", ODD_FILES)
 def test_something_else_in_the_place_of_a_device_file(board, fault):
     odd_files(board)[fault]()
-    refused(lambda: read("board", EXAMPLE), board.parent, "board.yaml", codes=(2,))
+    refused(lambda: load_target("board", EXAMPLE), board.parent, "board.yaml", codes=(2,))
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", ".x", "", "a\nb", "a\0b", "-x", "x" * 300])
@@ -123,7 +123,7 @@ def test_a_name_of_a_device_stays_in_the_folder(board, monkeypatch, name):
     (board.parent / "inner").mkdir()
     (board.parent / "x.yaml").write_text("transport: local")
     monkeypatch.setenv("HARNESS_DEVICES", str(board.parent / "inner"))
-    refused(lambda: read(name, EXAMPLE), board.parent, "cannot be the name of a device", codes=(2,))
+    refused(lambda: load_target(name, EXAMPLE), board.parent, "cannot be the name of a device", codes=(2,))
 
 
 CLIENTS = [

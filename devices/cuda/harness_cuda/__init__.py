@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: eager torch or a CUDA graph, CUDA events, and what NVML tells about the GPU meanwhile."""
+"""The device `cuda`: an NVIDIA GPU with eager torch or CUDA graphs, timed by CUDA events and watched by NVML."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from harness import DeviceInfo, DeviceSpec, Samples, TimingPlan, Workload, hooki
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 
 RUNTIMES = ("eager", "graph")
-WARM = 3  # passes before a capture or a count of memory
-BATCH = 256  # passes launched in a row at most
-MOST = 10_000  # passes to fill a time with
+WARMUP_PASSES = 3  # before a capture or a measurement of memory
+MAX_BATCH = 256  # passes that are launched in a row
+MAX_PASSES = 10_000  # of one visit, to fill a time
 
 
 @hookimpl
@@ -36,7 +36,7 @@ def harness_register_devices():
 
 @dataclass
 class Handle:
-    """A model that is ready to be timed. `static` holds the logits of the last pass of the graph runtime."""
+    """A model that is ready to be timed. Call `rewind` before each `run`. `static` is the pass of the graph runtime."""
 
     model: Any
     run: Callable[[], None]
@@ -51,12 +51,12 @@ class Cuda:
         if runtime not in RUNTIMES:
             raise UsageError(f"cuda has no runtime {runtime!r}", f"give {' or '.join(RUNTIMES)}")
         if place != "cpu" and not place.startswith("cuda"):
-            raise UsageError(f"{place!r} is no place of a CUDA device", "give cuda, cuda:N, or cpu to test the code")
+            raise UsageError(f"{place!r} is no CUDA device of torch", "give cuda, cuda:N, or cpu to test the code")
         self.runtime, self.place = runtime, place
 
     @cached_property
-    def _place(self) -> Any:
-        from harness_cuda.places import Gpu, Host, why_no_gpu
+    def _backend(self) -> Any:
+        from harness_cuda.backends import Gpu, Host, why_no_gpu
 
         if self.place == "cpu":
             return Host()
@@ -66,92 +66,92 @@ class Cuda:
 
     @cached_property
     def meter(self) -> Any:
-        return self._place.meter()
+        return self._backend.meter()
 
     def probe(self) -> DeviceInfo:
         try:
             return self._probe()
         except HarnessError as error:
             return DeviceInfo(usable=False, reason=error.cause)
-        except Exception as error:  # a broken installation of torch or of the driver can raise anything
+        except Exception as error:  # a broken installation of torch or the driver can raise anything
             return DeviceInfo(usable=False, reason=f"{type(error).__name__}: {error}")
 
     def _probe(self) -> DeviceInfo:
-        place, meter = self._place, self.meter
-        state = meter.readings(ours=bool(place.allocated()))
-        notes = [*place.notes(), meter.note]
+        backend, meter = self._backend, self.meter
+        state = meter.readings(working=bool(backend.allocated_bytes()))
+        notes = [*backend.notes(), meter.note]
         if state.get("other_processes"):
             notes.append(f"other compute processes on this GPU: {state['other_processes']}")
         if state.get("throttle"):
             notes.append(f"the GPU is being slowed down: {', '.join(state['throttle'])}")
         return DeviceInfo(
             usable=True,
-            fingerprint={**place.identity(), **meter.limits()},
+            fingerprint={**backend.identity(), **meter.limits()},
             state=state,
             notes=tuple(note for note in notes if note),
         )
 
     def prepare(self, model: Any, workload: Workload) -> Handle:
-        place = self._place  # says why there is no GPU, before anything else fails for want of one
+        backend = self._backend  # first, because its error says why there is no GPU
 
         import torch
 
         try:
-            return self._prepared(place, model, workload)
+            return self._prepare(backend, model, workload)
         except torch.OutOfMemoryError as error:
-            said = (str(error).strip().splitlines() or ["out of memory"])[0]
-            raise HarnessError(f"no room on the GPU for {workload}: {said}", "give a smaller workload") from error
+            reason = (str(error).strip().splitlines() or ["out of memory"])[0]
+            raise HarnessError(f"no room on the GPU for {workload}: {reason}", "give a smaller workload") from error
 
-    def _prepared(self, place: Any, model: Any, workload: Workload) -> Handle:
+    def _prepare(self, backend: Any, model: Any, workload: Workload) -> Handle:
         from harness.models.workloads import runner
-        from harness_cuda.passes import StaticPass, footprint, placed, prime
+        from harness_cuda.passes import StaticPass, allocate_workspaces, measure_memory, on_device
 
-        graphed = self.runtime == "graph"
-        place.tidy()  # what would be freed later must not be counted now
-        with place.lane(aside=graphed):
-            model = placed(model, place.device)
-            prime(model)
-            base = place.allocated()
-            if not graphed:
+        use_graph = self.runtime == "graph"
+        backend.free_unused_memory()  # so that it is not counted in `base`
+        with backend.use(own_stream=use_graph):
+            model = on_device(model, backend.device)
+            allocate_workspaces(model)
+            base = backend.allocated_bytes()
+            if not use_graph:
                 handle = Handle(model, runner(model, workload), rewind=lambda: None)
-                for _ in range(WARM):
+                for _ in range(WARMUP_PASSES):
                     handle.run()
-                handle.memory = footprint(place, model, base, handle.run, held=False)
+                handle.memory = measure_memory(backend, model, base, handle.run, capture=False)
                 return handle
             static = StaticPass(model, workload)
-            for _ in range(WARM):
+            for _ in range(WARMUP_PASSES):
                 static.rewind()
                 static.step()
             static.rewind()
-            static.logits = None  # the ones to come lie in the graph's own memory
+            static.logits = None  # frees them; the graph's logits are in its own memory
             handle = Handle(model, static.step, static.rewind, static)
 
-            def captured() -> None:
-                handle.graph = place.capture(static.step)
+            def capture() -> None:
+                handle.graph = backend.capture(static.step)
 
-            # A graph keeps the memory of its activations for itself; the most that lives at once while it is recorded
-            # is what it needs.
-            handle.memory = footprint(place, model, base, captured, held=True)
+            # A graph keeps the memory of its activations: as much as is in use at once while it is recorded.
+            handle.memory = measure_memory(backend, model, base, capture, capture=True)
             if handle.graph is not None:
                 handle.run = handle.graph.replay
         return handle
 
     def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
-        """Device time of passes in a row, then wall time of as many passes alone.
+        """Measure the device time of passes in batches, then the wall time of as many single passes.
 
-        One kind of pass cannot give both. In a row, nothing waits for results: events tell what the GPU needs, and the
-        host's launches show only where the GPU is the faster of the two. Alone, with a wait after each, wall time is
-        what a caller sees from launch to result; cpu_ns is the launch without the wait, which only spins.
+        One kind of pass cannot give both. In a batch nothing waits for results: events show the time that the GPU
+        needs, and the host's launches matter only where the GPU is faster than they are. With a wait after each pass,
+        wall time is what a caller sees from launch to result. cpu_ns is the launch without the wait, which only spins.
         """
-        place = self._place
-        with place.lane(aside=False):
+        backend = self._backend
+        with backend.use(own_stream=False):
             for _ in range(plan.warmup):
                 handle.rewind()
                 handle.run()
-            before = self.meter.readings(ours=True)  # while the last of them still run: an idle GPU lowers its clocks
-            place.synchronize()
-            device, after, energy = self._in_a_row(handle, plan)
-            wall, cpu = self._alone(handle, len(device))
+            # Read while the last passes still run, because an idle GPU lowers its clocks.
+            before = self.meter.readings(working=True)
+            backend.synchronize()
+            device, after, energy = self._time_batches(handle, plan)
+            wall, cpu = self._time_single_passes(handle, len(device))
         return Samples(
             wall_ns=wall,
             cpu_ns=cpu,
@@ -163,52 +163,62 @@ class Cuda:
             energy_note=self.meter.energy_note(energy is not None),
         )
 
-    def _in_a_row(self, handle: Handle, plan: TimingPlan) -> tuple[list[int], dict[str, Any], float | None]:
-        """Batches of passes, one wait at the end of each; half of the time to fill is theirs."""
+    def _time_batches(self, handle: Handle, plan: TimingPlan) -> tuple[list[int], dict[str, Any], float | None]:
+        """Device times of passes in batches, the readings at the end, and the energy of the timed passes.
+
+        There is one wait at the end of each batch. Batches get half of the time that the plan asks for.
+        """
         from harness_cuda.nvml import THROTTLE, joules
 
-        place, found, launched, slowed = self._place, [], 0, set()
-        goal_ns, most = plan.seconds * 1e9 / 2, max(MOST, plan.iterations)
-        batch = min(max(plan.iterations, 1), BATCH)
+        backend = self._backend
+        times: list[int] = []
+        launched = 0  # passes, including those that are not timed
+        throttle: set[str] = set()
+        goal_ns = plan.seconds * 1e9 / 2
+        max_passes = max(MAX_PASSES, plan.iterations)
+        batch = min(max(plan.iterations, 1), MAX_BATCH)
         start, start_mj = time.monotonic(), self.meter.energy_mj()
         while True:
             handle.rewind()
             handle.run()  # not timed: the GPU is busy with it while the first timed pass is being launched
-            marks = []
+            events = []
             for _ in range(batch):
                 handle.rewind()
-                begin = place.mark()
+                begin = backend.record_event()
                 handle.run()
-                marks.append((begin, place.mark()))
-            after = self.meter.readings(ours=True)  # while they run
-            slowed |= set(after.get("throttle", ()))
-            place.synchronize()
-            found += [place.between(*pair) for pair in marks]
+                events.append((begin, backend.record_event()))
+            after = self.meter.readings(working=True)  # while they run
+            throttle |= set(after.get("throttle", ()))
+            backend.synchronize()
+            times += [backend.elapsed_ns(*pair) for pair in events]
             launched += batch + 1
-            filled = sum(found)
-            if len(found) >= most or (len(found) >= plan.iterations and filled >= goal_ns):
+            total_ns = sum(times)
+            if len(times) >= max_passes or (len(times) >= plan.iterations and total_ns >= goal_ns):
                 break
-            missing = math.ceil((goal_ns - filled) / max(filled / len(found), 1))
-            batch = max(1, min(max(missing, plan.iterations - len(found)), most - len(found), BATCH))
+            missing = math.ceil((goal_ns - total_ns) / max(total_ns / len(times), 1))
+            batch = max(1, min(max(missing, plan.iterations - len(times)), max_passes - len(times), MAX_BATCH))
         end_mj, seconds = self.meter.energy_mj(), time.monotonic() - start
         after["time_ns"] = time.monotonic_ns()
         if end_mj is not None:
             after["energy_mj"] = end_mj
         if "throttle" in after:
-            after["throttle"] = [name for name in THROTTLE if name in slowed]
+            after["throttle"] = [name for name in THROTTLE if name in throttle]
         energy = joules(start_mj, end_mj, seconds)
-        # All passes of the window are alike; the untimed ones take their share with them.
-        return found, after, None if energy is None else energy * len(found) / launched
+        # All passes take the same energy, so that of the untimed passes is subtracted by their share.
+        return times, after, None if energy is None else energy * len(times) / launched
 
-    def _alone(self, handle: Handle, passes: int) -> tuple[list[int], list[int]]:
-        place, wall, cpu = self._place, [], []
+    def _time_single_passes(self, handle: Handle, passes: int) -> tuple[list[int], list[int]]:
+        """Wall times from launch to result, and CPU times of the launches."""
+        backend = self._backend
+        wall: list[int] = []
+        cpu: list[int] = []
         for _ in range(passes):
             handle.rewind()
-            place.synchronize()
+            backend.synchronize()
             wall_start, cpu_start = time.perf_counter_ns(), time.process_time_ns()
             handle.run()
             cpu.append(max(1, time.process_time_ns() - cpu_start))
-            place.synchronize()
+            backend.synchronize()
             wall.append(time.perf_counter_ns() - wall_start)
         return wall, cpu
 
@@ -216,11 +226,11 @@ class Cuda:
         if handle.model is None:
             return
         if handle.graph is not None:
-            self._place.end(handle.graph)
+            self._backend.release_graph(handle.graph)
         handle.model = handle.static = handle.graph = None
-        handle.run = handle.rewind = closed
-        self._place.tidy()
+        handle.run = handle.rewind = raise_closed
+        self._backend.free_unused_memory()
 
 
-def closed() -> None:
+def raise_closed() -> None:
     raise HarnessError("this handle is closed", "prepare the model again")

@@ -1,4 +1,4 @@
-"""What is run and timed: a model where it should lie, a pass that can be repeated exactly, its memory."""
+"""Prepares what is timed: a model on the GPU, a pass that can be repeated exactly, and its memory."""
 
 from __future__ import annotations
 
@@ -15,70 +15,71 @@ from harness.api import Workload
 from harness.errors import Unsupported
 
 
-def placed(model: Any, device: torch.device) -> Any:
-    """The model itself where all of it lies on the device already, else a copy there."""
+def on_device(model: Any, device: torch.device) -> Any:
+    """The model itself if all of it is on the device already, else a copy on the device."""
     parameters, buffers = list(model.parameters()), list(model.buffers())
     if all(tensor.device == device for tensor in parameters + buffers):
         return model
-    # Tensors go straight to the device: a deep copy alone would hold the weights twice on the host. The memo has tied
-    # weights stay tied.
-    moved: dict[int, Any] = {id(b): b.detach().to(device) for b in buffers}
+    # Tensors go straight to the device: a deep copy alone would hold the weights twice on the host. The memo also
+    # keeps tied weights tied.
+    memo: dict[int, Any] = {id(b): b.detach().to(device) for b in buffers}
     for p in parameters:
-        moved[id(p)] = torch.nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad)
-    return copy.deepcopy(model, moved)
+        memo[id(p)] = torch.nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad)
+    return copy.deepcopy(model, memo)
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of parameters and buffers, tied ones once. A view counts as itself, not as what it is a view of."""
+    """Bytes of parameters and buffers. Tied ones count once; a view counts with its own size."""
     tensors = (*model.parameters(), *model.buffers())
     return sum({(tensor.data_ptr(), tensor.shape): tensor.nbytes for tensor in tensors}.values())
 
 
-def prime(model: Any) -> None:
-    """A few tokens, so that workspaces that live as long as the process are not charged to the first model."""
+def allocate_workspaces(model: Any) -> None:
+    """Run a few tokens, so that workspaces for the whole process are not counted as the first model's memory."""
     with torch.inference_mode():
         model(torch.ones(1, 8, dtype=torch.long, device=model.device), use_cache=False, logits_to_keep=1)
 
 
 class PinnedCache(StaticCache):
-    """A StaticCache that can be put back to one position, which Python knows.
+    """A StaticCache that can be put back to one position, which is a plain number.
 
-    While unpinned it is transformers' own. That one tells its length as a tensor, so that the causal mask is computed
-    in every step, and with a mask attention leaves the fast kernels that eager decoding uses. Here every pass starts
-    at the same position and the cache is as long as the pass needs, so that all of it is seen and no mask is due.
+    While it is not pinned, it behaves like transformers' own. That one returns its length as a tensor, so that a causal
+    mask is computed in every step, and with a mask attention does not use the fast kernels of eager decoding. Once
+    pinned, every pass starts at the same position and the cache is exactly as long as the pass needs. All of it is
+    visible, so that no mask is needed.
     """
 
-    start: int | None = None  # None while unpinned
+    start: int | None = None  # None while not pinned
 
     @property
-    def is_compileable(self) -> bool:  # transformers' sign for "make the mask of a decoding step in any case"
+    def is_compileable(self) -> bool:  # if true, transformers always makes the mask of a decoding step
         return self.start is None and super().is_compileable
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         return super().get_seq_length(layer_idx) if self.start is None else self.start
 
     def pin(self, start: int, device: torch.device) -> None:
-        """From now on `rewind` puts every layer at `start`. Layers without attention have no position."""
+        """Make `rewind` put every layer to `start` from now on. Layers without attention have no position."""
         self.start = start
         layers = [layer for layer in self.layers if isinstance(layer, StaticLayer) and layer.is_initialized]
-        # Views of one tensor: a rewind is one kernel, not one a layer.
+        # All positions are views of one tensor, so that a rewind takes one kernel instead of one per layer.
         self.positions = torch.full((len(layers),), start, dtype=torch.long, device=device)
-        for at, layer in enumerate(layers):
-            layer.cumulative_length = self.positions[at]
+        for index, layer in enumerate(layers):
+            layer.cumulative_length = self.positions[index]
 
     def rewind(self) -> None:
         assert self.start is not None
         self.positions.fill_(self.start)
         for layer in self.layers:
-            if hasattr(layer, "cumulative_length_int"):  # sliding layers keep a second count
+            if hasattr(layer, "cumulative_length_int"):  # sliding layers have a second counter
                 layer.cumulative_length_int = self.start
 
 
 class StaticPass:
-    """A pass whose every tensor stays where it is: what a CUDA graph needs, and what it is compared with.
+    """A pass whose tensors all keep their addresses, as a CUDA graph needs it.
 
-    `rewind` belongs before each `step` and outside of the timed window. `logits` are those of the last step, and of
-    the last replay after a capture.
+    Call `rewind` before each `step`, outside the timed window. `logits` are those of the last step or, after a
+    capture, of the last replay.
     """
 
     def __init__(self, model: Any, workload: Workload) -> None:
@@ -91,26 +92,26 @@ class StaticPass:
             positions = torch.arange(start + count, device=model.device)[None]
             self.cache = PinnedCache(config=model.config, max_cache_len=start + count)
             if start and any(self.cache.is_sliding):
-                raise Unsupported("a sliding cache cannot step back one token to be timed again", "give prefill:BxS")
+                raise Unsupported("a sliding cache cannot step back one token to time it again", "give prefill:BxS")
             self.tokens, self.positions = tokens, positions[:, : workload.size]
-            self._forward()  # fills the context, or is a first prefill, which makes the cache's tensors
+            self._forward()  # fills the context; for prefill, it only creates the tensors of the cache
             self.tokens, self.positions = tokens[:, :count], positions[:, start:]
             self.cache.pin(start, model.device)
         self.rewind()
 
     def _forward(self) -> Any:
-        # Positions are given: what would be read from the cache is a tensor made anew in every pass.
-        found = self.model(
+        # Positions are given, because those that the cache returns are a new tensor in every pass.
+        output = self.model(
             self.tokens,
             position_ids=self.positions,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return found.logits
+        return output.logits
 
     def rewind(self) -> None:
-        with torch.inference_mode():  # tensors made in this mode may only be written in it
+        with torch.inference_mode():  # tensors created in this mode can be written in this mode only
             self.cache.rewind()
 
     def step(self) -> None:
@@ -118,23 +119,28 @@ class StaticPass:
             self.logits = self._forward()
 
 
-def footprint(place: Any, model: Any, base: int | None, run: Callable[[], None], held: bool) -> dict[str, int] | None:
-    """Does `run` once and tells the bytes of the model, its caches and the run: all that is allocated above `base`.
+def measure_memory(
+    backend: Any, model: Any, base: int | None, run: Callable[[], None], capture: bool
+) -> dict[str, int] | None:
+    """Call `run` once and return the bytes of the model, its caches and its activations: all above `base`.
 
-    Activations come and go: their average is over the moments at which a module ends; where `run` has them `held`, as
-    a capture does, it is the peak. torch's allocator counts, and other models in the process are left out; so is what
-    CUDA itself takes (context, kernels, the nodes of a graph).
+    The average of the activations is taken over the moments at which a module ends. A `capture` keeps all activations,
+    so that their average is the peak. The figures are those of torch's allocator, without other models in the process
+    and without what CUDA itself takes (context, kernels, the nodes of a graph).
     """
-    seen: list[int] = []
-    hook = None if base is None or held else register_module_forward_hook(lambda *_: seen.append(place.allocated()))
+    readings: list[int] = []
+    hook = None
+    if base is not None and not capture:
+        hook = register_module_forward_hook(lambda *_: readings.append(backend.allocated_bytes()))
     try:
-        place.forget_peak()
+        backend.reset_peak()
         run()
     finally:
         if hook is not None:
             hook.remove()
     if base is None:
         return None
-    rest = weight_bytes(model) - base
-    peak = place.peak()
-    return {"average": rest + (sum(seen) // len(seen) if seen else peak), "peak": rest + peak}
+    offset = weight_bytes(model) - base
+    peak = backend.peak_bytes()
+    average = sum(readings) // len(readings) if readings else peak
+    return {"average": offset + average, "peak": offset + peak}

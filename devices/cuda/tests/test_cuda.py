@@ -13,13 +13,13 @@ import weakref
 from contextlib import contextmanager
 from unittest import mock
 
-import harness_cuda.places
+import harness_cuda.backends
 import pytest
 import torch
 from harness_cuda import Cuda, Handle, harness_register_devices
+from harness_cuda.backends import Gpu
 from harness_cuda.nvml import Meter
-from harness_cuda.passes import StaticPass, footprint, placed, prime, weight_bytes
-from harness_cuda.places import Gpu
+from harness_cuda.passes import StaticPass, allocate_workspaces, measure_memory, on_device, weight_bytes
 
 from harness import Cut, HarnessError, TimingPlan, Unsupported, Workload
 from harness.errors import EnvironmentFault, UsageError
@@ -103,7 +103,7 @@ def test_the_spec_is_that_of_the_design():
 def test_wrong_words_are_refused():
     with pytest.raises(UsageError, match="no runtime 'fast'"):
         Cuda(runtime="fast")
-    with pytest.raises(UsageError, match="'mps' is no place"):
+    with pytest.raises(UsageError, match="'mps' is no CUDA device"):
         Cuda(place="mps")
 
 
@@ -231,8 +231,8 @@ def test_tensors_of_a_gpu_stay_there(family):
     keep = UNEVEN if family == "llama" else None
     model = model_of(family, keep).to(torch.bfloat16)
     with Hollow(allow_non_fake_inputs=True):
-        moved = placed(model, torch.device("cuda:0"))
-        prime(moved)
+        moved = on_device(model, torch.device("cuda:0"))
+        allocate_workspaces(moved)
         for text in WORKLOADS:
             static = StaticPass(moved, Workload.parse(text))
             static.rewind()
@@ -256,13 +256,13 @@ def test_the_callers_model_is_left_as_it_was(runtime):
 
 def test_a_model_elsewhere_is_copied_without_a_second_one_on_the_host():
     model = model_of(tie_word_embeddings=True)
-    moved = placed(model, torch.device("meta"))
+    moved = on_device(model, torch.device("meta"))
     assert {t.device.type for t in (*moved.parameters(), *moved.buffers())} == {"meta"}
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"cpu"}
     assert moved.lm_head.weight is moved.model.embed_tokens.weight
     assert moved.config is not model.config
     assert not moved.training
-    assert placed(model, torch.device("cpu")) is model
+    assert on_device(model, torch.device("cpu")) is model
 
 
 def test_closing_twice_is_closing_once():
@@ -305,7 +305,7 @@ def test_seconds_are_filled_and_not_overrun():
 def test_fast_passes_end_at_the_cap(monkeypatch):
     import harness_cuda
 
-    monkeypatch.setattr(harness_cuda, "MOST", 300)
+    monkeypatch.setattr(harness_cuda, "MAX_PASSES", 300)
     device = Cuda(place="cpu")
     calls = []
     handle = Handle(model="", run=lambda: calls.append(1), rewind=lambda: None)
@@ -322,27 +322,27 @@ def test_every_timed_pass_starts_from_where_the_first_did():
 
 
 def test_memory_is_the_models_own():
-    class Place:
+    class Allocator:
         """An allocator with another model's 1000 bytes, whose modules end at 1100, 1200 and so on."""
 
         now, top = 1000, 9999
 
-        def allocated(self):
+        def allocated_bytes(self):
             self.now += 100
             return self.now
 
-        def forget_peak(self):
+        def reset_peak(self):
             self.top = 1000
 
-        def peak(self):
+        def peak_bytes(self):
             return self.top + 500
 
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     assert weight_bytes(model) == 48
-    eager = footprint(Place(), model, 1000, lambda: model(torch.ones(2)), held=False)
+    eager = measure_memory(Allocator(), model, 1000, lambda: model(torch.ones(2)), capture=False)
     assert eager == {"average": 48 + 200, "peak": 48 + 500}
-    assert footprint(Place(), model, 1000, lambda: None, held=True) == {"average": 548, "peak": 548}
-    assert footprint(Place(), model, None, lambda: None, held=True) is None
+    assert measure_memory(Allocator(), model, 1000, lambda: None, capture=True) == {"average": 548, "peak": 548}
+    assert measure_memory(Allocator(), model, None, lambda: None, capture=True) is None
 
 
 # --- the GPU's side, with torch.cuda played by the host ---
@@ -424,7 +424,9 @@ def played(monkeypatch):
     inspect.signature(torch.cuda.graph).bind(None, stream=None, capture_error_mode="thread_local")
     monkeypatch.setattr(torch.cuda, "device", mock.MagicMock())
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(harness_cuda.places, "LANES", collections.defaultdict(harness_cuda.places.Lanes))
+    monkeypatch.setattr(
+        harness_cuda.backends, "GRAPH_STREAMS", collections.defaultdict(harness_cuda.backends.GraphStreams)
+    )
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(
         torch.cuda, "current_stream", lambda: mock.MagicMock() if state.stream == "default" else state.stream
@@ -432,14 +434,14 @@ def played(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(harness_cuda.places, "gc", mock.MagicMock())
-    place = Gpu("cuda:0")
-    place.device = torch.device("cpu")
-    place.meter = Meter
+    monkeypatch.setattr(harness_cuda.backends, "gc", mock.MagicMock())
+    backend = Gpu("cuda:0")
+    backend.device = torch.device("cpu")
+    backend.meter = Meter
 
     def device(runtime):
         made = Cuda(runtime)
-        made._place = place
+        made._backend = backend
         return made
 
     return types.SimpleNamespace(calls=calls, state=state, device=device)
@@ -508,18 +510,18 @@ def test_a_full_gpu_is_said_in_one_line(played, monkeypatch, runtime):
 
 def test_graphs_on_one_stream_are_reset_together(played):
     """Three streams for five graphs: the first keeps its own, and none loses its workspace to another's end."""
-    lanes, graphs, on = harness_cuda.places.Lanes(), [FakeGraph() for _ in range(5)], []
+    streams, graphs, on = harness_cuda.backends.GraphStreams(), [FakeGraph() for _ in range(5)], []
     for graph in graphs:
-        stream = lanes.stream()
-        lanes.begin(graph, stream)
+        stream = streams.choose()
+        streams.add(graph, stream)
         on.append(stream.cuda_stream)
     assert len(set(on[:3])) == 3
     assert sorted(on[3:]) == sorted(on[1:3])
     for ended, graph in enumerate(graphs, start=1):
-        lanes.end(graph)
+        streams.release(graph)
         for which, each in enumerate(graphs):
             assert each.was_reset == all(other < ended for other in range(5) if on[other] == on[which])
-    assert not lanes.used
+    assert not streams.in_use
 
 
 def test_what_is_asked_of_a_gpu_is_there():

@@ -87,7 +87,7 @@ PCI = "00000000:3b:00.0"
 def test_readings_in_their_units(nvml):
     nvml(pids=[os.getpid(), 4711])
     meter = Meter(PCI, "0123")
-    found = meter.readings(ours=True)
+    found = meter.readings(working=True)
     assert abs(found.pop("time_ns") - time.monotonic_ns()) < 5e9
     assert found == {
         "sm_mhz": 1980,
@@ -110,17 +110,17 @@ def test_readings_in_their_units(nvml):
 def test_what_is_refused_is_left_out(nvml):
     refuses = [name for name in FakeNvml().answers if name != "nvmlDeviceGetClockInfo"]
     nvml(refuses=refuses)
-    assert set(Meter(PCI).readings(ours=True)) == {"time_ns", "sm_mhz", "memory_mhz"}
+    assert set(Meter(PCI).readings(working=True)) == {"time_ns", "sm_mhz", "memory_mhz"}
 
 
 def test_without_nvml_only_the_time(nvml, monkeypatch):
     nvml(refuses=["nvmlInit"])
     meter = Meter(PCI)
-    assert set(meter.readings(ours=True)) == {"time_ns"}
+    assert set(meter.readings(working=True)) == {"time_ns"}
     assert set(meter.limits().values()) == {None}
     assert meter.note == ("NVML cannot be read, so clocks, power and energy are missing: NVML Shared Library Not Found")
     monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
-    assert set(Meter(PCI).readings(ours=True)) == {"time_ns"}
+    assert set(Meter(PCI).readings(working=True)) == {"time_ns"}
 
 
 def test_a_gpu_is_found_by_address_and_then_by_uuid(nvml):
@@ -145,12 +145,12 @@ def test_a_gpu_is_found_by_address_and_then_by_uuid(nvml):
 )
 def test_reasons_that_matter_have_names(nvml, bits, names):
     nvml(nvmlDeviceGetCurrentClocksEventReasons=lambda: bits)
-    assert Meter(PCI).readings(ours=True)["throttle"] == names
+    assert Meter(PCI).readings(working=True)["throttle"] == names
     nvml(
         refuses=["nvmlDeviceGetCurrentClocksEventReasons"],  # a driver that knows only the old name
         nvmlDeviceGetCurrentClocksThrottleReasons=lambda: bits,
     )
-    assert Meter(PCI).readings(ours=True)["throttle"] == names
+    assert Meter(PCI).readings(working=True)["throttle"] == names
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_other_processes_in_and_out_of_containers(nvml, pids, ours, others):
 def test_a_slice_is_not_charged_with_its_neighbours(nvml):
     nvml(nvmlDeviceGetMigMode=lambda: [1, 1])
     meter = Meter(PCI)
-    assert not {"energy_mj", "other_processes"} & set(meter.readings(ours=True))
-    assert meter.readings(ours=True)["sm_mhz"] == 1980
+    assert not {"energy_mj", "other_processes"} & set(meter.readings(working=True))
+    assert meter.readings(working=True)["sm_mhz"] == 1980
     assert "MIG is on" in meter.note
 
 
@@ -216,7 +216,7 @@ def test_energy_says_what_it_is_of_or_why_there_is_none(nvml, monkeypatch):
     assert Meter(PCI).energy_note(True).startswith("whole GPU")
     assert "--preset paper" in Meter(PCI).energy_note(False)  # it tells, so the visit was too short
     nvml(refuses=["nvmlDeviceGetTotalEnergyConsumption"])
-    assert Meter(PCI).energy_note(False) == "this GPU and its driver do not tell their energy"
+    assert Meter(PCI).energy_note(False) == "this GPU and its driver do not report energy"
     nvml(nvmlDeviceGetMigMode=lambda: [1, 1])
     assert "MIG" in Meter(PCI).energy_note(False)
     nvml(refuses=["nvmlInit"])

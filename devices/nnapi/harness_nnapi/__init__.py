@@ -1,4 +1,4 @@
-"""Android's NNAPI over ADB: TensorFlow Lite graphs timed by benchmark_model. Deprecated since Android 15."""
+"""The device `nnapi`: Android's NNAPI over ADB, timed by benchmark_model. NNAPI is deprecated since Android 15."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def harness_register_devices():
             runtimes=("tflite",),
             clock="wall",
             workload="prefill:1x128",
-            exceptions={"units": "a sample is the mean of a run's passes, so few samples fill the time of many passes"},
+            exceptions={
+                "units": "a sample is the mean of many passes, so samples add up to less than the time of all passes"
+            },
         )
     ]

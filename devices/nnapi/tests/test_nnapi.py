@@ -75,13 +75,13 @@ def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
     assert info.fingerprint["model"] == "SM-S911B SM8550"
     assert any("deprecated" in note for note in info.notes)
     assert info.provenance == "simulated"  # no phone: adb does not reach it, and it has no version of Android
-    found.found["sdk"] = "34"
+    found.facts["sdk"] = "34"
     assert found.provenance() == "simulated"
     found.target = found.target.model_copy(update={"transport": "adb"})
     assert found.provenance() == ""
-    del found.found["sdk"]
+    del found.facts["sdk"]
     assert found.provenance() == "simulated"
-    found.found["emulated"] = True
+    found.facts["emulated"] = True
     assert found.provenance() == "emulator"
     handle = found.prepare(linear(100), SMALL)
     there = Path(found.folder.path) / handle.name

@@ -1,4 +1,4 @@
-"""Jetson Orin over SSH: `orin-gpu` by TensorRT's trtexec, `orin-cpu` by our agent and ONNX Runtime."""
+"""A Jetson Orin over SSH: `orin-gpu` uses TensorRT's trtexec, `orin-cpu` the agent with ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CPU of an Orin: the agent brings an ONNX graph to ONNX Runtime there."""
+"""The CPU of an Orin, timed by the agent with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from harness.api import Workload
-from harness.devices.remote.device import Handle, Look
+from harness.devices.remote.device import Handle, StepCheck
 from harness.devices.remote.ort_device import OnnxRuntime
 from harness_orin.jetson import ORIN, POWER, Jetson
 
@@ -16,10 +16,10 @@ class OrinCpu(OnnxRuntime):
     name = "orin-cpu"
     example = "{transport: ssh, host: orin.local, user: me, threads: 4}"
     genuine = ORIN
-    words = frozenset({"python", "threads", "power_mode"})
+    file_fields = frozenset({"python", "threads", "power_mode"})
 
-    def more_looks(self) -> Iterator[Look]:
-        yield from super().more_looks()
+    def more_steps(self) -> Iterator[StepCheck]:
+        yield from super().more_steps()
         yield "power mode", self._power_mode
 
     @cached_property
@@ -27,12 +27,12 @@ class OrinCpu(OnnxRuntime):
         return Jetson(self.folder, self.target)
 
     def _power_mode(self) -> str:
-        self.found |= self.jetson.power()
-        return self.jetson.words(self.found)
+        self.facts |= self.jetson.power()
+        return self.jetson.describe(self.facts)
 
     def identity(self) -> Mapping[str, Any]:
-        return {**super().identity(), **{name: self.found[name] for name in POWER}}
+        return {**super().identity(), **{name: self.facts[name] for name in POWER}}
 
     def prepare(self, model: Any, workload: Workload) -> Handle:
-        self.jetson.power()  # it may have been changed since it was planned
+        self.jetson.power()  # again, because it may have been changed since the run was planned
         return super().prepare(model, workload)

@@ -1,4 +1,4 @@
-"""What a Jetson tells of itself: its power mode, its clocks, and a line of tegrastats. Nothing of it is changed."""
+"""Reads the power mode, the clocks and the tegrastats lines of a Jetson. Nothing on the board is changed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ RAM = re.compile(r"\bRAM (\d+)/(\d+)MB")
 BUSY = re.compile(r"\bGR3D_FREQ (\d+)%")
 DEGREES = re.compile(r"\b(\w+)@(-?\d+(?:\.\d+)?)C\b")
 RAILS = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/(\d+)(?:mW)?(?= |$)")
-WHOLE = ({"VDD_IN"}, {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"})  # rails that make the module's power, NX and AGX
-POWER = ("power_mode", "clocks_locked")
+MODULE_RAILS = ({"VDD_IN"}, {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"})  # their sum is the module's: NX, AGX
+POWER = ("power_mode", "clocks_locked")  # keys of `Jetson.power` that go into the fingerprint
 
 
 class Jetson:
@@ -31,56 +31,68 @@ class Jetson:
         return self._output("cat", MODEL).strip("\0 \n")
 
     def power(self) -> dict[str, Any]:
-        """Its mode, and whether jetson_clocks holds its clocks, where it tells; what the file asks for must hold."""
+        """Power mode, clocks, and whether they are locked. Raises if the device file asks for another power mode."""
         clocks = self.clocks()
         locked = all(low == high for low, high, _ in clocks.values()) if clocks else None
-        return {"power_mode": self._mode(), "clocks_locked": locked, "clocks_hz": {n: c[2] for n, c in clocks.items()}}
+        current = {name: now for name, (_, _, now) in clocks.items()}
+        return {"power_mode": self._mode(), "clocks_locked": locked, "clocks_hz": current}
 
-    def words(self, found: dict[str, Any]) -> str:
-        locked = {True: "clocks locked", False: "clocks free: sudo jetson_clocks locks them", None: "clocks not told"}
-        return f"{found['power_mode'] or 'not told'}, {locked[found['clocks_locked']]}"
+    def describe(self, facts: dict[str, Any]) -> str:
+        clocks = {
+            True: "clocks locked",
+            False: "clocks not locked: sudo jetson_clocks locks them",
+            None: "clocks unknown",
+        }
+        return f"{facts['power_mode'] or 'power mode unknown'}, {clocks[facts['clocks_locked']]}"
 
     def _mode(self) -> str:
-        found = MODE.search(self._output("nvpmodel", "-q"))
-        mode, wanted = found[1] if found else "", self.target.power_mode
+        match = MODE.search(self._output("nvpmodel", "-q"))
+        mode = match[1] if match else ""
+        wanted = self.target.power_mode
         if wanted and mode != wanted:
-            where = self.folder.transport.where
+            machine = self.folder.transport.machine
+            current = f"is in power mode {mode}" if mode else "does not report its power mode"
             raise EnvironmentFault(
-                f"{where} is in power mode {mode or 'that it does not tell'}, not {wanted}",
-                "sudo nvpmodel -m with that mode's number, over there",
+                f"{machine} {current}, not {wanted}", "sudo nvpmodel -m with that mode's number, on the board"
             )
         return mode
 
     def clocks(self) -> dict[str, tuple[int, ...]]:
-        """Least, most and now in Hz, where this user may ask jetson_clocks. It tells those of CPUs in kHz."""
-        said = CLOCK.findall(self._output("sudo", "-n", "jetson_clocks", "--show"))
-        return {name: tuple(int(hz) * (1000 if name.startswith("cpu") else 1) for hz in known) for name, *known in said}
+        """Minimum, maximum and current clocks in Hz, if this user may run jetson_clocks with sudo."""
+        clocks = {}
+        for name, *figures in CLOCK.findall(self._output("sudo", "-n", "jetson_clocks", "--show")):
+            unit = 1000 if name.startswith("cpu") else 1  # jetson_clocks shows CPU clocks in kHz, others in Hz
+            clocks[name] = tuple(int(figure) * unit for figure in figures)
+        return clocks
 
-    def _output(self, *words: str) -> str:
-        done = self.folder.transport.run(list(words))
-        return "" if done.code else done.out
+    def _output(self, *command: str) -> str:
+        """What the command prints, or an empty text if it fails."""
+        result = self.folder.transport.run(list(command))
+        return "" if result.code else result.out
 
 
-def reading(line: str) -> dict[str, Any]:
-    """One line of tegrastats: RAM in MB, how busy the GPU is, degrees, and milliwatts at this moment."""
-    found: dict[str, Any] = {}
+def parse_line(line: str) -> dict[str, Any]:
+    """One line of tegrastats: RAM in MB, GPU load in per cent, temperatures in °C, and power in mW."""
+    readings: dict[str, Any] = {}
     if ram := RAM.search(line):
-        found["ram_mb"], found["ram_total_mb"] = int(ram[1]), int(ram[2])
+        readings["ram_mb"], readings["ram_total_mb"] = int(ram[1]), int(ram[2])
     if busy := BUSY.search(line):
-        found["gpu_busy"] = int(busy[1])
-    degrees = {name: float(value) for name, value in DEGREES.findall(line) if float(value) > -200}  # -256: it is off
+        readings["gpu_busy"] = int(busy[1])
+    degrees = {
+        name: float(value) for name, value in DEGREES.findall(line) if float(value) > -200
+    }  # a sensor that is off reads -256
     if degrees:
-        found["temperatures_c"] = degrees
-        found["throttle"] = sorted(f"{name} is hot" for name, value in degrees.items() if value >= HOT)
+        readings["temperatures_c"] = degrees
+        readings["throttle"] = sorted(f"{name} is hot" for name, value in degrees.items() if value >= HOT)
     rails = {name: int(now) for name, now, _ in RAILS.findall(line) if name not in ("RAM", "SWAP")}
     if rails:
-        found["rails_mw"] = rails
-        if whole := next((names for names in WHOLE if names <= rails.keys()), None):
-            found["power_mw"] = sum(rails[name] for name in whole)
-    return found
+        readings["rails_mw"] = rails
+        if names := next((names for names in MODULE_RAILS if names <= rails.keys()), None):
+            readings["power_mw"] = sum(rails[name] for name in names)
+    return readings
 
 
-def watts(readings: list[dict[str, Any]]) -> float | None:
-    """Of the module while its GPU was at work."""
-    busy = [found["power_mw"] for found in readings if "power_mw" in found and found.get("gpu_busy", 0) >= 50]
+def mean_power_w(readings: list[dict[str, Any]]) -> float | None:
+    """Mean power of the module in watts while its GPU was at least half busy, or None if that was never seen."""
+    busy = [line["power_mw"] for line in readings if "power_mw" in line and line.get("gpu_busy", 0) >= 50]
     return statistics.fmean(busy) / 1000 if busy else None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness_orin.cpu import OrinCpu
 from harness_orin.gpu import OrinGpu
-from harness_orin.jetson import Jetson, reading, watts
+from harness_orin.jetson import Jetson, mean_power_w, parse_line
 
 from harness import TimingPlan, Unsupported, Workload
 from harness.cli import cli
@@ -65,7 +65,7 @@ def test_what_plays_an_orin_is_not_one(device):
     info = found.probe()
     assert info.usable, info.reason
     assert info.provenance == "simulated"
-    assert any("no table takes its figures" in note for note in info.notes)
+    assert any("its figures enter no table" in note for note in info.notes)
     assert info.fingerprint["power_mode"] == "MAXN"
     found.folder.end()
 
@@ -91,7 +91,7 @@ def test_an_engine_is_built_timed_and_taken_away(model):
     assert len(found.device_ns) == len(found.wall_ns) >= 4
     assert all(device < wall for device, wall in zip(found.device_ns, found.wall_ns, strict=True))
     assert found.energy_j == pytest.approx(4.673 * sum(found.device_ns) / 1e9)
-    assert found.told == {"engine_bytes": handle.told["engine_bytes"]}
+    assert found.told == {"engine_bytes": handle.details["engine_bytes"]}
     assert found.told["engine_bytes"] > 10_000
     assert found.memory["peak"] > 4096
     assert found.before["throttle"] == []
@@ -123,7 +123,7 @@ def test_clocks_and_their_units(orin, monkeypatch):
     """As jetson_clocks shows them: those of CPUs in kHz, the others in Hz."""
     cpu = OrinCpu()
     cpu.probe()
-    assert cpu.found["clocks_locked"] is None  # there is no jetson_clocks, or no right to ask it
+    assert cpu.facts["clocks_locked"] is None  # there is no jetson_clocks, or no right to ask it
     monkeypatch.setattr(Jetson, "_output", lambda self, *words: CLOCKS if "jetson_clocks" in words else "")
     assert cpu.jetson.clocks() == {
         "cpu0": (729_600_000, 2_201_600_000, 2_112_000_000),
@@ -153,7 +153,7 @@ def test_words_that_mean_nothing_to_a_device_are_refused(orin, monkeypatch, tmp_
         (tmp_path / f"{device.name}.yaml").write_text(json.dumps({"transport": "local", **words}))
         monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
         assert f"{device.name} " in device().probe().reason
-        assert "knows no" in device().probe().reason or "has no cpu clock" in device().probe().reason
+        assert "has no field" in device().probe().reason or "has no cpu clock" in device().probe().reason
 
 
 def test_an_old_tensorrt_is_said_to_be_too_old(monkeypatch):
@@ -182,13 +182,13 @@ def test_no_trtexec_is_said_so(orin, monkeypatch, tmp_path):
 
 
 def test_lines_of_tegrastats():
-    nano, agx = reading(NANO), reading(AGX)
+    nano, agx = parse_line(NANO), parse_line(AGX)
     assert (nano["ram_mb"], nano["ram_total_mb"], nano["gpu_busy"], nano["power_mw"]) == (2272, 7620, 87, 4673)
     assert nano["temperatures_c"]["tj"] == 56.6
     assert nano["throttle"] == []
     assert agx["power_mw"] == 4800 + 1200 + 3600
     assert "cv0" not in agx["temperatures_c"]
     assert agx["throttle"] == ["gpu is hot"]
-    assert watts([nano, {**agx, "gpu_busy": 3}]) == 4.673
-    assert watts([{**nano, "gpu_busy": 0}]) is None
-    assert reading("") == {}
+    assert mean_power_w([nano, {**agx, "gpu_busy": 3}]) == 4.673
+    assert mean_power_w([{**nano, "gpu_busy": 0}]) is None
+    assert parse_line("") == {}

@@ -1,4 +1,4 @@
-"""Qualcomm NPUs: `qnn-s23` compiled here and run over ADB, `qnn-x-plus` compiled and run by our agent over SSH."""
+"""Qualcomm NPUs: `qnn-s23` is compiled here and run over ADB, `qnn-x-plus` compiled and run over SSH."""
 
 from __future__ import annotations
 

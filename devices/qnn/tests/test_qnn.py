@@ -111,7 +111,7 @@ def outputs(agent: Agent, model: str, soc: str, given: dict, folder: Path) -> li
 
     numpy.savez(folder / "in.npz", **given)
     asked = {"inputs": str(folder / "in.npz"), "outputs": str(folder / "out.npz")}
-    assert agent.ask("run", model=model, provider=htp.provider(soc), **asked)["fallback"] == []
+    assert agent.request("run", model=model, provider=htp.provider(soc), **asked)["fallback"] == []
     with numpy.load(folder / "out.npz") as known:
         return [known[name] for name in known.files]
 
@@ -222,7 +222,7 @@ def test_a_chip_that_is_not_known_is_refused(devices, tmp_path, monkeypatch):
     words = json.loads((devices / "qnn-s23.yaml").read_text())
     (tmp_path / "qnn-s23.yaml").write_text(json.dumps({**words, "soc": "1"}))
     monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
-    assert "which HTP is in this chip is not known" in S23("net-run").probe().reason
+    assert "the version of its HTP is not known" in S23("net-run").probe().reason
 
 
 @pytest.mark.parametrize("soc", sorted(htp.ARCHS))
@@ -235,7 +235,7 @@ def test_an_emulator_is_no_device():
     found = XPlus("onnxruntime")
     info = found.probe()
     assert info.provenance == "emulator"
-    assert any("no NPU but" in step.detail for step in found.walk())
+    assert any("no NPU (QNN offers" in step.detail for step in found.walk())
     with pytest.raises(Unsupported, match="runs no fp32 models"):
         found.prepare(__import__("torch").nn.Linear(2, 2), Workload.parse("prefill:1x16"))
     found.folder.end()
@@ -252,13 +252,13 @@ def test_an_emulator_is_no_device():
 )
 def test_which_laptop_is_meant(said, genuine):
     found = XPlus("onnxruntime")
-    found.found = {"model": said}
+    found.facts = {"model": said}
     assert found.provenance() == ("" if genuine else "simulated")
 
 
 def test_what_is_not_of_qnn_stays_an_error():
     assert isinstance(
-        htp.refused(HarnessError("this machine: EPFail: Failed to finalize QNN graph"), "npu"), Unsupported
+        htp.as_unsupported(HarnessError("this machine: EPFail: Failed to finalize QNN graph"), "npu"), Unsupported
     )
     lost = HarnessError("gone")
-    assert htp.refused(lost, "npu") is lost
+    assert htp.as_unsupported(lost, "npu") is lost

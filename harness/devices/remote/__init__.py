@@ -1,1 +1,1 @@
-"""Devices on other machines: transports, folders there, the agent, phones."""
+"""Devices on remote machines: transports, remote folders, the agent, phones."""

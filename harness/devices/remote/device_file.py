@@ -1,4 +1,4 @@
-"""Where a device is and how to reach it: a small YAML file of the user's, one per device."""
+"""Reads device files: YAML files in which the user says how a remote device is reached, one per device."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from harness.errors import EnvironmentFault, UsageError, one_line
 from harness.system import reading
 from harness.system.paths import plain_name
 
-NEEDS = {"ssh": "host", "adb": "serial", "local": None}
-ONLY = {  # words that mean nothing to another transport
+REQUIRED_FIELD = {"ssh": "host", "adb": "serial", "local": None}
+TRANSPORT_FIELDS = {  # fields that only one transport uses
     "ssh": {"host", "user", "port", "key", "options"},
     "adb": {"serial", "server_port"},
     "local": set(),
@@ -38,35 +38,43 @@ ONLY = {  # words that mean nothing to another transport
 
 
 class Target(BaseModel):
+    """The content of a device file."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     transport: Literal["ssh", "adb", "local"]
-    host: str = Field("", description="for ssh: a name, an address, or what ~/.ssh/config calls it")
+    host: str = Field("", description="for ssh: a name, an address, or a host of ~/.ssh/config")
     user: str = ""
     port: StrictInt | None = Field(None, ge=1, le=65535)
-    key: str = Field("", description="for ssh: a private key; without it those of the configuration and the agent")
-    options: dict[str, str] = Field({}, description="for ssh: more words of ssh_config")
-    serial: str = Field("", description="for adb, as `adb devices` lists it")
+    key: str = Field(
+        "", description="for ssh: a private key; without it, the keys of ~/.ssh/config and of the agent are used"
+    )
+    options: dict[str, str] = Field({}, description="for ssh: further options of ssh_config")
+    serial: str = Field("", description="for adb: the serial that `adb devices` lists")
     server_port: StrictInt | None = Field(
-        None, ge=1, le=65535, description="for adb: of another server than the usual one"
+        None, ge=1, le=65535, description="for adb: the port of a server other than the default one"
     )
     system: Literal["posix", "windows"] = Field(
-        "posix", description="how it is spoken to; on Windows by Python instead of a shell"
+        "posix", description="commands run in a shell on posix, by Python on windows"
     )
-    folder: str = Field("", description="an absolute path there for what is pushed; without it the temporary folder")
-    python: str = Field("python3", description="one over there that has onnxruntime and numpy")
+    folder: str = Field("", description="an absolute remote path for pushed files; without it, the temporary folder")
+    python: str = Field("python3", description="the remote Python that has onnxruntime and numpy")
     threads: StrictInt = Field(1, ge=1, le=4096)
-    clock: Literal["", "wall", "cpu", "device"] = Field("", description="ranked instead of the device's usual one")
-    tools: dict[str, str] = Field({}, description="programs there that are not where they usually are: trtexec")
+    clock: Literal["", "wall", "cpu", "device"] = Field(
+        "", description="the clock to rank by, instead of the device's default"
+    )
+    tools: dict[str, str] = Field(
+        {}, description="paths of remote programs that are not in their usual place, such as trtexec"
+    )
     soc: str = Field(
-        "", pattern=r"^[0-9]{0,9}$", description="for QNN: another chip than the usual one, as QNN numbers them"
+        "", pattern=r"^[0-9]{0,9}$", description="for QNN: QNN's number of the chip, if it is not the default one"
     )
-    accelerator: str = Field("", description="for nnapi: the one to use, as benchmark_model names it")
-    workloads: tuple[str, ...] = Field((), description="timed where none is asked for: prefill:1x512, decode:1x512")
+    accelerator: str = Field("", description="for nnapi: the accelerator to use, as benchmark_model names it")
+    workloads: tuple[str, ...] = Field((), description="the default workloads, such as prefill:1x512, decode:1x512")
     power_mode: str = Field(
-        "", description="the one it must be in, in its own words; anything else is told and refused"
+        "", description="the power mode that the board must be in, as nvpmodel names it; any other is refused"
     )
-    timeout_s: float = Field(900, gt=0, le=7 * 86400, description="of one visit")
+    timeout_s: float = Field(900, gt=0, le=7 * 86400, description="time limit of one visit")
 
     @field_validator("*")
     @classmethod
@@ -83,7 +91,7 @@ class Target(BaseModel):
     @field_validator("folder", "python")
     @classmethod
     def _slashes(cls, path: str) -> str:
-        """As Windows takes them too."""
+        """A Windows path with forward slashes, which Windows accepts too."""
         return path.replace("\\", "/") if path[1:2] == ":" else path
 
     @field_validator("workloads")
@@ -96,9 +104,9 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _reachable(self) -> Target:
-        need = NEEDS[self.transport]
-        if need and not getattr(self, need):
-            raise ValueError(f"transport {self.transport} needs {need}")
+        required = REQUIRED_FIELD[self.transport]
+        if required and not getattr(self, required):
+            raise ValueError(f"transport {self.transport} needs {required}")
         try:
             if self.transport == "ssh":
                 ssh.check(self.host, self.user, self.key, self.options)
@@ -106,11 +114,11 @@ class Target(BaseModel):
             raise ValueError(error.cause) from None
         if self.transport == "adb" and not SERIAL.fullmatch(self.serial):
             raise ValueError(f"{one_line(self.serial, 100)!r} is not the serial of an Android device")
-        others = set().union(*ONLY.values()) - ONLY[self.transport]
-        if idle := sorted(others & self.model_fields_set):
-            raise ValueError(f"transport {self.transport} knows no {', '.join(idle)}")
+        of_other_transports = set().union(*TRANSPORT_FIELDS.values()) - TRANSPORT_FIELDS[self.transport]
+        if unused := sorted(of_other_transports & self.model_fields_set):
+            raise ValueError(f"transport {self.transport} has no field {', '.join(unused)}")
         if self.system == "windows" and (self.transport == "adb" or " " in self.python):
-            raise ValueError("system windows goes with ssh or local, and with a python whose path has no blanks")
+            raise ValueError("system windows needs transport ssh or local, and a python whose path has no blanks")
         if self.folder and not ABSOLUTE.match(self.folder):
             raise ValueError(f"folder {self.folder} is not an absolute path")
         return self
@@ -122,26 +130,27 @@ class Target(BaseModel):
         return Adb(self.serial, self.server_port) if self.transport == "adb" else Local(self._shell())
 
     def _shell(self) -> Shell | None:
-        """The transport's own choice on POSIX systems."""
+        """The shell for Windows; None where the transport's default suits."""
         return Python(self.python) if self.system == "windows" else None
 
 
 def path_of(device: str) -> Path:
+    """The path of the file of a device, which may not exist."""
     home = os.environ.get("HARNESS_DEVICES") or Path(user_config_dir("harness")) / "devices"
     return Path(home) / f"{plain_name(device, 'a device')}.yaml"
 
 
-def read(device: str, example: str) -> Target:
-    """The file of a device; without one it is not usable, and the example says what it would hold."""
+def load_target(device: str, example: str) -> Target:
+    """Read and check the file of a device. `example` is shown where the file is missing or wrong."""
     path = path_of(device)
     if not os.path.lexists(path):
-        raise EnvironmentFault(f"no file says where {device} is", f"write {path}, such as: {example}")
+        raise EnvironmentFault(f"there is no file that says where {device} is", f"write {path}, such as: {example}")
     with reading.parsing(path, "a device's file", f"such as: {example}", UsageError):
         values = reading.yaml_file(path)
     try:
         return Target.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        cause = one_line(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}")
+        field = ".".join(map(str, first["loc"])) or "it"
+        cause = one_line(f"{path}: {field}: {first['msg'].removeprefix('Value error, ')}")
         raise UsageError(cause, f"known: {', '.join(Target.model_fields)}") from None

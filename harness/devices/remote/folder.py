@@ -1,6 +1,6 @@
-"""A folder of ours on another machine: there from the first use to the last, with nothing of it left behind.
+"""A temporary folder on a remote machine: created on first use and deleted at the end.
 
-What a process leaves that was killed is swept by the next one from the same machine.
+Folders of processes that were killed are deleted by the next process from the same host.
 """
 
 from __future__ import annotations
@@ -15,108 +15,120 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness.devices.remote.transport import Refused, Transport, Unreachable
+from harness.devices.remote.transport import TransferFailed, Transport, Unreachable
 from harness.errors import EnvironmentFault
 from harness.system import locks
 from harness.system.locks import alive
+from harness.system.process import last_line
 
-OURS = re.compile(r"harness-([\w.-]+)-(\d+)-[0-9a-f]{8}")
+FOLDER_NAME = re.compile(r"harness-([\w.-]+)-(\d+)-[0-9a-f]{8}")
 ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
-PLAIN = re.compile(r"[A-Za-z0-9_][\w.-]*")
-SPARE = 64 << 20  # bytes that stay free beside what is pushed
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
+SPARE = 64 << 20  # bytes that must stay free beside a pushed file
 
 
 class Folder:
-    """`root` is an absolute path there; the temporary folder if empty."""
+    """`root` is an absolute remote path; if it is empty, the temporary folder of the machine is used."""
 
     def __init__(self, transport: Transport, root: str = "") -> None:
         self.transport, self.shell, self.root = transport, transport.shell, root
-        self._made = ""
+        self._path = ""  # of the folder, once it exists
 
     @property
     def path(self) -> str:
-        if not self._made:
-            self.root = self.root or self._must(self.shell.temporary(), "name its temporary folder")
+        """The absolute path of the folder, which is created if it does not exist yet."""
+        if not self._path:
+            self.root = self.root or self._run(self.shell.temporary(), "name its temporary folder")
             if not ABSOLUTE.match(self.root):
-                raise EnvironmentFault(f"{self.transport.where} names no folder but {self.root!r}", "name one: folder")
-            self._sweep()
-            made = f"{self.root}/harness-{_here()}-{os.getpid()}-{secrets.token_hex(4)}"
-            self._must(self.shell.make(made), f"make {made}")
-            self._made = made
-            atexit.register(self.end)  # nobody closes a device, only models on it
-        return self._made
+                raise EnvironmentFault(
+                    f"{self.transport.machine} names {self.root!r} as its temporary folder, which is no absolute path",
+                    "set folder in the device's file",
+                )
+            self._remove_stale_folders()
+            path = f"{self.root}/harness-{_host_id()}-{os.getpid()}-{secrets.token_hex(4)}"
+            self._run(self.shell.make(path), f"make {path}")
+            self._path = path
+            atexit.register(self.end)  # devices are never closed, only the models on them
+        return self._path
 
     def push(self, source: Path, name: str) -> str:
-        """A file under a plain name of ours, or one in a folder of such a name; where it lies then."""
-        assert all(PLAIN.fullmatch(part) for part in name.split("/")), name
-        inner, _, _ = name.rpartition("/")
-        if inner:
-            self._must(self.shell.make(f"{self.path}/{inner}"), f"make {inner}")
-        target, size = f"{self.path}/{name}", source.stat().st_size
+        """Copy a file to `name` in this folder and return its remote path. `name` may have one subfolder."""
+        assert all(PLAIN_NAME.fullmatch(part) for part in name.split("/")), name
+        subfolder, _, _ = name.rpartition("/")
+        if subfolder:
+            self._run(self.shell.make(f"{self.path}/{subfolder}"), f"make {subfolder}")
+        target = f"{self.path}/{name}"
+        size = source.stat().st_size
         free = self.free()
         if free is not None and size + SPARE > free:
-            where = f"{self.transport.where}:{self.root}"
+            disk = f"{self.transport.machine}:{self.root}"
             raise EnvironmentFault(
-                f"{where} has {free / 1e6:,.0f} MB free, {source.name} takes {size / 1e6:,.0f} MB",
-                "free some space there, or name another folder in the device's file",
+                f"{disk} has {free / 1e6:,.0f} MB free, {source.name} takes {size / 1e6:,.0f} MB",
+                "free some space there, or set another folder in the device's file",
             )
         try:
             self.transport.push(source, target)
-        except Refused:
+        except TransferFailed:
             self.remove(name)
             raise
         return target
 
     def hashes(self, paths: Sequence[str]) -> list[str]:
-        """SHA-256 of files there, in their order."""
-        done = self.transport.run(self.shell.hashes(paths), timeout_s=600)
-        found = [line.lstrip("\\").partition(" ")[0] for line in done.out.splitlines() if line.strip()]
-        if done.code or len(found) != len(paths):
+        """SHA-256 of remote files, in the same order."""
+        result = self.transport.run(self.shell.hashes(paths), timeout_s=600)
+        sums = [line.lstrip("\\").partition(" ")[0] for line in result.out.splitlines() if line.strip()]
+        if result.code or len(sums) != len(paths):
             raise EnvironmentFault(
-                f"{self.transport.where} cannot hash what it was sent: {done.message}", "try it again"
+                f"{self.transport.machine} cannot hash what it was sent: {result.message}", "try it again"
             )
-        return found
+        return sums
 
     def free(self) -> int | None:
-        """Bytes; None where it does not tell."""
-        done = self.transport.run(self.shell.free(self.path))
-        words = done.out.strip().splitlines()[-1].split() if not done.code and done.out.strip() else []
-        return int(words[3]) * 1024 if len(words) > 3 and words[3].isdigit() else None
+        """Free bytes on its disk, or None if the machine does not report them."""
+        result = self.transport.run(self.shell.free(self.path))
+        columns = [] if result.code else last_line(result.out, "").split()
+        return int(columns[3]) * 1024 if len(columns) > 3 and columns[3].isdigit() else None
 
     def remove(self, *names: str) -> None:
-        assert all(PLAIN.fullmatch(part) for name in names for part in name.split("/")), names
-        if names and self._made:
-            self.transport.run(self.shell.remove([f"{self._made}/{name}" for name in names]))
+        """Delete files or subfolders of this folder."""
+        assert all(PLAIN_NAME.fullmatch(part) for name in names for part in name.split("/")), names
+        if names and self._path:
+            self.transport.run(self.shell.remove([f"{self._path}/{name}" for name in names]))
 
     def close(self) -> None:
-        """Everything of it is gone; a machine that is gone itself keeps it until the next time."""
-        made, self._made = self._made, ""
-        if made:
+        """Delete the folder. If the machine cannot be reached, a later process will delete it."""
+        path, self._path = self._path, ""
+        if path:
             with suppress(Unreachable):
-                self.transport.run(self.shell.remove([made]))
+                self.transport.run(self.shell.remove([path]))
 
     def end(self) -> None:
+        """Delete the folder and close the connection."""
         self.close()
         self.transport.close()
         atexit.unregister(self.end)
 
-    def _sweep(self) -> None:
-        for name in self._dead(self.transport.run(self.shell.names(self.root)).out.split()):
+    def _remove_stale_folders(self) -> None:
+        for name in self._stale_names(self.transport.run(self.shell.names(self.root)).out.split()):
             self.transport.run(self.shell.remove([f"{self.root}/{name}"]))
 
-    def _dead(self, names: list[str]) -> Iterator[str]:
+    def _stale_names(self, names: list[str]) -> Iterator[str]:
+        """The folders among them that belong to dead processes of this host."""
         for name in names:
-            found = OURS.fullmatch(name)
-            if found and found[1] == _here() and not alive(int(found[2])):
+            match = FOLDER_NAME.fullmatch(name)
+            if match and match[1] == _host_id() and not alive(int(match[2])):
                 yield name
 
-    def _must(self, words: list[str], what: str) -> str:
-        done = self.transport.run(words)
-        if done.code:
-            raise EnvironmentFault(f"{self.transport.where} cannot {what}: {done.message}", "name another folder")
-        return (done.out.strip().splitlines() or [""])[-1]  # a login may print above it
+    def _run(self, command: list[str], action: str) -> str:
+        """Run a command that must succeed. The last line of its output is returned: a login may print above it."""
+        result = self.transport.run(command)
+        if result.code:
+            raise EnvironmentFault(
+                f"{self.transport.machine} cannot {action}: {result.message}", "set another folder in the device's file"
+            )
+        return last_line(result.out, "")
 
 
-def _here() -> str:
-    """This machine and container, as a part of a file's name: two may be called alike."""
+def _host_id() -> str:
+    """This host and container, as a part of a file name. The host name alone may not be unique."""
     return re.sub(r"[^\w.-]", "-", f"{socket.gethostname()}-{uuid.getnode():x}-{locks.pid_space()}")

@@ -1,4 +1,4 @@
-"""This machine, as if it were another one: for devices that harness runs on, and for tests."""
+"""A transport to this machine itself, for devices on which harness runs, and for tests."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.devices.remote.shells import Posix, Python, Shell, ended
-from harness.devices.remote.transport import Done, Refused, Talk, call
+from harness.devices.remote.shells import Posix, Python, Shell, split_exit_code
+from harness.devices.remote.transport import CommandResult, RemoteProgram, TransferFailed, run_client
 
 
 class Local:
-    where = "this machine"
+    machine = "this machine"
 
     def __init__(self, shell: Shell | None = None) -> None:
         self.shell: Shell = shell or (Posix() if os.name == "posix" else Python(sys.executable))
 
-    def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
-        return self._judged(call(self.shell.argv(words), timeout_s, self.where))
+    def run(self, command: Sequence[str], timeout_s: float = 60) -> CommandResult:
+        return self._interpret(run_client(self.shell.argv(command), timeout_s, self.machine))
 
-    def start(self, words: Sequence[str]) -> Talk:
-        return Talk(self.shell.argv(words, talks=True), self.where, self._judged)
+    def start(self, command: Sequence[str]) -> RemoteProgram:
+        return RemoteProgram(self.shell.argv(command, interactive=True), self.machine, self._interpret)
 
-    def _judged(self, done: Done) -> Done:
-        code, out = ended(done.out)
-        return Done(code, out, done.err)
+    def _interpret(self, result: CommandResult) -> CommandResult:
+        code, out = split_exit_code(result.out)
+        return CommandResult(code, out, result.err)
 
     def push(self, source: Path, target: str) -> None:
         try:
             shutil.copyfile(source, target)
         except OSError as error:
-            raise Refused(self.where, f"writing {target}", str(error.strerror)) from None
+            raise TransferFailed(self.machine, f"writing {target}", str(error.strerror)) from None
 
     def pull(self, source: str, target: Path) -> None:
         self.push(Path(source), str(target))

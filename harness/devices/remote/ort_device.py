@@ -1,4 +1,4 @@
-"""ONNX Runtime on another machine, by the agent: each model is open in a process of its own over there."""
+"""The base class of remote devices that run ONNX Runtime by the agent. Each open model has its own remote process."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from functools import cached_property
 from typing import Any
 
 from harness.api import Samples, TimingPlan
-from harness.devices.remote.agent_client import Agent, Process
-from harness.devices.remote.device import MOST, Handle, Look, Remote, opened
+from harness.devices.remote.agent_client import Agent, AgentProcess
+from harness.devices.remote.device import MAX_PASSES, Handle, Remote, StepCheck, require_open
 from harness.errors import EnvironmentFault, HarnessError, Unsupported
 
-SHOWN = 5
-REFUSED = ("NotImplemented", "InvalidGraph", "QNN graph")  # what ONNX Runtime says of graphs, not of machines
+MAX_NAMED_NODES = 5  # in a message
+GRAPH_ERRORS = ("NotImplemented", "InvalidGraph", "QNN graph")  # in ONNX Runtime's message: the graph is at fault
 
 
 class OnnxRuntime(Remote):
     clocks = ("wall", "cpu")
-    words = frozenset({"python", "threads"})
+    file_fields = frozenset({"python", "threads"})
     packages: tuple[str, ...] = ("onnxruntime", "numpy")
 
     @property
@@ -28,64 +28,67 @@ class OnnxRuntime(Remote):
     def agent(self) -> Agent:
         return Agent(self.folder, self.target.python)
 
-    def more_looks(self) -> Iterator[Look]:
+    def more_steps(self) -> Iterator[StepCheck]:
         yield "runtime", self._runtime
 
     def _runtime(self) -> str:
-        self.found |= self.agent.ask("probe", timeout_s=120, packages=self.packages)
-        python, missing = self.target.python, self.found["missing"]
+        self.facts |= self.agent.request("probe", timeout_s=120, packages=self.packages)
+        missing = self.facts["missing"]
         if missing:
-            wanted = " ".join(name.replace("_", "-") for name in missing)
-            cause = f"{self.where}: {'; '.join(f'{name}: {why}' for name, why in missing.items())}"
-            raise EnvironmentFault(cause, f"{python} -m pip install {wanted}, over there")
-        versions = [f"{name} {version}" for name, version in self.found["packages"].items()]
-        return ", ".join([f"Python {self.found['python']}", *versions])
+            packages = " ".join(name.replace("_", "-") for name in missing)
+            cause = f"{self.machine}: {'; '.join(f'{name}: {why}' for name, why in missing.items())}"
+            raise EnvironmentFault(cause, f"{self.target.python} -m pip install {packages}, on that machine")
+        versions = [f"{name} {version}" for name, version in self.facts["packages"].items()]
+        return ", ".join([f"Python {self.facts['python']}", *versions])
 
     def identity(self) -> Mapping[str, Any]:
-        known = {name: self.found.get(name, "") for name in ("model", "machine", "cores")}
-        return {**known, "threads": self.target.threads, "onnxruntime": self.found["packages"].get("onnxruntime", "")}
+        machine = {name: self.facts.get(name, "") for name in ("model", "machine", "cores")}
+        version = self.facts["packages"].get("onnxruntime", "")
+        return {**machine, "threads": self.target.threads, "onnxruntime": version}
 
     def measure(self, handle: Handle, plan: TimingPlan) -> Samples:
-        if opened(handle).process is None:
+        if require_open(handle).process is None:
             handle.process = self._open(handle.model)
         try:
-            found = handle.process.ask(
+            reply = handle.process.request(
                 "time",
                 timeout_s=self.target.timeout_s,
                 warmup=plan.warmup,
                 iterations=plan.iterations,
                 seconds=plan.seconds,
-                most=max(MOST, plan.iterations),
+                most=max(MAX_PASSES, plan.iterations),
             )
-        except HarnessError:  # the next visit opens it anew
+        except HarnessError:  # the next visit opens the model again
             handle.process.close()
             handle.process = None
             raise
         return Samples(
-            wall_ns=found["wall_ns"],
-            cpu_ns=found["cpu_ns"],
-            before=found["before"],
-            after=found["after"],
-            memory=found["memory"],
-            energy_note="no meter is read on another machine's CPU",
-            told=handle.told,
+            wall_ns=reply["wall_ns"],
+            cpu_ns=reply["cpu_ns"],
+            before=reply["before"],
+            after=reply["after"],
+            memory=reply["memory"],
+            energy_note="the energy of a remote CPU is not measured",
+            told=handle.details,
         )
 
-    def _open(self, model: str) -> Process:
+    def _open(self, model: str) -> AgentProcess:
+        """Start a process of the agent and have it open the model."""
         process = self.agent.start()
         try:
-            asked = {"model": model, "provider": self.provider, "threads": self.target.threads}
-            lowered(process.ask("open", timeout_s=self.target.timeout_s, **asked), self.name)
+            arguments = {"model": model, "provider": self.provider, "threads": self.target.threads}
+            reply = process.request("open", timeout_s=self.target.timeout_s, **arguments)
+            check_no_fallback(reply, self.name)
         except BaseException as error:
             process.close()
-            if isinstance(error, HarnessError) and any(word in error.cause for word in REFUSED):
+            if isinstance(error, HarnessError) and any(text in error.cause for text in GRAPH_ERRORS):
                 raise Unsupported(f"{self.name} cannot open the graph: {error.cause}") from error
             raise
         return process
 
 
-def lowered(found: Mapping[str, Any], device: str) -> None:
-    """A graph of which a part ran elsewhere was not measured on this device."""
-    if nodes := found["fallback"]:
-        told = ", ".join(nodes[:SHOWN]) + (", …" if len(nodes) > SHOWN else "")
-        raise Unsupported(f"{device}: {len(nodes)} of its nodes would run elsewhere: {told}")
+def check_no_fallback(reply: Mapping[str, Any], device: str) -> None:
+    """Raise Unsupported if a part of the graph would run by another execution provider than the device's."""
+    if nodes := reply["fallback"]:
+        names = ", ".join(nodes[:MAX_NAMED_NODES]) + (", …" if len(nodes) > MAX_NAMED_NODES else "")
+        raise Unsupported(f"{device}: {len(nodes)} of its nodes would run elsewhere: {names}")

@@ -1,6 +1,6 @@
-"""How another machine is spoken to: a POSIX shell, or a Python where there is none, as on Windows.
+"""Command lines for remote machines: by a POSIX shell or, on Windows, by Python.
 
-Both understand the same few orders about files, so that nothing else asks which of them it is.
+Both support the same few file operations, so that no other module needs to know which of them is used.
 """
 
 from __future__ import annotations
@@ -13,56 +13,62 @@ from collections.abc import Sequence
 from typing import Protocol
 
 MARK = "__HARNESS_ENDED_WITH_"
-NOTHING_CAME = -1  # a command's end was never told: it or the line to it was lost
+NO_EXIT_CODE = -1  # the end of a command was not reported: it was killed, or the connection was lost
 
 
-def ended(out: str) -> tuple[int, str]:
-    """The exit code that stands behind a command's output as text, for old daemons tell none; and the output."""
-    text, found, code = out.replace("\r\n", "\n").rpartition(f"\n{MARK}")
-    if not found or not re.fullmatch("[0-9]{1,9}", code.strip()):
-        return NOTHING_CAME, out
+def split_exit_code(out: str) -> tuple[int, str]:
+    """Exit code and output of a command.
+
+    The code is printed after the output, behind a mark, because old adb daemons do not report it.
+    """
+    text, mark, code = out.replace("\r\n", "\n").rpartition(f"\n{MARK}")
+    if not mark or not re.fullmatch("[0-9]{1,9}", code.strip()):
+        return NO_EXIT_CODE, out
     return int(code), text
 
 
 class Shell(Protocol):
-    def argv(self, words: Sequence[str], talks: bool = False) -> list[str]:
-        """A program and its arguments, which runs these words and tells how they ended.
+    """Wraps commands and gives the commands for file operations."""
 
-        When its stdin ends, nobody waits any more, and so do the words; one that `talks` sees to that itself.
+    def argv(self, command: Sequence[str], interactive: bool = False) -> list[str]:
+        """A program and its arguments that run this command and print its exit code behind the mark.
+
+        The command is killed when stdin ends. An `interactive` command reads stdin itself and must end by itself.
         """
 
-    def line(self, words: Sequence[str], talks: bool = False) -> str:
-        """The same for a login shell, whichever it is."""
+    def line(self, command: Sequence[str], interactive: bool = False) -> str:
+        """The same as one line for any login shell."""
 
-    # orders: words for `argv` and `line`
+    # File operations: each returns a command for `argv` or `line`.
     def temporary(self) -> list[str]: ...
     def make(self, path: str) -> list[str]: ...
     def remove(self, paths: Sequence[str]) -> list[str]: ...
     def names(self, path: str) -> list[str]: ...
     def free(self, path: str) -> list[str]:
-        """Prints as `df -Pk` does: KiB in the fourth column of the last line."""
+        """Prints like `df -Pk`: free KiB in the fourth column of the last line."""
 
     def hashes(self, paths: Sequence[str]) -> list[str]:
-        """Prints as `sha256sum` does."""
+        """Prints like `sha256sum`."""
 
 
 TEMPORARY = '"$TMPDIR" /data/local/tmp /tmp'  # Android has no /tmp
 
 
-# a shell gives what it starts aside no stdin, so that is kept under another number
-WATCHED = (
+# Runs a command and kills it when stdin ends. A shell gives its background processes no stdin, hence descriptor 3.
+KILL_AT_EOF = (
     "exec 3<&0; {} </dev/null 3<&- & child=$!; ( cat <&3; kill $child ) >/dev/null 2>&1 & watch=$!;"
     " wait $child; ended=$?; kill $watch 2>/dev/null"
 )
 
 
 class Posix:
-    def argv(self, words: Sequence[str], talks: bool = False) -> list[str]:
-        run = f"( {shlex.join(words)} ); ended=$?"
-        return ["sh", "-c", f"{run if talks else WATCHED.format(shlex.join(words))}; echo; echo {MARK}$ended"]
+    def argv(self, command: Sequence[str], interactive: bool = False) -> list[str]:
+        text = shlex.join(command)
+        run = f"( {text} ); ended=$?" if interactive else KILL_AT_EOF.format(text)
+        return ["sh", "-c", f"{run}; echo; echo {MARK}$ended"]
 
-    def line(self, words: Sequence[str], talks: bool = False) -> str:
-        return shlex.join(self.argv(words, talks))
+    def line(self, command: Sequence[str], interactive: bool = False) -> str:
+        return shlex.join(self.argv(command, interactive))
 
     def temporary(self) -> list[str]:
         return ["sh", "-c", f'for at in {TEMPORARY}; do [ -d "$at" ] && echo "$at" && exit; done; exit 1']
@@ -86,11 +92,11 @@ class Posix:
 PROGRAM = """
 import hashlib, json, os, shutil, subprocess, sys, tempfile, threading
 def run():
-    child = subprocess.Popen(words, stdin=None if talks else subprocess.DEVNULL)
+    child = subprocess.Popen(command, stdin=None if interactive else subprocess.DEVNULL)
     def watch():
         sys.stdin.buffer.read()
         child.terminate()
-    if not talks:
+    if not interactive:
         threading.Thread(target=watch, daemon=True).start()
     return child.wait()
 def remove(*paths):
@@ -105,7 +111,7 @@ def hashes(*paths):
             for part in iter(lambda: file.read(1 << 20), b""):
                 sha256.update(part)
         print(sha256.hexdigest(), "", path)
-orders = {
+operations = {
     "@temporary": lambda: print(tempfile.gettempdir().replace(os.sep, "/")),
     "@make": lambda path: os.makedirs(path, 0o700, exist_ok=True),
     "@remove": remove,
@@ -115,12 +121,12 @@ orders = {
 }
 code = 0
 try:
-    if words[0] in orders:
-        orders[words[0]](*words[1:])
+    if command[0] in operations:
+        operations[command[0]](*command[1:])
     else:
         code = run()
 except FileNotFoundError as error:
-    code = 1 if words[0] in orders else 127
+    code = 1 if command[0] in operations else 127
     print(error, file=sys.stderr)
 except OSError as error:
     code = 1
@@ -131,18 +137,18 @@ os._exit(0)
 
 
 class Python:
-    """A Python over there in place of a shell. No character of a line means anything to cmd or PowerShell."""
+    """Remote Python in place of a shell. Its command line has no character with a meaning to cmd or PowerShell."""
 
     def __init__(self, python: str) -> None:
         self.python = python
 
-    def argv(self, words: Sequence[str], talks: bool = False) -> list[str]:
-        program = f"words={json.dumps(list(words))};talks={talks};mark={MARK!r}\n{PROGRAM}"
+    def argv(self, command: Sequence[str], interactive: bool = False) -> list[str]:
+        program = f"command={json.dumps(list(command))};interactive={interactive};mark={MARK!r}\n{PROGRAM}"
         coded = base64.b64encode(program.encode()).decode()
         return [self.python, "-c", f"exec(__import__('base64').b64decode('{coded}'))"]
 
-    def line(self, words: Sequence[str], talks: bool = False) -> str:
-        python, flag, program = self.argv(words, talks)
+    def line(self, command: Sequence[str], interactive: bool = False) -> str:
+        python, flag, program = self.argv(command, interactive)
         return f'{python} {flag} "{program}"'
 
     def temporary(self) -> list[str]:

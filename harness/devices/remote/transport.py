@@ -1,4 +1,4 @@
-"""How files and commands get to another machine. The system's own clients carry them; quoting is ours."""
+"""Transports of files and commands to remote machines, by the clients that the system has (ssh, sftp, adb)."""
 
 from __future__ import annotations
 
@@ -15,35 +15,38 @@ from typing import Any, Protocol
 
 from harness.devices.remote.shells import Shell
 from harness.errors import EnvironmentFault, HarnessError
+from harness.system.process import last_line
 
-PATIENCE_S = 2  # with a program that was told that nobody listens any more
+PATIENCE_S = 2  # for a client to end by itself after its stdin was closed
 
 
 class Unreachable(EnvironmentFault):
-    """The machine does not answer, or does not let us in."""
+    """The machine does not answer or refuses the login."""
 
 
-class Lost(Unreachable):
-    """It answered before. What was under way there is gone."""
+class ConnectionLost(Unreachable):
+    """The machine answered before and does so no more. The command that ran there is lost."""
 
-    def __init__(self, where: str, said: str) -> None:
-        super().__init__(f"{where} was lost in the middle: {said}", "the same command again continues")
-
-
-class Refused(EnvironmentFault):
-    """A file could not be written or read there."""
-
-    def __init__(self, where: str, how: str, said: str) -> None:
-        super().__init__(f"{where}: {how} failed: {said}", "check the space and the rights of the folder there")
+    def __init__(self, machine: str, message: str) -> None:
+        super().__init__(f"the connection to {machine} was lost: {message}", "the same command again continues")
 
 
-class TooLong(HarnessError):
+class TransferFailed(EnvironmentFault):
+    """A remote file could not be written or read."""
+
+    def __init__(self, machine: str, operation: str, message: str) -> None:
+        super().__init__(
+            f"{machine}: {operation} failed: {message}", "check the free space and the permissions of the remote folder"
+        )
+
+
+class TimedOut(HarnessError):
     status = "timeout"
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a command ended there."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -51,107 +54,114 @@ class Done:
 
     @property
     def message(self) -> str:
-        """The last line that says why."""
-        lines = [line.strip() for line in (self.err + "\n" + self.out).splitlines() if line.strip()]
-        return lines[-1] if lines else f"nothing, and ended with {self.code}"
+        """The last line that it printed, which usually says why it failed."""
+        return last_line(self.err + "\n" + self.out, f"no output, exit code {self.code}")
 
 
 class Transport(Protocol):
-    """`where` names the machine for people. Paths there are absolute, and of our own making."""
+    """A way to a machine. `machine` is its name in messages. Remote paths are absolute and made by harness."""
 
-    where: str
+    machine: str
     shell: Shell
 
-    def run(self, words: Sequence[str], timeout_s: float = 60) -> Done:
-        """Any exit code is an answer; Unreachable, Lost and TooLong are not. Stdin stays open until the end."""
+    def run(self, command: Sequence[str], timeout_s: float = 60) -> CommandResult:
+        """Run a command. Any exit code is a result; Unreachable, ConnectionLost and TimedOut are raised.
 
-    def start(self, words: Sequence[str]) -> Talk:
-        """A program that is spoken to by lines, and ends when this process does."""
+        The command's stdin stays open until it ends.
+        """
+
+    def start(self, command: Sequence[str]) -> RemoteProgram:
+        """Start a program that reads and writes lines. It ends when this process ends."""
 
     def push(self, source: Path, target: str) -> None: ...
     def pull(self, source: str, target: Path) -> None: ...
     def close(self) -> None: ...
 
 
-class Talk:
-    """A program at the other end of a client, and lines to and fro."""
+class RemoteProgram:
+    """A running program on a remote machine, with which lines of text are exchanged.
 
-    def __init__(self, words: Sequence[str], where: str, judged: Callable[[Done], Done]) -> None:
-        self.where, self._judged = where, judged
+    `interpret` turns the result of the local client into that of the remote program, or raises.
+    """
+
+    def __init__(
+        self, command: Sequence[str], machine: str, interpret: Callable[[CommandResult], CommandResult]
+    ) -> None:
+        self.machine, self._interpret = machine, interpret
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - it lives as long as the client
-        self._client = _client(words, stdin=subprocess.PIPE, stderr=self._errors)
+        self._client = _start_client(command, stdin=subprocess.PIPE, stderr=self._errors)
         self._lines: queue.Queue[str | None] = queue.Queue()
-        self._heard: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._latest: list[str] = []  # the last lines that were received
+        threading.Thread(target=self._read_lines, daemon=True).start()
 
-    def _listen(self) -> None:
+    def _read_lines(self) -> None:
         assert self._client.stdout is not None
         for line in self._client.stdout:
             self._lines.put(line)
         self._lines.put(None)
 
-    def say(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self._client.stdin is not None
-        with suppress(BrokenPipeError, ValueError):  # how it ended is heard next
+        with suppress(BrokenPipeError, ValueError):  # if it has ended, the next `receive` reports that
             self._client.stdin.write(line + "\n")
             self._client.stdin.flush()
 
-    def hear(self, timeout_s: float) -> str | None:
-        """Its next line; None when it has ended."""
+    def receive(self, timeout_s: float) -> str | None:
+        """The next line of its output, or None if it has ended."""
         try:
             line = self._lines.get(timeout=timeout_s)
         except queue.Empty:
             self.close()
-            raise TooLong(f"{self.where}: no answer after {timeout_s:g} s") from None
+            raise TimedOut(f"{self.machine}: no answer after {timeout_s:g} s") from None
         if line is None:
-            self._lines.put(None)  # for who asks again
-        self._heard = [*self._heard[-50:], line or ""]
+            self._lines.put(None)  # for the next call
+        self._latest = [*self._latest[-50:], line or ""]
         return line
 
-    def ended(self) -> Done:
-        """How, once nothing more is heard."""
+    def result(self) -> CommandResult:
+        """Exit code and output of the program, after `receive` has returned None."""
         self.close()
         self._errors.seek(0)
-        return self._judged(Done(self._client.returncode, "".join(self._heard), self._errors.read()))
+        return self._interpret(CommandResult(self._client.returncode, "".join(self._latest), self._errors.read()))
 
     def close(self) -> None:
         assert self._client.stdin is not None
         with suppress(BrokenPipeError):
             self._client.stdin.close()
-        _ended(self._client)
+        _end_client(self._client)
 
 
-def _ended(client: subprocess.Popen[str]) -> None:
-    """Nobody listens any more: what runs at the other end hears that first."""
+def _end_client(client: subprocess.Popen[str]) -> None:
+    """End a client whose stdin is closed. It gets some time, in which the remote command notices that and ends."""
     with suppress(subprocess.TimeoutExpired):
         client.wait(PATIENCE_S)
     client.kill()
     client.wait()
 
 
-def _client(words: Sequence[str], **more: Any) -> subprocess.Popen[str]:
+def _start_client(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     try:
-        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, errors="replace", **more)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", **options)
     except FileNotFoundError:
-        raise EnvironmentFault(f"{words[0]} is not installed here", f"install {words[0]}") from None
+        raise EnvironmentFault(f"{command[0]} is not installed on this machine", f"install {command[0]}") from None
 
 
-def call(words: Sequence[str], timeout_s: float, where: str) -> Done:
-    """A client of this machine, with an open stdin: whatever reads it over there ends when this process does."""
-    ours, theirs = os.pipe()
+def run_client(command: Sequence[str], timeout_s: float, machine: str) -> CommandResult:
+    """Run a client on this machine with an open stdin, so that the remote command ends when this process ends."""
+    read_end, write_end = os.pipe()
     try:
-        client = _client(words, stdin=ours, stderr=subprocess.PIPE)
+        client = _start_client(command, stdin=read_end, stderr=subprocess.PIPE)
     except EnvironmentFault:
-        os.close(theirs)
+        os.close(write_end)
         raise
     finally:
-        os.close(ours)
+        os.close(read_end)
     try:
         out, err = client.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        hint = "see by hand whether it, or the start-up of its login shell, waits for something"
-        raise TooLong(f"{where}: no end after {timeout_s:g} s", hint) from None
+        remedy = "log in by hand and check whether the command or the login shell waits for something"
+        raise TimedOut(f"{machine}: no end after {timeout_s:g} s", remedy) from None
     finally:
-        os.close(theirs)
-        _ended(client)
-    return Done(client.returncode, out, err)
+        os.close(write_end)
+        _end_client(client)
+    return CommandResult(client.returncode, out, err)

@@ -1,1 +1,1 @@
-"""Timing programs on other machines: commands and parsers of their output."""
+"""Timing programs on remote machines: their commands, and parsers of their output."""

@@ -1,11 +1,11 @@
-"""Qualcomm's qnn-net-run, and qnn-profile-viewer, which reads the log that it leaves."""
+"""Command of Qualcomm's qnn-net-run, and the output of qnn-profile-viewer, which reads its log."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from harness.devices.remote.programs.parsing import NUMBER, BadOutput, fault, ns, number
+from harness.devices.remote.programs.parsing import NUMBER, BadOutput, error_line, ns, number
 
 LOG = "qnn-profiling-data_0.log"
 DONE = "Finished Executing Graphs"
@@ -14,10 +14,10 @@ BLOCK = re.compile(r"(Init|Compose|Finalize|De-?[Ii]nit|Execute) Stats(?: \((\w+
 EVENT = re.compile(rf"^\s*(.+?)\s*:\s*({NUMBER})\s*(us|ms|ns|s|cycles?|Cycles)\b")
 
 
-def words(
+def timing_command(
     folder: str, context: str, inputs: str, out: str, passes: int, profile: str = "burst", level: str = "basic"
 ) -> list[str]:
-    """`folder` holds the program and its libraries; what it writes goes to `out`."""
+    """The command for timed passes. `folder` holds the program and its libraries, `out` is the output folder."""
     return [
         f"{folder}/qnn-net-run",
         "--backend",
@@ -40,26 +40,27 @@ def words(
     ]
 
 
-def done(text: str, code: int) -> None:
-    """BadOutput with its reason, unless it says that it finished."""
+def check_finished(text: str, code: int) -> None:
+    """Raise BadOutput with the reason unless the output says that the program finished."""
     if code or DONE not in text:
-        raise BadOutput(f"qnn-net-run: {fault(text, FAULTS, code)}", "run it by hand and look")
+        raise BadOutput(f"qnn-net-run: {error_line(text, FAULTS, code)}", "run it by hand")
 
 
 def parse_output(text: str) -> dict[str, dict[str, Any]]:
-    """Of the viewer: per kind (average, min, max) the events of an execution in nanoseconds; cycles as they are.
+    """The times of an execution from the viewer's output: by statistic (average, min, max) and event.
 
-    NetRun holds the RPC, which holds the accelerator. There are no single passes and no percentiles.
+    Times are in nanoseconds, cycles are numbers of cycles. The event NetRun includes the RPC, which includes the
+    accelerator's time. There are no single passes and no percentiles.
     """
-    found: dict[str, dict[str, Any]] = {}
-    into: dict[str, Any] | None = None
+    statistics: dict[str, dict[str, Any]] = {}
+    current: dict[str, Any] | None = None  # events of the execution block that is being read
     for line in text.splitlines():
         if block := BLOCK.search(line):
             kind = (block[2] or "average").lower()
-            into = found.setdefault(kind, {}) if block[1] == "Execute" else None
-        elif into is not None and (event := EVENT.match(line)):
+            current = statistics.setdefault(kind, {}) if block[1] == "Execute" else None
+        elif current is not None and (event := EVENT.match(line)):
             name, value, unit = event.groups()
-            into[name] = ns(value, unit) if unit in ("us", "ms", "ns", "s") else {"cycles": number(value)}
-    if not any("NetRun" in events for events in found.values()):
-        raise BadOutput("qnn-profile-viewer tells no execution", "give qnn-net-run --profiling_level basic")
-    return found
+            current[name] = ns(value, unit) if unit in ("us", "ms", "ns", "s") else {"cycles": number(value)}
+    if not any("NetRun" in events for events in statistics.values()):
+        raise BadOutput("qnn-profile-viewer reports no execution", "give qnn-net-run --profiling_level basic")
+    return statistics
