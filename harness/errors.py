@@ -1,4 +1,4 @@
-"""Errors a user sees: one line of cause, one of remedy, and the exit code that goes with them."""
+"""Errors that users see: one line of cause, one of remedy, and an exit code. Cleaning of text for messages."""
 
 import os
 import re
@@ -11,7 +11,7 @@ REASON = 2000  # characters of a reason in a record
 
 
 class HarnessError(Exception):
-    """Something a person can act on. Anything else that escapes is a bug of ours."""
+    """An error that a user can act on. Any other exception that reaches the user is a bug in harness."""
 
     exit_code = 1
     status = "failed"
@@ -22,32 +22,33 @@ class HarnessError(Exception):
 
     @property
     def line(self) -> str:
+        """Cause and remedy in one line."""
         return self.cause + (f" ({self.remedy})" if self.remedy else "")
 
 
 class UsageError(HarnessError):
-    """A name or a value on the command line that cannot be meant."""
+    """A name or a value on the command line that is not valid."""
 
     exit_code = 2
 
 
 class EnvironmentFault(HarnessError):
-    """Disk, weights, network, device: the command is right, the machine is not ready."""
+    """The command is valid, but the machine is not ready: disk, weights, network or device."""
 
     exit_code = 3
 
 
 class Unsupported(HarnessError):
-    """This combination cannot work; a row with its reason, not a crash."""
+    """This combination of method, model and device cannot work. The record says why."""
 
     status = "unsupported"
 
 
 class OverBudget(HarnessError):
-    """The method ran and kept more than it was asked to, or nothing it can leave is small or fast enough."""
+    """The pruned model exceeds its budget, or the method has no cut that meets it."""
 
     status = "over_budget"
-    probes: tuple[dict[str, Any], ...] = ()  # what was tried on the way to a latency
+    probes: tuple[dict[str, Any], ...] = ()  # the shapes that the search for a latency tried
 
 
 class BadCut(HarnessError):
@@ -55,24 +56,24 @@ class BadCut(HarnessError):
 
 
 def one_line(text: str, most: int = REASON) -> str:
-    """Text of anyone's as one clean line: no line breaks, no control characters, no lone surrogates, not too long."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in without_secrets(text[: 4 * most]))
+    """Any text as one clean line of at most `most` characters, without control characters and lone surrogates."""
+    plain = "".join(char if char.isprintable() else " " for char in without_secrets(text[: 4 * most]))
     line = " ".join(plain.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def without_secrets(text: str) -> str:
-    """Text that may be shown: tokens of this environment by their names, undecodable bytes written out."""
+    """Text with the secrets of this environment replaced by their names, and lone surrogates escaped."""
     for name, value in secrets().items():
         text = text.replace(value, f"<{name}>")
     return text.encode(errors="backslashreplace").decode()
 
 
 def secrets() -> dict[str, str]:
-    """What must appear in no file and no message: values of variables that are named like secrets, the hub's token."""
-    known = {name: os.environ[name] for name in os.environ if _is_secret(name) and len(os.environ[name]) >= 8}
+    """Values that no file and no message may contain: variables that are named like secrets, and the hub's token."""
+    values = {name: os.environ[name] for name in os.environ if _is_secret(name) and len(os.environ[name]) >= 8}
     token = _hub_token(os.environ.get("HF_TOKEN_PATH", ""), os.environ.get("HF_HOME", ""))
-    return known | ({"the hub's token": token} if len(token) >= 8 else {})
+    return values | ({"the hub's token": token} if len(token) >= 8 else {})
 
 
 @lru_cache(maxsize=1024)
@@ -82,7 +83,7 @@ def _is_secret(name: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _hub_token(path: str, home: str) -> str:
-    """The token that `hf auth login` stored."""
+    """The token that `hf auth login` stored; empty if there is none."""
     try:
         file = Path(path) if path else Path(home or Path("~/.cache/huggingface").expanduser()) / "token"
         return file.read_text(encoding="utf-8").strip()
@@ -91,7 +92,7 @@ def _hub_token(path: str, home: str) -> str:
 
 
 def describe(error: BaseException, most: int = REASON) -> str:
-    """An exception as one clean line; its own text may raise or be megabytes long."""
+    """An exception as one clean line. Its message may be megabytes long, and making it may raise."""
     try:
         text = str(error)
     except BaseException as fault:

@@ -1,7 +1,6 @@
-"""Text from anywhere, written into Markdown, HTML, SVG and YAML so that it stays text.
+"""Escaping text for Markdown, HTML, SVG and YAML.
 
-A plain `str` is text of anyone's: it is escaped where it enters a page. The other kinds of piece are the few things
-that pages hold beside text, and only this tool makes them.
+A plain `str` may come from anyone and is escaped. The other kinds of piece are markup, and only harness makes them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from harness.errors import REASON
 
 
 class Code(str):
-    """A name or a command, set as code."""
+    """A name or a command, shown as code."""
 
 
 class Strong(str):
@@ -26,12 +25,12 @@ class Strong(str):
 
 
 class Figures(str):
-    """Numbers as this tool formats them, with their brackets: 1.62x [1.57, 1.67]."""
+    """Numbers as harness formats them, whose brackets are not escaped: 1.62x [1.57, 1.67]."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """A link to a file near the page, or a picture that is shown in it."""
+    """A relative link to a file; with `picture`, the file is an image that the page shows."""
 
     text: str
     href: str
@@ -50,12 +49,12 @@ _CODE = re.compile(r"(?=\S)[\w .,:=/+@'\"()\[\]~-]+(?<=\S)", re.ASCII)
 _FIGURES = re.compile(r"(?:[A-Za-z0-9 .,%±+-]|(?<= )\[[^\[\]()]*\]|(?<= )\([^\[\]()]*\))*")
 _SPECIAL = re.compile(
     r"[\\`*\[\]|~$<>&{}]"
-    r"|(?<![^\W_])_|_(?![^\W_])"  # between letters it is no emphasis: no_rope
+    r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore, except between letters, where it is not emphasis: no_rope
     r"|(?<!\S)\#"
-    r"|(?<=/)/|(?<=[wW]{3})\.|(?<=[\w.+-])@(?=\w)"  # addresses that renderers make links of
+    r"|(?<=/)/|(?<=[wW]{3})\.|(?<=[\w.+-])@(?=\w)"  # addresses that renderers turn into links
 )
-# Entities where some renderers know no backslash; an @ in code is part of no address.
-_OTHERWISE = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "{": "&#123;", "}": "&#125;", "/": "&#47;", "@": "`@`"}
+# Characters for which a backslash does not work in all renderers. An @ in code is not part of an address.
+_REPLACEMENTS = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "{": "&#123;", "}": "&#125;", "/": "&#47;", "@": "`@`"}
 _START = re.compile(r"[-+=:!?/#]|\d{1,9}(?=[.)](?:\s|$))")
 _YAML = re.compile(r"[A-Za-z/][\w./-]*(?: [\w./-]+)*", re.ASCII)
 _YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
@@ -67,27 +66,27 @@ def link(text: str, path: Path, home: Path) -> Link:
 
 
 def markdown(cell: Cell) -> str:
-    """For a table cell or a heading, in CommonMark with or without GitHub's extensions."""
+    """A cell as Markdown for a table or a heading: CommonMark, with or without GitHub's extensions."""
     return "".join(map(_markdown_piece, _pieces(cell)))
 
 
 def markdown_line(cell: Cell) -> str:
-    """For a paragraph or a list item, which must not begin as another block does."""
+    """A cell as Markdown for a paragraph or a list item: its start is escaped if it would begin another block."""
     line = markdown(cell).strip()
     start = _START.match(line)
     if start is None:
         return line
-    at = start.end() if start[0].isdigit() else 0
-    return f"{line[:at]}\\{line[at:]}"
+    index = start.end() if start[0].isdigit() else 0  # the backslash goes behind a number
+    return f"{line[:index]}\\{line[index:]}"
 
 
 def html(cell: Cell) -> str:
-    """For HTML and SVG, between tags or in quotes."""
+    """A cell as HTML or SVG, between tags or in quotes."""
     return "".join(map(_html_piece, _pieces(cell)))
 
 
 def yaml_text(text: str) -> str:
-    """A value in YAML: as it is where that can only be text, else in quotes."""
+    """A text as a value in YAML, in quotes unless it can only be read as text."""
     plain = plain_line(text)
     is_text = _YAML.fullmatch(plain) and plain.lower() not in _YAML_WORDS
     return plain if is_text else json.dumps(plain, ensure_ascii=False)
@@ -98,18 +97,20 @@ def _pieces(cell: Cell) -> tuple[Piece, ...]:
 
 
 def plain_line(text: str, most: int = REASON) -> str:
-    """Text in one line without control characters, the same on every machine: unlike messages, pages are compared."""
+    """Text as one line without control characters. It is the same on every machine, because pages are compared."""
     text = text[: 4 * most]
-    if not text.isprintable():  # which lone surrogates, marks of direction and letters without width are not either
-        text = "".join(letter if letter.isprintable() else " " for letter in text)
+    if not text.isprintable():  # lone surrogates, direction marks and zero-width characters are not printable either
+        text = "".join(char if char.isprintable() else " " for char in text)
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _clean(text: str) -> str:
-    """One line; a space at an end, which parts a piece from its neighbour, stays."""
+    """The text as one line. A space at its start or end stays, because it separates a piece from the next."""
     plain = plain_line(text)
-    return f"{' ' * text[:1].isspace()}{plain}{' ' * (plain != '' and text[-1:].isspace())}"
+    before = " " if text[:1].isspace() else ""
+    after = " " if plain and text[-1:].isspace() else ""
+    return f"{before}{plain}{after}"
 
 
 def _markdown_piece(piece: Piece) -> str:
@@ -124,7 +125,7 @@ def _markdown_piece(piece: Piece) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    return _SPECIAL.sub(lambda found: _OTHERWISE.get(found[0], f"\\{found[0]}"), _clean(text))
+    return _SPECIAL.sub(lambda match: _REPLACEMENTS.get(match[0], f"\\{match[0]}"), _clean(text))
 
 
 def _html_piece(piece: Piece) -> str:

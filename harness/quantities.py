@@ -1,4 +1,4 @@
-"""The words of a request: how much may remain, of what, under which load."""
+"""The quantities of a request: budgets, shapes and workloads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shape = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Budget:
-    """What may remain: `ratio` of the prunable parameters gone, or a latency (`x` of dense, or `ms`)."""
+    """How much to prune: a `ratio` of the prunable parameters, or down to a latency (`x` of dense, or `ms`)."""
 
     kind: str
     value: float
@@ -37,12 +37,12 @@ class Budget:
 
     @staticmethod
     def latency(text: str) -> Budget:
-        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,30})?|\.[0-9]{1,30})(x|ms)", text.strip())
-        if not found or not float(found[1]) > 0 or (found[2] == "x" and float(found[1]) > 1):
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,30})?|\.[0-9]{1,30})(x|ms)", text.strip())
+        if not match or not float(match[1]) > 0 or (match[2] == "x" and float(match[1]) > 1):
             raise UsageError(
                 one_line(f"latency {text[:100]!r} is not a budget"), "give a share of dense (0.7x) or a time (25ms)"
             )
-        return Budget("latency", float(found[1]), found[2])
+        return Budget("latency", float(match[1]), match[2])
 
     def __str__(self) -> str:
         return f"{self.kind} {self.value:g}{self.unit}"
@@ -50,7 +50,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Workload:
-    """`prefill:BxS` (time to first token), `decode:BxC` (one token at context C), `image:BxP`."""
+    """What is timed: `prefill:BxS` (time to first token), `decode:BxC` (one token at context C) or `image:BxP`."""
 
     kind: str
     batch: int
@@ -58,26 +58,26 @@ class Workload:
 
     @staticmethod
     def parse(text: str) -> Workload:
-        found = re.fullmatch(r"(prefill|decode|image):([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text.strip())
-        if not found:
+        match = re.fullmatch(r"(prefill|decode|image):([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text.strip())
+        if not match:
             raise UsageError(
                 one_line(f"workload {text[:100]!r} is not known"), "give prefill:BATCHxTOKENS or decode:BATCHxCONTEXT"
             )
-        return Workload(found[1], int(found[2]), int(found[3]))
+        return Workload(match[1], int(match[2]), int(match[3]))
 
     @property
     def items(self) -> int:
-        """What one pass takes in: all tokens of the prompts, one token per sequence when decoding, or images."""
+        """How many items one pass processes: all tokens of the prompts, one token per decoded sequence, or images."""
         return self.batch * (self.size if self.kind == "prefill" else 1)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.batch}x{self.size}"
 
 
-def figures(told: Mapping[str, Any]) -> dict[str, str]:
-    """Plain facts as a table shows them: `binary_bytes` is `binary`, in MB."""
+def figures(details: Mapping[str, Any]) -> dict[str, str]:
+    """Names and values as tables show them: `binary_bytes` becomes `binary`, in MB."""
     texts = {}
-    for name, value in told.items():
+    for name, value in details.items():
         if name.endswith("_bytes") and isinstance(value, int | float):
             texts[name.removesuffix("_bytes").replace("_", " ")] = f"{value / 1e6:,.1f} MB"
         else:

@@ -126,6 +126,7 @@ def row_of(ending: Ending) -> int:
     with process.stdout_kept():
         row = steps.fail(cell["request"], cell["root"], ending.status, reason, cell["command"])
         record = store.record(row["id"])
+    assert record is not None, "it was just written"
     if cell["json"]:
         print_json(record.words(), sort_keys=True)
     else:

@@ -22,7 +22,8 @@ class Gap:
 def gap(strata: Sequence[Sequence[float]]) -> Gap | None:
     """The gap from differences by document, one list per task. None if a task has no documents.
 
-    Tasks have equal weight, however many documents each has. They have variances of their own, so the degrees of freedom are Welch's.
+    Tasks have equal weight, however many documents each has. Their variances may
+    differ, so the degrees of freedom are Welch's.
     """
     if not strata or any(not differences for differences in strata):
         return None

@@ -1,1 +1,1 @@
-"""What a run writes: records by content, their keys, their store and their circumstances."""
+"""Records of runs, the keys of their stages, the store that holds them, and the environment that they describe."""

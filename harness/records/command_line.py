@@ -1,4 +1,4 @@
-"""The command behind a record."""
+"""The command line that reproduces a record."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from harness.records.schema import Record
 
 
 def reproduce(record: Record) -> str:
-    """The command that asks for this cell, nothing left to defaults."""
+    """The command that runs this record's cell, with all settings written out."""
     spec = record.spec
-    words = ["harness", "run", "--pruner", spec.pruner, "--model", spec.model, "--preset", spec.preset]
+    arguments = ["harness", "run", "--pruner", spec.pruner, "--model", spec.model, "--preset", spec.preset]
     if spec.pruner != "dense":
-        flag = f"{spec.budget.value!r}{spec.budget.unit}"
-        words += [f"--{spec.budget.kind}", flag]
-    words += ["--device", spec.device, "--runtime", spec.runtime, "--dtype", spec.dtype]
+        arguments += [f"--{spec.budget.kind}", f"{spec.budget.value!r}{spec.budget.unit}"]
+    arguments += ["--device", spec.device, "--runtime", spec.runtime, "--dtype", spec.dtype]
     for workload in spec.workloads:
-        words += ["--workload", workload]
+        arguments += ["--workload", workload]
     for name, value in spec.parameters.items():
-        words += ["--set", f"{name}={value}"]
+        arguments += ["--set", f"{name}={value}"]
     if spec.calibration:
-        words += ["--calibration", spec.calibration]
-    words += ["--recovery", spec.recovery, "--eval", ",".join(spec.evaluators), "--seed", str(spec.seed)]
+        arguments += ["--calibration", spec.calibration]
+    arguments += ["--recovery", spec.recovery, "--eval", ",".join(spec.evaluators), "--seed", str(spec.seed)]
     if spec.limit:
-        words += ["--limit", str(spec.limit)]
+        arguments += ["--limit", str(spec.limit)]
     if spec.sustain:
-        words += ["--sustain", f"{spec.sustain:g}"]
+        arguments += ["--sustain", f"{spec.sustain:g}"]
     if record.co2:
-        words += ["--grid", record.co2.grid]
-    return shlex.join(words)
+        arguments += ["--grid", record.co2.grid]
+    return shlex.join(arguments)

@@ -1,4 +1,4 @@
-"""What a run stood on: the checkout, the packages, the host, and what plug-ins add."""
+"""The environment of a run, for its record: checkout, packages, host, and facts that plug-ins add."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ PACKAGES = ("prune-harness", "torch", "transformers", "tokenizers", "safetensors
 
 
 def packages() -> dict[str, str]:
-    found = {}
+    """The versions of the packages that results depend on, as far as they are installed."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def git() -> Git | None:
-    """The checkout this code runs from, if it runs from one."""
+    """The git commit of the checkout that this code runs from; None if it is installed."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
 
-    def ask(*words: str) -> str:
-        answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
-        if answer.returncode:
-            raise OSError(answer.stderr)
-        return answer.stdout.strip()
+    def output_of(*arguments: str) -> str:
+        process = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        if process.returncode:
+            raise OSError(process.stderr)
+        return process.stdout.strip()
 
     try:
-        return Git(commit=ask("rev-parse", "HEAD"), dirty=bool(ask("status", "--porcelain")))
+        return Git(commit=output_of("rev-parse", "HEAD"), dirty=bool(output_of("status", "--porcelain")))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def host() -> dict[str, Any]:
+    """The machine: CPU, cores, memory, system, and the environment variables that change timings."""
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "ONEDNN_MAX_CPU_ISA")
     return {
         "cpu": cpu_model(),
@@ -57,9 +59,8 @@ def host() -> dict[str, Any]:
 
 
 def environment(device: str, fingerprint: dict[str, Any]) -> Environment:
-    added: dict[str, Any] = {}
-    for name, facts in plugins.answers("harness_environment", device):
-        added[name] = facts
-    return Environment(
-        git=git(), packages=packages(), host=host(), device=fingerprint | ({"plugins": added} if added else {})
-    )
+    """The environment of a run on a device with this fingerprint."""
+    facts = dict(plugins.answers("harness_environment", device))
+    if facts:
+        fingerprint = fingerprint | {"plugins": facts}
+    return Environment(git=git(), packages=packages(), host=host(), device=fingerprint)

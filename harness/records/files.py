@@ -95,7 +95,7 @@ class Files:
 
     # --- JSON ---
 
-    def write(self, path: Path, payload: Any, limit: int = DOCUMENT) -> None:
+    def write(self, path: Path, payload: object, limit: int = DOCUMENT) -> None:
         """Write JSON. Raises HarnessError if `read` would refuse the file."""
         with encoding_errors(path):
             content = text_of(payload)
@@ -190,12 +190,12 @@ def _move_aside(path: Path) -> Path:
     raise AssertionError
 
 
-def text_of(payload: Any) -> bytes:
+def text_of(payload: object) -> bytes:
     """The JSON text that is written to files: indented, with sorted names."""
     return (json.dumps(payload, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def is_text_of(content: bytes, payload: Any) -> bool:
+def is_text_of(content: bytes, payload: object) -> bool:
     """Whether `content` equals `text_of(payload)`. Two faster comparisons, which are stricter together, come first."""
     from pydantic_core import to_json
 

@@ -1,38 +1,46 @@
-"""What is known of records that did not change since: their rows, without reading ten thousand files again."""
+"""Cached rows of records, so that records that have not changed are not read and checked again."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from harness.errors import HarnessError
 from harness.records.store import Store
 
 Row = dict[str, Any]
 VERSION = 1
-ROW = ("id", "status", "what", "detail")
+FIELDS = ("id", "status", "what", "detail")  # of a row
+
+
+class Entry(TypedDict):
+    """The row of a record, and the stamp of the file that it was made from."""
+
+    stamp: list[int]
+    row: Row
 
 
 def rows(store: Store, row_of: Callable[[Mapping[str, Any]], Row]) -> dict[str, Row]:
-    """A row per record. A file is read, and checked, where its time or size is not what it was."""
+    """The row of each record. A record is read and checked only if its file's time or size has changed."""
     path = store.path("index.json")
-    known = _known(store.read(path))
-    found: dict[str, Any] = {}
+    cached = _entries(store.read(path))
+    entries: dict[str, Entry] = {}
     for file in store.files("records"):
-        before = known.get(file.stem)
-        if before is not None and before["stamp"] == _stamp(file):
-            found[file.stem] = before
+        entry = cached.get(file.stem)
+        if entry is not None and entry["stamp"] == _stamp(file):
+            entries[file.stem] = entry
         elif (record := store.record(file.stem)) is not None:
-            found[file.stem] = {"stamp": _stamp(file), "row": row_of(record.words())}
-    if found != known:
-        with contextlib.suppress(HarnessError):  # a folder that may only be read
-            store.write(path, {"version": VERSION, "rows": found})
-    return {cell: found[cell]["row"] for cell in sorted(found)}
+            entries[file.stem] = {"stamp": _stamp(file), "row": row_of(record.words())}
+    if entries != cached:
+        with contextlib.suppress(HarnessError):  # the folder may be read-only
+            store.write(path, {"version": VERSION, "rows": entries})
+    return {cell: entries[cell]["row"] for cell in sorted(entries)}
 
 
 def _stamp(file: Path) -> list[int]:
+    """The modification time and size of a file; empty if there is no such file."""
     try:
         state = file.stat()
     except OSError:
@@ -40,15 +48,15 @@ def _stamp(file: Path) -> list[int]:
     return [state.st_mtime_ns, state.st_size]
 
 
-def _known(words: Any) -> dict[str, Any]:
-    """What an index holds; nothing where it is of another version or shape."""
-    if not isinstance(words, dict) or words.get("version") != VERSION or not isinstance(words.get("rows"), dict):
+def _entries(index: object) -> dict[str, Entry]:
+    """The valid entries of an index file by cell; none if it is of another version."""
+    if not isinstance(index, dict) or index.get("version") != VERSION or not isinstance(index.get("rows"), dict):
         return {}
-    return {cell: kept for cell, kept in words["rows"].items() if _is_kept(kept) and kept["row"]["id"] == cell}
+    return {cell: entry for cell, entry in index["rows"].items() if _is_entry(entry) and entry["row"]["id"] == cell}
 
 
-def _is_kept(kept: Any) -> bool:
-    if not isinstance(kept, dict) or kept.keys() != {"stamp", "row"} or not kept["stamp"]:
+def _is_entry(value: object) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"stamp", "row"} or not value["stamp"]:
         return False
-    row = kept["row"]
-    return isinstance(row, dict) and row.keys() == set(ROW) and all(isinstance(text, str) for text in row.values())
+    row = value["row"]
+    return isinstance(row, dict) and row.keys() == set(FIELDS) and all(isinstance(text, str) for text in row.values())

@@ -28,7 +28,7 @@ def pack(text: bytes) -> bytes:
 
 
 def check_side_file(path: Path) -> None:
-    """Raise HarnessError unless a file is one whole gzip stream of the text that its name is the hash of."""
+    """Raise HarnessError unless a file is one whole gzip stream, and the hash of its text is its name."""
     try:
         _text_of(path)
     except (Unreadable, FileNotFoundError) as fault:

@@ -1,6 +1,6 @@
-"""Scratch space below a shared folder: each process has a folder of its own, locked for as long as the process lives.
+"""Scratch folders in a shared folder: each process has its own, which it locks for as long as it lives.
 
-Other processes, in other containers too, remove only the folders whose owner is proven to be dead.
+Other processes, also those in other containers, remove a folder only if its owner is proven dead.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 from harness.system.locks import Owner, hold
 
 LOCK = "lock"
-ATTEMPTS = 10  # another process may take a folder for abandoned just before it is locked
-_guards: dict[int, threading.RLock] = {}  # by process: a fork must not inherit a lock that another thread has
-_folders: dict[tuple[int, Path], tuple[Path, int]] = {}  # by process and shared folder: ours, and the lock on it
+ATTEMPTS = 10  # another process may remove a new folder as abandoned just before it is locked
+_thread_locks: dict[int, threading.RLock] = {}  # by process id: a fork must not use a lock that another thread held
+_folders: dict[tuple[int, Path], tuple[Path, int]] = {}  # by process id and shared folder: folder and lock
 
 
 def own_folder(shared: Path) -> Path:
-    """The folder of this process, made and locked at its first use."""
+    """The scratch folder of this process. It is made and locked at the first call."""
     key = (os.getpid(), shared)
-    with _guard():
+    with _thread_lock():
         if key in _folders and (_folders[key][0] / LOCK).exists():
             return _folders[key][0]
         _release(*key)
@@ -42,32 +42,33 @@ def own_folder(shared: Path) -> Path:
 
 
 def remove(shared: Path, suffix: str) -> None:
-    """Remove what this process has in scratch under names that end so, and its folder once that is empty."""
+    """Remove this process's scratch files whose names end with `suffix`, and its scratch folder once it is empty."""
     key = (os.getpid(), shared)
-    with _guard():
+    with _thread_lock():
         if key not in _folders:
             return
         folder = _folders[key][0]
-        for path in _listed(folder):
+        for path in _entries(folder):
             if path.name.endswith(suffix):
                 shutil.rmtree(path, ignore_errors=True)
-        if all(path.name == LOCK for path in _listed(folder)):
+        if all(path.name == LOCK for path in _entries(folder)):
             _release(*key)
 
 
 def remove_abandoned(shared: Path) -> None:
-    """Remove the folders of processes that are proven to be dead."""
-    for folder in _listed(shared):
+    """Remove the scratch folders of processes that are proven dead."""
+    for folder in _entries(shared):
         owner = Owner.parse(folder.name.partition("-")[0])
         if owner is not None and not folder.is_symlink() and owner.alive(folder / LOCK) is False:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _guard() -> threading.RLock:
-    return _guards.setdefault(os.getpid(), threading.RLock())
+def _thread_lock() -> threading.RLock:
+    return _thread_locks.setdefault(os.getpid(), threading.RLock())
 
 
 def _release(process: int, shared: Path) -> None:
+    """Unlock and remove a scratch folder."""
     if (process, shared) in _folders:
         folder, lock = _folders.pop((process, shared))
         os.close(lock)
@@ -80,7 +81,7 @@ def _release_all() -> None:
             _release(process, shared)
 
 
-def _listed(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     try:
         return [folder / name for name in os.listdir(folder)]
     except OSError:

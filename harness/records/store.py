@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +23,9 @@ from harness.records.files import Files, encoding_errors, guarded
 from harness.records.keys import KEY_VERSION, canonical
 from harness.system.locks import Owner, held
 from harness.system.reading import DOCUMENT, Unreadable, json_value
+
+if TYPE_CHECKING:
+    from harness.records.schema import Record
 
 HEARTBEAT_S = 5.0
 RECORD = 4 * 2**20  # bytes of a record
@@ -34,7 +37,7 @@ class Store(Files):
     def __init__(self, root: Path | None = None) -> None:
         super().__init__(root or Path(os.environ.get("HARNESS_RUNS") or "runs"))
 
-    def side_file(self, payload: Any) -> str:
+    def side_file(self, payload: object) -> str:
         """Write raw samples or scores by document as a side file, unless it exists. Returns its name."""
         with encoding_errors(self.path("samples")):
             # encoded twice: the first pass turns numbers that are keys into text, the second sorts them as text
@@ -78,7 +81,7 @@ class Store(Files):
             return None
         return payload.get("value")
 
-    def save_stage(self, kind: str, key: str, components: Any, value: Any) -> None:
+    def save_stage(self, kind: str, key: str, components: object, value: object) -> None:
         payload = {"key_version": KEY_VERSION, "components": components, "value": value}
         self.write(self.path("stages", kind, f"{key}.json"), payload | {"digest": _stage_digest(kind, key, value)})
 
@@ -96,13 +99,13 @@ class Store(Files):
     def record_path(self, cell: str) -> Path:
         return self.path("records", f"{cell}.json")
 
-    def record(self, cell: str) -> Any:
+    def record(self, cell: str) -> Record | None:
         """A cell's record. None if it is missing, truncated, edited or of another schema."""
         path = self.record_path(cell)
         payload = self.read(path, RECORD)
         return None if payload is None else self._validated(path, payload)
 
-    def _validated(self, path: Path, payload: Any) -> Any:
+    def _validated(self, path: Path, payload: Any) -> Record | None:
         from pydantic import ValidationError
 
         from harness.records.schema import Record, intact
@@ -117,11 +120,11 @@ class Store(Files):
             return None
         return record
 
-    def records(self) -> list[Any]:
+    def records(self) -> list[Record]:
         records = (self.record(path.stem) for path in self.files("records"))
         return [record for record in records if record is not None]
 
-    def save_record(self, record: Any) -> None:
+    def save_record(self, record: Record) -> None:
         self.write(self.record_path(record.id), record.words(), RECORD)
 
     # --- leases and logs ---
@@ -212,12 +215,12 @@ def _acquire(lock: FileLock, on_wait: Callable[[], None] = lambda: None) -> None
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from None
 
 
-def _is_lease(payload: Any) -> bool:
+def _is_lease(payload: object) -> bool:
     if not isinstance(payload, dict) or not isinstance(payload.get("pid"), int):
         return False
     has_texts = all(isinstance(payload.get(name), str) for name in ("host", "stage"))
     return has_texts and isinstance(payload.get("heartbeat"), int | float)
 
 
-def _stage_digest(kind: str, key: str, value: Any) -> str:
+def _stage_digest(kind: str, key: str, value: object) -> str:
     return hashlib.sha256(canonical([kind, key, value]).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Processes, files of others and this machine: what everything else stands on."""
+"""Processes, locks, files from outside, and this machine: the ground of all other rooms."""

@@ -1,4 +1,4 @@
-"""A Ctrl-C is remembered: some libraries swallow one that falls into their import, and the work would go on."""
+"""Remembering Ctrl-C: some libraries swallow a KeyboardInterrupt during their import, and the command would go on."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from contextlib import contextmanager
 
 
 class Interrupts:
+    """Whether the user pressed Ctrl-C in this process."""
+
     def __init__(self) -> None:
-        self.seen = self.heeding = False
+        self.seen = self.watching = False
 
     def heed(self) -> None:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody decided already
+        """Handle Ctrl-C from now on, unless another handler is set already."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._note)
-            self.heeding = True
+            self.watching = True
 
     def _note(self, *_: object) -> None:
         self.seen = True
         raise KeyboardInterrupt
 
     def stop(self) -> None:
-        """Raise the one that was swallowed, if one was."""
+        """Raise KeyboardInterrupt if Ctrl-C was pressed earlier and swallowed."""
         if self.seen:
             raise KeyboardInterrupt
 
-    def typed(self, error: BaseException) -> bool:
-        """Whether this is the user's Ctrl-C, and not a KeyboardInterrupt that some code raised itself."""
-        return isinstance(error, KeyboardInterrupt) and (self.seen or not self.heeding)
+    def caused(self, error: BaseException) -> bool:
+        """Whether this is the user's Ctrl-C, and not a KeyboardInterrupt that code raised itself."""
+        return isinstance(error, KeyboardInterrupt) and (self.seen or not self.watching)
 
     @contextmanager
     def told_apart(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
-"""Calls of plug-in code: what they change in this process is set back and named.
+"""Running plug-in code: changes that it leaves in this process are undone and reported.
 
-A process that such code forked and let return goes no further.
+If such code forks and returns from both processes, the forked one is ended.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from harness.errors import HarnessError, describe
 from harness.system.interrupts import interrupts
 
-FORK_S = 2.0  # how long a forked process may take to show that it returned as well
+FORK_S = 2.0  # how long to wait for a forked process to report that it returned as well
 
 
-class Changed(HarnessError):
-    """Plug-in code that leaves this process other than it was."""
+class SideEffect(HarnessError):
+    """Plug-in code returned and left this process changed."""
 
 
 def _working_folder() -> str:
@@ -44,7 +44,7 @@ def _restore_handlers(before: dict[int, Any]) -> None:
 
 
 def _output() -> tuple[Any, ...]:
-    """Python's streams, and the files behind their numbers."""
+    """Python's standard streams, and the files behind their descriptors."""
     files = []
     for number in (0, 1, 2):
         try:
@@ -57,9 +57,9 @@ def _output() -> tuple[Any, ...]:
 
 
 def torch_settings() -> dict[str, Any]:
-    """What torch computes with by default; empty before it is imported."""
+    """Torch's global defaults; empty if torch is not imported."""
     torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "get_default_dtype"):  # its import is going on
+    if torch is None or not hasattr(torch, "get_default_dtype"):  # it is being imported
         return {}
     return {
         "torch's default dtype": torch.get_default_dtype(),
@@ -87,14 +87,14 @@ def _settings() -> dict[str, Any]:
 
 
 class Settings:
-    """What a process must have again after a visit: folder, streams, signal handlers, torch's defaults."""
+    """A snapshot of this process's settings: working folder, standard streams, signal handlers, torch's defaults."""
 
     def __init__(self) -> None:
         self.values = _settings()
-        self._spare = [_duplicate(number) for number in (0, 1, 2)]
+        self._duplicates = [_duplicate(number) for number in (0, 1, 2)]
 
     def restore(self) -> str:
-        """Set all back; what was not as before, in words, or nothing."""
+        """Restore all settings. Returns text that names those that had changed; empty if none had."""
         now = _settings()
         changed = [name for name, value in self.values.items() if now[name] != value]
         if "the working folder" in changed and self.values["the working folder"]:
@@ -102,23 +102,23 @@ class Settings:
         if "signal handlers" in changed:
             _restore_handlers(self.values["signal handlers"])
         if "the standard streams" in changed:
-            for number, spare in enumerate(self._spare):
-                if spare is not None:
-                    os.dup2(spare, number)
-            streams = [_open(*pair) for pair in enumerate(self.values["the standard streams"][:3])]
+            for number, duplicate in enumerate(self._duplicates):
+                if duplicate is not None:
+                    os.dup2(duplicate, number)
+            streams = [_reopen(*pair) for pair in enumerate(self.values["the standard streams"][:3])]
             sys.stdin, sys.stdout, sys.stderr = streams
         restore_torch({name: value for name, value in self.values.items() if name.startswith("torch's")})
         return ", ".join(f"{name}{_difference(self.values[name], now[name])}" for name in changed)
 
     def close(self) -> None:
-        for spare in self._spare:
-            if spare is not None:
+        for duplicate in self._duplicates:
+            if duplicate is not None:
                 with contextlib.suppress(OSError):
-                    os.close(spare)
+                    os.close(duplicate)
 
 
-def _open(number: int, stream: Any) -> Any:
-    """The stream, or a new one on the same file where it was closed."""
+def _reopen(number: int, stream: Any) -> Any:
+    """The stream, or if it was closed, a new one on the same file."""
     if not getattr(stream, "closed", False):
         return stream
     return open(number, "w" if number else "r", closefd=False, errors="backslashreplace")
@@ -132,16 +132,17 @@ def _duplicate(number: int) -> int | None:
 
 
 def _difference(before: Any, after: Any) -> str:
-    """For plain values, from what to what."""
+    """For plain values, text that says what they were and what they are."""
     plain = all(isinstance(value, str | int | float) or type(value).__module__ == "torch" for value in (before, after))
     return f" ({before} to {after or 'a deleted folder'})" if plain else ""
 
 
 @contextmanager
 def plugin_code(name: str) -> Iterator[None]:
-    """Run plug-in code: its stray changes are set back and are its fault; every exception of its own is an Exception.
+    """Run plug-in code in the block. Changes that it leaves in this process are undone, and raise SideEffect.
 
-    A process that it forked and let return ends here. A KeyboardInterrupt that nobody typed is no interruption.
+    If the code forks and returns from both processes, the forked one is ended. Its exceptions and SystemExit pass, and
+    so does the user's Ctrl-C. Any other BaseException becomes a HarnessError.
     """
     settings, forks = Settings(), _Forks()
     try:
@@ -150,57 +151,57 @@ def plugin_code(name: str) -> Iterator[None]:
         except HarnessError:
             raise
         except BaseException as error:
-            forks.end_copy()
-            if isinstance(error, Exception | SystemExit) or interrupts.typed(error):
+            forks.end_forked_process()
+            if isinstance(error, Exception | SystemExit) or interrupts.caused(error):
                 raise
             raise HarnessError(f"{name} raised {describe(error)}") from error
         finally:
-            forks.end_copy()
+            forks.end_forked_process()
             changed = settings.restore()
-        if forks.returned():
-            raise Changed(
+        if forks.have_returned():
+            raise SideEffect(
                 f"{name} forked this process and returned from both", "end the forked process where its work ends"
             )
         if changed:
-            raise Changed(f"{name} changed {changed} and did not set it back", "set it back before returning")
+            raise SideEffect(f"{name} changed {changed} and did not set it back", "set it back before returning")
     finally:
         settings.close()
         forks.close()
 
 
-_forked = 0  # how often this process was forked by Python code
+_fork_count = 0  # how often Python code forked this process
 
 
-def _count() -> None:
-    global _forked
-    _forked += 1
+def _count_fork() -> None:
+    global _fork_count
+    _fork_count += 1
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_parent=_count)
+    os.register_at_fork(after_in_parent=_count_fork)
 
 
 class _Forks:
-    """Whether code that was called came back in two processes."""
+    """Detects whether code forked this process and returned from both. A forked process reports through a pipe."""
 
     def __init__(self) -> None:
-        self.pid, self.before = os.getpid(), _forked
+        self.pid, self.count_before = os.getpid(), _fork_count
         self.reader, self.writer = os.pipe()
 
-    def end_copy(self) -> None:
-        """In the forked process: say so to the original, and end."""
+    def end_forked_process(self) -> None:
+        """If this is a forked process, report to the original one and exit."""
         if os.getpid() != self.pid:
             with contextlib.suppress(OSError):
                 os.write(self.writer, b"x")
             os._exit(0)
 
-    def returned(self) -> bool:
-        """In the original: whether a forked process came back as well. Workers of libraries do not."""
-        until = time.monotonic() + FORK_S
-        while _forked > self.before:
+    def have_returned(self) -> bool:
+        """In the original process: whether a forked process returned as well. Workers of libraries do not."""
+        deadline = time.monotonic() + FORK_S
+        while _fork_count > self.count_before:
             if select.select([self.reader], [], [], 0.05)[0]:
                 return True
-            if time.monotonic() > until or not _children():
+            if time.monotonic() > deadline or not _has_working_children():
                 return bool(select.select([self.reader], [], [], 0)[0])
         return False
 
@@ -210,17 +211,12 @@ class _Forks:
                 os.close(end)
 
 
-def _children() -> bool:
-    """Whether this process has children that are still at work."""
-    import psutil
-
-    return any(child.status() != psutil.STATUS_ZOMBIE for child in _quietly(psutil.Process().children))
-
-
-def _quietly(children: Callable[[], list[Any]]) -> list[Any]:
+def _has_working_children() -> bool:
+    """Whether this process has children that have not ended."""
     import psutil
 
     try:
-        return [child for child in children() if child.is_running()]
+        children = [child for child in psutil.Process().children() if child.is_running()]
     except psutil.Error:
-        return []
+        return False
+    return any(child.status() != psutil.STATUS_ZOMBIE for child in children)

@@ -1,7 +1,7 @@
 """Whether the process that locked a file or owns a folder is still alive, also in another container or on another host.
 
-Operating system locks answer that wherever two processes share one table of locks: the same boot of the same kernel,
-and the same mounted device. Process ids answer it within one PID namespace. What neither can prove is left alone.
+File locks answer that wherever two processes share one table of locks: the same boot of the same kernel, and the same
+mounted device. Process ids answer it within one PID namespace. If neither proves anything, the answer is None.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: process ids must do
+except ImportError:  # Windows: only process ids are used
     fcntl = None  # type: ignore[assignment]
 
-# File systems that only one kernel can have mounted: after a restart, nothing that an earlier one ran is alive.
+# File systems that only one kernel can mount. After a restart, no process of an earlier boot is alive.
 LOCAL = ("apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "ntfs", "overlay", "tmpfs", "xfs", "zfs")
-_TEXT = re.compile(r"([0-9a-f]{12}|)\.([0-9a-f]{1,16})\.([0-9a-f]{1,16})\.(\d{1,10})\.(\d{1,20})")
-_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
+_OWNER = re.compile(r"([0-9a-f]{12}|)\.([0-9a-f]{1,16})\.([0-9a-f]{1,16})\.(\d{1,10})\.(\d{1,20})")
+_LOCK_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, told apart from those with the same id in another container, on another host, or at another time."""
+    """A process, distinguished from those with the same id in another container, on another host or at another time."""
 
-    boot: str  # of the kernel; empty where it cannot be told, and then equal to none
+    boot: str  # id of this boot of the kernel; empty if unknown, and then never equal to another one
     device: int  # the mounted file system that its locks are on
     namespace: int  # of process ids
     pid: int
-    start: int  # in ticks since boot; 0 where it cannot be told
+    start: int  # in ticks since boot; 0 if unknown
 
     @classmethod
     def here(cls, folder: Path) -> Owner:
-        """This process, at work in a folder."""
+        """This process, as the owner of a folder."""
         return cls(_boot(), os.stat(folder).st_dev, _namespace(), os.getpid(), _start(os.getpid()))
 
     @classmethod
     def parse(cls, text: object) -> Owner | None:
-        match = _TEXT.fullmatch(text) if isinstance(text, str) else None
+        match = _OWNER.fullmatch(text) if isinstance(text, str) else None
         return match and cls(match[1], int(match[2], 16), int(match[3], 16), int(match[4]), int(match[5]))
 
     def __str__(self) -> str:
         return f"{self.boot}.{self.device:x}.{self.namespace:x}.{self.pid}.{self.start}"
 
     def alive(self, lock: Path) -> bool | None:
-        """Whether it lives, where it holds this lock for as long as it does; None where nothing proves either."""
+        """Whether the process is alive; None if nothing proves either. It holds `lock` for as long as it lives."""
         taken = held(lock)
         if taken:
             return True
@@ -64,7 +64,10 @@ class Owner:
         return None
 
     def _shares_locks(self, folder: Path) -> bool:
-        """Whether a lock of this owner would be seen from here, or it ran before this machine was restarted."""
+        """Whether a free lock proves that this owner is dead.
+
+        It does if this process sees the owner's locks, or if the owner ran before this machine was restarted.
+        """
         if not self.boot or not _boot():
             return False
         if self.boot != _boot():
@@ -76,12 +79,15 @@ class Owner:
 
 
 def pid_space() -> str:
-    """Where a process id means one process: this kernel since it was started, and this namespace."""
+    """A hash of this boot and PID namespace. Within it, equal process ids mean the same process."""
     return hashlib.sha256(f"{_boot()}.{_namespace()}".encode()).hexdigest()[:12]
 
 
 def hold(path: Path) -> int | None:
-    """Make this file and lock it until the descriptor is closed; None where somebody else was faster."""
+    """Create a file and lock it. The lock lasts until the returned descriptor is closed.
+
+    None if the file exists, if its folder does not, or if another process took the lock first.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except (FileExistsError, FileNotFoundError):
@@ -96,7 +102,7 @@ def hold(path: Path) -> int | None:
 
 
 def held(path: Path) -> bool | None:
-    """Whether some process holds the lock of this file; None where it cannot be asked. Works on read-only folders."""
+    """Whether a process holds the lock of this file; None if that cannot be determined. Works in read-only folders."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
         descriptor = os.open(path, flags)
@@ -110,21 +116,21 @@ def held(path: Path) -> bool | None:
 
 
 def _lock(descriptor: int, exclusive: bool) -> bool | None:
-    """Lock without waiting: True if that worked, False if another one has it, None where locks do not work."""
+    """Lock without waiting. False if another process has the lock, None if locks do not work on this file system."""
     if fcntl is None:
         return None
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError as error:
-        return False if error.errno in _TAKEN else None
+        return False if error.errno in _LOCK_TAKEN else None
     return True
 
 
 def alive(pid: int) -> bool:
-    """Whether a process with this id runs, in the PID namespace of this one."""
+    """Whether a process with this id is running in this process's PID namespace."""
     if not 0 < pid < 2**31:
         return False
-    if os.name == "nt":  # where signal 0 is Ctrl-C
+    if os.name == "nt":  # on Windows, signal 0 is Ctrl-C
         import psutil
 
         return psutil.pid_exists(pid)
@@ -138,7 +144,7 @@ def alive(pid: int) -> bool:
 
 
 def _start(pid: int) -> int:
-    """When a process started, on a clock that nobody sets; 0 where that cannot be told."""
+    """When a process started, in ticks since boot, so that changes of the clock do not matter; 0 if unknown."""
     if os.name == "nt":
         import psutil
 
@@ -148,7 +154,7 @@ def _start(pid: int) -> int:
 
 
 def _stat(pid: int) -> str:
-    """What /proc says of a process, from its state on; nothing where it is hidden or of another PID namespace."""
+    """The fields of /proc/PID/stat from the state on; empty if /proc is hidden or of another PID namespace."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):
             return ""
@@ -160,7 +166,7 @@ def _stat(pid: int) -> str:
 
 @cache
 def _boot() -> str:
-    """This boot of this kernel; elsewhere than on Linux this machine. Empty where it cannot be told."""
+    """The id of this boot of the kernel; on other systems than Linux, of this machine. Empty if unknown."""
     try:
         text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except (OSError, ValueError):
@@ -171,7 +177,7 @@ def _boot() -> str:
 
 
 def _namespace() -> int:
-    """Which processes have ids of their own; 0 where that cannot be told."""
+    """The id of this process's PID namespace; 0 if unknown."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:

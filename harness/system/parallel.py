@@ -1,4 +1,4 @@
-"""The same work for many things, on all cores where that pays: in forks, which share what is in memory."""
+"""A parallel map over forked processes, which share this process's memory."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from harness.system.host import cores
 
 A = TypeVar("A")
 B = TypeVar("B")
-_task: list[Any] = []
+_tasks: list[tuple[Callable[[Any], Any], Sequence[Any]]] = []  # the running task is last; forks inherit it
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """For a short life with millions of small words: collecting garbage among them would be most of the time."""
-    before = gc.isenabled()
+    """Disable garbage collection in the block. With millions of small objects it would take most of the time."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if before:
+        if was_enabled:
             gc.enable()
 
 
 def spread(work: Callable[[A], B], items: Sequence[A], least: int = 50) -> list[B]:
-    """`work` of every item, in order. Few are done here; so are all where a system cannot fork."""
+    """Apply `work` to every item, in order. Fewer than `least` items, or all without fork, are done in this process."""
     count = cores()
     if len(items) < least or count < 2 or "fork" not in multiprocessing.get_all_start_methods():
         return [work(item) for item in items]
-    _task.append((work, items))
+    _tasks.append((work, items))
     try:
         with multiprocessing.get_context("fork").Pool(count) as pool:
-            return pool.map(_one, range(len(items)), chunksize=max(1, len(items) // (8 * count)))
+            return pool.map(_work_on, range(len(items)), chunksize=max(1, len(items) // (8 * count)))
     finally:
-        _task.pop()
+        _tasks.pop()
 
 
-def _one(at: int) -> Any:
-    work, items = _task[-1]
-    return work(items[at])
+def _work_on(index: int) -> Any:
+    work, items = _tasks[-1]
+    return work(items[index])

@@ -1,4 +1,4 @@
-"""What a process must be told before torch is imported."""
+"""Settings of this process: environment before torch is imported, memory, bf16 instructions, and stdout."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from harness.system.host import cpu_model, note, notes
 
 ISA = "ONEDNN_MAX_CPU_ISA"
 TAMED_ISA = "AVX512_CORE_BF16"
-TRIAL = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); torch.nn.functional.linear(a, a) @ a"
+BF16_PRODUCT = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); torch.nn.functional.linear(a, a) @ a"
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's names for what mallopt sets
 
 
 def prepare(dtype: str = "fp32", keep: bool = True) -> None:
-    """Quiet threads and libraries; keep bf16 off instructions that a hypervisor announces but kills.
+    """Set environment variables: idle threads sleep, libraries print no progress, and bf16 avoids broken instructions.
 
-    `keep` lets the process keep what it frees, as a process must whose time is measured.
+    Some hypervisors announce AMX and kill the process that uses it. With `keep`, the process keeps freed memory, as a
+    process must that is timed.
     """
     if keep:
         keep_freed()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which has little to do here and waits by spinning
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads do little here, and spin while idle
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # ours is the only bar
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would tell of its own start and end
+    os.environ.setdefault("TQDM_DISABLE", "1")  # harness shows its own progress
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler logs its start and end
     if dtype != "fp32" and "torch" not in sys.modules and not tamed():
         os.environ[ISA] = TAMED_ISA
     if "transformers" not in sys.modules:
@@ -41,8 +42,11 @@ def prepare(dtype: str = "fp32", keep: bool = True) -> None:
 
 
 def keep_freed() -> None:
-    """Activations come and go with every layer. glibc hands their memory back by fits and starts and takes it again
-    page by page: none or eighty thousand faults in a pass, up to a tenth of its time. Here it goes back between stages.
+    """Have glibc keep freed memory instead of returning it to the system.
+
+    Activations are allocated and freed with every layer. By default glibc returns their memory at irregular moments and
+    gets it back page by page. A pass then has between none and eighty thousand page faults, up to a tenth of its time.
+    `give_back` returns the memory between stages.
     """
     if (libc := glibc()) is not None:
         libc.mallopt(MMAP_MAX, 0)
@@ -50,21 +54,22 @@ def keep_freed() -> None:
 
 
 def give_back() -> None:
-    """All freed memory, for other processes to have."""
+    """Return all freed memory to the system."""
     if (libc := glibc()) is not None:
         libc.malloc_trim(0)
 
 
 @cache
-def glibc() -> Any:
-    """The C library, if it is this one and nobody has told it how to allocate."""
+def glibc() -> ctypes.CDLL | None:
+    """The C library if it is glibc. None if the environment already sets how it allocates (MALLOC_...)."""
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return None
-    found = ctypes.CDLL(None)
-    return found if hasattr(found, "gnu_get_libc_version") else None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None
 
 
 def announces_amx() -> bool:
+    """Whether the CPU claims to have AMX instructions for bf16."""
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -72,52 +77,56 @@ def announces_amx() -> bool:
 
 
 def tamed() -> bool:
-    """Whether products in bf16 are safe in this process."""
+    """Whether this process can compute bf16 products: AMX works here, or oneDNN is kept off it."""
     return ISA in os.environ or not amx_kills()
 
 
 def amx_kills() -> bool:
-    """Whether a bf16 product ends the process here: tried in another one, once per CPU and torch."""
+    """Whether a bf16 product kills the process on this machine.
+
+    It is tried in another process, once per CPU and version of torch; the result is cached.
+    """
     if not announces_amx():
         return False
     key = f"{cpu_model()}, torch {version('torch')}"
-    known = notes("amx.json")
-    if key not in known:
-        known = {key: subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, check=False).returncode < 0}
-        note("amx.json", known)
-    return bool(known[key])
+    results = notes("amx.json")
+    if key not in results:
+        trial = subprocess.run([sys.executable, "-c", BF16_PRODUCT], capture_output=True, check=False)
+        results = {key: trial.returncode < 0}
+        note("amx.json", results)
+    return bool(results[key])
 
 
-_answers: list[Any] = []  # where stdout leads, while it is kept
+_answers: list[TextIO] = []  # the original stdout, while `stdout_kept` redirects it
 
 
 @contextmanager
 def stdout_kept() -> Iterator[None]:
-    """Whatever prints meanwhile, by Python or below it, goes to stderr: stdout is the answer's, see `answers`."""
-    if sys.stdout is None or _answers:  # closed, or kept already
+    """Send everything that the block prints, from Python or from C, to stderr. Only `answers()` writes to stdout."""
+    if sys.stdout is None or _answers:  # closed, or redirected already
         yield
         return
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     try:
-        spare = os.dup(1)
-    except OSError:  # no file is behind it
+        copy = os.dup(1)
+    except OSError:  # stdout has no file descriptor
         with redirect_stdout(sys.stderr):
             yield
         return
     os.dup2(2, 1)
-    with open(spare, "w", encoding=sys.stdout.encoding, errors="backslashreplace", newline="", buffering=1) as stream:
+    with open(copy, "w", encoding=sys.stdout.encoding, errors="backslashreplace", newline="", buffering=1) as stream:
         _answers.append(stream if sys.stdout is sys.__stdout__ else sys.stdout)
         try:
             with redirect_stdout(sys.stderr):
                 yield
         finally:
             _answers.pop()
-            os.dup2(spare, 1)
+            os.dup2(copy, 1)
 
 
 def answers() -> Any:
-    """The stream for a command's answer: stdout, or where it led before it was kept."""
+    """The stream for a command's answer: stdout, also while `stdout_kept` redirects prints to stderr."""
     return _answers[-1] if _answers else sys.stdout
 
 
@@ -128,14 +137,14 @@ def last_line(output: str, default: str) -> str:
 
 
 def hush() -> None:
-    """No bars of libraries between ours."""
+    """Disable the progress bars of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class for it, the CPU's allocator only words, by system."""
-    words = ("can't allocate memory", "not enough memory")
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or any(some in str(error) for some in words)
+    """Whether an exception means that memory ran out. CUDA has a class for it, torch on CPUs only has messages."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(message in str(error) for message in ("can't allocate memory", "not enough memory"))

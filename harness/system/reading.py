@@ -1,7 +1,7 @@
-"""Files from outside, read with limits: regular files of a stated size, documents of a stated depth, finite numbers.
+"""Reading files from outside, with limits: regular files up to a size, documents up to a depth, finite numbers.
 
-Every parser of what others wrote starts here. A file that cannot be used raises `Unreadable`, or what `parsing` was
-asked to raise, with the file's name and the cause in one line.
+Every parser of a file that harness did not write starts here. A file that cannot be used raises `Unreadable`, or the
+error that `parsing` was given, with the file's name and the cause in one line.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from typing import Any
 
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
 
-DOCUMENT = 64 * 2**20  # bytes of a JSON document, and of a side file unpacked
+DOCUMENT = 64 * 2**20  # bytes of a JSON document, and of an unpacked side file
 SETTINGS = 256 * 2**10  # bytes of a YAML file
-NODES = 100_000  # of a YAML file with its aliases written out
+NODES = 100_000  # of a YAML file, with its aliases expanded
 DEPTH = 100
 MEMORY = 256 * 2**20  # bytes that the values of a JSON document may take, estimated before it is parsed
-LARGEST = 2**128  # of an integer
-# Only a number of 39 digits, or with an exponent of three, can be infinite or too large. All digits are zeros here.
+LARGEST = 2**128  # largest absolute value of an integer
+# Only a number of 39 digits, or with an exponent of three digits, can be infinite or too large. Such numbers are found
+# quickly in a text whose digits are all replaced by zeros.
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _EXPONENTS = [re.compile(rb"%b\+?000+(?:[\s,\]}]|\Z)" % letter) for letter in (b"e", b"E")]
 
 
 class Unreadable(ValueError):
-    """A file that cannot be used, and why. `damaged` is false where it may be good and only cannot be read now."""
+    """A file that cannot be used, and why. `damaged` is false if its content may be good but cannot be read now."""
 
     def __init__(self, path: Path, why: str, damaged: bool = True) -> None:
         super().__init__(f"{path} {why}")
@@ -39,9 +40,9 @@ class Unreadable(ValueError):
 
 @contextmanager
 def parsing(path: Path, what: str, remedy: str = "", error: type[HarnessError] = EnvironmentFault) -> Iterator[None]:
-    """Whatever a parser raises over this file, as one line of cause and one of remedy.
+    """Turn whatever a parser raises in the block into `error`, with one line of cause and the remedy.
 
-    Panics of Rust libraries are BaseExceptions, so those are caught too.
+    Panics of Rust libraries are BaseExceptions, so these are caught too.
     """
     try:
         yield
@@ -56,7 +57,7 @@ def parsing(path: Path, what: str, remedy: str = "", error: type[HarnessError] =
 
 
 def content(path: Path, limit: int = DOCUMENT) -> bytes:
-    """The bytes of a regular file. FileNotFoundError only where nothing at all has this name."""
+    """The bytes of a regular file. Raises FileNotFoundError only if nothing at all has this name, not even a link."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
@@ -70,18 +71,18 @@ def content(path: Path, limit: int = DOCUMENT) -> bytes:
         state = os.fstat(descriptor)
         _must_be_regular(path, state.st_mode)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            found = file.read(min(limit, state.st_size or limit) + 1)
+            data = file.read(min(limit, state.st_size or limit) + 1)
     except OSError as error:
         raise Unreadable(path, f"cannot be read: {error.strerror or error}", damaged=False) from None
     finally:
         os.close(descriptor)
-    if len(found) > limit:
+    if len(data) > limit:
         raise Unreadable(path, f"is larger than {limit:,} bytes")
-    return found
+    return data
 
 
 def must_be_regular(path: Path) -> None:
-    """For files that a library opens itself: a device or a pipe would never end."""
+    """Raise Unreadable unless this is a regular file. For files that a library opens: a pipe would never end."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -99,18 +100,18 @@ def _must_be_regular(path: Path, mode: int) -> None:
 
 
 def json_file(path: Path, limit: int = DOCUMENT) -> Any:
-    """The value of a JSON file: finite numbers, valid text, moderate depth."""
+    """The value of a JSON file, checked for finite numbers, valid Unicode and a moderate depth."""
     return json_value(path, content(path, limit))
 
 
 def json_value(path: Path, text: bytes) -> Any:
-    """The value of a JSON text that came from this file."""
+    """The value of a JSON text, checked as in `json_file`. `path` is the file that errors name."""
     from pydantic_core import from_json
 
     if 150 * len(text) > MEMORY and _memory(text) > MEMORY:
         raise Unreadable(path, "holds too many values")
     try:
-        value = from_json(text, allow_inf_nan=False)  # has a limit of depth of its own
+        value = from_json(text, allow_inf_nan=False)  # which limits the depth
     except ValueError as error:
         why = "is nested too deeply" if "recursion" in str(error) else "is truncated or not JSON"
         raise Unreadable(path, why) from None
@@ -122,29 +123,29 @@ def json_value(path: Path, text: bytes) -> Any:
 
 
 def _memory(text: bytes) -> int:
-    """About how many bytes the values of a JSON text take, and rather more."""
+    """A high estimate of the bytes that the values of a JSON text take."""
     containers = text.count(b"{") + text.count(b"[")
     return 150 * containers + 32 * text.count(b",") + 30 * text.count(b'"')
 
 
-def odd_number(value: Any) -> str:
-    """What in plain data is no finite number of a moderate size; empty if nothing."""
-    todo = [value]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, dict):
-            todo += one.values()
-        elif isinstance(one, list):
-            todo += one
-        elif isinstance(one, float) and not math.isfinite(one):
+def odd_number(value: object) -> str:
+    """Text that names an infinite or too large number in plain data; empty if there is none."""
+    remaining: list[object] = [value]
+    while remaining:
+        item = remaining.pop()
+        if isinstance(item, dict):
+            remaining += item.values()
+        elif isinstance(item, list):
+            remaining += item
+        elif isinstance(item, float) and not math.isfinite(item):
             return "a number that is not finite"
-        elif isinstance(one, int) and abs(one) > LARGEST:
+        elif isinstance(item, int) and abs(item) > LARGEST:
             return "an integer that is too large"
     return ""
 
 
 def yaml_file(path: Path, limit: int = SETTINGS) -> Any:
-    """The value of a YAML file: plain JSON types only, and few nodes once aliases are written out."""
+    """The value of a YAML file, checked to have only the types of JSON and few nodes with its aliases expanded."""
     import yaml
 
     text = content(path, limit)
@@ -164,7 +165,7 @@ def yaml_file(path: Path, limit: int = SETTINGS) -> Any:
         raise
     except RecursionError:
         raise Unreadable(path, "is nested too deeply") from None
-    except Exception as error:  # dates out of range and long digits are ValueErrors, odd merges TypeErrors
+    except Exception as error:  # ValueError from dates and long integers, TypeError from odd merge keys
         raise Unreadable(path, _yaml_fault(error)) from None
     if why := _not_plain(value):
         raise Unreadable(path, f"holds {why}")
@@ -181,7 +182,7 @@ def _yaml_fault(error: Exception) -> str:
 
 
 def _too_large(root: Any) -> str:
-    """Why a graph of YAML nodes is refused: a node inside itself, or too many once aliases are written out."""
+    """Why a graph of YAML nodes is refused: a node contains itself, or expanded aliases make too many. Empty if not."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
@@ -206,25 +207,25 @@ def _too_large(root: Any) -> str:
     return f"has more than {NODES:,} nodes" if total > NODES else ""
 
 
-def _not_plain(value: Any) -> str:
-    """What in a YAML value has no counterpart in JSON; empty if nothing."""
-    todo = [value]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, dict):
-            if wrong := [name for name in one if not isinstance(name, str | int | float | bool | None)]:
+def _not_plain(value: object) -> str:
+    """Text that names a part of a YAML value that JSON does not have; empty if there is none."""
+    remaining: list[object] = [value]
+    while remaining:
+        item = remaining.pop()
+        if isinstance(item, dict):
+            if wrong := [name for name in item if not isinstance(name, str | int | float | bool | None)]:
                 return f"a name that is not text: {one_line(repr(wrong[0]), 60)}"
-            todo += [*one, *one.values()]
-        elif isinstance(one, list):
-            todo += one
-        elif not isinstance(one, str | int | float | bool | None):
-            return f"a {type(one).__name__}, which is not plain text: quote it"
-        elif isinstance(one, str) and not one.isascii() and _lone_surrogate(one):
+            remaining += [*item, *item.values()]
+        elif isinstance(item, list):
+            remaining += item
+        elif not isinstance(item, str | int | float | bool | None):
+            return f"a {type(item).__name__}, which is not plain text: quote it"
+        elif isinstance(item, str) and not item.isascii() and _has_lone_surrogate(item):
             return "text that is not Unicode"
     return odd_number(value)
 
 
-def _lone_surrogate(text: str) -> bool:
+def _has_lone_surrogate(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

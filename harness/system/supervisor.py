@@ -1,7 +1,7 @@
-"""A command in a process of its own: however a method or a plug-in ends it, somebody is left to say so.
+"""Running a command in a supervised process, so that a record can be written however a plug-in ends that process.
 
-The supervisor forks before any library is imported, waits, and hears through a pipe what the command is doing. It never
-touches a device. Where there is no fork, the command runs in this process.
+The supervisor forks before any library is imported, and waits. The command reports through a pipe what it is doing. The
+supervisor never touches a device. On systems without fork, the command runs in this process.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from typing import Any
 
 from harness.system.fork_server import bound, check_fork_is_safe, ending
 
-IMPORT_S = 20.0  # what the import of a plug-in's registration module may take
+IMPORT_S = 20.0  # time limit for the import of a plug-in's registration module
 FORWARDED = (
     (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP) if hasattr(os, "fork") else ()
 )
-EXIT_S = 10.0  # what a process may take to end after it has answered or was interrupted
+EXIT_S = 10.0  # time limit for the exit of a process that has answered or was interrupted
 
 
 def import_seconds() -> float:
-    """Seconds that an import may take, where the environment allows another time."""
+    """Time limit for an import: HARNESS_IMPORT_S if it is set, else the default."""
     text = os.environ.get("HARNESS_IMPORT_S", "")
     return float(text) if text.replace(".", "", 1).isdigit() else IMPORT_S
 
 
-fatal_imports: dict[str, str] = {}  # plug-ins that ended an earlier attempt of this command, and how
-_pipe: tuple[int, int] | None = None  # of the supervised process: its pid and where it reports to
+fatal_imports: dict[str, str] = {}  # plug-ins whose import ended an earlier attempt of this command, and how
+_pipe: tuple[int, int] | None = None  # in the supervised process: its pid, and the descriptor that it reports to
 
 
 @dataclass
 class Ending:
-    """How a supervised command ended; `code` is None where it did not get as far as an exit code of its own."""
+    """How a supervised command ended. `code` is None if the process ended before the command returned an exit code."""
 
     code: int | None
     reason: str = ""
     status: str = "failed"
-    reports: dict[str, Any] = field(default_factory=dict)  # the latest of each kind
+    reports: dict[str, Any] = field(default_factory=dict)  # the latest report of each kind
 
 
-def report(**what: Any) -> None:
-    """Tell the supervisor what this process is doing; nothing where there is none."""
+def report(**reports: Any) -> None:
+    """Tell the supervisor what this process is doing. Does nothing in a process that is not supervised."""
     if _pipe is not None and _pipe[0] == os.getpid():
         with contextlib.suppress(OSError):
-            os.write(_pipe[1], (json.dumps(what) + "\n").encode())
+            os.write(_pipe[1], (json.dumps(reports) + "\n").encode())
 
 
 @contextmanager
 def importing(name: str) -> Iterator[None]:
-    """Name the plug-in that is imported meanwhile."""
+    """Report that the block imports this plug-in."""
     report(importing=name)
     try:
         yield
@@ -77,16 +77,16 @@ def supervise(command: Callable[[], int]) -> Ending:
     child = os.fork()
     if not child:
         os.close(reader)
-        _exit_with(command, writer, parent)
+        _run_and_exit(command, writer, parent)
     os.close(writer)
     try:
-        return _Watch(child, reader).wait()
+        return _Supervisor(child, reader).wait()
     finally:
         os.close(reader)
 
 
 def open_closed_streams() -> None:
-    """Put the null device where a standard stream is closed, or the next file that is opened would take its number."""
+    """Open the null device for each closed standard stream. Otherwise the next opened file would get its descriptor."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -103,8 +103,8 @@ def open_closed_streams() -> None:
         stream.flush()
 
 
-def _exit_with(command: Callable[[], int], writer: int, parent: int) -> None:
-    """The child: lead a group of its own, run the command, report its exit code, end."""
+def _run_and_exit(command: Callable[[], int], writer: int, parent: int) -> None:
+    """In the child: become a process group leader, run the command, report its exit code and exit."""
     global _pipe
     code = 70
     try:
@@ -112,7 +112,7 @@ def _exit_with(command: Callable[[], int], writer: int, parent: int) -> None:
         bound(parent)
         _pipe = os.getpid(), writer
         code = command()
-        if os.getpid() == _pipe[0]:  # not a fork that a plug-in let return
+        if os.getpid() == _pipe[0]:  # this is not a process that a plug-in forked
             _close_output()
             report(done=code)
             _run_exit_functions()
@@ -123,7 +123,7 @@ def _exit_with(command: Callable[[], int], writer: int, parent: int) -> None:
 
 
 def _close_output() -> None:
-    """Flush the answer; what is printed later, for instance by exit functions of libraries, goes to stderr."""
+    """Flush stdout and point it to stderr, so that exit functions of libraries print nothing after the answer."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -142,78 +142,81 @@ def _run_exit_functions() -> None:
         sys.stderr.flush()
 
 
-class _Watch:
-    """The supervisor's side of one supervised process."""
+class _Supervisor:
+    """Waits for one supervised process, reads its reports and enforces time limits."""
 
     def __init__(self, child: int, reader: int) -> None:
         self.child, self.reader = child, reader
         self.reports: dict[str, Any] = {}
-        self.rest = b""
-        self.limits: dict[str, tuple[float, str, str]] = {}  # when it is killed, with which reason and status
-        self.killed = ("", "failed")  # reason and status of the limit that was reached
+        self.unparsed = b""  # the start of a report whose end has not arrived
+        self.limits: dict[str, tuple[float, str, str]] = {}  # deadline, and the reason and status if it is reached
+        self.verdict = ("", "failed")  # reason and status of the limit that was reached
         self.code: int | None = None
 
     def wait(self) -> Ending:
-        handled = [number for number in FORWARDED if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # nohup, &
-        before = {number: signal.signal(number, self._forward) for number in handled}
+        # signals that are ignored stay ignored: the command was started with nohup or in the background
+        handled = [number for number in FORWARDED if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+        handlers = {number: signal.signal(number, self._forward) for number in handled}
         try:
             while self.code is None:
                 self._listen()
                 self._enforce()
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
             self._kill(signal.SIGKILL)  # whatever the command left running
         self._drain()
         if "done" in self.reports:
             return Ending(self.reports["done"], reports=self.reports)
-        reason, status = self.killed
+        reason, status = self.verdict
         return Ending(None, reason or ending(self.code), status, self.reports)
 
     def _listen(self) -> None:
-        """Hear reports until the process has ended."""
+        """Wait for reports, for a few seconds at most, and check whether the process has ended."""
         readable, _, _ = select.select([self.reader], [], [], 0.5 if self.limits else 5.0)
         text = os.read(self.reader, 65536) if readable else b""
-        if readable and not text:  # every writer is gone, or the process closed its end
+        if readable and not text:  # end of file: the process is ending, or closed the pipe
             time.sleep(0.05)
-        *lines, self.rest = (self.rest + text).split(b"\n")
+        *lines, self.unparsed = (self.unparsed + text).split(b"\n")
         for line in lines:
-            self._hear(line)
+            self._receive(line)
         self._reap(block=False)
 
     def _drain(self) -> None:
-        """What the process reported before its end; a process that it left behind may hold the pipe open."""
+        """Read what the process reported before its end, without waiting: a child of it may hold the pipe open."""
         os.set_blocking(self.reader, False)
         with contextlib.suppress(BlockingIOError):
             while text := os.read(self.reader, 65536):
-                self.rest += text
-        for line in self.rest.split(b"\n"):
-            self._hear(line)
+                self.unparsed += text
+        for line in self.unparsed.split(b"\n"):
+            self._receive(line)
 
-    def _hear(self, line: bytes) -> None:
+    def _receive(self, line: bytes) -> None:
+        """Keep one line of reports, and set the time limits that follow from it."""
         try:
-            what = json.loads(line)
+            reports = json.loads(line)
         except ValueError:  # the process was killed while it wrote
             return
-        self.reports |= what
-        if "done" in what:
+        self.reports |= reports
+        if "done" in reports:
             self._limit("exit", EXIT_S, "it did not end")
-        if "importing" in what:
+        if "importing" in reports:
             seconds = import_seconds()
             self.limits.pop("import", None)
-            if what["importing"]:
+            if reports["importing"]:
                 self._limit("import", seconds, f"its import took longer than {seconds:g} s")
-        if "timeout_s" in what:
-            self._limit("timeout", what["timeout_s"], f"it took longer than {what['timeout_s']:g} s", "timeout")
+        if "timeout_s" in reports:
+            seconds = reports["timeout_s"]
+            self._limit("timeout", seconds, f"it took longer than {seconds:g} s", "timeout")
 
     def _limit(self, name: str, seconds: float, reason: str, status: str = "failed") -> None:
         self.limits[name] = (time.monotonic() + seconds, reason, status)
 
     def _enforce(self) -> None:
         """Kill the process if a limit was reached."""
-        for moment, reason, status in self.limits.values():
-            if self.code is None and time.monotonic() > moment:
-                self.killed = (reason, status)
+        for deadline, reason, status in self.limits.values():
+            if self.code is None and time.monotonic() > deadline:
+                self.verdict = (reason, status)
                 self._kill(signal.SIGKILL)
                 self._reap(block=True)
 
@@ -223,7 +226,7 @@ class _Watch:
             self.code = os.waitstatus_to_exitcode(status)
 
     def _forward(self, number: int, _: Any) -> None:
-        """Ctrl-C, Ctrl-Z and the like reach the process that leads a group of its own; a second one kills it."""
+        """Pass a signal such as Ctrl-C on to the process, which is in another process group. A second one kills it."""
         if number == signal.SIGTSTP:
             self._pause()
             return
@@ -234,16 +237,16 @@ class _Watch:
         self._limit("exit", EXIT_S, "it did not end")
 
     def _pause(self) -> None:
-        """Stop both processes until they are continued; the pause counts against no limit."""
-        began = time.monotonic()
+        """Stop both processes until they are continued. The pause does not count against time limits."""
+        start = time.monotonic()
         self._kill(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
         self._kill(signal.SIGCONT)
-        pause = time.monotonic() - began
-        for name, (moment, reason, status) in self.limits.items():
-            self.limits[name] = (moment + pause, reason, status)
+        pause = time.monotonic() - start
+        for name, (deadline, reason, status) in self.limits.items():
+            self.limits[name] = (deadline + pause, reason, status)
 
     def _kill(self, number: int) -> None:
-        """The process and what it started: it leads a group of its own."""
+        """Signal the process and everything that it started, which is its process group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.child, number)
