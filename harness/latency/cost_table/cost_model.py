@@ -90,7 +90,7 @@ class CostModel:
         """Why this table cannot predict this model, or an empty text."""
         from harness.latency.cost_table.regression import sizes
 
-        if {name: sites[0].units for name, sites in self.classes.items()} != self.table.tops():
+        if {name: sites[0].units for name, sites in self.classes.items()} != self.table.unit_counts():
             return "does not cover this model's sub-layers"
         if self.table.predictor and not set(self.table.predictor.features) <= set(sizes(self.anatomy, {})):
             return "has a predictor of other sub-layers"

@@ -118,7 +118,7 @@ class CostTable(Part):
             raise ValueError("its fit is of other sub-layers")
         return self
 
-    def tops(self) -> dict[str, int]:
+    def unit_counts(self) -> dict[str, int]:
         """Units of a whole site, per class."""
         return {name: curve.units[-1] for name, curve in self.curves.items()}
 
