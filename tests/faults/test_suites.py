@@ -121,7 +121,7 @@ def test_a_rule_that_excludes_nothing_names_its_file(tmp_path, rule):
 def test_a_text_about_a_suite_is_one_clean_line(tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text(BASE + 'about: "a\\e]0;owned\\a\\n# b"\n')
-    about = read(path).about
+    about = load_suite(path).about
     assert about.isprintable()
     assert about.endswith("# b")
 
