@@ -152,9 +152,11 @@ class Unknown(UsageError):
 
 def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> Unknown:
     """The error for an unknown name. Its remedy is `elsewhere`, a similar name, or all known ones."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, 1)
-    remedy = elsewhere or (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}" if known else "")
+    names = sorted(known)
+    similar = difflib.get_close_matches(name, names, 1)
+    remedy = elsewhere
+    if not remedy and names:
+        remedy = f"did you mean {similar[0]!r}?" if similar else f"known: {', '.join(names)}"
     error = Unknown(one_line(f"no {kind} {name[:100]!r}"), remedy)
     error.kind = kind
     return error

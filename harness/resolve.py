@@ -38,7 +38,7 @@ class TimingChoices:
     runtime: str
     dtype: str
     workloads: tuple[Workload, ...]
-    """Those that were asked for; empty if the device's own default is to be used."""
+    """The requested workloads; empty if the device's own default is to be used."""
 
 
 def timing_choices(
@@ -99,15 +99,18 @@ class Recovering:
         return plugins.registry().build("recovery", self.spec.name, self.parameters)
 
 
-def settings(owner: str, known: Mapping[str, Param], preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A plug-in's parameters: the preset's defaults, overridden by what the user set. `owner` names it in errors."""
-    values = {name: param.default(preset) for name, param in known.items()}
-    for name, value in given.items():
-        if name not in known:
-            if not known:
+def settings(owner: str, params: Mapping[str, Param], preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a plug-in: a preset's defaults, overridden by what the user chose.
+
+    `owner` is how errors name the plug-in.
+    """
+    values = {name: param.default(preset) for name, param in params.items()}
+    for name, value in chosen.items():
+        if name not in params:
+            if not params:
                 raise UsageError(f"{owner} has no parameters, so {name!r} cannot be set", "leave the setting out")
-            raise plugins.unknown(f"parameter of {owner}", name, known)
-        values[name] = _checked(f"{owner}: {name}", value, known[name])
+            raise plugins.unknown(f"parameter of {owner}", name, params)
+        values[name] = _checked(f"{owner}: {name}", value, params[name])
     return values
 
 
@@ -117,46 +120,46 @@ def unusual(pruner: PrunerSpec, spec: RunSpec) -> dict[str, Any]:
     return {name: value for name, value in spec.parameters.items() if name not in defaults or defaults[name] != value}
 
 
-def _checked(name: str, given: Any, param: Param) -> Any:
-    """A value as the parameter's type, within its choices and bounds. `name` names it in errors."""
+def _checked(name: str, chosen: Any, param: Param) -> Any:
+    """A value as the parameter's type, within its choices and bounds. `name` is how errors name it."""
     kind = type(param.quick)
     try:
-        value = _converted(given, kind)
+        value = _converted(chosen, kind)
     except (ValueError, KeyError, TypeError, OverflowError):
-        cause = f"{name}={_shown(given)} is not {TYPE_NAMES.get(kind, kind.__name__)}"
+        cause = f"{name}={_shown(chosen)} is not {TYPE_NAMES.get(kind, kind.__name__)}"
         raise UsageError(cause, f"for example {param.quick}") from None
     if param.choices and value not in param.choices:
-        raise UsageError(f"{name}={_shown(given)} is not known", f"known: {', '.join(map(str, param.choices))}")
+        raise UsageError(f"{name}={_shown(chosen)} is not known", f"known: {', '.join(map(str, param.choices))}")
     if bounds := _violated_bounds(value, param):
-        raise UsageError(f"{name}={_shown(given)} is out of range", f"give {bounds}, for example {param.quick}")
+        raise UsageError(f"{name}={_shown(chosen)} is out of range", f"give {bounds}, for example {param.quick}")
     return value
 
 
-def _shown(given: Any) -> str:
+def _shown(value: Any) -> str:
     """A user's value as an error message shows it: short, and on one line."""
-    if isinstance(given, int) and abs(given) >= MAX_NUMBER:
+    if isinstance(value, int) and abs(value) >= MAX_NUMBER:
         return "an integer of many digits"
-    if isinstance(given, str | int | float):
-        return one_line(str(given), 100)
-    return "null" if given is None else f"a {type(given).__name__}"
+    if isinstance(value, str | int | float):
+        return one_line(str(value), 100)
+    return "null" if value is None else f"a {type(value).__name__}"
 
 
-def _converted(given: Any, kind: type) -> Any:
+def _converted(source: Any, kind: type) -> Any:
     """Text, a number or a boolean as a parameter's type. A lossy conversion is an error."""
     if kind not in TYPE_NAMES:
-        return given if isinstance(given, kind) else kind(given)
-    if not isinstance(given, str | int | float):
+        return source if isinstance(source, kind) else kind(source)
+    if not isinstance(source, str | int | float):
         raise ValueError("a setting must be text, a number or a boolean")
     if kind is bool:
-        return {"true": True, "false": False, "1": True, "0": False}[str(given).lower()]
-    if isinstance(given, bool) and kind is not str:
+        return {"true": True, "false": False, "1": True, "0": False}[str(source).lower()]
+    if isinstance(source, bool) and kind is not str:
         raise ValueError("a boolean is not a number")
-    value = kind(given)
+    value = kind(source)
     if isinstance(value, str) and not value.isprintable():
         raise ValueError("the text has unprintable characters")
     if isinstance(value, int | float) and not abs(value) < MAX_NUMBER:  # also true for NaN
         raise ValueError("the number is not finite or is too large")
-    if kind is int and isinstance(given, float) and value != given:
+    if kind is int and isinstance(source, float) and value != source:
         raise ValueError("the number has a fraction")
     return value
 
@@ -198,11 +201,11 @@ def _expand(wanted: Sequence[str]) -> list[str]:
 
 def recovering(text: str, preset: str, source: str, fetch: bool = True) -> Recovering:
     """Resolve a recovery; `name:key=value` sets a parameter. `source` is the calibration text that it learns from."""
-    name, given = _parse(text)
+    name, chosen = _parse(text)
     spec = plugins.registry().get("recovery", name)
-    parameters = settings(f"recovery {name}", spec.parameters, preset, given)
+    parameters = settings(f"recovery {name}", spec.parameters, preset, chosen)
     identity = texts.identity(source, texts.CALIBRATE, fetch) if "calibration" in spec.needs else None
-    recovery = Recovering(_label(name, given, parameters), spec, parameters, identity)
+    recovery = Recovering(_label(name, chosen, parameters), spec, parameters, identity)
     recovery.build()  # wrong values are reported before any work
     return recovery
 
@@ -212,20 +215,20 @@ def _parse(text: str) -> tuple[str, dict[str, str]]:
     return name, dict(pair.partition("=")[::2] for pair in pairs)
 
 
-def _label(name: str, given: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
-    return ":".join([name, *(f"{key}={parameters[key]}" for key in sorted(given))])
+def _label(name: str, chosen: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    return ":".join([name, *(f"{key}={parameters[key]}" for key in sorted(chosen))])
 
 
 def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
-    name, given = _parse(text)
+    name, chosen = _parse(text)
     specs = plugins.registry().specs["evaluator"]
     if name not in specs:
         groups = plugins.groups()
         if name in groups:
             raise UsageError(f"{name} is a group and takes no settings", f"set them for {' or '.join(groups[name])}")
         raise plugins.unknown("evaluator", name, {*specs, *groups})
-    parameters = settings(f"evaluator {name}", specs[name].parameters, preset, given)
-    evaluation = Evaluation(_label(name, given, parameters), specs[name], parameters, {})
+    parameters = settings(f"evaluator {name}", specs[name].parameters, preset, chosen)
+    evaluation = Evaluation(_label(name, chosen, parameters), specs[name], parameters, {})
     evaluator = evaluation.build()  # wrong values are reported before any work
     identity = {source: texts.identity(source, texts.EVALUATE, fetch) for source in specs[name].reads}
     if hasattr(evaluator, "identity"):

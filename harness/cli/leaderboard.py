@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @click.command("leaderboard")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("--check", is_flag=True, help="Change nothing; exit code 1 if the pages of FOLDER are out of date.")
+@click.option("--check", is_flag=True, help="Change nothing; list outdated pages of FOLDER. Exit code 1 if any.")
 @click.option(
     "--html", type=click.Path(path_type=Path), help="Write one HTML page whose rows can be sorted and filtered."
 )

@@ -111,8 +111,8 @@ def resolve(
     choices = timing_choices(device, preset, runtime, dtype, [workload] if workload else [])
     card = find_card(model)
     anatomy = anatomy_of(card.config)
-    for choice in choices.workloads:  # refuse one that this kind of model does not have before the device is probed
-        counting.flops(anatomy, {}, choice)
+    for requested in choices.workloads:  # refuse one that the model does not support before the device is probed
+        counting.flops(anatomy, {}, requested)
     table_device = registry().device(device, choices.runtime)
     info = table_device.probe()
     check_usable(device, info)

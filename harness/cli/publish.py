@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     help="Leaderboard folder.",
 )
 @click.option(
-    "--check", is_flag=True, help="Change nothing; list what would be written and removed. Exit code 1 if anything."
+    "--check", is_flag=True, help="Change nothing; list what would be written or removed. Exit code 1 if any."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON: what was published and what was refused.")
 def command(name: str, cells: tuple[str, ...], target: Path, check: bool, as_json: bool) -> None:

@@ -46,7 +46,7 @@ MAX_MINUTES = 100_000
 )
 @click.option("--grid", help="For CO2e: grams per kWh, or a country code (DEU).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
-@click.option("--timeout", type=float, metavar="MINUTES", help="Stop a longer run; its status becomes timeout.")
+@click.option("--timeout", type=float, metavar="MINUTES", help="Stop the run after MINUTES; its status is timeout.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop; loads no weights.")
 @click.option("--trace", is_flag=True, help="Afterwards profile both models by operator.")
 @click.option("--events", is_flag=True, help="Print every event on stderr.")
