@@ -72,8 +72,8 @@ class Registry:
                 if name.replace("-", "_") in {point.name for point in entry_points(group="harness")}:
                     continue
                 return f"it is in this checkout but not installed: pip install -e {parent}/{folder.name}"
-        if only():
-            return "HARNESS_PLUGINS hides all plug-ins except " + ", ".join(sorted(only() | {"builtin"}))
+        if selected_plugins():
+            return "HARNESS_PLUGINS hides all plug-ins except " + ", ".join(sorted(selected_plugins() | {"builtin"}))
         return ""
 
     def load(self, kind: str, name: str) -> Any:
@@ -106,7 +106,7 @@ class Registry:
             ) from error
 
 
-def groups() -> dict[str, list[str]]:
+def evaluator_groups() -> dict[str, list[str]]:
     """The groups of evaluators: the name of each group, and its members."""
     members: dict[str, list[str]] = {}
     for name, spec in registry().specs["evaluator"].items():
@@ -144,32 +144,32 @@ def resolve(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-class Unknown(UsageError):
+class UnknownName(UsageError):
     """A name that is not registered. `kind` is what it should have been: a pruner, a device, a command."""
 
     kind = ""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> Unknown:
+def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> UnknownName:
     """The error for an unknown name. Its remedy is `elsewhere`, a similar name, or all known ones."""
     names = sorted(known)
     similar = difflib.get_close_matches(name, names, 1)
     remedy = elsewhere
     if not remedy and names:
         remedy = f"did you mean {similar[0]!r}?" if similar else f"known: {', '.join(names)}"
-    error = Unknown(one_line(f"no {kind} {name[:100]!r}"), remedy)
+    error = UnknownName(one_line(f"no {kind} {name[:100]!r}"), remedy)
     error.kind = kind
     return error
 
 
-def only() -> set[str]:
+def selected_plugins() -> set[str]:
     """The entry points named by HARNESS_PLUGINS, which are the only ones loaded; empty if it names none."""
     return {name.strip() for name in os.environ.get("HARNESS_PLUGINS", "").split(",")} - {""}
 
 
 def _entry_points() -> Iterator[tuple[EntryPoint, Origin]]:
     """The entry points to load: first harness's own, then the others by name."""
-    names = None if os.environ.get("HARNESS_PLUGINS") is None else only() | {"builtin"}
+    names = None if os.environ.get("HARNESS_PLUGINS") is None else selected_plugins() | {"builtin"}
     for point in sorted(entry_points(group="harness"), key=lambda p: (p.value != "harness.builtin", p.name)):
         if names is None or point.name in names:
             dist = point.dist
@@ -265,12 +265,12 @@ def registry() -> Registry:
                 manager.unregister(plugin)
             line = error.line if isinstance(error, HarnessError) else describe(error, 300)
             result.broken[origin] = one_line(line, 300)
-    for name in sorted(only() - set(first_by_name)):
+    for name in sorted(selected_plugins() - set(first_by_name)):
         result.broken[Origin(name, "HARNESS_PLUGINS", "")] = "HARNESS_PLUGINS names it, but it is not installed"
     return result
 
 
-def rows(kind: str | None = None) -> list[dict[str, Any]]:
+def list_rows(kind: str | None = None) -> list[dict[str, Any]]:
     """What `harness list` shows: one row per registered name, one per broken plug-in."""
     loaded = registry()
     result = []

@@ -195,7 +195,7 @@ def evaluations(
 
 def _expand(wanted: Sequence[str]) -> list[str]:
     """Evaluators without groups and repetitions: a group stands for all its members."""
-    groups = plugins.groups()
+    groups = plugins.evaluator_groups()
     return list(dict.fromkeys(name for text in wanted if text for name in groups.get(text, [text])))
 
 
@@ -223,7 +223,7 @@ def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
     name, chosen = _parse(text)
     specs = plugins.registry().specs["evaluator"]
     if name not in specs:
-        groups = plugins.groups()
+        groups = plugins.evaluator_groups()
         if name in groups:
             raise UsageError(f"{name} is a group and takes no settings", f"set them for {' or '.join(groups[name])}")
         raise plugins.unknown("evaluator", name, {*specs, *groups})

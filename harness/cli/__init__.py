@@ -147,7 +147,7 @@ def exit_code(command: Callable[[], int]) -> int:
         return fail(error.cause, error.remedy, error.exit_code)
     except OSError as error:
         if error.errno in DISK_ERRORS:
-            return fail(f"the output cannot be written: {error.strerror}", "free space on the disk it goes to", 3)
+            return fail(f"the output cannot be written: {error.strerror}", "make room on the disk it goes to", 3)
         return bug(error, debug)
     except BaseException as error:
         return bug(error, debug)

@@ -7,7 +7,7 @@ import time
 
 import click
 
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 
 
 @click.command("check")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness import plugins
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.conformance import kit
 from harness.errors import EnvironmentFault, UsageError, one_line
 
@@ -30,7 +30,7 @@ def command(name: str, as_json: bool) -> None:
     harness info llama3.2-1b
     """
     registry = plugins.registry()
-    if members := plugins.groups().get(name):
+    if members := plugins.evaluator_groups().get(name):
         line = f"{name} (a group of evaluators): --eval {name} means {', '.join(members)}"
         if as_json:
             print_json(members)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.errors import UsageError, one_line
 from harness.records.store import Store
 from harness.system.parallel import uncollected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from harness import plugins
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.errors import one_line
 
 KINDS = ("pruners", "devices", "evaluators", "models", "recoveries")
@@ -33,7 +33,7 @@ def command(kind: str | None, as_json: bool, markdown: bool) -> None:
         click.echo(listed())
         return
     singular = SINGULAR.get(kind, kind[:-1]) if kind else None
-    rows = plugins.rows(singular)
+    rows = plugins.list_rows(singular)
     if as_json:
         print_json(rows)
         return
@@ -50,7 +50,7 @@ def command(kind: str | None, as_json: bool, markdown: bool) -> None:
             text = row["summary"] if row["ok"] else click.style(row["reason"], fg="red")
             click.echo(f"  {row['name']:{name_width}}  {origin}  {text}")
         if group == "evaluator":
-            click.secho(f"  groups: {one_line(', '.join(plugins.groups()), most=20_000)}", dim=True)
+            click.secho(f"  groups: {one_line(', '.join(plugins.evaluator_groups()), most=20_000)}", dim=True)
 
 
 def plural(kind: str) -> str:

@@ -146,7 +146,9 @@ def create_folder(folder: Path, files: Mapping[str, str]) -> None:
             _remove_empty(parent)
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            remedy = "free some disk space and run it again" if full else "give --into a folder that you can write to"
+            remedy = (
+                "make room, then run the same command again" if full else "give --into a folder that you can write to"
+            )
             raise EnvironmentFault(f"cannot write {folder}: {error.strerror}", remedy) from error
         raise
 

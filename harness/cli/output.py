@@ -13,7 +13,7 @@ from rich.table import Table
 
 from harness.cell.lifecycle import Reporter
 from harness.cell.plan import Plan
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.evaluation import texts
 from harness.models import counting
 from harness.system import process

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.errors import HarnessError, UsageError, one_line
 
 if TYPE_CHECKING:

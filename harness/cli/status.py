@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.errors import UsageError, one_line
 from harness.records.store import Store
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from harness.records.store import Store

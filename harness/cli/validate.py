@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.errors import UsageError, one_line
 from harness.records.store import Store
 from harness.system.parallel import uncollected

@@ -20,7 +20,7 @@ from harness.cell.plan import Plan
 from harness.cell.request import Request
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.models import counting
-from harness.plugins import Unknown
+from harness.plugins import UnknownName
 from harness.records.keys import canonical
 from harness.records.schema import RunSpec
 from harness.records.store import Store
@@ -127,7 +127,7 @@ def plan_cells(requests: Sequence[CellRequest], probe: Probe = lambda *_: None) 
         try:
             cell.plan = planning.make(request, fetch=False)
         except HarnessError as error:
-            missing_plugin = isinstance(error, Unknown) and error.kind in PLUGIN_KINDS
+            missing_plugin = isinstance(error, UnknownName) and error.kind in PLUGIN_KINDS
             if not missing_plugin and not isinstance(error, EnvironmentFault):
                 raise UsageError(f"{cell.label}: {error.cause}", error.remedy) from None
             cell.status, cell.reason = "waits", error.line
