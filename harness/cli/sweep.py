@@ -121,11 +121,10 @@ def print_outlook(name: str, about: str, cells: list[SweepCell], store: Store) -
     if not planned:
         click.echo("  nothing left to do" if settled else "  no cell can start here")
         return
-    sources = [f"{from_records} from earlier records"] if from_records else []
-    sources += [f"{len(planned) - from_records} from FLOPs"]
-    click.echo(
-        f"  about {duration(seconds)} for {len(planned)} cells, less if results are cached ({', '.join(sources)})"
-    )
+    basis = "FLOPs"
+    if from_records:
+        basis = f"earlier records for {from_records}, from FLOPs for {len(planned) - from_records}"
+    click.echo(f"  about {duration(seconds)}, less if results are cached (estimated from {basis})")
 
 
 def duration(seconds: float) -> str:
