@@ -31,7 +31,8 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
     known = plugins.registry()
     pruner: PrunerSpec = known.get("pruner", request.pruner)
     choices = timing_choices(request.device, request.preset, request.runtime, request.dtype, request.workloads)
-    device, runtime, dtype = choices.device, choices.runtime, choices.dtype
+    device = choices.device
+    runtime, dtype = choices.runtime, choices.dtype
     if request.sustain and not 1 <= request.sustain <= 7200:
         raise UsageError(f"{request.sustain:g} seconds are nothing to sustain", "give from 1 to 7200")
     if request.limit is not None and request.limit < 1:

@@ -116,7 +116,8 @@ def sustained_text(sustained: Sustained) -> str:
 
 def budget_text(record: Record) -> str:
     """What the budget was, and what the pruned model achieved."""
-    budget, artefact, unit = record.budget, record.artefact, record.spec.budget.unit
+    budget, artefact = record.budget, record.artefact
+    unit = record.spec.budget.unit
     assert artefact is not None
     assert budget is not None
     removed = f"{artefact.ratio_blocks:.3%} of the prunable parameters removed ({artefact.ratio_total:.3%} of all)"

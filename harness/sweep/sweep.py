@@ -166,8 +166,8 @@ class Sweep:
 
     def __init__(self, name: str, cells: list[SweepCell], store: Store, engine: Engine, command: str = "") -> None:
         self.name, self.cells = name, cells
-        self.store, self.engine, self.command = store, engine, command
-        self.root = str(store.root)
+        self.store, self.root = store, str(store.root)
+        self.engine, self.command = engine, command
 
     def run(self, on_progress: OnProgress) -> Counter[str]:
         """Run all cells, and count them by status."""
@@ -190,7 +190,8 @@ class Sweep:
         requests = [cell.fields for cell in cells]
         states = self.engine.run("check_cells", requests=requests, root=self.root) if cells else []
         for cell, state in zip(cells, states, strict=True):
-            cell.id, cell.status, cell.reason = state["id"], state["status"], state["reason"]
+            cell.id = state["id"]
+            cell.status, cell.reason = state["status"], state["reason"]
             if cell.status != "planned":
                 on_progress(cell, "")
 
