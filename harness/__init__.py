@@ -1,6 +1,6 @@
 """harness prunes a model to a budget on a real device and says with evidence what it cost.
 
-The names below are the public ones. Each is imported when it is first asked for, so `import harness` stays cheap.
+The public names are listed below. Each is imported when it is first used, so that `import harness` is fast.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_HOMES = {
+_NAMES_BY_MODULE = {
     "harness.api": (
         "API_VERSION",
         "Architecture",
@@ -41,8 +41,8 @@ _HOMES = {
     "harness.errors": ("HarnessError", "OverBudget", "Unsupported"),
     "harness.functions": ("evaluate", "load", "measure", "run"),
 }
-_WHERE = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_WHERE)
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+__all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
     from harness.api import (
@@ -79,9 +79,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands as functions: run, load, evaluate, measure."""
+"""The public functions run, load, evaluate and measure: what the commands do, for use from Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.cell import planning
 from harness.cell.lifecycle import Cell, Reporter
 from harness.cell.request import Request
 from harness.cell.scoring import score_words
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import UsageError
 from harness.latency import timing
 from harness.latency.fresh_process import openers
 from harness.models.architectures.lookup import anatomy_of
@@ -27,22 +27,25 @@ from harness.system.isolation import plugin_code
 
 
 def run(
-    pruner: str, *, out: Path | str | None = None, reporter: Reporter | None = None, command: str = "", **asked: Any
+    pruner: str, *, out: Path | str | None = None, reporter: Reporter | None = None, command: str = "", **options: Any
 ) -> Record:
-    """Run one cell, or answer from the store. Keywords are those of `harness.cell.planning.Request`.
+    """Prune, measure and evaluate one model, or return the stored record of a finished run.
+
+    The other keywords are the fields of `harness.cell.request.Request`. `out` is the runs folder, `command` the command
+    line that the record keeps.
 
     >>> record = harness.run("magnitude", model="tiny", ratio=0.2, limit=5)
     """
     for name in ("evaluators", "workloads"):
-        if isinstance(asked.get(name), str):
-            asked[name] = asked[name].split(",")
-    request = Request(pruner=pruner, **asked)
+        if isinstance(options.get(name), str):
+            options[name] = options[name].split(",")
+    request = Request(pruner=pruner, **options)
     prepare_for(request.device, request.dtype)
     return Cell(planning.make(request), Store(Path(out) if out else None), reporter or Reporter(), command).run()
 
 
 def load(path: Path | str, dtype: str | None = None) -> Any:
-    """The model of a folder, pruned or not, without running code from the folder."""
+    """Load the model of a folder, pruned or not. No code from the folder is run."""
     process.prepare(dtype or "fp32")
     from harness.models.saved import folders
 
@@ -60,17 +63,18 @@ def evaluate(
     seed: int = 0,
     out: Path | str | None = None,
 ) -> dict[str, ScoreRecord]:
-    """Scores of a saved model, without a dense one beside it."""
+    """Score a saved model; the result maps names of scores to scores. There is no comparison with a dense model."""
     from harness.models.saved import folders
 
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit} leaves nothing to evaluate", "give 1 or more")
-    folder, store, found = Path(path), Store(Path(out) if out else None), {}
+    folder, store = Path(path), Store(Path(out) if out else None)
     model, tokenizer = load(folder, dtype), folders.tokenizer(folder)
-    asked = evaluators.split(",") if isinstance(evaluators, str) else evaluators
-    evaluations, missing = resolve.evaluations(asked, preset)
+    names = evaluators.split(",") if isinstance(evaluators, str) else evaluators
+    evaluations, missing = resolve.evaluations(names, preset)
     if missing:
         raise next(iter(missing.values()))
+    records = {}
     for evaluation in evaluations:
         with tempfile.TemporaryDirectory() as work_dir:
             ctx = Context(
@@ -86,8 +90,8 @@ def evaluate(
             with plugin_code(f"evaluator {evaluation.label}"):
                 scores = evaluation.build().evaluate(model, ctx)
             for name, score in scores.items():
-                found[evaluation.score_name(name)] = ScoreRecord(**score_words(score, store))
-    return found
+                records[evaluation.score_name(name)] = ScoreRecord(**score_words(score, store))
+    return records
 
 
 def measure(
@@ -100,17 +104,18 @@ def measure(
     dtype: str | None = None,
     preset: str = "quick",
 ) -> Latency:
-    """Time a saved model by the preset's protocol, beside the dense one (or itself, which shows the noise)."""
-    if preset not in timing.PROTOCOLS:
-        raise UsageError(f"no preset {preset!r}", "give quick or paper")
-    spec = registry().get("device", device)
-    dtype, runtime = dtype or spec.dtype, runtime or spec.runtimes[0]
+    """Time a saved model in alternation with the dense one, `against`.
+
+    Without `against` the model is timed against itself, which shows the noise. The preset sets the number of rounds.
+    """
+    choices = resolve.timing_choices(device, preset, runtime, dtype, [workload] if workload else [])
+    runtime, dtype = choices.runtime, choices.dtype
     process.prepare(dtype)
     info = registry().device(device, runtime).probe()
-    if not info.usable:
-        raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
-    spec, protocol = spec.on_machine(info), timing.protocol(preset, spec, runtime)
-    asked = Workload.parse(workload or spec.workload)
-    with openers((Path(against or path), Path(path)), device, runtime, dtype, asked, protocol) as (dense, pruned):
+    resolve.check_usable(device, info)
+    spec = choices.device.on_machine(info)
+    timed = choices.workloads[0] if choices.workloads else Workload.parse(spec.workload)
+    protocol = timing.protocol(preset, spec, runtime)
+    with openers((Path(against or path), Path(path)), device, runtime, dtype, timed, protocol) as (dense, pruned):
         rounds = timing.interleave(dense, pruned, protocol, spec.clock)
     return timing.latency(rounds, spec.clock, protocol, spec.provenance)

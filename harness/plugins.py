@@ -1,4 +1,4 @@
-"""Discovery: one entry point at a time. A broken plug-in is a line with its reason, never a crash."""
+"""Discovers plug-ins by their entry points, and registers their specs. A broken plug-in is listed with its reason."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from harness.api import (
     ArchitectureSpec,
     DeviceSpec,
     EvaluatorSpec,
+    Event,
     ModelCard,
     Param,
     PrunerSpec,
@@ -37,7 +38,7 @@ from harness.errors import HarnessError, UsageError, describe, one_line
 from harness.system import process, supervisor
 from harness.system.isolation import plugin_code
 
-MOST = 10_000  # specs of one kind by one plug-in
+MAX_SPECS = 10_000  # of one kind, from one plug-in
 KINDS = {
     "pruner": ("harness_register_pruners", PrunerSpec),
     "device": ("harness_register_devices", DeviceSpec),
@@ -50,6 +51,8 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Origin:
+    """Where a name was registered: the plug-in's entry point, and the distribution that contains it."""
+
     plugin: str
     distribution: str
     version: str
@@ -57,7 +60,7 @@ class Origin:
 
 @dataclass
 class Registry:
-    """Every registered name with its spec and origin, and every plug-in that could not be read."""
+    """Every registered name with its spec and origin, and every broken plug-in with its reason."""
 
     manager: pluggy.PluginManager
     specs: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
@@ -65,68 +68,69 @@ class Registry:
     broken: dict[Origin, str] = field(default_factory=dict)
 
     def get(self, kind: str, name: str) -> Any:
-        """The spec under this name, or an error that says what was probably meant."""
+        """The spec of this name; the error for an unknown name suggests a similar one."""
         if name in self.specs[kind]:
             return self.specs[kind][name]
         raise unknown(kind, name, self.specs[kind], self._elsewhere(name))
 
     def _elsewhere(self, name: str) -> str:
+        """Why a name that exists is not registered: its plug-in is broken, not installed or hidden; otherwise empty."""
         for origin, reason in self.broken.items():
             if origin.plugin.replace("_", "-") == name:
                 return f"its plug-in is installed but broken: {reason}"
-        for room in ("plugins", "devices") if re.fullmatch(r"[\w-]{1,100}", name) else ():
-            folder = Path(__file__).parent.parent / room / name.replace("-", "_")
+        for parent in ("plugins", "devices") if re.fullmatch(r"[\w-]{1,100}", name) else ():
+            folder = Path(__file__).parent.parent / parent / name.replace("-", "_")
             if (folder / "pyproject.toml").exists():
                 if name.replace("-", "_") in {point.name for point in entry_points(group="harness")}:
                     continue
-                return f"it is in this checkout but not installed: pip install -e {room}/{folder.name}"
-        if only():
-            return "HARNESS_PLUGINS hides all plug-ins but " + ", ".join(sorted(only() | {"builtin"}))
+                return f"it is in this checkout but not installed: pip install -e {parent}/{folder.name}"
+        if selected_plugins():
+            return "HARNESS_PLUGINS hides all plug-ins except " + ", ".join(sorted(selected_plugins() | {"builtin"}))
         return ""
 
     def load(self, kind: str, name: str) -> Any:
-        """The class behind a name, imported now."""
+        """Import and return the class of a registered name."""
         spec = self.get(kind, name)
-        return self._guarded(kind, name, "imported", lambda: resolve(spec.target))
+        return self._call(kind, name, "imported", lambda: resolve(spec.target))
 
     def build(self, kind: str, name: str, parameters: Mapping[str, Any]) -> Any:
-        """An instance of the class behind a name, with these parameters."""
+        """Create an instance of the class of a registered name, with these parameters."""
         plugin_class = self.load(kind, name)
-        return self._guarded(kind, name, "set up", lambda: plugin_class(**parameters))
+        return self._call(kind, name, "set up", lambda: plugin_class(**parameters))
 
     def device(self, name: str, runtime: str = "") -> Any:
-        """A device, ready to be asked; told its runtime where it has a choice."""
+        """Create a device. It is given a runtime if it supports several: this one, or its first."""
         runtimes = self.get("device", name).runtimes
         return self.build("device", name, {"runtime": runtime or runtimes[0]} if len(runtimes) > 1 else {})
 
-    def _guarded(self, kind: str, name: str, what: str, call: Callable[[], Any]) -> Any:
-        """What a call into a plug-in's code returns; whatever it raises names the plug-in."""
+    def _call(self, kind: str, name: str, action: str, function: Callable[[], Any]) -> Any:
+        """Call code of a plug-in. An unexpected exception becomes an error that names the plug-in."""
         try:
             with plugin_code(f"{kind} {name}"):
-                return call()
+                return function()
         except HarnessError:
             raise
         except (Exception, SystemExit) as error:
             origin = self.origins[kind, name]
             raise HarnessError(
-                f"{kind} {name!r} cannot be {what}: {describe(error, most=500)}",
+                f"{kind} {name!r} cannot be {action}: {describe(error, most=500)}",
                 f"repair or uninstall {origin.distribution} {origin.version}",
             ) from error
 
 
-def groups() -> dict[str, list[str]]:
-    """Names that stand for several evaluators, and which."""
-    found: dict[str, list[str]] = {}
+def evaluator_groups() -> dict[str, list[str]]:
+    """The groups of evaluators: the name of each group, and its members."""
+    members: dict[str, list[str]] = {}
     for name, spec in registry().specs["evaluator"].items():
         for group in spec.groups:
-            found.setdefault(group, []).append(name)
-    return found
+            members.setdefault(group, []).append(name)
+    return members
 
 
 def code_version(kind: str, name: str) -> str:
-    """What names a plug-in's code in keys: its versions, and the text itself where it is run from a checkout.
+    """The version of a plug-in's code, for keys: its version numbers, and a hash of its source if run from a checkout.
 
-    Whoever is writing a method changes it many times under one version; yesterday's result is not today's.
+    The hash is there because authors change a method many times under one version number.
     """
     spec, origin = registry().specs[kind][name], registry().origins[kind, name]
     module = spec.target.partition(":")[0]
@@ -135,79 +139,85 @@ def code_version(kind: str, name: str) -> str:
 
 
 def source_mark(module: str) -> str:
-    """`+hash` of a module's source, or of its package's; nothing for what was installed from a wheel."""
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
+    """`+` and a hash of the source of a module or package; empty if it was installed from a wheel."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
         return ""
-    path = Path(found.origin)
-    if any(path.is_relative_to(sysconfig.get_path(where)) for where in ("purelib", "platlib")):
+    path = Path(spec.origin)
+    if any(path.is_relative_to(sysconfig.get_path(folder)) for folder in ("purelib", "platlib")):
         return ""
     files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
     return f"+{hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:12]}"
 
 
 def resolve(target: str) -> Any:
+    """Import and return what `module:name` refers to."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-class Unknown(UsageError):
-    """A name that nothing here goes by."""
+class UnknownName(UsageError):
+    """A name that is not registered. `kind` is what it should have been: a pruner, a device, a command."""
 
     kind = ""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> Unknown:
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, 1)
-    remedy = elsewhere or (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}" if known else "")
-    error = Unknown(one_line(f"no {kind} {name[:100]!r}"), remedy)
+def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> UnknownName:
+    """The error for an unknown name. Its remedy is `elsewhere`, a similar name, or all known ones."""
+    names = sorted(known)
+    similar = difflib.get_close_matches(name, names, 1)
+    remedy = elsewhere
+    if not remedy and names:
+        remedy = f"did you mean {similar[0]!r}?" if similar else f"known: {', '.join(names)}"
+    error = UnknownName(one_line(f"no {kind} {name[:100]!r}"), remedy)
     error.kind = kind
     return error
 
 
-def only() -> set[str]:
-    """The entry points that HARNESS_PLUGINS restricts loading to."""
+def selected_plugins() -> set[str]:
+    """The entry points named by HARNESS_PLUGINS, which are the only ones loaded; empty if it names none."""
     return {name.strip() for name in os.environ.get("HARNESS_PLUGINS", "").split(",")} - {""}
 
 
 def _entry_points() -> Iterator[tuple[EntryPoint, Origin]]:
-    wanted = None if os.environ.get("HARNESS_PLUGINS") is None else only() | {"builtin"}
+    """The entry points to load: first harness's own, then the others by name."""
+    names = None if os.environ.get("HARNESS_PLUGINS") is None else selected_plugins() | {"builtin"}
     for point in sorted(entry_points(group="harness"), key=lambda p: (p.value != "harness.builtin", p.name)):
-        if wanted is None or point.name in wanted:
+        if names is None or point.name in names:
             dist = point.dist
             yield point, Origin(point.name, dist.name if dist else "?", dist.version if dist else "?")
 
 
 def _hooks_of(manager: pluggy.PluginManager, plugin: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The names and functions of the hooks that a plug-in implements."""
     for caller in manager.get_hookcallers(plugin) or []:
         for impl in caller.get_hookimpls():
             if impl.plugin is plugin:
                 yield caller.name, impl.function
 
 
-def _read(registry: Registry, plugin: ModuleType) -> list[tuple[str, Any]]:
-    """All of a plug-in's registrations by kind."""
+def _registrations(registry: Registry, plugin: ModuleType) -> list[tuple[str, Any]]:
+    """The specs that a plug-in registers, each with its kind."""
     registrations: list[tuple[str, Any]] = []
     for hook, function in _hooks_of(registry.manager, plugin):
         for kind, (name, spec_type) in KINDS.items():
             if hook == name:
-                specs = list(islice(function(), MOST))
-                if len(specs) == MOST:
-                    raise ValueError(f"{hook} returned {MOST:,} specs or more")
-                if wrong := [s for s in specs if not isinstance(s, spec_type)]:
+                specs = list(islice(function(), MAX_SPECS))
+                if len(specs) == MAX_SPECS:
+                    raise ValueError(f"{hook} returned {MAX_SPECS:,} specs or more")
+                if wrong := [spec for spec in specs if not isinstance(spec, spec_type)]:
                     raise TypeError(f"{hook} returned {type(wrong[0]).__name__}, not {spec_type.__name__}")
                 registrations += [(kind, spec) for spec in specs]
     return registrations
 
 
-def _take(registry: Registry, registrations: Iterable[tuple[str, Any]], origin: Origin) -> None:
+def _register(registry: Registry, registrations: Iterable[tuple[str, Any]], origin: Origin) -> None:
     """Register all of a plug-in's specs, or none."""
     names = set()
     for kind, spec in registrations:
         check_fields(spec)
-        if (other := registry.origins.get((kind, spec.name))) is not None:
-            raise ValueError(f"{kind} {spec.name!r} is already registered by {other.distribution}")
+        if (owner := registry.origins.get((kind, spec.name))) is not None:
+            raise ValueError(f"{kind} {spec.name!r} is already registered by {owner.distribution}")
         if (kind, spec.name) in names:
             raise ValueError(f"it registers {kind} {spec.name!r} twice")
         names.add((kind, spec.name))
@@ -217,78 +227,80 @@ def _take(registry: Registry, registrations: Iterable[tuple[str, Any]], origin: 
 
 
 def check_fields(spec: Any) -> None:
-    """What a wrong type would only show when somebody asks for a list."""
-    for about in dataclasses.fields(spec):
-        value, what = getattr(spec, about.name), f"{type(spec).__name__} {spec.name!r}: {about.name}"
-        if about.type == "str" and not (isinstance(value, str) and value.isprintable()):
-            raise TypeError(f"{what} is {value!r}, not a line of text")
-        if about.type == "tuple[str, ...]" and not (
-            isinstance(value, tuple) and all(isinstance(word, str) for word in value)
-        ):
-            raise TypeError(f"{what} is {value!r}, not a tuple of words")
-        if about.name == "parameters" and (wrong := [n for n, p in value.items() if not isinstance(p, Param)]):
-            raise TypeError(f"{what}: {wrong[0]!r} is not a Param")
+    """Check the types of a spec's fields now; a wrong one would otherwise fail later, for example in `harness list`."""
+    for field_info in dataclasses.fields(spec):
+        value = getattr(spec, field_info.name)
+        label = f"{type(spec).__name__} {spec.name!r}: {field_info.name}"
+        if field_info.type == "str" and not (isinstance(value, str) and value.isprintable()):
+            raise TypeError(f"{label} is {value!r}, not a line of text")
+        is_texts = isinstance(value, tuple) and all(isinstance(text, str) for text in value)
+        if field_info.type == "tuple[str, ...]" and not is_texts:
+            raise TypeError(f"{label} is {value!r}, not a tuple of strings")
+        if field_info.name == "parameters":
+            wrong = [name for name, param in value.items() if not isinstance(param, Param)]
+            if wrong:
+                raise TypeError(f"{label}: {wrong[0]!r} is not a Param")
     if not spec.name:
-        raise ValueError("it registers something without a name")
+        raise ValueError(f"it registers a {type(spec).__name__} without a name")
     if not all(getattr(spec, "target", "a:b").partition(":")):
         raise ValueError(f"{spec.name}: its target {spec.target!r} is not of the form 'module:Class'")
 
 
 @cache
 def registry() -> Registry:
-    """All plug-ins of this process, read once."""
+    """The registry of all plug-ins. They are loaded once per process."""
     manager = pluggy.PluginManager("harness")
     manager.add_hookspecs(hookspecs)
     result = Registry(manager)
-    taken: dict[str, tuple[Origin, str]] = {}
+    first_by_name: dict[str, tuple[Origin, str]] = {}
     for point, origin in _entry_points():
-        first, value = taken.setdefault(point.name, (origin, point.value))
+        first, value = first_by_name.setdefault(point.name, (origin, point.value))
         if first.distribution == origin.distribution and value == point.value and first is not origin:
-            continue  # one distribution that is found twice on the path
+            continue  # the same distribution is on the path twice
         plugin = None
         try:
             if point.name in supervisor.fatal_imports:
                 raise HarnessError(supervisor.fatal_imports[point.name])
             if first is not origin:
-                raise ValueError(f"the entry point {point.name!r} is taken by {first.distribution}")
+                raise ValueError(f"the entry point {point.name!r} is already used by {first.distribution}")
             with supervisor.importing(point.name), process.stdout_kept(), plugin_code("it"):
                 plugin = point.load()
-                written_for = getattr(plugin, "HARNESS_API", API_VERSION)
-                if written_for not in range(OLDEST_API, API_VERSION + 1):
-                    raise HarnessError(f"it is written for plug-in API {written_for}, this harness has {API_VERSION}")
+                api_version = getattr(plugin, "HARNESS_API", API_VERSION)
+                if api_version not in range(OLDEST_API, API_VERSION + 1):
+                    raise HarnessError(f"it is written for plug-in API {api_version}, this harness has {API_VERSION}")
                 manager.register(plugin, name=point.name)
                 manager.check_pending()
-                registrations = _read(result, plugin)
-            _take(result, registrations, origin)
+                registrations = _registrations(result, plugin)
+            _register(result, registrations, origin)
         except (Exception, SystemExit) as error:
             if plugin is not None and manager.is_registered(plugin):
                 manager.unregister(plugin)
             line = error.line if isinstance(error, HarnessError) else describe(error, 300)
             result.broken[origin] = one_line(line, 300)
-    for name in sorted(only() - set(taken)):
+    for name in sorted(selected_plugins() - set(first_by_name)):
         result.broken[Origin(name, "HARNESS_PLUGINS", "")] = "HARNESS_PLUGINS names it, but it is not installed"
     return result
 
 
-def rows(kind: str | None = None) -> list[dict[str, Any]]:
+def list_rows(kind: str | None = None) -> list[dict[str, Any]]:
     """What `harness list` shows: one row per registered name, one per broken plug-in."""
-    known = registry()
-    found = []
-    for (row_kind, name), origin in known.origins.items():
+    loaded = registry()
+    result = []
+    for (row_kind, name), origin in loaded.origins.items():
         if kind in (None, row_kind):
-            found.append(
+            result.append(
                 {
                     "name": name,
                     "kind": row_kind,
                     "ok": True,
                     "version": origin.version,
                     "origin": origin.distribution,
-                    "summary": known.specs[row_kind][name].summary,
+                    "summary": loaded.specs[row_kind][name].summary,
                     "reason": "",
                 }
             )
-    for origin, reason in known.broken.items():
-        found.append(
+    for origin, reason in loaded.broken.items():
+        result.append(
             {
                 "name": origin.plugin,
                 "kind": "plugin",
@@ -299,26 +311,26 @@ def rows(kind: str | None = None) -> list[dict[str, Any]]:
                 "reason": reason,
             }
         )
-    return found
+    return result
 
 
 def answers(hook: str, argument: Any) -> Iterator[tuple[str, Any]]:
-    """What each plug-in's hook answers; one that raises must not take the run with it."""
-    known = registry()
-    for plugin in known.manager.get_plugins():
-        for name, function in _hooks_of(known.manager, plugin):
+    """Call a hook of every plug-in; yield the plug-in's name and the result. A hook that raises becomes `broken`."""
+    loaded = registry()
+    for plugin in loaded.manager.get_plugins():
+        for name, function in _hooks_of(loaded.manager, plugin):
             if name == hook:
-                where = str(known.manager.get_name(plugin))
+                plugin_name = str(loaded.manager.get_name(plugin))
                 try:
                     with plugin_code("it"):
                         answer = function(argument)
                 except (Exception, SystemExit) as error:
-                    known.broken[Origin(where, hook, "")] = describe(error, 300)
+                    loaded.broken[Origin(plugin_name, hook, "")] = describe(error, 300)
                 else:
-                    yield where, answer
+                    yield plugin_name, answer
 
 
-def emit(event: Any) -> None:
-    """Tell whoever listens."""
+def emit(event: Event) -> None:
+    """Send an event to every plug-in that implements `harness_event`."""
     for _ in answers("harness_event", event):
         pass

@@ -290,7 +290,7 @@ def test_profile_fills_shows_exports_and_imports(runs, tmp_path):
     assert table["validation"]["shapes"] >= 30
     assert json.loads(file.read_text()) == table
     shown = profile()
-    for word in ("attention", "mlp", "no layer", "unseen whole shapes", "not a measurement"):
+    for word in ("attention", "mlp", "outside layers", "unseen whole shapes", "not a measurement"):
         assert word in shown
     stored = next((runs / "tables").glob("*.json"))
     stored.unlink()

@@ -354,7 +354,7 @@ def test_a_method_that_sees_another_order_of_sets_is_caught(site):
         ("name=None, target='a:B', summary='s'", "not a line of text"),
         ("name='x', target='nowhere', summary='s'", "not of the form"),
         ("name='x', target='a:B', summary='s', parameters={'a': 3}", "'a' is not a Param"),
-        ("name='x', target='a:B', summary='s', needs='calibration'", "not a tuple of words"),
+        ("name='x', target='a:B', summary='s', needs='calibration'", "not a tuple of strings"),
         ("name='x', target='a:B', summary='a\\x1b[31m'", "not a line of text"),
     ],
 )

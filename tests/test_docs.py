@@ -266,7 +266,7 @@ def test_every_hook_is_documented(name):
 
 def test_every_public_name_is_mentioned():
     for name in harness.__all__:
-        verb = harness._WHERE[name] == "harness.functions"
+        verb = harness._MODULE_OF[name] == "harness.functions"
         assert in_code(rf"\bharness\.{name}\b" if verb else rf"\b{name}\b"), f"no page mentions harness.{name}"
 
 

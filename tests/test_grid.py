@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import harness
-from harness.cli.record import energy_told, record_rows, reproduce
+from harness.cli.record import energy_text, record_rows, reproduce
 from harness.devices.simulated import Null
 from harness.errors import EnvironmentFault, UsageError
 from harness.leaderboard.entries import Entry
@@ -130,7 +130,7 @@ def test_a_record_with_a_grid_goes_round(runs, one_process, monkeypatch):
     assert json.loads((runs / record.artefact.path / "record.json").read_text())["co2"]["grams_per_kwh"] == 350
     rows = {name: change for name, *_, change in record_rows(record)}
     assert {f"energy {WORKLOAD} per token, mJ", f"CO2e {WORKLOAD} per 1000 tokens, mg"} <= set(rows)
-    assert "350 g/kWh (stated by the user)" in energy_told(record)
+    assert "350 g/kWh (stated by the user)" in energy_text(record)
     assert reproduce(record).endswith("--grid 350")
 
 
@@ -138,7 +138,7 @@ def test_another_grid_weighs_the_same_energy(runs, one_process, monkeypatch):
     metered(monkeypatch)
     plain = harness.run("random", ratio=0.3, **QUICK)
     assert plain.co2 is None
-    assert "CO2" not in energy_told(plain) + str(record_rows(plain)) + reproduce(plain)
+    assert "CO2" not in energy_text(plain) + str(record_rows(plain)) + reproduce(plain)
     monkeypatch.setattr(Null, "measure", None)  # nothing is measured again
     first = harness.run("random", ratio=0.3, grid=100, **QUICK)
     other = harness.run("random", ratio=0.3, grid=200, **QUICK)
@@ -153,7 +153,7 @@ def test_a_device_without_a_meter_gives_a_reason_and_no_figure(runs, one_process
     record = harness.run("random", ratio=0.3, grid=350, **QUICK)
     assert record.co2.dense is None
     assert record.co2.reason == record.energy.reason == "no meter was read on this device"
-    assert energy_told(record) == "energy: no meter was read on this device"
+    assert energy_text(record) == "energy: no meter was read on this device"
     assert not [name for name, *_ in record_rows(record) if "energy" in name or "CO2" in name]
     assert not [name for name in record.scores if "energy" in name]
 

@@ -75,11 +75,11 @@ def test_its_own_test_runs_under_pytest(tmp_path, runs):
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        (["pruner", "Foo"], "is not a name"),
+        (["pruner", "Foo"], "is not a valid name"),
         (["pruner", "random"], "already"),
         (["pruner", "builtin"], "would be replaced"),
         (["evaluator", "magnitude"], "would be replaced"),
-        (["pruner", "x" * 300], "is not a name"),
+        (["pruner", "x" * 300], "is not a valid name"),
         (["planner", "foo"], "planner"),
         (["pruner", "foo", "--into", "/proc/nowhere"], "cannot write"),
     ],

@@ -164,7 +164,7 @@ def test_in_the_checkout_but_not_installed(monkeypatch):
 def test_what_a_restriction_hides_is_said():
     done = harness("run", "--pruner", "magnitude", HARNESS_PLUGINS="builtin")
     assert done.returncode == 2
-    assert "HARNESS_PLUGINS hides all plug-ins but builtin" in done.stderr
+    assert "HARNESS_PLUGINS hides all plug-ins except builtin" in done.stderr
     rows = {row["name"]: row for row in json.loads(harness("list", "--json", HARNESS_PLUGINS="nowhere").stdout)}
     assert "not installed" in rows["nowhere"]["reason"]
 

@@ -269,7 +269,7 @@ def test_earlier_records_of_the_same_work_tell_the_time(tmp_path, runs, one_proc
     assert "from FLOPs)" in told
     ahead()
     told = CliRunner().invoke(cli, ["sweep", str(tmp_path / "suite.yaml"), "--dry-run"]).output
-    assert "about 83 min for 1 cells, less if results are cached (1 from earlier records, 0 from FLOPs)" in told
+    assert "about 83 min, less if results are cached (estimated from earlier records for 1, from FLOPs for 0)" in told
     Store(runs).save_record(record.model_copy(update={"status": "failed"}).sealed())
     assert ahead() == (7.0, 0)
 

@@ -49,8 +49,8 @@ def run(*more: str) -> Result:
     try:
         done = CliRunner().invoke(command, [*WORDS, "--eval", "footprint", *more])
     finally:
-        if (teller := registry().manager.get_plugin("teller")) is not None:
-            registry().manager.unregister(teller)
+        if (printer := registry().manager.get_plugin("event-printer")) is not None:
+            registry().manager.unregister(printer)
     assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
     return done
 
@@ -91,12 +91,12 @@ def test_a_trace_shows_the_layers_that_stayed_and_a_table_the_operators(uneven):
         assert layers["layers.1.attention"]["dense_us"] > 0 == layers["layers.1.attention"]["pruned_us"]
         for side in ("dense_us", "pruned_us"):
             assert 0 < sum(row[side] for row in words["operators"]) < layers[tracing.PASS][side]
-        table = done.stdout.partition(f"where the time goes: {workload}")[2].partition("a pass")[0]
+        table = done.stdout.partition(f"time by operator: {workload}")[2].partition("whole pass")[0]
         printed = [word for word in table.split() if word in rows]
         assert printed == [row["name"] for row in words["operators"][:15]]
     assert "traced on this machine's CPU, eager" in done.stderr
     after = done.stdout.partition("again:")[2]
-    assert "where the time goes" in after, "the record's table comes first"
+    assert "time by operator" in after, "the record's table comes first"
     assert not [line for line in after.splitlines()[1:] if len(line) > 100 and str(uneven) not in line]
 
 
@@ -133,7 +133,7 @@ def test_where_nothing_was_pruned_nothing_is_traced(uneven, monkeypatch):
     done = run("--trace")
     assert done.exit_code == 1
     assert "note: no trace: this run is failed" in done.stderr
-    assert "where the time goes" not in done.stdout
+    assert "time by operator" not in done.stdout
     assert not (uneven / "traces").exists()
 
 

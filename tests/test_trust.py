@@ -481,7 +481,7 @@ def test_a_comparison_says_what_was_not_measured_on_a_device(copy):
     words["latency"]["prefill:1x128"]["provenance"] = "emulator"
     rewrite(second, words)
     asked = ("compare", first.path.stem, second.path.stem)
-    shown = harness(*asked, runs=copy).output.partition("\nScores by document")[2]
+    shown = harness(*asked, runs=copy).output.partition("\nScores are compared by document")[2]
     assert "The latency of B is emulator, not measured on a device." in shown
     assert "latency of A is" not in shown
     told = json.loads(harness(*asked, "--json", runs=copy).output)["latency"]["prefill:1x128"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from harness import plugins
-from harness.api import Budget, DeviceSpec, PrunerSpec, Workload
+from harness.api import Budget, PrunerSpec
 from harness.cell.plan import Plan
 from harness.cell.request import Request
-from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
+from harness.errors import HarnessError, Unsupported, UsageError
 from harness.evaluation import texts
 from harness.models import counting
 from harness.models.architectures.lookup import architecture
@@ -16,7 +16,7 @@ from harness.models.loading.cards import card as find_card
 from harness.models.loading.weights import locate
 from harness.records import carbon as grids
 from harness.records.schema import BudgetSpec, RunSpec
-from harness.resolve import evaluations, recovering, settings
+from harness.resolve import check_usable, evaluations, recovering, settings, timing_choices
 
 DEFAULT_LATENCY, DEFAULT_RATIO = "0.8x", 0.2  # a ratio for methods whose cuts change no shape
 QUICK_LIMIT = 40  # documents per evaluator under the quick preset
@@ -30,9 +30,9 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
     """
     known = plugins.registry()
     pruner: PrunerSpec = known.get("pruner", request.pruner)
-    device: DeviceSpec = known.get("device", request.device)
-    if request.preset not in ("quick", "paper"):
-        raise UsageError(f"no preset {request.preset!r}", "give quick or paper")
+    choices = timing_choices(request.device, request.preset, request.runtime, request.dtype, request.workloads)
+    device = choices.device
+    runtime, dtype = choices.runtime, choices.dtype
     if request.sustain and not 1 <= request.sustain <= 7200:
         raise UsageError(f"{request.sustain:g} seconds are nothing to sustain", "give from 1 to 7200")
     if request.limit is not None and request.limit < 1:
@@ -40,13 +40,6 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
     if request.calibration not in texts.SOURCES:
         raise plugins.unknown("calibration text", request.calibration, texts.SOURCES)
     grid = grids.parse(request.grid) if request.grid is not None else None
-    dtype = request.dtype or device.dtype
-    if dtype not in counting.BYTES:
-        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(counting.BYTES)}")
-    runtime = request.runtime or device.runtimes[0]
-    if runtime not in device.runtimes:
-        raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
-    workloads = [str(Workload.parse(text)) for text in request.workloads]
     parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
     if pruner.check_settings and (wrong := plugins.resolve(pruner.check_settings)(parameters)):
         raise UsageError(*wrong)
@@ -58,8 +51,7 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
     if "calibration" in pruner.needs:
         calibration = texts.identity(request.calibration, texts.CALIBRATE, fetch)
     info = request.probed or plugins.registry().device(device.name, runtime).probe()
-    if not info.usable:
-        raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
+    check_usable(device.name, info)
     device = device.on_machine(info)
     card = find_card(request.model)
     asked = _requested_budget(request, pruner)
@@ -74,7 +66,7 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
         budget=BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit),
         device=device.name,
         runtime=runtime,
-        workloads=workloads or list(info.workloads) or [device.workload],
+        workloads=[str(workload) for workload in choices.workloads] or list(info.workloads) or [device.workload],
         recovery=recovery.label,
         calibration=request.calibration if calibration or recovery.data else "",
         evaluators=[*(e.label for e in found), *missing],

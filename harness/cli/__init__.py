@@ -1,4 +1,4 @@
-"""The command `harness`. A command's module is imported when the command is used, and nothing heavy before."""
+"""The command `harness`. The module of a subcommand is imported only when it is used, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -19,41 +19,43 @@ from harness.system.interrupts import interrupts
 
 # name -> module and the line `harness --help` shows for it
 COMMANDS = {
-    "run": ("run", "prune a model, prove it, measure it, record it"),
-    "sweep": ("sweep", "a matrix of cells from a YAML file, resumable"),
-    "list": ("list", "what is installed: pruners, devices, evaluators, models, recoveries"),
-    "info": ("info", "all about one name: paper, parameters, shapes"),
-    "profile": ("profile", "what each width costs on a device: the table behind latency budgets"),
-    "new": ("new", "the folder of a pruner, device or evaluator that works at once"),
-    "check": ("check", "a plug-in of yours against the conformance kit"),
-    "doctor": ("doctor", "what this machine can do, and what is missing"),
-    "status": ("status", "the cells of this folder; --why says what differs"),
-    "compare": ("compare", "two records on the same documents, and their latencies"),
-    "leaderboard": ("leaderboard", "the records of this folder as tables, pages, pictures"),
-    "validate": ("validate", "whether records are unedited, whole, and follow from their samples"),
-    "verify": ("verify", "random rows made again, and whether they agree"),
-    "publish": ("publish", "sound records to where others read them"),
+    "run": ("run", "prune a model, check it, time it, evaluate it, record it"),
+    "sweep": ("sweep", "run a matrix of cells from a YAML file; resumable"),
+    "list": ("list", "list what is installed: pruners, devices, evaluators, models, recoveries"),
+    "info": ("info", "show one of these in detail: paper, parameters, shapes"),
+    "profile": ("profile", "measure the cost table of a device, which latency budgets use"),
+    "new": ("new", "create a plug-in: a pruner, device or evaluator that works at once"),
+    "check": ("check", "run the conformance kit on a plug-in"),
+    "doctor": ("doctor", "show what this machine can do, and what is missing"),
+    "status": ("status", "list the cells of this folder; --why shows how they differ"),
+    "compare": ("compare", "compare two records: scores by document, and latencies"),
+    "leaderboard": ("leaderboard", "show records as tables, pages and pictures"),
+    "validate": ("validate", "check that records are unedited, complete and consistent"),
+    "verify": ("verify", "run random records again and compare the results"),
+    "publish": ("publish", "copy validated records into a published leaderboard"),
 }
 
 
-class Commands(click.Group):
+class LazyGroup(click.Group):
+    """Imports a subcommand when it is used, and includes the commands of plug-ins."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *sorted(self.added)]
+        return [*COMMANDS, *sorted(self.plugin_commands)]
 
     @cached_property
-    def added(self) -> dict[str, click.Command]:
-        """Commands that plug-ins bring."""
+    def plugin_commands(self) -> dict[str, click.Command]:
+        """The commands that plug-ins register, by name."""
         from harness import plugins
 
-        extra = click.Group()
-        for _ in plugins.answers("harness_register_commands", extra):
+        group = click.Group()
+        for _ in plugins.answers("harness_register_commands", group):
             pass
-        return {name: command for name, command in extra.commands.items() if name not in COMMANDS}
+        return {name: command for name, command in group.commands.items() if name not in COMMANDS}
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in COMMANDS:
             return importlib.import_module(f"harness.cli.{COMMANDS[name][0]}").command
-        return self.added.get(name)
+        return self.plugin_commands.get(name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
@@ -64,27 +66,27 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, line) for name, (_, line) in COMMANDS.items()]
-        rows += [(name, command.get_short_help_str()) for name, command in sorted(self.added.items())]
+        rows += [(name, command.get_short_help_str()) for name, command in sorted(self.plugin_commands.items())]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="prune-harness", prog_name="harness")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Prune a neural network to a budget on a real device, and say with evidence what it cost.
+    """Prune a neural network to a budget on a real device, and record the evidence of what it cost.
 
     \b
-    harness run --pruner magnitude                     a real model, no download
+    harness run --pruner magnitude                     (a real model, without a download)
     harness run --pruner magnitude --model llama3.2-1b --dry-run
     """
 
 
 def main() -> None:
     """Run the command in a supervised process and exit with its code, however it ends."""
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]  # --debug is welcome after the command too
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # also allowed after the command
     while True:
         ending = supervisor.supervise(lambda: run_command(arguments))
         signal_number = ending.reports.get("interrupted")
@@ -92,22 +94,23 @@ def main() -> None:
             sys.exit(ending.code)
         if signal_number is not None:
             sys.exit(fail(*INTERRUPTED[:2], 128 + signal_number))
+        # A plug-in whose import killed the process is reported as broken, and the command starts again without it.
         plugin = ending.reports.get("importing")
         if not plugin or plugin in supervisor.fatal_imports:
             break
-        supervisor.fatal_imports[plugin] = f"while it was imported, {ending.reason}"  # again, without this plug-in
+        supervisor.fatal_imports[plugin] = f"while it was imported, {ending.reason}"
     if "cell" in ending.reports:
-        from harness.cli.run import row_of
+        from harness.cli.run import record_failure
 
-        row = supervisor.supervise(lambda: guarded(lambda: row_of(ending)))
-        sys.exit(1 if row.code is None else row.code)
+        recording = supervisor.supervise(lambda: exit_code(lambda: record_failure(ending)))
+        sys.exit(1 if recording.code is None else recording.code)
     stage = ending.reports.get("stage") or " ".join(["harness", *arguments[:1]])
-    remedy = "if a plug-in ended it, HARNESS_PLUGINS=NAME,… leaves the others out"
+    remedy = "if a plug-in is at fault, load only the ones you need: HARNESS_PLUGINS=NAME,…"
     sys.exit(fail(f"{stage}: {ending.reason}", remedy, 1))
 
 
 def run_command(arguments: list[str]) -> int:
-    """The exit code of a command, with any failure told as one line of cause and one of remedy."""
+    """Run a command and return its exit code. A failure prints one line with its cause and one with a remedy."""
     interrupts.heed()
     as_json = "--json" in arguments
 
@@ -117,20 +120,20 @@ def run_command(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
 
-    return guarded(command)
+    return exit_code(command)
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """What the command answers, or the exit code of its failure."""
+def exit_code(command: Callable[[], int]) -> int:
+    """The exit code that the command returns, or that of its failure."""
     debug = "--debug" in sys.argv
     try:
         return command()
-    except SystemExit as done:
-        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click found that nobody reads
+    except SystemExit as exiting:
+        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click noticed that stdout is closed
             return 0
-        return done.code if isinstance(done.code, int) else int(bool(done.code))
-    except click.exceptions.Exit as done:
-        return done.exit_code
+        return exiting.code if isinstance(exiting.code, int) else int(bool(exiting.code))
+    except click.exceptions.Exit as exiting:
+        return exiting.exit_code
     except click.UsageError as error:
         context = f"harness {error.ctx.info_name} --help" if error.ctx and error.ctx.parent else "harness --help"
         return fail(error.format_message(), f"see {context}", 2)
@@ -143,15 +146,15 @@ def guarded(command: Callable[[], int]) -> int:
             traceback.print_exc()
         return fail(error.cause, error.remedy, error.exit_code)
     except OSError as error:
-        if error.errno in DISK:
-            return fail(f"the output cannot be written: {error.strerror}", "make room where it goes", 3)
+        if error.errno in DISK_ERRORS:
+            return fail(f"the output cannot be written: {error.strerror}", "make room on the disk it goes to", 3)
         return bug(error, debug)
     except BaseException as error:
         return bug(error, debug)
 
 
-INTERRUPTED = ("interrupted", "the same command continues where this one stopped", 130)
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+INTERRUPTED = ("interrupted", "run the same command again; it continues where this one stopped", 130)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def fail(cause: str, remedy: str, code: int) -> int:
@@ -164,13 +167,14 @@ def fail(cause: str, remedy: str, code: int) -> int:
 
 
 def bug(error: BaseException, debug: bool) -> int:
+    """Report an unexpected exception, and return the exit code."""
     if debug:
         traceback.print_exc()
-    return fail(describe(error), f"a bug of harness; traceback: {log()}", 1)
+    return fail(describe(error), f"report this as a bug of harness, with the traceback in {write_traceback()}", 1)
 
 
-def log() -> str:
-    """A file with the traceback, which a report of a bug needs."""
+def write_traceback() -> str:
+    """Write the traceback of the current exception to a file; returns its path, or why it could not be written."""
     import tempfile
 
     text = without_secrets(traceback.format_exc())
@@ -180,5 +184,5 @@ def log() -> str:
         ) as file:
             file.write(text)
     except OSError as error:
-        return f"not written ({error.strerror}); --debug shows it"
+        return f"(not written: {error.strerror}; --debug shows it)"
     return file.name

@@ -1,4 +1,4 @@
-"""`harness doctor`: what this machine can do."""
+"""`harness doctor`: show what this machine can do, and what is missing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import click
 
 from harness import plugins
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.errors import HarnessError
 
 
 @click.command("doctor")
 @click.argument("device", required=False)
-@click.option("--json", "as_json", is_flag=True, help="An array of what, name, ok, detail.")
+@click.option("--json", "as_json", is_flag=True, help="Print only JSON: an array of {what, name, ok, detail}.")
 def command(device: str | None, as_json: bool) -> None:
-    """What this machine can do, and what is missing. Exit 3 if the named device is not usable.
+    """Show what this machine can do, and what is missing. With DEVICE, exit code 3 if it is not usable.
 
     \b
     harness doctor
@@ -25,8 +25,8 @@ def command(device: str | None, as_json: bool) -> None:
     """
     from harness.system import process
 
-    process.prepare("bf16")  # so that the CPU is asked what it does with it
-    rows = walk(device) if device else [*devices(), *text_sources(), *weights(), *surroundings()]
+    process.prepare("bf16")  # so that the CPU's support of bf16 is tested
+    rows = device_steps(device) if device else [*devices(), *text_sources(), *weights(), *environment()]
     if as_json:
         print_json(rows)
     else:
@@ -42,8 +42,8 @@ def row(what: str, name: str, ok: bool, detail: str) -> dict[str, Any]:
     return {"what": what, "name": name, "ok": ok, "detail": detail}
 
 
-def walk(name: str) -> list[dict[str, Any]]:
-    """A device step by step, where it is one to walk to; the first that fails says what to do."""
+def device_steps(name: str) -> list[dict[str, Any]]:
+    """The steps of reaching a remote device, up to one that fails and says what to do; one row for a local device."""
     device = plugins.registry().device(name)
     if not hasattr(device, "walk"):
         return devices([name])
@@ -51,33 +51,34 @@ def walk(name: str) -> list[dict[str, Any]]:
 
 
 def devices(names: list[str] | None = None) -> list[dict[str, Any]]:
-    found = []
+    """One row per device: these, or all that are registered."""
+    rows = []
     for name in names or plugins.registry().specs["device"]:
         try:
             info = plugins.registry().device(name).probe()
-            detail = (
-                ", ".join(f"{k} {v}" for k, v in info.fingerprint.items() if v != "") if info.usable else info.reason
-            )
-            found.append(row("device", name, info.usable, "; ".join([detail, *info.notes])))
         except HarnessError as error:
             if names:
                 raise
-            found.append(row("device", name, False, error.cause))
-    return found
+            rows.append(row("device", name, False, error.cause))
+            continue
+        fingerprint = ", ".join(f"{key} {value}" for key, value in info.fingerprint.items() if value != "")
+        detail = fingerprint if info.usable else info.reason
+        rows.append(row("device", name, info.usable, "; ".join([detail, *info.notes])))
+    return rows
 
 
 def text_sources() -> list[dict[str, Any]]:
     from harness.evaluation import texts
 
-    found = []
+    rows = []
+    missing = "not on this machine; it comes from the hub, or set HARNESS_DATA to a folder that holds it"
     for name in texts.SOURCES:
         try:
-            known = texts.local(name)
-            detail = known[0]["source"] if known else "not here; from the hub, or set HARNESS_DATA to a folder with it"
-            found.append(row("text", name, known is not None, detail))
+            local = texts.local(name)
+            rows.append(row("text", name, local is not None, local[0]["source"] if local else missing))
         except HarnessError as error:
-            found.append(row("text", name, False, error.cause))
-    return found
+            rows.append(row("text", name, False, error.cause))
+    return rows
 
 
 def weights() -> list[dict[str, Any]]:
@@ -87,7 +88,7 @@ def weights() -> list[dict[str, Any]]:
     return [row("weights", card.name, *on_this_machine(card)) for card in cards]
 
 
-def surroundings() -> list[dict[str, Any]]:
+def environment() -> list[dict[str, Any]]:
     from harness.errors import EnvironmentFault
     from harness.models.loading.weights import free_space
     from harness.records.store import Store
@@ -100,16 +101,16 @@ def surroundings() -> list[dict[str, Any]]:
     except EnvironmentFault as error:
         writable = row("folder", "runs", False, f"{error.cause}; {error.remedy}")
     token = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
-    found = [
+    rows = [
         writable,
         row("folder", "cache", True, str(cache_dir())),
         row("token", "HF_TOKEN", token, "set" if token else "not set; gated models need it"),
     ]
     for name in ("torch", "transformers", "datasets"):
         try:
-            found.append(row("package", name, True, version(name)))
+            rows.append(row("package", name, True, version(name)))
         except PackageNotFoundError:
-            found.append(row("package", name, False, f"pip install {name}"))
+            rows.append(row("package", name, False, f"pip install {name}"))
     for origin, reason in plugins.registry().broken.items():
-        found.append(row("plug-in", origin.plugin, False, reason))
-    return found
+        rows.append(row("plug-in", origin.plugin, False, reason))
+    return rows

@@ -1,4 +1,4 @@
-"""`harness leaderboard`: records as Markdown, as a tree of pages or as one HTML page."""
+"""`harness leaderboard`: show records as Markdown tables, as a folder of pages, or as one HTML page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.errors import UsageError, one_line
 from harness.records.store import Store
 from harness.system.parallel import uncollected
@@ -21,15 +21,17 @@ T = TypeVar("T")
 
 @click.command("leaderboard")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("--check", is_flag=True, help="Change nothing, say what would change; 1 where pages are not up to date.")
-@click.option("--html", type=click.Path(path_type=Path), help="One page that sorts and filters.")
-@click.option("--json", "as_json", is_flag=True, help="The records themselves, as an array.")
+@click.option("--check", is_flag=True, help="Change nothing; list outdated pages of FOLDER. Exit code 1 if any.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Write one HTML page whose rows can be sorted and filtered."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print only JSON: an array of records.")
 @uncollected()
 def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) -> None:
-    """The records of this folder as tables; what failed stands with its reason.
+    """Print the records of this folder as tables. A failed cell is listed with its reason.
 
-    With FOLDER, the pages and pictures below it are made from the records in FOLDER/results. Only files that harness
-    made are replaced or removed.
+    With FOLDER, write its pages and pictures from the records in FOLDER/results. Only files that harness generated are
+    replaced or removed.
 
     \b
     harness leaderboard > results.md
@@ -41,68 +43,69 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
 
     if check and folder is None:
         raise UsageError(
-            "--check compares pages with records, and none are named", "harness leaderboard FOLDER --check"
+            "--check compares the pages of a folder with its records, and no folder is given",
+            "harness leaderboard FOLDER --check",
         )
     if check and html is not None:
-        raise UsageError("--check compares committed pages, and an HTML page is none", "leave one of the two out")
+        raise UsageError("--check does not compare HTML pages", "leave out --check or --html")
     if folder is not None and not (folder / "results").is_dir():
         raise UsageError(
-            one_line(f"no folder {folder / 'results'}"), "give the folder of the leaderboards; publish makes one"
+            one_line(f"no folder {folder / 'results'}"), "give a leaderboard folder; harness publish creates one"
         )
-    if html is not None and (why := site.foreign(html)):
-        raise UsageError(one_line(why), "give --html the name of a new file")
+    if html is not None and (reason := site.foreign(html)):
+        raise UsageError(one_line(reason), "give --html the name of a new file")
     store = Store()
     bad: list[BadRecord] = []
 
     def leave_out(error: BadRecord) -> None:
         bad.append(error)
-        click.echo(f"error: {one_line(error.cause)}; left out", err=True)
+        click.echo(f"error: {one_line(error.cause)}; this record is left out", err=True)
         if len(bad) == 1:
-            click.echo(f"  try: harness validate {one_line(str(folder))} names all that is wrong with it", err=True)
+            click.echo(f"  try: harness validate {one_line(str(folder))} lists all faults", err=True)
 
     records = entries.of_runs(store) if folder is None else entries.read(folder, leave_out)
 
-    def of_all(work: Callable[[list[Entry]], T]) -> T:
+    def from_valid(render: Callable[[list[Entry]], T]) -> T:
+        """What `render` makes of all valid records."""
         if folder is None:
-            return entries.despite_edits(store, records, work)
-        return entries.without_bad(records, lambda sound: work(some(folder, sound)), leave_out)
+            return entries.despite_edits(store, records, render)
+        return entries.without_bad(records, lambda valid: render(require_some(folder, valid)), leave_out)
 
     if as_json:
-        payload = of_all(lambda sound: [entry.record.words() for entry in sound])
-        print_json(payload)
+        print_json(from_valid(lambda valid: [entry.record.words() for entry in valid]))
     elif html is not None:
-        known = reported.read(folder) if folder is not None else []
-        put(html, of_all(lambda sound: sheet(sound, html.parent, known)).encode())
+        published = reported.read(folder) if folder is not None else []
+        put(html, from_valid(lambda valid: sheet(valid, html.parent, published)).encode())
         click.echo(one_line(f"{html}: open it in a browser"))
     elif folder is None:
-        none = f"no records in {store.root}; harness run --pruner magnitude makes one"
-        click.echo(of_all(site.printed) or none)
+        empty = f"no records in {store.root}; harness run --pruner magnitude makes one"
+        click.echo(from_valid(site.printed) or empty)
     else:
-        bring(folder, of_all(lambda sound: site.page_files(folder, sound)), check)
+        update_pages(folder, from_valid(lambda valid: site.page_files(folder, valid)), check)
     for notice in store.notices:
         click.echo(f"note: {one_line(notice)}", err=True)
     if bad:
         click.get_current_context().exit(1)
 
 
-def some(folder: Path, sound: list[Entry]) -> list[Entry]:
-    """The records, of which a folder of leaderboards has at least one."""
-    if not sound:
+def require_some(folder: Path, entries: list[Entry]) -> list[Entry]:
+    """These entries, or an error if there are none."""
+    if not entries:
         raise UsageError(
-            one_line(f"no record in {folder / 'results'}: this is no folder of leaderboards"),
-            "harness publish NAME --to FOLDER puts records there",
+            one_line(f"no record in {folder / 'results'}: this is not a leaderboard folder"),
+            "harness publish NAME --to FOLDER copies records there",
         )
-    return sound
+    return entries
 
 
-def bring(folder: Path, files: dict[str, str], check: bool) -> None:
-    """The folder's pages up to date, or what is not."""
+def update_pages(folder: Path, files: dict[str, str], check: bool) -> None:
+    """Write the pages that changed; with `check` only list them, and exit with 1 if there are any."""
     from harness.leaderboard import site
 
     changes = site.differing(folder, files) if check else site.write(folder, files)
-    for name, what in changes.items():
-        click.echo(f"{name} {what}: {site.WOULD[what]}" if check else f"{name} {what}")
+    for name, change in changes.items():
+        click.echo(f"{name} {change}: {site.WOULD[change]}" if check else f"{name} {change}")
     if check and changes:
-        click.echo("harness leaderboard FOLDER brings them up to date", err=True)
+        click.echo("harness leaderboard FOLDER updates them", err=True)
         click.get_current_context().exit(1)
-    click.echo(f"{len(files)} files, {'as their records' if check or not changes else 'brought up to date'}", err=True)
+    click.echo(f"{len(files)} files, {'now up to date' if changes else 'all up to date'}", err=True)

@@ -1,4 +1,4 @@
-"""`harness new`: the folder of a plug-in that works at once."""
+"""`harness new`: create the folder of a plug-in that already works."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ py-modules = ["harness_{module}"]
 README = """\
 # {name}
 
-What it does, which paper it is from, what differs from the paper, and what it needs.
+What it does, which paper it comes from, how it differs from the paper, and what it needs.
 """
 TEST = """\
 from harness.conformance import Conformance
@@ -89,51 +89,51 @@ TEXTS = ["the first text", "a second one", "and a third"]
 
 class {title}Evaluator:
     def evaluate(self, model, ctx):
-        found = {{}}
+        accuracies = {{}}
         for text in TEXTS[: ctx.limit]:
             ids = ctx.tokenizer(text, return_tensors="pt").input_ids
             guesses = model(ids).logits[0, :-1].argmax(-1)
-            found[text] = float((guesses == ids[0, 1:]).float().mean())
-        return {{"": Score(found, higher_is_better=True)}}
+            accuracies[text] = float((guesses == ids[0, 1:]).float().mean())
+        return {{"": Score(accuracies, higher_is_better=True)}}
 
 
 @hookimpl
 def harness_register_evaluators():
-    summary, target = "share of next tokens guessed", "harness_{module}:{title}Evaluator"
+    summary, target = "share of next tokens predicted correctly", "harness_{module}:{title}Evaluator"
     return [EvaluatorSpec(name="{name}", target=target, summary=summary)]
 """
-LONGEST = 40
+MAX_NAME = 40  # characters
 SOURCES = {"pruner": PRUNER, "device": DEVICE, "evaluator": EVALUATOR}
-TRY = {
+RUN_OPTIONS = {
     "pruner": "--pruner {name}",
     "device": "--pruner random --device {name}",
     "evaluator": "--pruner random --eval {name}",
 }
 
 
-def taken(name: str, module: str) -> str:
-    """What an installation under this name would replace or hide."""
+def conflict(name: str, module: str) -> str:
+    """The installed plug-in or distribution that one of this name would replace or hide; empty if there is none."""
     from importlib.metadata import PackageNotFoundError, distribution, entry_points
 
     if module in {point.name for point in entry_points(group="harness")}:
-        return f"a plug-in {module!r}"
+        return f"the plug-in {module!r}"
     try:
         return f"the distribution {distribution(f'prune-harness-{name}').name}"
     except PackageNotFoundError:
         return ""
 
 
-def make(folder: Path, files: Mapping[str, str]) -> None:
-    """The folder with all its files, or nothing: it is filled under another name and then renamed."""
+def create_folder(folder: Path, files: Mapping[str, str]) -> None:
+    """Create the folder with all its files, or nothing: a temporary folder is filled and then renamed."""
     if not str(folder).isprintable():
         raise UsageError(one_line(f"{folder} holds characters that cannot be printed"), "give --into another folder")
     if os.path.lexists(folder):
-        raise UsageError(f"{folder} is there already", "give another name, or --into another folder")
+        raise UsageError(f"{folder} already exists", "give another name, or --into another folder")
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     missing = [path for path in (scratch, *scratch.parents) if not os.path.lexists(path)]
     base = missing[-1].parent
     if not base.is_dir():
-        raise UsageError(f"{base} is not a folder", "give --into a folder")
+        raise UsageError(f"{base} is not a folder", "give --into an existing folder or a new one")
     try:
         scratch.mkdir(parents=True)
         for path, text in files.items():
@@ -146,7 +146,9 @@ def make(folder: Path, files: Mapping[str, str]) -> None:
             _remove_empty(parent)
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            remedy = "make room, then the same command again" if full else "give --into a folder that can be written"
+            remedy = (
+                "make room, then run the same command again" if full else "give --into a folder that you can write to"
+            )
             raise EnvironmentFault(f"cannot write {folder}: {error.strerror}", remedy) from error
         raise
 
@@ -160,38 +162,42 @@ def _remove_empty(folder: Path) -> None:
 @click.argument("kind", type=click.Choice(list(SOURCES)))
 @click.argument("name")
 @click.option(
-    "--into", type=click.Path(path_type=Path), default=Path(), help="The folder it is made in.  [default: here]"
+    "--into",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Create it in this folder.  [default: the current one]",
 )
 def command(kind: str, name: str, into: Path) -> None:
-    """Make a folder with a plug-in that installs, runs and passes the conformance kit; then make it yours.
+    """Create a plug-in that can be installed, runs and passes the conformance kit, as a start for your own.
 
     \b
     harness new pruner foo
     pip install -e foo && harness check foo && harness run --pruner foo --model tiny
     """
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > LONGEST:
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > MAX_NAME:
         raise UsageError(
-            f"{name[:60]!r} is not a name", f"give up to {LONGEST} lower case letters, digits and hyphens: my-pruner"
+            f"{name[:60]!r} is not a valid name",
+            f"use up to {MAX_NAME} lower-case letters, digits and hyphens: my-pruner",
         )
     plain_name(name, "a plug-in")
     from harness.plugins import registry
 
     if name in registry().specs[kind]:
-        raise UsageError(f"there is a {kind} {name!r} already", f"harness info {name}")
+        raise UsageError(f"{kind} {name!r} already exists", f"give another name, or see harness info {name}")
     module = name.replace("-", "_")
-    if clash := taken(name, module):
-        raise UsageError(f"{clash} is there already, and would be replaced", "give another name")
-    words = {"name": name, "module": module, "title": "".join(part.title() for part in name.split("-"))}
+    if existing := conflict(name, module):
+        raise UsageError(f"{existing} is already installed and would be replaced", "give another name")
+    placeholders = {"name": name, "module": module, "title": "".join(part.title() for part in name.split("-"))}
     folder = into / module
     files = {"pyproject.toml": PROJECT, f"harness_{module}.py": SOURCES[kind], "README.md": README}
     files[f"tests/test_{module}.py"] = TEST
-    make(folder, {path: text.format(**words) for path, text in files.items()})
+    create_folder(folder, {path: text.format(**placeholders) for path, text in files.items()})
     for path in files:
-        click.echo(f"made {folder / path}")
-    click.echo("now:")
+        click.echo(f"created {folder / path}")
+    click.echo("next:")
     for line in (
         f"pip install -e {shlex.quote(str(folder))}",
         f"harness check {name}",
-        f"harness run {TRY[kind].format(**words)} --model tiny",
+        f"harness run {RUN_OPTIONS[kind].format(**placeholders)} --model tiny",
     ):
         click.echo(f"  {line}")

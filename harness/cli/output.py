@@ -1,4 +1,4 @@
-"""What a run looks like in a terminal. Progress goes to stderr, results to stdout."""
+"""Terminal output of a run: its plan and its progress. Progress goes to stderr, results to stdout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from harness.cell.lifecycle import Reporter
 from harness.cell.plan import Plan
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.evaluation import texts
 from harness.models import counting
 from harness.system import process
@@ -21,15 +21,17 @@ from harness.system.interrupts import interrupts
 
 
 def console(**options: Any) -> Console:
-    """Tables keep their width in a pipe, where rich would assume 80 columns."""
-    made = Console(highlight=False, **({} if "stderr" in options else {"file": process.answers()}), **options)
-    if not made.is_terminal:
-        made.width = 110
-    return made
+    """A console for stdout, or with `stderr=True` for stderr. In a pipe its width is 110 columns instead of 80."""
+    if "stderr" not in options:
+        options["file"] = process.answers()
+    result = Console(highlight=False, **options)
+    if not result.is_terminal:
+        result.width = 110
+    return result
 
 
 class Terminal(Reporter):
-    """The plan, then one line per stage with a bar where it counts."""
+    """Shows the plan, and then one line per stage, with a progress bar if the stage counts its steps."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -77,29 +79,27 @@ class Terminal(Reporter):
             self.progress_bar.stop()
 
 
-def tell_events() -> None:
-    """Every event of this process on stderr."""
+def print_events() -> None:
+    """Print every event of this process on stderr."""
     from harness.api import hookimpl
     from harness.plugins import registry
 
-    class Teller:
+    class EventPrinter:
         @hookimpl
         def harness_event(self, event: Any) -> None:
             print(f"event: {event.name} {event.stage} {event.seconds:.2f} s {event.status}".rstrip(), file=sys.stderr)
 
-    registry().manager.register(Teller(), name="teller")
+    registry().manager.register(EventPrinter(), name="event-printer")
 
 
-def plan_words(plan: Plan) -> dict[str, Any]:
+def plan_payload(plan: Plan) -> dict[str, Any]:
     """The plan as data: what `--dry-run --json` prints."""
-    anatomy, spec = plan.anatomy, plan.spec
-    predicted = plan.predicted
-    after = anatomy.params(predicted) if predicted is not None else None
+    anatomy, predicted = plan.anatomy, plan.predicted
     return {
-        "spec": spec.model_dump(),
+        "spec": plan.spec.model_dump(),
         "params": anatomy.params(),
         "params_prunable": anatomy.params(prunable=True),
-        "params_after": after,
+        "params_after": anatomy.params(predicted) if predicted is not None else None,
         "flops": {str(w): counting.flops(anatomy, {}, w) for w in plan.workloads},
         "flops_after": {
             str(w): counting.flops(anatomy, predicted, w) if predicted is not None else None for w in plan.workloads
@@ -109,46 +109,42 @@ def plan_words(plan: Plan) -> dict[str, Any]:
 
 
 def estimate(plan: Plan) -> float:
-    """CPU seconds ahead, from a short matrix product on this machine."""
+    """Estimated CPU seconds of a run, from its FLOPs and the speed of a small matrix product on this machine."""
     import numpy as np
 
     a = np.ones((384, 384), dtype=np.float32)
-    spent: list[float] = []
-    while len(spent) < 10 or sum(spent) < 0.05:
+    seconds: list[float] = []
+    while len(seconds) < 10 or sum(seconds) < 0.05:
         start = time.process_time()
         a @ a
-        spent.append(time.process_time() - start)
-    rate = 2 * 384**3 / max(min(spent), 1e-6)  # the quickest: others waited, or woke threads that wait by spinning
-    # Imports, saving and the fresh processes cost about half a minute; a model is not quite a plain product.
-    return 30 + 1.5 * plan.work_flops() / rate
+        seconds.append(time.process_time() - start)
+    flops_per_s = 2 * 384**3 / max(min(seconds), 1e-6)  # the fastest one: slower ones include waiting threads
+    # Imports, saving and the fresh processes take about half a minute. A model is slower than a single large product.
+    return 30 + 1.5 * plan.work_flops() / flops_per_s
 
 
 def print_plan(plan: Plan, as_json: bool) -> None:
-    words = plan_words(plan) if plan.obstacle is None else None
+    """Print what a run will do. The sizes and the estimate are left out if the run is impossible."""
+    payload = plan_payload(plan) if plan.obstacle is None else None
     if as_json:
-        print_json(words, sort_keys=True)
+        print_json(payload, sort_keys=True)
         return
     spec = plan.spec
     settings = ", ".join(f"{k}={v}" for k, v in spec.parameters.items())
     rows = [
         ("pruner", spec.pruner + (f" ({settings})" if settings else "")),
         ("model", f"{spec.model} {spec.revision}".strip() + f", {spec.dtype}"),
-        ("budget", budget_words(plan)),
+        ("budget", budget_text(plan)),
     ]
-    if words is not None:
-        after = words["params_after"]
-        rows.append(
-            (
-                "parameters",
-                f"{words['params']:,} ({words['params_prunable']:,} prunable)"
-                + (f" -> {after:,}" if after is not None else ""),
-            )
-        )
-        for workload, dense in words["flops"].items():
-            pruned = words["flops_after"][workload]
-            rows.append(
-                (f"FLOPs {workload}", f"{dense / 1e9:,.4g} G" + (f" -> {pruned / 1e9:,.4g} G" if pruned else ""))
-            )
+    if payload is not None:
+        params_after = payload["params_after"]
+        parameters = f"{payload['params']:,} ({payload['params_prunable']:,} prunable)"
+        parameters += f" -> {params_after:,}" if params_after is not None else ""
+        rows.append(("parameters", parameters))
+        for workload, dense in payload["flops"].items():
+            pruned = payload["flops_after"][workload]
+            flops = f"{dense / 1e9:,.4g} G" + (f" -> {pruned / 1e9:,.4g} G" if pruned else "")
+            rows.append((f"FLOPs {workload}", flops))
     if spec.calibration:
         rows.append(("calibration", spec.calibration))
     if plan.recovery.spec.name != "none":
@@ -159,21 +155,21 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     ]
     if plan.grid is not None:
         rows.append(("grid", f"{plan.grid.grams_per_kwh:g} g CO2e per kWh ({plan.grid.source})"))
-    rows += [("not scored", f"{label}: {why}") for label, why in plan.missing.items()]
+    rows += [("not scored", f"{label}: {reason}") for label, reason in plan.missing.items()]
     rows += [("note", note) for note in plan.info.notes]
-    asked_about = {e.label: texts.overlap_note(spec.calibration, e.spec.name) for e in plan.evaluations}
-    rows += [("note", f"{label}: {note}") for label, note in asked_about.items() if note]
-    if words is not None:
-        minutes = max(1, round(words["estimate_cpu_s"] / 60))
-        rows.append(("estimate", f"about {minutes} CPU-minute{'s' * (minutes > 1)}, less what is already known"))
+    notes = {e.label: texts.overlap_note(spec.calibration, e.spec.name) for e in plan.evaluations}
+    rows += [("note", f"{label}: {note}") for label, note in notes.items() if note]
+    if payload is not None:
+        minutes = max(1, round(payload["estimate_cpu_s"] / 60))
+        rows.append(("estimate", f"about {minutes} CPU-minute{'s' * (minutes > 1)}, less if results are cached"))
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(f"[dim]{escape(name)}[/]", escape(value))
     console().print(table)
 
 
-def budget_words(plan: Plan) -> str:
+def budget_text(plan: Plan) -> str:
     if plan.budget.kind == "ratio":
-        return f"{plan.budget} of the prunable parameters go"
-    what = "of dense " if plan.budget.unit == "x" else ""
-    return f"{plan.budget} {what}at most, {plan.spec.workloads[0]} on {plan.spec.device} by {plan.clock} time"
+        return f"{plan.budget} of the prunable parameters removed"
+    reference = "of dense " if plan.budget.unit == "x" else ""
+    return f"{plan.budget} {reference}at most, {plan.spec.workloads[0]} on {plan.spec.device} by {plan.clock} time"

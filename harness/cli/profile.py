@@ -1,32 +1,46 @@
-"""`harness profile`: a device's cost table for one model and workload."""
+"""`harness profile`: measure the cost table of a device, for one model and workload."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.answer import print_json
-from harness.errors import EnvironmentFault, HarnessError, UsageError, one_line
+from harness.cli.json_output import print_json
+from harness.errors import HarnessError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.api import Device
+    from harness.latency.cost_table.profile import Target
+    from harness.latency.cost_table.table import CostTable, Curve
 
 
 @click.command("profile")
 @click.option("--model", default="smollm2-135m", show_default=True, help="Alias, hub id, folder or GGUF file.")
 @click.option("--device", default="cpu", show_default=True, help="Where latency is measured.")
-@click.option("--runtime", help="How the device runs the model.")
-@click.option("--dtype", help="fp32, bf16 or fp16.")
-@click.option("--workload", help="prefill:BxS or decode:BxC.")
-@click.option("--preset", default="quick", show_default=True, help="quick: minutes; paper: every step, more shapes.")
-@click.option("--weights", default="random", show_default=True, help="random: latency needs shapes, not weights.")
-@click.option("--export", "target", type=click.Path(path_type=Path), help="Write the table to this file as well.")
+@click.option("--runtime", help="What runs the model on the device; see harness info DEVICE.")
+@click.option("--dtype", help="fp32, bf16 or fp16.  [default: the device's own]")
+@click.option("--workload", help="prefill:BxS or decode:BxC.  [default: the device's own]")
 @click.option(
-    "--import", "source", type=click.Path(path_type=Path), help="Take a table from this file; measure nothing."
+    "--preset",
+    default="quick",
+    show_default=True,
+    help="quick takes minutes; paper measures every width and more shapes.",
 )
-@click.option("--again", is_flag=True, help="Replace the table that is there.")
-@click.option("--json", "as_json", is_flag=True, help="The table on stdout and nothing else.")
-def command(target: Path | None, source: Path | None, again: bool, as_json: bool, **asked: Any) -> None:
-    """Measure what each sub-layer costs at each width, and how well that predicts whole models.
+@click.option(
+    "--weights", default="random", show_default=True, help="Only random: latency depends on shapes, not on weights."
+)
+@click.option("--export", "target", type=click.Path(path_type=Path), help="Also write the table to this file.")
+@click.option(
+    "--import", "source", type=click.Path(path_type=Path), help="Store the table of this file instead of measuring one."
+)
+@click.option("--again", is_flag=True, help="Replace the stored table, if there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the table, as JSON.")
+def command(target: Path | None, source: Path | None, again: bool, as_json: bool, **options: Any) -> None:
+    """Measure the time of each kind of sub-layer at several widths, and how well it predicts the time of whole models.
 
     \b
     harness profile --model smollm2-135m --workload prefill:1x128
@@ -34,7 +48,7 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
     """
     from harness.resolve import prepare_for
 
-    prepare_for(asked["device"], asked["dtype"])
+    prepare_for(options["device"], options["dtype"])
     from harness.cli.output import Terminal, console
     from harness.latency.cost_table import table_store
     from harness.records.store import Store
@@ -48,18 +62,18 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
         table = table_store.read(source)
         path = table_store.Shelf(store).put(table, again)
     else:
-        wanted, device = resolve(**asked)
+        table_target, device = resolve(**options)
         store.prepare()
-        stages: dict[str, None] = {}
+        stages: set[str] = set()
 
         def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in stages:
                 reporter.stage(f"profile: {stage}")
-                stages[stage] = None
+                stages.add(stage)
             reporter.progress(done, total)
 
         try:
-            table = table_store.Shelf(store).fill(wanted, device, on_progress, again)
+            table = table_store.Shelf(store).fill(table_target, device, on_progress, again)
         finally:
             reporter.close()
         path = table_store.Shelf(store).path(table.key)
@@ -81,71 +95,69 @@ def resolve(
     workload: str | None,
     preset: str,
     weights: str,
-) -> tuple[Any, Any]:
-    """What a table is asked for, and the device that can fill it."""
+) -> tuple[Target, Device]:
+    """Check the options; returns what to measure, and the device to measure it on."""
     from harness.api import Workload
-    from harness.latency.cost_table.profile import EFFORTS, Target
+    from harness.latency.cost_table.profile import Target
     from harness.latency.cost_table.table_store import device_words
     from harness.models import counting
     from harness.models.architectures.lookup import anatomy_of
     from harness.models.loading.cards import card as find_card
     from harness.plugins import registry
+    from harness.resolve import check_usable, timing_choices
 
     if weights != "random":
-        raise UsageError(f"weights {weights!r} are not known", "give random: the time depends on the shape alone")
-    if preset not in EFFORTS:
-        raise UsageError(f"no preset {preset!r}", f"give {' or '.join(EFFORTS)}")
-    spec = registry().get("device", device)
-    runtime, dtype = runtime or spec.runtimes[0], dtype or spec.dtype
-    if runtime not in spec.runtimes:
-        raise UsageError(f"device {device} has no runtime {runtime!r}", f"known: {', '.join(spec.runtimes)}")
-    if dtype not in counting.BYTES:
-        raise UsageError(f"no dtype {dtype!r}", f"known: {', '.join(counting.BYTES)}")
+        raise UsageError(f"no weights {weights!r}", "give random: the time depends on the shape alone")
+    choices = timing_choices(device, preset, runtime, dtype, [workload] if workload else [])
     card = find_card(model)
     anatomy = anatomy_of(card.config)
-    if workload:
-        counting.flops(anatomy, {}, Workload.parse(workload))  # one that this family cannot have is said now
-    made = registry().device(device, runtime)
-    info = made.probe()
-    if not info.usable:
-        raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
-    spec = spec.on_machine(info)
-    asked = Workload.parse(workload or spec.workload)
-    counting.flops(anatomy, {}, asked)
-    return Target(card.name, anatomy, device_words(spec, info), runtime, dtype, asked, preset), made
+    for requested in choices.workloads:  # refuse one that the model does not support before the device is probed
+        counting.flops(anatomy, {}, requested)
+    table_device = registry().device(device, choices.runtime)
+    info = table_device.probe()
+    check_usable(device, info)
+    spec = choices.device.on_machine(info)
+    timed = choices.workloads[0] if choices.workloads else Workload.parse(spec.workload)
+    counting.flops(anatomy, {}, timed)
+    target = Target(card.name, anatomy, device_words(spec, info), choices.runtime, choices.dtype, timed, preset)
+    return target, table_device
 
 
-def print_table(table: Any, path: Path, out: Any) -> None:
+def print_table(table: CostTable, path: Path, out: Console) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    device, judged = table.device, table.validation
+    device, validation = table.device, table.validation
     machine = device["fingerprint"].get("model") or device["fingerprint"].get("name") or device["name"]
     title = f"{table.model} on {device['name']} ({machine}), {table.runtime}, {table.dtype}, {table.workload}"
+    # The time of one sub-layer of each class, by width.
     rows = Table(title=Text(one_line(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for name in ("one of", "units", "measured", "25 %", "50 %", "75 %", "whole, us"):
-        rows.add_column(name, justify="left" if name == "one of" else "right")
+    for name in ("class", "units", "measured", "25 %", "50 %", "75 %", "100 %, us"):
+        rows.add_column(name, justify="left" if name == "class" else "right")
     for name, curve in table.curves.items():
         units = curve.units[-1]
-        shares = [_at(curve, round(share * units)) / 1e3 for share in (0.25, 0.5, 0.75, 1)]
-        figures = [f"{share:,.1f}" for share in shares]
+        microseconds = [_at(curve, round(share * units)) / 1e3 for share in (0.25, 0.5, 0.75, 1)]
+        figures = [f"{time:,.1f}" for time in microseconds]
         rows.add_row(Text(one_line(name.split()[0])), f"{units:,}", f"{len(curve.units) - 1} widths", *figures)
-    rows.add_row("no layer", "", "", "", "", "", f"{table.fixed_ns / 1e3:,.1f}")
+    rows.add_row("outside layers", "", "", "", "", "", f"{table.fixed_ns / 1e3:,.1f}")
     out.print(rows)
-    if judged is None:
-        raise HarnessError("nobody has judged this table yet", "the same without --import judges it")
+    # How well the table predicts whole models.
+    if validation is None:
+        raise HarnessError("this table has not been validated", "run the command without --import, which validates it")
     out.print(
-        f"by {device['clock']} time; {judged.shapes} unseen whole shapes predicted within {judged.mape:.1%} on average"
-        f" (another measurement of the same shape: {judged.repeatability:.1%}, "
-        f"{judged.repeatability_corrected:.1%} without drift); rank correlation {judged.spearman:.3f};"
-        f" {judged.within_5:.0%} within 5 %, {judged.within_10:.0%} within 10 %",
+        f"by {device['clock']} time; mean error of {validation.shapes} unseen whole shapes {validation.mape:.1%}"
+        f" (repeated measurements of one shape differ by {validation.repeatability:.1%}, "
+        f"{validation.repeatability_corrected:.1%} without drift); rank correlation {validation.spearman:.3f};"
+        f" {validation.within_5:.0%} within 5 %, {validation.within_10:.0%} within 10 %",
         soft_wrap=True,
     )
     flat = [name.split()[0] for name, curve in table.curves.items() if _flat(curve)]
     if flat:
-        out.print(f"[yellow]width alone changes little[/] in {', '.join(flat)}: a quarter of it costs nearly the whole")
-    bias = ", ".join(f"{name} {value:+.1%}" for name, value in judged.bias.items())
+        out.print(
+            f"[yellow]width changes little[/] in {', '.join(flat)}: a quarter of the units takes nearly as long as all"
+        )
+    bias = ", ".join(f"{name} {value:+.1%}" for name, value in validation.bias.items())
     out.print(Text(one_line(f"bias:  {bias}")), soft_wrap=True)
     if device["provenance"] != "device":
         out.print(f"       {device['provenance']}, not a measurement")
@@ -153,12 +165,14 @@ def print_table(table: Any, path: Path, out: Any) -> None:
     out.print(f"table: {path}", soft_wrap=True)
 
 
-def _at(curve: Any, units: int) -> float:
+def _at(curve: Curve, units: int) -> float:
+    """Nanoseconds at a width, interpolated."""
     import numpy as np
 
     return float(np.interp(units, curve.units, curve.ns))
 
 
-def _flat(curve: Any) -> bool:
-    whole = curve.ns[-1]
-    return bool(whole - _at(curve, round(curve.units[-1] / 4)) < max(0.05, 3 * curve.noise) * whole)
+def _flat(curve: Curve) -> bool:
+    """Whether a quarter of the units takes nearly as long as all of them."""
+    full = curve.ns[-1]
+    return bool(full - _at(curve, round(curve.units[-1] / 4)) < max(0.05, 3 * curve.noise) * full)

@@ -1,4 +1,4 @@
-"""`harness status`: the cells of this folder, and why two of them are not one."""
+"""`harness status`: list the cells and sweeps of this folder, and how cells differ."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 import click
 
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 from harness.errors import UsageError, one_line
 from harness.records.store import Store
 
-MANY = 1000  # cells
+MAX_COMPARED = 1000  # cells, each of which --why compares with every other
 
 
 @click.command("status")
 @click.argument("cell", required=False)
-@click.option("--why", is_flag=True, help="For each cell, the nearest other one and what differs.")
-@click.option("--json", "as_json", is_flag=True, help="Cells and sweeps as JSON.")
+@click.option("--why", is_flag=True, help="For each cell, show the most similar one and what differs.")
+@click.option("--json", "as_json", is_flag=True, help="Print only JSON: cells and sweeps.")
 def command(cell: str | None, why: bool, as_json: bool) -> None:
-    """The cells of this folder: done, at work, interrupted, failed. CELL may be the beginning of an id.
+    """List the cells of this folder: finished, running, interrupted or failed. CELL may be the beginning of an id.
 
     \b
     harness status
@@ -35,18 +35,21 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
         rows = [row for row in rows if row["id"].startswith(cell)]
         if not rows:
             raise UsageError(f"no cell {cell!r} in {store.root}", "harness status lists them")
-    if why and len(rows) > MANY:
-        raise UsageError(f"{len(rows)} cells are too many to compare each with each", "harness status --why CELL")
+    if why and len(rows) > MAX_COMPARED:
+        raise UsageError(f"{len(rows)} cells are too many to compare with each other", "harness status --why CELL")
     if why:
-        parts = store.components("cell")
-        known = {one: {path: canonical(value) for path, value in flat(words).items()} for one, words in parts.items()}
+        components = store.components("cell")
+        flattened = {
+            cell_id: {path: canonical(value) for path, value in flat(tree).items()}
+            for cell_id, tree in components.items()
+        }
         for row in rows:
-            row["nearest"], row["differs"] = nearest(row["id"], parts, known)
-    ahead = sweeps(store, rows) if cell is None else []
+            row["nearest"], row["differs"] = nearest(row["id"], components, flattened)
+    sweep_rows = sweeps(store, rows) if cell is None else []
     for notice in store.notices:
         click.echo(f"note: {one_line(notice)}", err=True)
     if as_json:
-        print_json({"cells": rows, "sweeps": ahead})
+        print_json({"cells": rows, "sweeps": sweep_rows})
         return
     if not rows:
         click.echo(f"no cells in {one_line(str(store.root))}; harness run --pruner magnitude makes one")
@@ -54,12 +57,12 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
         state = click.style(f"{one_line(row['status']):11}", bold=True)
         click.echo(f"{one_line(row['id'])[:12]}  {state}  {one_line(row['what'])}  {one_line(row['detail'])}")
         if why and row["nearest"]:
-            for path, ours, theirs in row["differs"]:
-                line = f"{path}: {ours!r}, in {row['nearest'][:12]}: {theirs!r}"
+            for path, value, nearest_value in row["differs"]:
+                line = f"{path}: {value!r}, in {row['nearest'][:12]}: {nearest_value!r}"
                 click.echo(f"              {one_line(line)}")
         elif why:
-            click.echo("              the only cell here")
-    for sweep in ahead:
+            click.echo("              no other cell to compare with")
+    for sweep in sweep_rows:
         states = ", ".join(f"{count} {state}" for state, count in sorted(sweep["states"].items()))
         click.echo(one_line(f"sweep {sweep['sweep']}: {sweep['cells']} cells: {states}"))
         for state, reasons in sweep["reasons"].items():
@@ -68,24 +71,25 @@ def command(cell: str | None, why: bool, as_json: bool) -> None:
 
 
 def cells(store: Store) -> list[dict[str, Any]]:
-    """One row per cell: from its record, from its lease, or from the trace of a run that was cut off."""
+    """One row per cell that has a record, is running, or was interrupted."""
     from harness.records.index import rows
 
-    found, leases = rows(store, row), store.leases()
-    begun = {path.stem for path in store.files("stages", "cell")}
-    for cell in begun - set(found) | (begun & set(leases)):
+    by_id, leases = rows(store, row), store.leases()
+    started = {path.stem for path in store.files("stages", "cell")}
+    for cell in started - set(by_id) | (started & set(leases)):
         lease = leases.get(cell)
         if lease is not None and lease["alive"]:
             state = {"status": "running", "detail": f"{lease['stage']}, pid {lease['pid']} on {lease['host']}"}
-        elif cell not in found:
+        elif cell not in by_id:
             state = {"status": "interrupted", "detail": "the same command continues it"}
         else:
             continue
-        found[cell] = {"id": cell, "what": request_text(store.stage("cell", cell)), **state}
-    return [found[cell] for cell in sorted(found)]
+        by_id[cell] = {"id": cell, "what": request_text(store.stage("cell", cell)), **state}
+    return [by_id[cell] for cell in sorted(by_id)]
 
 
 def row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a cell with a record."""
     return {
         "id": record["id"],
         "status": record["status"],
@@ -95,30 +99,31 @@ def row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sweeps(store: Store, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How far each sweep is: its cells by what became of them, and the reasons that stand in no row."""
-    now = {row["id"]: row["status"] for row in rows}
-    found = []
+    """One row per sweep: how many of its cells have each status, and the reasons of those without a record."""
+    status_by_id = {row["id"]: row["status"] for row in rows}
+    result = []
     for path in store.files("sweeps"):
         cells = sweep_cells(store, path)
         if cells is None:
             continue
-        states = Counter(now.get(cell["id"]) or cell["status"] for cell in cells)
+        states = Counter(status_by_id.get(cell["id"]) or cell["status"] for cell in cells)
         reasons: dict[str, set[str]] = {}
         for cell in cells:
-            if cell["reason"] and now.get(cell["id"], "interrupted") == "interrupted":
+            has_record = status_by_id.get(cell["id"], "interrupted") != "interrupted"
+            if cell["reason"] and not has_record:
                 reasons.setdefault(cell["status"], set()).add(cell["reason"])
-        told = {state: sorted(reasons[state]) for state in sorted(reasons)}
-        found.append({"sweep": path.stem, "cells": len(cells), "states": dict(states), "reasons": told})
-    return found
+        ordered = {state: sorted(reasons[state]) for state in sorted(reasons)}
+        result.append({"sweep": path.stem, "cells": len(cells), "states": dict(states), "reasons": ordered})
+    return result
 
 
 def sweep_cells(store: Store, path: Path) -> list[dict[str, str]] | None:
-    """The cells of a sweep's file; None where it is not the file of a sweep."""
-    words = store.read(path)
-    cells = words.get("cells") if isinstance(words, dict) else None
+    """The cells of a sweep's file; None if the file is something else."""
+    content = store.read(path)
+    cells = content.get("cells") if isinstance(content, dict) else None
     if isinstance(cells, list) and all(map(is_sweep_cell, cells)):
         return cells
-    if words is not None:
+    if content is not None:
         store.notice(f"{path} is not the file of a sweep; ignored")
     return None
 
@@ -128,25 +133,29 @@ def is_sweep_cell(cell: Any) -> bool:
 
 
 def request_text(spec: Any) -> str:
-    """A request in one line; `(unreadable)` where the text is of another shape."""
+    """The settings of a cell in one line; `(unreadable)` if they are not in the expected form."""
     try:
         budget = spec["budget"]
         text = f"{spec['pruner']} {spec['model']} {budget['kind']} {budget['value']:g}{budget['unit']}"
-        healed = f", {spec['recovery']}" if spec["recovery"] != "none" else ""
-        return f"{text} on {spec['device']}{healed}" + (f", seed {spec['seed']}" if spec["seed"] else "")
+        recovery = f", {spec['recovery']}" if spec["recovery"] != "none" else ""
+        return f"{text} on {spec['device']}{recovery}" + (f", seed {spec['seed']}" if spec["seed"] else "")
     except (KeyError, TypeError, ValueError, OverflowError):
         return "(unreadable)"
 
 
 def nearest(
-    cell: str, parts: dict[str, Any], known: dict[str, dict[str, str]]
+    cell: str, components: dict[str, Any], flattened: dict[str, dict[str, str]]
 ) -> tuple[str, list[tuple[str, Any, Any]]]:
-    """The other cell with the fewest differing components."""
+    """The other cell with the fewest differing components, and these: path, value, the other cell's value."""
     from harness.records.keys import explain
 
-    if cell not in known or len(known) < 2:
+    if cell not in flattened or len(flattened) < 2:
         return "", []
-    ours = known[cell].items()
-    apart = {other: len({path for path, _ in ours ^ words.items()}) for other, words in known.items() if other != cell}
-    best = min(apart, key=lambda other: (apart[other], other))
-    return best, list(explain(parts[cell], parts[best]))
+    own = flattened[cell].items()
+    distance = {
+        candidate: len({path for path, _ in own ^ values.items()})
+        for candidate, values in flattened.items()
+        if candidate != cell
+    }
+    best = min(distance, key=lambda candidate: (distance[candidate], candidate))
+    return best, list(explain(components[cell], components[best]))

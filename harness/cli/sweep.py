@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.answer import print_json
+from harness.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from harness.records.store import Store
@@ -121,11 +121,10 @@ def print_outlook(name: str, about: str, cells: list[SweepCell], store: Store) -
     if not planned:
         click.echo("  nothing left to do" if settled else "  no cell can start here")
         return
-    sources = [f"{from_records} from earlier records"] if from_records else []
-    sources += [f"{len(planned) - from_records} from FLOPs"]
-    click.echo(
-        f"  about {duration(seconds)} for {len(planned)} cells, less if results are cached ({', '.join(sources)})"
-    )
+    basis = "FLOPs"
+    if from_records:
+        basis = f"earlier records for {from_records}, from FLOPs for {len(planned) - from_records}"
+    click.echo(f"  about {duration(seconds)}, less if results are cached (estimated from {basis})")
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""A look into a run's models: which operators and layers take the time, dense and pruned side by side."""
+"""`harness run --trace`: print which operators and layers take the time, for dense and pruned."""
 
 from __future__ import annotations
 
@@ -15,57 +15,60 @@ from harness.cli.output import Terminal, console
 from harness.records.schema import Record
 from harness.system import process
 
-MOST = 15
+MAX_OPERATORS = 15  # rows of the table; the others are added up in one more
 
 
 def show(cell: Cell, record: Record, as_json: bool) -> None:
-    """Trace both models and print what was found; beside a record in JSON only notes, on stderr."""
+    """Trace both models and print a table per workload; with `as_json` only the names of the files, on stderr."""
     reporter = Terminal(quiet=as_json)
     try:
         with process.stdout_kept() if as_json else nullcontext():
-            traced = tracing.trace(cell, record, reporter)
+            result = tracing.trace(cell, record, reporter)
     finally:
         reporter.close()
-    if traced is None:
+    if result is None:
         return
-    folder, found = traced
+    folder, profile = result
+    workloads = profile["workloads"]
     out = console()
-    files = [str(folder / name) for words in found["workloads"].values() for name in words["files"].values()]
+    files = [str(folder / name) for traces in workloads.values() for name in traces["files"].values()]
     if as_json:
         for file in [*files, str(folder / "operators.json")]:
             reporter.notice(f"trace: {file}")
         return
-    for workload, words in found["workloads"].items():
+    for workload, traces in workloads.items():
         out.print()
-        out.print(table(workload, words, found))
+        out.print(table(workload, traces, profile))
     for file in files:
         out.print(f"trace:  {file}", soft_wrap=True)
     out.print(f"table:  {folder / 'operators.json'}", soft_wrap=True)
     out.print("open a trace at https://ui.perfetto.dev or in chrome://tracing", soft_wrap=True)
 
 
-def table(workload: str, words: dict[str, Any], found: dict[str, Any]) -> Table:
-    on_cpu = found["place"] == "cpu"
-    where = f"the CPU, {found['threads']} thread{'s' * (found['threads'] > 1)}" if on_cpu else "the GPU"
-    title = f"where the time goes: {workload} on {where}, each at its least of {found['passes']} profiled passes"
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    made.add_column("operator, by itself", no_wrap=True)
+def table(workload: str, traces: dict[str, Any], profile: dict[str, Any]) -> Table:
+    """The operators with the longest times, and the whole pass with its share of each kind of sub-layer."""
+    on_cpu = profile["place"] == "cpu"
+    threads = profile["threads"]
+    device = f"the CPU, {threads} thread{'s' * (threads > 1)}" if on_cpu else "the GPU"
+    title = f"time by operator: {workload} on {device}, the fastest of {profile['passes']} profiled passes"
+    result = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    result.add_column("operator (self time)", no_wrap=True)
     for name in ("dense ms", "pruned ms", "ratio", "calls"):
-        made.add_column(name, justify="right", no_wrap=True)
-    rows, spans = words["operators"], {row["name"]: row for row in words["spans"]}
-    for row in rows[:MOST]:
-        made.add_row(*line(row["name"], row))
-    if rows[MOST:]:
-        made.add_row(*line(f"{len(rows) - MOST} more", total(rows[MOST:])))
+        result.add_column(name, justify="right", no_wrap=True)
+    rows, spans = traces["operators"], {row["name"]: row for row in traces["spans"]}
+    for row in rows[:MAX_OPERATORS]:
+        result.add_row(*line(row["name"], row))
+    if rows[MAX_OPERATORS:]:
+        result.add_row(*line(f"{len(rows) - MAX_OPERATORS} more", total(rows[MAX_OPERATORS:])))
     whole = spans[tracing.PASS]
     if on_cpu:
-        between = {side: whole[side] - total(rows)[side] for side in ("dense_us", "pruned_us")}
-        made.add_row(*line("between operators: Python, waiting", between))
-    made.add_section()
-    made.add_row(*line("a pass", whole))
+        between = {model: whole[model] - total(rows)[model] for model in ("dense_us", "pruned_us")}
+        result.add_row(*line("between operators: Python, waiting", between))
+    result.add_section()
+    result.add_row(*line("whole pass", whole))
     for kind in kinds_of(spans):
-        made.add_row(*line(f"of it in {kind}", total(row for name, row in spans.items() if name.endswith(kind))))
-    return made
+        result.add_row(*line(f"of which {kind}", total(row for name, row in spans.items() if name.endswith(kind))))
+    return result
 
 
 def kinds_of(spans: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.api import DeviceInfo
@@ -115,7 +115,7 @@ class RayEngine:
         if not ray_nodes.any_node_offers(nodes, needs):
             return DeviceInfo(usable=False, reason=EnvironmentFault(*ray_nodes.lacking(needs, nodes)).line)
         try:
-            return DeviceInfo(**self._run_remotely("probe", device, "cpu", device=device, runtime=runtime))
+            return DeviceInfo(**self._run_remotely("probe", device, "cpu", {"device": device, "runtime": runtime}))
         except EnvironmentFault as error:
             return DeviceInfo(usable=False, reason=error.line)
 
@@ -126,9 +126,9 @@ class RayEngine:
         fields = arguments["fields"]
         spec = registry().get("device", fields["device"])
         device = registry().device(spec.name, fields["runtime"] or spec.runtimes[0])
-        return self._run_remotely(job, spec.name, torch_device(device), **arguments)
+        return self._run_remotely(job, spec.name, torch_device(device), arguments)
 
-    def _run_remotely(self, job: str, node_of: str, torch_device: str, **arguments: Any) -> Any:
+    def _run_remotely(self, job: str, node_of: str, torch_device: str, arguments: Mapping[str, Any]) -> Any:
         """The result of a job that runs on the node of the device `node_of`."""
         needs: Needs = {"CPU": 1, "GPU": int(torch_device != "cpu"), resource(node_of): 1}
         if needs in self.given_up:

@@ -20,7 +20,7 @@ from harness.cell.plan import Plan
 from harness.cell.request import Request
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.models import counting
-from harness.plugins import Unknown
+from harness.plugins import UnknownName
 from harness.records.keys import canonical
 from harness.records.schema import RunSpec
 from harness.records.store import Store
@@ -127,7 +127,7 @@ def plan_cells(requests: Sequence[CellRequest], probe: Probe = lambda *_: None) 
         try:
             cell.plan = planning.make(request, fetch=False)
         except HarnessError as error:
-            missing_plugin = isinstance(error, Unknown) and error.kind in PLUGIN_KINDS
+            missing_plugin = isinstance(error, UnknownName) and error.kind in PLUGIN_KINDS
             if not missing_plugin and not isinstance(error, EnvironmentFault):
                 raise UsageError(f"{cell.label}: {error.cause}", error.remedy) from None
             cell.status, cell.reason = "waits", error.line
@@ -166,8 +166,8 @@ class Sweep:
 
     def __init__(self, name: str, cells: list[SweepCell], store: Store, engine: Engine, command: str = "") -> None:
         self.name, self.cells = name, cells
-        self.store, self.engine, self.command = store, engine, command
-        self.root = str(store.root)
+        self.store, self.root = store, str(store.root)
+        self.engine, self.command = engine, command
 
     def run(self, on_progress: OnProgress) -> Counter[str]:
         """Run all cells, and count them by status."""
@@ -190,7 +190,8 @@ class Sweep:
         requests = [cell.fields for cell in cells]
         states = self.engine.run("check_cells", requests=requests, root=self.root) if cells else []
         for cell, state in zip(cells, states, strict=True):
-            cell.id, cell.status, cell.reason = state["id"], state["status"], state["reason"]
+            cell.id = state["id"]
+            cell.status, cell.reason = state["status"], state["reason"]
             if cell.status != "planned":
                 on_progress(cell, "")
 

@@ -412,7 +412,7 @@ def test_new_over_what_is_there(here, what):
         folder.mkdir()
     else:
         folder.symlink_to("nothing" if "nothing" in what else GOLDEN)
-    refused(here, ".", "foo is there already")
+    refused(here, ".", "foo already exists")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=type)
@@ -430,7 +430,9 @@ def test_new_that_ends_halfway_leaves_nothing(tmp_path, monkeypatch, error, at):
 
     monkeypatch.setattr(Path, "write_text", write_text)
     with pytest.raises((HarnessError, KeyboardInterrupt)) as fault:
-        new_command.make(tmp_path / "a" / "b" / "foo", dict.fromkeys(["a.py", "b.py", "tests/c.py", "d.md"], "text"))
+        new_command.create_folder(
+            tmp_path / "a" / "b" / "foo", dict.fromkeys(["a.py", "b.py", "tests/c.py", "d.md"], "text")
+        )
     assert contents(tmp_path) == before
     assert not (tmp_path / "a").exists()
     if isinstance(error, OSError):

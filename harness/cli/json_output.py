@@ -1,4 +1,4 @@
-"""A command's answer as JSON, on stdout alone: whatever else prints under --json goes to stderr."""
+"""Prints the JSON result of a command. With --json, only this goes to stdout, and everything else to stderr."""
 
 from __future__ import annotations
 
