@@ -215,6 +215,11 @@ def test_a_finished_model_that_missed_is_cut_anew(runs, one_process, monkeypatch
     assert len([p for p in record.budget.probes if p.get("final")]) > 1
 
 
+def with_budget(plan, **changes):
+    budget = plan.spec.budget.model_copy(update=changes)
+    return dataclasses.replace(plan, spec=plan.spec.model_copy(update={"budget": budget}))
+
+
 @pytest.mark.parametrize(
     ("pruned", "workload", "again"),
     [
@@ -231,9 +236,9 @@ def test_a_miss_that_may_be_chance_is_measured_on(pruned, workload, again):
     dense = [Samples([100_000_000 + 10_000 * at]) for at in range(6)]
     rounds = timing.Rounds(dense, [Samples([ms * 1_000_000]) for ms in pruned], dense)
     assert missed_by_chance(plan, harness.Workload.parse(workload), rounds) is again
-    plan.spec.budget = plan.spec.budget.model_copy(update={"value": 72.0, "unit": "ms"})
+    plan = with_budget(plan, value=72.0, unit="ms")
     assert missed_by_chance(plan, harness.Workload.parse(workload), rounds) is again
-    plan.spec.budget = plan.spec.budget.model_copy(update={"kind": "ratio", "value": 0.3, "unit": ""})
+    plan = with_budget(plan, kind="ratio", value=0.3, unit="")
     assert not missed_by_chance(plan, harness.Workload.parse(workload), rounds)
 
 

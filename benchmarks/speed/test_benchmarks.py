@@ -52,7 +52,7 @@ def opened() -> tuple[Any, Any]:
 
     process.prepare("fp32")
     plan = planning.make(Request("dense", model=MODEL, device="null", evaluators=("footprint",)))
-    planning.find_weights(plan)
+    plan = planning.with_weights(plan)
     assert plan.folder is not None
     return folders.read(plan.folder, "fp32"), folders.tokenizer(plan.folder)
 

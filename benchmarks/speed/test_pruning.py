@@ -81,7 +81,7 @@ class Question:
         from harness.records.store import Store
 
         plan = planning.make(Request(name, model=MODEL, ratio=RATIO, device="null", evaluators=("footprint",)))
-        planning.find_weights(plan)
+        plan = planning.with_weights(plan)
         store = Store(folder)
         store.prepare()
         cell = Cell(plan, store, Reporter())

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.cell.plan import Plan
+from harness.cell.plan import Attempt, Plan
 from harness.errors import EnvironmentFault
 from harness.models import counting
 from harness.models.loading.weights import free_space
@@ -28,6 +28,7 @@ class Artefacts:
 
     def __init__(self, plan: Plan, store: Store, stage: Any, context: Callable[..., Any], cost: schema.Cost) -> None:
         self.plan, self.store, self.stage, self.context, self.cost = plan, store, stage, context, cost
+        self.attempt = Attempt()  # the latest one
         self.folder = Path()  # known once ensured
         self.opened = False
 
@@ -90,10 +91,11 @@ class Artefacts:
             self.store.save_stage(kind, key, parts, saved)
         return folder, sha256, words
 
-    def ensure(self) -> tuple[Artefact, dict[str, Any]]:
-        """The proven artefact of this plan and what its cut promised."""
+    def ensure(self, attempt: Attempt) -> tuple[Artefact, dict[str, Any]]:
+        """The artefact of an attempt, proven by a fresh process, and what its cut promised."""
+        self.attempt = attempt
         self.__dict__.pop("pruned", None)
-        self.folder, sha256, words = self.kept("artefact", self.plan.artefact_parts(), self._make)
+        self.folder, sha256, words = self.kept("artefact", self.plan.artefact_parts(attempt), self._make)
         artefact = Artefact(path=str(self.folder.relative_to(self.store.root)), sha256=sha256, **words["artefact"])
         key, parts = self.plan.memory_key(artefact.sha256)
         if words["memory_of"] == self.plan.spec.workloads[0] and self.store.stage("memory", key) is None:
@@ -169,7 +171,9 @@ class Artefacts:
         from harness.cell.cutting import Decision
         from harness.models.saved import folders
 
-        folder, _, words = self.kept("cut", self.plan.cut_parts(), lambda scratch: Decision(self).write(scratch))
+        folder, _, words = self.kept(
+            "cut", self.plan.cut_parts(self.attempt), lambda scratch: Decision(self).write(scratch)
+        )
         return folders.read_cut(folder, self.plan.anatomy), words
 
     @cached_property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness.cell.artefact import Artefacts
 from harness.cell.cutting import TRAINING_RUNS, may_train
 from harness.cell.measuring import Timed, timed
-from harness.cell.plan import Plan
+from harness.cell.plan import Attempt, Plan
 from harness.errors import OverBudget
 from harness.records import schema
 from harness.records.schema import Artefact, BudgetResult, BudgetSpec, Cost, Latency
@@ -22,11 +23,11 @@ def within_budget(
     plan: Plan, store: Store, stage: Any, made: Artefacts, notice: Callable[[str], None]
 ) -> tuple[Artefact, BudgetResult, dict[str, Timed]]:
     """The artefact that meets the budget, or the last one that did not, with the measurement that says so."""
-    spec = plan.spec.budget
+    spec, attempt = plan.spec.budget, made.attempt
     kept: tuple[Artefact, BudgetResult, dict[str, Timed]] | None = None
     while True:
         try:
-            artefact, search = made.ensure()
+            artefact, search = made.ensure(attempt)
         except OverBudget:
             if kept is None:
                 raise
@@ -35,22 +36,22 @@ def within_budget(
             return artefact, ratio_result(spec, artefact, search), {}
         workload = plan.workloads[0]
         found = timed(plan, store, stage, made, artefact, workload)
-        budget = latency_result(spec, found.latency, search, plan.tried)
+        budget = latency_result(spec, found.latency, search, attempt.probes)
         kept = artefact, budget, {str(workload): found}
         if budget.unused >= 0 or found.unstable:
             return kept
-        plan.tried = budget.probes
-        if not may_correct(plan, budget, made.cost):
+        attempt = replace(attempt, probes=budget.probes)
+        if not may_correct(plan, attempt, made.cost):
             return kept
         notice(f"{overrun(plan, budget)}; cutting a little more")
-        plan.tighten *= spec.value / budget.achieved * (1 - AIM_BELOW)
+        attempt = replace(attempt, tighten=attempt.tighten * (spec.value / budget.achieved * (1 - AIM_BELOW)))
 
 
-def may_correct(plan: Plan, budget: BudgetResult, cost: Cost) -> bool:
+def may_correct(plan: Plan, attempt: Attempt, cost: Cost) -> bool:
     """A finished model that missed is cut anew, unless its method trains and has had its runs."""
-    finals = sum(bool(probe.get("final")) for probe in budget.probes)
-    ran = sum(bool(probe.get("ran")) for probe in budget.probes)
-    return finals <= CORRECTIONS and not (may_train(plan, cost) and ran >= TRAINING_RUNS)
+    finals = sum(bool(probe.get("final")) for probe in attempt.probes)
+    ran = sum(bool(probe.get("ran")) for probe in attempt.probes)
+    return finals <= CORRECTIONS and not (may_train(plan, attempt, cost) and ran >= TRAINING_RUNS)
 
 
 def overrun(plan: Plan, budget: BudgetResult) -> str:
@@ -70,7 +71,7 @@ def ratio_result(spec: BudgetSpec, artefact: Artefact, search: dict[str, Any]) -
 
 
 def latency_result(
-    spec: BudgetSpec, latency: Latency, search: dict[str, Any], earlier: list[dict[str, Any]]
+    spec: BudgetSpec, latency: Latency, search: dict[str, Any], earlier: Sequence[dict[str, Any]]
 ) -> BudgetResult:
     """How the finished model stands to a latency, by the ranked clock."""
     achieved, ci95 = latency.taken(spec.unit)

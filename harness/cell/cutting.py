@@ -22,7 +22,7 @@ from harness.system.isolation import plugin_code
 
 if TYPE_CHECKING:
     from harness.cell.artefact import Artefacts
-    from harness.cell.plan import Plan
+    from harness.cell.plan import Attempt, Plan
     from harness.models.cut import CheckedCut
     from harness.records.schema import Cost
 
@@ -35,6 +35,7 @@ class Decision:
 
     def __init__(self, made: Artefacts) -> None:
         self.made, self.plan, self.store = made, made.plan, made.store
+        self.attempt = made.attempt
         self.pruner = self.plan.method()
         self.asked: dict[str, CheckedCut] = {}
         self.learned = 0  # tokens, by the method
@@ -110,7 +111,7 @@ class Decision:
     @contextmanager
     def with_work_dir(self, ctx: Context) -> Iterator[Context]:
         """With a folder that outlives a kill: the same for all that is asked on the way to one budget."""
-        parts = {**self.plan.cut_parts(), "tightened": 1.0}
+        parts = {**self.plan.cut_parts(self.attempt), "tightened": 1.0}
         parts.pop("matched", None)
         ctx.work_dir = self.store.path("works", keys.key("work", parts))
         with guarded(self.store.root):
@@ -128,7 +129,7 @@ class Decision:
     def _matched(self) -> tuple[dict[str, Any], CheckedCut]:
         from harness.latency.prober import Bed
 
-        plan, unit = self.plan, self.plan.budget.unit
+        plan, unit, table = self.plan, self.plan.budget.unit, self.attempt.cost_table
         device = registry().device(plan.device.name, plan.spec.runtime)
         with self.made.stage(f"match {plan.budget}") as progress:
             laid = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, unit)
@@ -136,7 +137,7 @@ class Decision:
                 kind, found = self._search(laid, progress)
             finally:
                 laid.close()
-        words = found.words() | {"estimate": f"table {plan.cost_table[:8]}" if plan.cost_table else "FLOPs"}
+        words = found.words() | {"estimate": f"table {table[:8]}" if table else "FLOPs"}
         return words, self.ask(Budget(kind, found.setting, unit if kind == "latency" else ""))
 
     def _search(self, bed: Any, progress: Callable[..., None]) -> tuple[str, Any]:
@@ -144,9 +145,9 @@ class Decision:
         from harness.latency import budget_search
 
         plan, told = self.plan, count(1)
-        limit, unit = plan.budget.value * plan.tighten, plan.budget.unit
-        trains = may_train(plan, self.made.cost)
-        spent = sum(bool(probe.get("ran")) for probe in plan.tried)
+        limit, unit = plan.budget.value * self.attempt.tighten, plan.budget.unit
+        trains = may_train(plan, self.attempt, self.made.cost)
+        spent = sum(bool(probe.get("ran")) for probe in self.attempt.probes)
         share, scale = self._estimate(), bed.scale()
 
         def measure(shape: Shape) -> Any:
@@ -167,7 +168,7 @@ class Decision:
 
         method = self._method(allowed)
         return "ratio", budget_search.Matcher(
-            plan.anatomy, method, share, measure, limit, unit, scale, plan.tried
+            plan.anatomy, method, share, measure, limit, unit, scale, self.attempt.probes
         ).run()
 
     def _method(self, runs: Callable[[], int]) -> Any:
@@ -193,9 +194,9 @@ class Decision:
         return lambda shape: counting.flops(anatomy, shape, workload) / dense
 
 
-def may_train(plan: Plan, cost: Cost) -> bool:
+def may_train(plan: Plan, attempt: Attempt, cost: Cost) -> bool:
     """Settings may keep a method that could from training, which shows once it has made a model."""
-    return "training" in plan.pruner.needs and not (plan.tried and not cost.train_tokens)
+    return "training" in plan.pruner.needs and not (attempt.probes and not cost.train_tokens)
 
 
 def _settings_of(settings: Mapping[str, Any], option: str, value: int) -> str:

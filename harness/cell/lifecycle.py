@@ -15,7 +15,7 @@ from harness.api import Context, Event
 from harness.cell import budget_check, planning
 from harness.cell.artefact import Artefacts
 from harness.cell.measuring import memory, sides, sustained_latency, timed
-from harness.cell.plan import Plan
+from harness.cell.plan import Attempt, Plan
 from harness.cell.scoring import Scoring
 from harness.conformance import kit
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError, describe, one_line, without_secrets
@@ -47,7 +47,8 @@ class Cell:
     """One plan on its way to a record."""
 
     def __init__(self, plan: Plan, store: Store, reporter: Reporter, command: str = "") -> None:
-        self.plan, self.store, self.reporter, self.command = plan, store, reporter, without_secrets(command)
+        self.store, self.reporter = store, reporter
+        self.command = without_secrets(command)
         self.cost = schema.Cost()
         self.started = now()
         self.cached = False
@@ -57,7 +58,13 @@ class Cell:
         self.conformance: schema.Conformance | None = None
         self.measured: dict[str, dict[str, Any]] = {}  # of each model, once it is known
         self.beat: Callable[[str], None] = lambda _: None  # until the cell is known and leased
-        self.made = Artefacts(plan, store, self.stage, self.context, self.cost)
+        self.obstacle = plan.obstacle
+        self._plan_for(plan)
+
+    def _plan_for(self, plan: Plan) -> None:
+        """Begin with a plan. The first attempt knows no cost table."""
+        self.plan = plan
+        self.made = Artefacts(plan, self.store, self.stage, self.context, self.cost)
 
     def run(self) -> Record:
         """To the end, from wherever an earlier run was cut off."""
@@ -112,28 +119,30 @@ class Cell:
 
     def _save_components(self) -> None:
         """What the cell's id is the hash of, for whoever asks whether its record is of this cell."""
-        self.store.save_stage("cell", self.id, self.plan.cell_parts(), self.plan.spec.model_dump(mode="json"))
+        self.store.save_stage(
+            "cell", self.id, self.plan.cell_parts(self.made.attempt), self.plan.spec.model_dump(mode="json")
+        )
 
     def _identify(self, measure: bool = True) -> None:
-        if self.plan.obstacle is None:
+        if self.obstacle is None:
             self.reporter.stage("find the weights")
             supervisor.report(stage="find the weights")
-            planning.find_weights(self.plan)
             self.find_table(measure)
-        self.id = self.plan.cell
+        self.id = self.plan.cell_id(self.made.attempt)
 
     def find_table(self, measure: bool = True) -> None:
-        """The cost table that the cut is made with; measured now where the method cannot do without."""
+        """Locate the weights, then load the cost table for the cut. It is measured now if the method needs it."""
+        self._plan_for(planning.with_weights(self.plan))
         if self.plan.spec.budget.kind != "latency" and not self.plan.sees_latency:
             return
         try:
             needed = measure and self.plan.sees_latency
             model = self.made.cost_model if needed else self.made.known_cost_model()
-            self.plan.cost_table = model.table.content if model else None
+            self.made.attempt = Attempt(cost_table=model.table.content if model else None)
         except (EnvironmentFault, UsageError):
             raise
         except HarnessError as error:
-            self.plan.obstacle = error
+            self.obstacle = error
 
     def _finished(self) -> Record | None:
         found = self.store.record(self.id)
@@ -181,8 +190,8 @@ class Cell:
     def _live(self) -> Record | None:
         try:
             with interrupts.told_apart():
-                if self.plan.obstacle is not None:
-                    raise self.plan.obstacle
+                if self.obstacle is not None:
+                    raise self.obstacle
                 return self._measured()
         except (EnvironmentFault, UsageError):
             raise
@@ -274,7 +283,7 @@ class Cell:
         )
 
     def _record(self, status: Any, reason: str, **parts: Any) -> Record:
-        artefact = parts.get("artefact")
+        artefact, attempt = parts.get("artefact"), self.made.attempt
         content = artefact.sha256 if artefact else ""
         return Record(
             id=self.id,
@@ -283,8 +292,8 @@ class Cell:
             started=self.started,
             finished=now(),
             keys=schema.Keys(
-                cut=keys.key("cut", self.plan.cut_parts()),
-                artefact=keys.key("artefact", self.plan.artefact_parts()),
+                cut=keys.key("cut", self.plan.cut_parts(attempt)),
+                artefact=keys.key("artefact", self.plan.artefact_parts(attempt)),
                 measure={w: keys.key("measure", self.plan.measure_parts(content, w)) for w in parts.get("latency", {})},
                 eval={
                     e.label: keys.key("eval", self.plan.eval_parts(content, e, self.measured["pruned"]))

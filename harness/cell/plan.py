@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,24 +24,30 @@ from harness.system.isolation import plugin_code
 CUT_VERSION = 2  # raise when surgery or accounting changes what a cut means
 
 
-@dataclass
+@dataclass(frozen=True)
+class Attempt:
+    """One try to make a model within the plan's budget. Another one follows if the finished model is too slow."""
+
+    cost_table: str | None = None  # the content of the cost table that the cut is made with
+    tighten: float = 1.0  # the factor on the latency that the cut aims at
+    probes: Sequence[dict[str, Any]] = ()  # of the tries before
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A cell, ready to run. `obstacle` says why it cannot, if that is known already."""
+    """A cell, ready to run. `obstacle` says why it cannot run, if that is known already."""
 
     spec: RunSpec
     pruner: PrunerSpec
     device: DeviceSpec
     info: DeviceInfo
     card: ModelCard
-    folder: Path | None
-    evaluations: list[Evaluation]
+    folder: Path | None  # of the dense weights, once they are located
+    evaluations: Sequence[Evaluation]
     calibration: Mapping[str, Any] | None  # what the method reads; a recovery's stands with the recovery
     recovery: Recovering
     missing: dict[str, str] = field(default_factory=dict)  # evaluators that cannot be asked here, and why
     obstacle: HarnessError | None = None
-    tighten: float = 1.0  # a latency is aimed lower where the finished model missed it
-    tried: list[dict[str, Any]] = field(default_factory=list)  # probes of the cuts that missed
-    cost_table: str | None = None  # content of the table that the cut is made with
     inspect: bool = True  # whether the method's own code may be run to plan
     grid: Grid | None = None  # what turns energy into CO2; in no key, since nothing is measured by it
 
@@ -125,15 +131,15 @@ class Plan:
             "cut_version": CUT_VERSION,
         }
 
-    def cut_parts(self) -> dict[str, Any]:
-        parts = {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": self.cost_table}
+    def cut_parts(self, attempt: Attempt) -> dict[str, Any]:
+        parts = {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": attempt.cost_table}
         if self.spec.budget.kind == "latency":
-            matched = {"tighten": self.tighten, "workload": self.spec.workloads[0], "runtime": self.spec.runtime}
+            matched = {"tighten": attempt.tighten, "workload": self.spec.workloads[0], "runtime": self.spec.runtime}
             parts["matched"] = matched | {"device": self.device_part(), "protocol": prober.PROBING.parts()}
         return parts
 
-    def artefact_parts(self) -> dict[str, Any]:
-        return {"cut": keys.key("cut", self.cut_parts()), "recovery": self.recovery_part()}
+    def artefact_parts(self, attempt: Attempt) -> dict[str, Any]:
+        return {"cut": keys.key("cut", self.cut_parts(attempt)), "recovery": self.recovery_part()}
 
     def recovery_part(self) -> dict[str, Any]:
         spec, text = self.recovery.spec, self.recovery.data
@@ -185,16 +191,15 @@ class Plan:
             **seen,
         }
 
-    def cell_parts(self) -> dict[str, Any]:
+    def cell_parts(self, attempt: Attempt) -> dict[str, Any]:
         return {
-            "artefact": {**self.cut_parts(), "recovery": self.recovery_part()},
+            "artefact": {**self.cut_parts(attempt), "recovery": self.recovery_part()},
             "measure": [self.measure_parts("", workload) for workload in self.spec.workloads],
             "eval": {e.label: self.eval_parts("", e) for e in self.evaluations} | dict.fromkeys(self.missing),
         }
 
-    @property
-    def cell(self) -> str:
-        return keys.key("cell", self.cell_parts())
+    def cell_id(self, attempt: Attempt) -> str:
+        return keys.key("cell", self.cell_parts(attempt))
 
     # --- what it will take ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from harness import plugins
 from harness.api import Budget, DeviceSpec, PrunerSpec, Workload
@@ -82,23 +83,37 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
         seed=request.seed,
         sustain=request.sustain,
     )
-    plan = Plan(spec, pruner, device, info, card, None, found, calibration, recovery, missing=missing, grid=grid)
-    plan.inspect = inspect
+    plan = Plan(
+        spec,
+        pruner,
+        device,
+        info,
+        card,
+        None,
+        found,
+        calibration,
+        recovery,
+        missing=missing,
+        inspect=inspect,
+        grid=grid,
+    )
     if asked is None and pruner.budgets:
         budget = _default(plan)
-        spec.budget = BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit)
+        chosen = BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit)
+        plan = replace(plan, spec=spec.model_copy(update={"budget": chosen}))
     try:
-        plan.obstacle = _obstacle(plan) or _too_long(plan)
+        obstacle = _obstacle(plan) or _too_long_workload(plan)
+        return replace(plan, obstacle=obstacle) if obstacle is not None else _without_long_evaluators(plan)
     except UsageError:
         raise
     except HarnessError as error:  # the method's code fails already
-        plan.obstacle = error
-    return plan
+        return replace(plan, obstacle=error)
 
 
-def find_weights(plan: Plan) -> None:
-    """Fix which weights are meant; fetches or converts them when they are not at hand."""
-    plan.folder, plan.spec.revision = locate(plan.card)
+def with_weights(plan: Plan) -> Plan:
+    """The plan with the folder and the revision of its weights. Fetches or converts them if they are not at hand."""
+    folder, revision = locate(plan.card)
+    return replace(plan, folder=folder, spec=plan.spec.model_copy(update={"revision": revision}))
 
 
 def _obstacle(plan: Plan) -> HarnessError | None:
@@ -135,24 +150,44 @@ def _obstacle(plan: Plan) -> HarnessError | None:
     return None
 
 
-def _too_long(plan: Plan) -> HarnessError | None:
-    """What asks for more tokens than the model sees: a workload, or all evaluators. A few of those are left out."""
-    longest = plan.anatomy.config.get("max_position_embeddings") or math.inf
-    told = f"{plan.spec.model} sees {longest} tokens, {{}} asks for {{}}"
+def _context_length(plan: Plan) -> float:
+    """How many tokens the model accepts."""
+    return plan.anatomy.config.get("max_position_embeddings") or math.inf
+
+
+def _too_long(plan: Plan, name: object, tokens: int, remedy: str) -> Unsupported:
+    return Unsupported(f"{plan.spec.model} sees {_context_length(plan)} tokens, {name} asks for {tokens}", remedy)
+
+
+def _too_long_workload(plan: Plan) -> HarnessError | None:
+    """Why the first workload that needs more tokens than the model accepts cannot run."""
     for workload in plan.workloads:
-        if (tokens := workload.size + (workload.kind == "decode")) > longest:
-            return Unsupported(told.format(workload, tokens), "ask for less")
-    windows = {e.label: e.parameters.get("window", 0) for e in plan.evaluations}
-    long = {
-        label: Unsupported(told.format(label, window), f"--eval {label.split(':')[0]}:window={longest}")
-        for label, window in windows.items()
-        if window > longest
-    }
-    if long and len(long) == len(windows):
-        return next(iter(long.values()))
-    plan.missing |= {label: error.line for label, error in long.items()}
-    plan.evaluations = [e for e in plan.evaluations if e.label not in long]
+        tokens = workload.size + (workload.kind == "decode")
+        if tokens > _context_length(plan):
+            return _too_long(plan, workload, tokens, "ask for less")
     return None
+
+
+def _without_long_evaluators(plan: Plan) -> Plan:
+    """The plan without evaluators whose windows are too long for the model. If none remains, that is the obstacle."""
+    longest = _context_length(plan)
+    errors = {
+        evaluation.label: _too_long(
+            plan,
+            evaluation.label,
+            evaluation.parameters["window"],
+            f"--eval {evaluation.label.split(':')[0]}:window={longest}",
+        )
+        for evaluation in plan.evaluations
+        if evaluation.parameters.get("window", 0) > longest
+    }
+    if errors and len(errors) == len(plan.evaluations):
+        return replace(plan, obstacle=next(iter(errors.values())))
+    return replace(
+        plan,
+        missing=plan.missing | {label: error.line for label, error in errors.items()},
+        evaluations=[evaluation for evaluation in plan.evaluations if evaluation.label not in errors],
+    )
 
 
 def changes_shapes(plan: Plan) -> bool:

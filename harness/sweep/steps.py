@@ -67,11 +67,10 @@ def table(words: Words, root: str, measure: bool = True) -> Words | None:
     """The cost table that a cell's method looks at; None if there is none and it is not to be measured."""
     one = cell(words, root)
     one.store.prepare()
-    if one.plan.obstacle is None:
-        planning.find_weights(one.plan)
+    if one.obstacle is None:
         one.find_table(measure)
-    told = one.plan.obstacle.line if one.plan.obstacle else ""
-    return {"obstacle": told} if told or one.plan.cost_table else None
+    told = one.obstacle.line if one.obstacle else ""
+    return {"obstacle": told} if told or one.made.attempt.cost_table else None
 
 
 def uniform_latency(words: Words, ratio: float, root: str, measure: bool = True) -> Words | None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from harness.api import DeviceInfo
 from harness.cell import planning
-from harness.cell.plan import Plan
+from harness.cell.plan import Attempt, Plan
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.models import counting
 from harness.plugins import Unknown
@@ -46,7 +46,7 @@ class Item:
     def cut(self) -> str:
         """What cells have in common that share a cut: one makes it, the others find it."""
         assert self.plan is not None
-        return canonical([self.plan.cut_parts(), self.ask.request.latency])
+        return canonical([self.plan.cut_parts(Attempt()), self.ask.request.latency])
 
     @property
     def place(self) -> str:
