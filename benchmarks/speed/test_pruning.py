@@ -85,8 +85,8 @@ class Question:
         store = Store(folder)
         store.prepare()
         cell = Cell(plan, store, Reporter())
-        self.plan, self.made, self.decision = plan, cell.made, Decision(cell.made)
-        self.model = read_whole(self.made.dense)
+        self.plan, self.decision = plan, Decision(cell.workspace, cell.artefacts.attempt)
+        self.model = read_whole(cell.workspace.dense())
         self.texts: dict[int, Any] = {}  # by length; fewer windows of one length are the first of more
         self.reading = 0.0  # seconds that went into the text, which are not the method's
 

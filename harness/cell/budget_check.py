@@ -35,13 +35,13 @@ def within_budget(
         if spec.kind == "ratio":
             return artefact, ratio_result(spec, artefact, search), {}
         workload = plan.workloads[0]
-        found = timed(plan, store, stage, made, artefact, workload)
+        found = timed(plan, store, stage, made.workspace, artefact, workload)
         budget = latency_result(spec, found.latency, search, attempt.probes)
         kept = artefact, budget, {str(workload): found}
         if budget.unused >= 0 or found.unstable:
             return kept
         attempt = replace(attempt, probes=budget.probes)
-        if not may_correct(plan, attempt, made.cost):
+        if not may_correct(plan, attempt, made.workspace.cost):
             return kept
         notice(f"{overrun(plan, budget)}; cutting a little more")
         attempt = replace(attempt, tighten=attempt.tighten * (spec.value / budget.achieved * (1 - AIM_BELOW)))

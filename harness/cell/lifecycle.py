@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from harness.api import Context, Event
+from harness.api import Event
 from harness.cell import budget_check, planning
 from harness.cell.artefact import Artefacts
 from harness.cell.measuring import memory, sides, sustained_latency, timed
 from harness.cell.plan import Attempt, Plan
 from harness.cell.scoring import Scoring
+from harness.cell.workspace import Workspace
 from harness.conformance import kit
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError, describe, one_line, without_secrets
 from harness.models import counting
@@ -27,7 +28,7 @@ from harness.records.environment import environment
 from harness.records.schema import SETTLED, Record
 from harness.records.store import Store
 from harness.resolve import unusual
-from harness.system import process, seeds, supervisor
+from harness.system import process, supervisor
 from harness.system.interrupts import interrupts
 
 # What may run apart, each in a process or on a node of its own: the model is made, timed where its device is, scored.
@@ -59,12 +60,12 @@ class Cell:
         self.measured: dict[str, dict[str, Any]] = {}  # of each model, once it is known
         self.beat: Callable[[str], None] = lambda _: None  # until the cell is known and leased
         self.obstacle = plan.obstacle
-        self._plan_for(plan)
+        self._set_plan(plan)
 
-    def _plan_for(self, plan: Plan) -> None:
-        """Begin with a plan. The first attempt knows no cost table."""
+    def _set_plan(self, plan: Plan) -> None:
         self.plan = plan
-        self.made = Artefacts(plan, self.store, self.stage, self.context, self.cost)
+        self.workspace = Workspace(plan, self.store, self.stage, self.cost)
+        self.artefacts = Artefacts(self.workspace, Attempt())
 
     def run(self) -> Record:
         """To the end, from wherever an earlier run was cut off."""
@@ -120,7 +121,7 @@ class Cell:
     def _save_components(self) -> None:
         """What the cell's id is the hash of, for whoever asks whether its record is of this cell."""
         self.store.save_stage(
-            "cell", self.id, self.plan.cell_parts(self.made.attempt), self.plan.spec.model_dump(mode="json")
+            "cell", self.id, self.plan.cell_parts(self.artefacts.attempt), self.plan.spec.model_dump(mode="json")
         )
 
     def _identify(self, measure: bool = True) -> None:
@@ -128,17 +129,18 @@ class Cell:
             self.reporter.stage("find the weights")
             supervisor.report(stage="find the weights")
             self.find_table(measure)
-        self.id = self.plan.cell_id(self.made.attempt)
+        self.id = self.plan.cell_id(self.artefacts.attempt)
+        self.workspace.cell_id = self.id
 
     def find_table(self, measure: bool = True) -> None:
         """Locate the weights, then load the cost table for the cut. It is measured now if the method needs it."""
-        self._plan_for(planning.with_weights(self.plan))
+        self._set_plan(planning.with_weights(self.plan))
         if self.plan.spec.budget.kind != "latency" and not self.plan.sees_latency:
             return
         try:
             needed = measure and self.plan.sees_latency
-            model = self.made.cost_model if needed else self.made.known_cost_model()
-            self.made.attempt = Attempt(cost_table=model.table.content if model else None)
+            model = self.workspace.cost_model() if needed else self.workspace.stored_cost_model()
+            self.artefacts.attempt = Attempt(cost_table=model.table.content if model else None)
         except (EnvironmentFault, UsageError):
             raise
         except HarnessError as error:
@@ -203,7 +205,7 @@ class Cell:
             return self._record("failed", f"{describe(error, 1900)} (traceback: logs/{log.name})")
 
     def _measured(self) -> Record | None:
-        made = self.made
+        made = self.workspace
         name = self.plan.spec.pruner
         self.conformance = found = kit.score(name, self.stage)
         if found is not None and found.passed < found.of:
@@ -211,7 +213,7 @@ class Cell:
                 f"{name}: {found.passed} of {found.of} checks hold; harness check {name} tells which do not"
             )
         artefact, budget, timings = budget_check.within_budget(
-            self.plan, self.store, self.stage, made, self.reporter.notice
+            self.plan, self.store, self.stage, self.artefacts, self.reporter.notice
         )
         if self.until == STEPS[0]:
             return None
@@ -240,7 +242,7 @@ class Cell:
         if self.until == STEPS[1]:
             return None
         self.measured = sides(self.plan, parts["memory"], first.memory is not None, energy)
-        scoring = Scoring(self.plan, self.store, self.stage, self.context, self.cost, self.measured)
+        scoring = Scoring(self.plan, self.store, self.stage, made.context, self.cost, self.measured)
         parts["scores"] = scoring.run(made, artefact)
         parts["unscored"] = self.plan.missing | scoring.failed
         parts["flops"] = {
@@ -253,7 +255,7 @@ class Cell:
         unstable = "; ".join(found.unstable for found in timings.values() if found.unstable)
         failed = "; ".join(f"no score of {label}: {why}" for label, why in scoring.failed.items())
         record = self._record("failed" if failed else "unstable" if unstable else "ok", failed or unstable, **parts)
-        made.describe(record)
+        self.artefacts.describe(record)
         return record
 
     # --- stages ---
@@ -271,19 +273,8 @@ class Cell:
             process.give_back()
             emit(Event(name="stage-finished", cell=self.id, stage=name, seconds=time.monotonic() - start))
 
-    def context(self, progress: Callable[..., None], **more: Any) -> Context:
-        spec = self.plan.spec
-        return Context(
-            anatomy=self.plan.anatomy,
-            work_dir=self.store.scratch(f"work-{self.id}"),
-            progress=progress,
-            workloads=self.plan.workloads,
-            limit=spec.limit,
-            **{"tokenizer": None, "calibration": None, "seed": lambda *axis: seeds.seed(spec.seed, *axis), **more},
-        )
-
     def _record(self, status: Any, reason: str, **parts: Any) -> Record:
-        artefact, attempt = parts.get("artefact"), self.made.attempt
+        artefact, attempt = parts.get("artefact"), self.artefacts.attempt
         content = artefact.sha256 if artefact else ""
         return Record(
             id=self.id,

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from harness.api import Workload
-from harness.cell.artefact import Artefacts
 from harness.cell.plan import Plan
+from harness.cell.workspace import Workspace
 from harness.latency import gates, sustained, timing
 from harness.latency.fresh_process import openers
 from harness.models.saved import reload_check
@@ -38,7 +38,7 @@ class Timed(Part):
         return "; ".join(f"{gate.name}: {gate.detail}" for gate in gates.failed(self.gates, self.latency.clock))
 
 
-def timed(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artefact, workload: Workload) -> Timed:
+def timed(plan: Plan, store: Store, stage: Any, made: Workspace, artefact: Artefact, workload: Workload) -> Timed:
     """From the store, or measured now. What a gate forbids to trust is not stored, but measured again."""
     parts = plan.measure_parts(artefact.sha256, str(workload))
     key = keys.key("measure", parts)
@@ -55,7 +55,7 @@ def timed(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artef
 
 
 def sustained_latency(
-    plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artefact, latency: Latency, workload: str
+    plan: Plan, store: Store, stage: Any, made: Workspace, artefact: Artefact, latency: Latency, workload: str
 ) -> Sustained:
     """From the store, or at work now: after all that is ranked, for it warms the device."""
     parts = {**plan.measure_parts(artefact.sha256, workload), "sustain": plan.spec.sustain}
@@ -72,19 +72,19 @@ def sustained_latency(
     return found
 
 
-def _both(plan: Plan, store: Store, made: Artefacts, artefact: Artefact, workload: Workload) -> Any:
+def _both(plan: Plan, store: Store, made: Workspace, artefact: Artefact, workload: Workload) -> Any:
     """How to open the dense model on the device, and the pruned one."""
     spec = plan.spec
     assert plan.folder is not None
 
     def model(folder: Path) -> Any:
-        return made.dense if folder == plan.folder else made.pruned
+        return made.dense() if folder == plan.folder else made.pruned(folder)
 
     folders = (plan.folder, store.path(artefact.path))
     return openers(folders, spec.device, spec.runtime, spec.dtype, workload, plan.protocol, model)
 
 
-def _measured(plan: Plan, store: Store, stage: Any, made: Artefacts, artefact: Artefact, workload: Workload) -> Timed:
+def _measured(plan: Plan, store: Store, stage: Any, made: Workspace, artefact: Artefact, workload: Workload) -> Timed:
     with stage(f"time {workload}") as progress, _both(plan, store, made, artefact, workload) as (dense, pruned):
         judge, began = partial(missed_by_chance, plan, workload), now()
         rounds = timing.interleave(dense, pruned, plan.protocol, plan.clock, told=progress, undecided=judge)

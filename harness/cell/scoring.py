@@ -13,8 +13,8 @@ from typing import Any
 
 from harness import stats
 from harness.api import Score
-from harness.cell.artefact import Artefacts
 from harness.cell.plan import Evaluation, Plan
+from harness.cell.workspace import Workspace
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
 from harness.evaluation import texts
 from harness.records import keys, schema
@@ -43,7 +43,7 @@ class Scoring:
         self.measured = measured
         self.failed: dict[str, str] = {}
 
-    def run(self, made: Artefacts, artefact: schema.Artefact) -> dict[str, ScoreRecord]:
+    def run(self, made: Workspace, artefact: schema.Artefact) -> dict[str, ScoreRecord]:
         found: dict[str, ScoreRecord] = {}
         for evaluation in self.plan.evaluations:
             try:
@@ -65,7 +65,7 @@ class Scoring:
         return found
 
     def _side(
-        self, side: str, content: Any, made: Artefacts, artefact: schema.Artefact, evaluation: Evaluation
+        self, side: str, content: Any, made: Workspace, artefact: schema.Artefact, evaluation: Evaluation
     ) -> Outcomes:
         parts = self.plan.eval_parts(content, evaluation, self.measured[side])
         key = keys.key("eval", parts)
@@ -73,16 +73,19 @@ class Scoring:
         if stored is not None and not self.store.lacks(*(score["samples"] for score in stored.values())):
             return stored
         start, needs = time.monotonic(), evaluation.spec.needs
-        assert made.dense is not None  # loaded under a name of its own, not under the evaluator's
+        made.dense()  # load now, so that loading is its own stage and not part of the evaluator's
         with self.stage(f"{evaluation.label} of {side}") as progress:
-            both = (made.dense if side == "dense" else made.pruned, *([made.dense] if "dense" in needs else []))
+            both = (
+                made.dense() if side == "dense" else made.pruned(self.store.path(artefact.path)),
+                *([made.dense()] if "dense" in needs else []),
+            )
             with placed(both, self.plan.place) as (model, *_):
                 ctx = self.context(
                     progress,
-                    tokenizer=made.tokenizer,
+                    tokenizer=made.tokenizer(),
                     folder=self.store.path(artefact.path) if side == "pruned" else None,
                     measured=self.measured[side] if "measured" in needs else None,
-                    dense=made.dense if "dense" in needs else None,
+                    dense=made.dense() if "dense" in needs else None,
                     seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
                 )
                 evaluator = evaluation.build()

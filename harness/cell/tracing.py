@@ -32,14 +32,14 @@ Costs = dict[str, tuple[float, int]]  # name -> microseconds and calls, of one p
 
 def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[str, Any]] | None:
     """The folder with a trace per workload and model, and what each operator took; None where nothing was pruned."""
-    plan, store, made = cell.plan, cell.store, cell.made
+    plan, store, workspace = cell.plan, cell.store, cell.workspace
     if record.artefact is None:
         reporter.notice(f"no trace: this run is {record.status}, there is no pruned model to look into")
         return None
     if words := stand_in(plan):
         reporter.notice(words)
     # A record from the store has opened no model; to open one now is part of this look and no stage of the run.
-    made.folder, made.opened = store.path(record.artefact.path), True
+    workspace.load_is_stage = False
     kept, count = list(survivors(plan.anatomy, record.artefact.shape)), threads_asked() or 1
     found: dict[str, Any] = {"place": plan.place, "threads": count, "passes": PASSES, "workloads": {}}
     scratch, folder = store.scratch(f"traces-{record.id}"), store.path("traces", record.id)
@@ -49,7 +49,8 @@ def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[st
             for side in ("dense", "pruned"):
                 reporter.stage(f"trace {workload} of {side}")
                 files[side] = f"{str(workload).replace(':', '-')}-{side}.json.gz"
-                model = getattr(made, side).to(plan.place)
+                model = workspace.dense() if side == "dense" else workspace.pruned(store.path(record.artefact.path))
+                model = model.to(plan.place)
                 layers = model.model.layers
                 with threads(count), spans(layers, kept if side == "pruned" else range(len(layers))):
                     profile = profiled(runner(model, workload), plan.place, reporter.progress)

@@ -70,7 +70,7 @@ def table(words: Words, root: str, measure: bool = True) -> Words | None:
     if one.obstacle is None:
         one.find_table(measure)
     told = one.obstacle.line if one.obstacle else ""
-    return {"obstacle": told} if told or one.made.attempt.cost_table else None
+    return {"obstacle": told} if told or one.artefacts.attempt.cost_table else None
 
 
 def uniform_latency(words: Words, ratio: float, root: str, measure: bool = True) -> Words | None:
