@@ -14,6 +14,7 @@ from harness import plugins
 from harness.api import Cut, PrunerSpec, Samples
 from harness.cell import measuring, planning
 from harness.cell.lifecycle import Reporter
+from harness.cell.plan import Attempt
 from harness.cell.request import Request
 from harness.cli import cli
 from harness.devices.simulated import Null, Staircase
@@ -240,6 +241,16 @@ def test_a_miss_that_may_be_chance_is_measured_on(pruned, workload, again):
     assert missed_by_chance(plan, harness.Workload.parse(workload), rounds) is again
     plan = with_budget(plan, kind="ratio", value=0.3, unit="")
     assert not missed_by_chance(plan, harness.Workload.parse(workload), rounds)
+
+
+def test_a_plan_is_frozen_and_only_an_attempt_changes_its_keys():
+    plan = planning.make(Request("random", model="tiny", device="null", latency="0.7x"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.folder = "elsewhere"
+    first = plan.cell_id(Attempt())
+    assert plan.cell_id(Attempt(tighten=0.9)) != first
+    assert plan.cell_id(Attempt(cost_table="0" * 64)) != first
+    assert plan.cell_id(Attempt()) == first
 
 
 def test_measuring_on_doubles_the_rounds_once(runs, one_process, monkeypatch):

@@ -170,9 +170,9 @@ class Decision:
     def _method(self, runs: Callable[[], int]) -> Method:
         """The method as the budget search sees it. `runs` is how often it may run if it cannot predict its shape."""
         anatomy = self.plan.anatomy
-        promise = self.plan.promise(self.pruner)
-        if promise is not None and promise(0.01) is not None:
-            exact = cast("Callable[[float], Shape]", promise)
+        predict = self.plan.shape_predictor(self.pruner)
+        if predict is not None and predict(0.01) is not None:
+            exact = cast("Callable[[float], Shape]", predict)
             return Method(exact, exact)
         return Method(
             lambda ratio: uniform(anatomy, ratio),

@@ -1,4 +1,7 @@
-"""From what was asked to a plan: names resolved, defaults filled in, obstacles found before any work. No torch."""
+"""Turns a request into a plan: resolves names, fills in defaults, finds obstacles before any work.
+
+It does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,18 @@ QUICK_LIMIT = 40  # documents per evaluator under the quick preset
 
 
 def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
-    """Resolve a request. Wrong names and values raise; what merely cannot work becomes the plan's obstacle.
+    """Resolve a request. Wrong names and values raise an error. What cannot work together is the plan's obstacle.
 
-    Without `fetch`, text that is not on this machine stays unidentified instead of being asked for. Without `inspect`,
-    the method's code is not run, for a method that ended the process before.
+    Without `fetch`, nothing is downloaded to identify a text. Without `inspect`, the method's code is not run: it may
+    have ended the process of an earlier try.
     """
-    known = plugins.registry()
-    pruner: PrunerSpec = known.get("pruner", request.pruner)
-    device: DeviceSpec = known.get("device", request.device)
+    registry = plugins.registry()
+    pruner: PrunerSpec = registry.get("pruner", request.pruner)
+    device: DeviceSpec = registry.get("device", request.device)
     if request.preset not in ("quick", "paper"):
         raise UsageError(f"no preset {request.preset!r}", "give quick or paper")
     if request.sustain and not 1 <= request.sustain <= 7200:
-        raise UsageError(f"{request.sustain:g} seconds are nothing to sustain", "give from 1 to 7200")
+        raise UsageError(f"{request.sustain:g} seconds cannot be sustained", "give from 1 to 7200")
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"limit {request.limit} leaves nothing to evaluate", "give --limit 1 or more")
     if request.calibration not in texts.SOURCES:
@@ -49,22 +52,23 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
         raise UsageError(f"device {device.name} has no runtime {runtime!r}", f"known: {', '.join(device.runtimes)}")
     workloads = [str(Workload.parse(text)) for text in request.workloads]
     parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
-    if pruner.sound and (wrong := plugins.resolve(pruner.sound)(parameters)):
-        raise UsageError(*wrong)
-    found, absent = evaluations(request.evaluators, request.preset, fetch)
+    problem = plugins.resolve(pruner.sound)(parameters) if pruner.sound else None
+    if problem:
+        raise UsageError(*problem)
+    selected, absent = evaluations(request.evaluators, request.preset, fetch)
     missing = {label: fault.line for label, fault in absent.items()}
     limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)
     recovery = recovering(request.recovery, request.preset, request.calibration, fetch)
     calibration = None
     if "calibration" in pruner.needs:
         calibration = texts.identity(request.calibration, texts.CALIBRATE, fetch)
-    info = request.probed or plugins.registry().device(device.name, runtime).probe()
+    info = request.probed or registry.device(device.name, runtime).probe()
     if not info.usable:
         raise EnvironmentFault(f"device {device.name} is not usable: {info.reason}", f"harness doctor {device.name}")
     device = device.on_machine(info)
     card = find_card(request.model)
-    asked = _requested_budget(request, pruner)
-    budget = asked or Budget("ratio", 0.0)
+    requested = _requested_budget(request, pruner)
+    budget = requested or Budget("ratio", 0.0)
     spec = RunSpec(
         pruner=pruner.name,
         parameters=parameters,
@@ -78,27 +82,27 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
         workloads=workloads or list(info.workloads) or [device.workload],
         recovery=recovery.label,
         calibration=request.calibration if calibration or recovery.data else "",
-        evaluators=[*(e.label for e in found), *missing],
+        evaluators=[*(evaluation.label for evaluation in selected), *missing],
         limit=limit,
         seed=request.seed,
         sustain=request.sustain,
     )
     plan = Plan(
-        spec,
-        pruner,
-        device,
-        info,
-        card,
-        None,
-        found,
-        calibration,
-        recovery,
+        spec=spec,
+        pruner=pruner,
+        device=device,
+        info=info,
+        card=card,
+        folder=None,
+        evaluations=selected,
+        calibration=calibration,
+        recovery=recovery,
         missing=missing,
         inspect=inspect,
         grid=grid,
     )
-    if asked is None and pruner.budgets:
-        budget = _default(plan)
+    if requested is None and pruner.budgets:
+        budget = _default_budget(plan)
         chosen = BudgetSpec(kind=budget.kind, value=budget.value, unit=budget.unit)
         plan = replace(plan, spec=spec.model_copy(update={"budget": chosen}))
     try:
@@ -106,7 +110,7 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
         return replace(plan, obstacle=obstacle) if obstacle is not None else _without_long_evaluators(plan)
     except UsageError:
         raise
-    except HarnessError as error:  # the method's code fails already
+    except HarnessError as error:  # the method's code failed as its shape was asked for
         return replace(plan, obstacle=error)
 
 
@@ -117,13 +121,14 @@ def with_weights(plan: Plan) -> Plan:
 
 
 def _obstacle(plan: Plan) -> HarnessError | None:
+    """Why this method, model, budget, recovery and workload cannot work together; None if they can."""
     try:
         family = plan.anatomy.family
     except Unsupported as error:
         return error
     if family not in plan.pruner.families and plan.pruner.budgets:
         return Unsupported(
-            f"{plan.pruner.name} does not know the family {family}", f"it knows {', '.join(plan.pruner.families)}"
+            f"{plan.pruner.name} does not support the family {family}", f"it supports {', '.join(plan.pruner.families)}"
         )
     kind = plan.spec.budget.kind
     if kind == "latency" and "latency" not in plan.pruner.budgets and not changes_shapes(plan):
@@ -134,7 +139,7 @@ def _obstacle(plan: Plan) -> HarnessError | None:
     if plan.pruner.budgets and not plan.recovery.spec.masks and not changes_shapes(plan):
         return Unsupported(
             f"{plan.recovery.spec.name} would fill what {plan.pruner.name} zeroes",
-            "give --recovery lora, which keeps it",
+            "give --recovery lora, which keeps the zeros",
         )
     if kind == "ratio" and plan.pruner.budgets and "ratio" not in plan.pruner.budgets:
         return Unsupported(f"{plan.pruner.name} prunes to a latency, not to a ratio", "give --latency 0.7x")
@@ -156,7 +161,8 @@ def _context_length(plan: Plan) -> float:
 
 
 def _too_long(plan: Plan, name: object, tokens: int, remedy: str) -> Unsupported:
-    return Unsupported(f"{plan.spec.model} sees {_context_length(plan)} tokens, {name} asks for {tokens}", remedy)
+    """The error for a workload or an evaluator that needs more tokens than the model accepts."""
+    return Unsupported(f"{plan.spec.model} accepts {_context_length(plan)} tokens, {name} needs {tokens}", remedy)
 
 
 def _too_long_workload(plan: Plan) -> HarnessError | None:
@@ -164,7 +170,7 @@ def _too_long_workload(plan: Plan) -> HarnessError | None:
     for workload in plan.workloads:
         tokens = workload.size + (workload.kind == "decode")
         if tokens > _context_length(plan):
-            return _too_long(plan, workload, tokens, "ask for less")
+            return _too_long(plan, workload, tokens, "give a shorter workload")
     return None
 
 
@@ -192,29 +198,31 @@ def _without_long_evaluators(plan: Plan) -> Plan:
 
 def changes_shapes(plan: Plan) -> bool:
     """Whether the method, with these parameters, removes units rather than zeroing elements."""
-    promise = plan.promise(plan.method()) if plan.inspect else None
-    if promise is not None:
+    predict = plan.shape_predictor(plan.method()) if plan.inspect else None
+    if predict is not None:
         try:
-            shape = promise(0.5)
-        except HarnessError:  # that much cannot go, less can
+            shape = predict(0.5)
+        except HarnessError:  # half of the parameters cannot be removed, but fewer can
             return True
         if shape is not None:
             return plan.anatomy.complete(shape) != plan.anatomy.full()
     return not {"structured", "depth"}.isdisjoint(plan.pruner.kinds)
 
 
-def _default(plan: Plan) -> Budget:
+def _default_budget(plan: Plan) -> Budget:
+    """A latency if the method changes shapes, else a ratio."""
     try:
         if changes_shapes(plan):
             return Budget.latency(DEFAULT_LATENCY)
     except UsageError:
         raise
     except HarnessError:
-        pass  # the plan's obstacle will say so
+        pass  # it becomes the plan's obstacle
     return Budget("ratio", DEFAULT_RATIO)
 
 
 def _requested_budget(request: Request, pruner: PrunerSpec) -> Budget | None:
+    """The budget of the request; None if it leaves the choice to the harness."""
     if request.ratio is not None and request.latency is not None:
         raise UsageError("a cell has one budget", "give --ratio or --latency")
     budget = None
