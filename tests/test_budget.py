@@ -14,6 +14,7 @@ from harness import plugins
 from harness.api import Cut, PrunerSpec, Samples
 from harness.cell import measuring, planning
 from harness.cell.lifecycle import Reporter
+from harness.cell.plan import Attempt
 from harness.cell.request import Request
 from harness.cli import cli
 from harness.devices.simulated import Null, Staircase
@@ -215,6 +216,11 @@ def test_a_finished_model_that_missed_is_cut_anew(runs, one_process, monkeypatch
     assert len([p for p in record.budget.probes if p.get("final")]) > 1
 
 
+def with_budget(plan, **changes):
+    budget = plan.spec.budget.model_copy(update=changes)
+    return dataclasses.replace(plan, spec=plan.spec.model_copy(update={"budget": budget}))
+
+
 @pytest.mark.parametrize(
     ("pruned", "workload", "again"),
     [
@@ -231,10 +237,20 @@ def test_a_miss_that_may_be_chance_is_measured_on(pruned, workload, again):
     dense = [Samples([100_000_000 + 10_000 * at]) for at in range(6)]
     rounds = timing.Rounds(dense, [Samples([ms * 1_000_000]) for ms in pruned], dense)
     assert missed_by_chance(plan, harness.Workload.parse(workload), rounds) is again
-    plan.spec.budget = plan.spec.budget.model_copy(update={"value": 72.0, "unit": "ms"})
+    plan = with_budget(plan, value=72.0, unit="ms")
     assert missed_by_chance(plan, harness.Workload.parse(workload), rounds) is again
-    plan.spec.budget = plan.spec.budget.model_copy(update={"kind": "ratio", "value": 0.3, "unit": ""})
+    plan = with_budget(plan, kind="ratio", value=0.3, unit="")
     assert not missed_by_chance(plan, harness.Workload.parse(workload), rounds)
+
+
+def test_a_plan_is_frozen_and_only_an_attempt_changes_its_keys():
+    plan = planning.make(Request("random", model="tiny", device="null", latency="0.7x"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.folder = "elsewhere"
+    first = plan.cell_id(Attempt())
+    assert plan.cell_id(Attempt(tighten=0.9)) != first
+    assert plan.cell_id(Attempt(cost_table="0" * 64)) != first
+    assert plan.cell_id(Attempt()) == first
 
 
 def test_measuring_on_doubles_the_rounds_once(runs, one_process, monkeypatch):

@@ -194,7 +194,7 @@ def test_more_tokens_than_the_model_sees(runs):
     for words in (["--workload", "decode:1x2048"], ["--eval", "passages:window=4096"]):
         done = run(*MAGNITUDE, "--json", *words)
         assert done.returncode == 1
-        assert "sees 2048 tokens" in json.loads(done.stdout)["reason"]
+        assert "accepts 2048 tokens" in json.loads(done.stdout)["reason"]
 
 
 def test_a_sliding_cache_is_not_decoded(tmp_path):

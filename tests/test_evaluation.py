@@ -166,7 +166,7 @@ def test_a_window_longer_than_the_model_stops_no_other(asked, tmp_path):
     assert list(record.scores) == ["fine"]
     [(label, why)] = record.unscored.items()
     assert label == "passages:window=4096"
-    assert "sees 2048 tokens" in why
+    assert "accepts 2048 tokens" in why
     assert "--eval passages:window=2048" in why
     alone = run(tmp_path, "passages:window=4096")
     assert alone.status == "unsupported"

@@ -15,6 +15,7 @@ import pytest
 from harness import plugins
 from harness.api import DeviceInfo
 from harness.cell import planning
+from harness.cell.plan import Attempt
 from harness.cell.request import Request
 from harness.records import keys
 
@@ -28,13 +29,13 @@ def stage_keys(request: dict[str, Any]) -> dict[str, Any]:
     plan = planning.make(Request(probed=device, **request), fetch=False)
     parts = {
         "prepare": plan.prepare_parts(),
-        "cut": plan.cut_parts(),
-        "artefact": plan.artefact_parts(),
+        "cut": plan.cut_parts(Attempt()),
+        "artefact": plan.artefact_parts(Attempt()),
         "measure": plan.measure_parts("", plan.spec.workloads[0]),
     }
     return {
         "request": request,
-        "cell": plan.cell,
+        "cell": plan.cell_id(Attempt()),
         **{name: keys.key(name, part) for name, part in parts.items()},
         "eval": {e.label: keys.key("eval", plan.eval_parts("", e)) for e in plan.evaluations},
         "obstacle": plan.obstacle is not None,

@@ -152,7 +152,7 @@ def test_a_look_that_is_interrupted_leaves_nothing_behind(uneven, monkeypatch):
     assert seen == [2]
     assert torch.get_num_threads() == before
     assert not [*uneven.glob("traces/*"), *uneven.glob("tmp/*")]
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in cell.made.dense.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in cell.workspace.dense().modules())
     folder, found = tracing.trace(cell, record, Reporter())  # and the next look finds all in order
     assert found["threads"] == 2
     assert set(annotations(folder / "prefill-1x128-pruned.json.gz")) == {tracing.PASS, *SPANS}

@@ -54,7 +54,7 @@ def model_and_tokenizer() -> tuple[Any, Any]:
 
     process.prepare("fp32")
     plan = planning.make(Request("dense", model=MODEL, device="null", evaluators=("footprint",)))
-    planning.find_weights(plan)
+    plan = planning.with_weights(plan)
     assert plan.folder is not None
     return folders.read(plan.folder, "fp32"), folders.tokenizer(plan.folder)
 

@@ -86,12 +86,12 @@ class MethodRun:
 
         question = METHODS[name] or BY_RATIO
         plan = planning.make(Request(name, model=MODEL, evaluators=("footprint",), **question))
-        planning.find_weights(plan)
+        plan = planning.with_weights(plan)
         store = Store(folder)
         store.prepare()
         cell = Cell(plan, store, Reporter())
-        self.plan, self.made, self.decision = plan, cell.made, Decision(cell.made)
-        self.model = read_whole(self.made.dense)
+        self.plan, self.decision = plan, Decision(cell.workspace, cell.artefacts.attempt)
+        self.model = read_whole(cell.workspace.dense())
         # calibration windows by length; the largest number of each, because fewer windows are the first of these
         self.texts: dict[int, Any] = {}
         self.reading_s = 0.0  # seconds spent on reading and tokenising text, which do not count for the method

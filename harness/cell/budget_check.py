@@ -1,59 +1,68 @@
-"""How a finished model stands to its budget, and the second try of one that missed a latency."""
+"""Compares a finished model with its budget, and makes another one if it missed a latency."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.cell.artefact import Artefacts
 from harness.cell.cutting import TRAINING_RUNS, may_train
-from harness.cell.measuring import Timed, timed
-from harness.cell.plan import Plan
+from harness.cell.measuring import Comparison, Measurement
+from harness.cell.plan import Attempt, Plan
 from harness.errors import OverBudget
-from harness.records import schema
 from harness.records.schema import Artefact, BudgetResult, BudgetSpec, Cost, Latency
-from harness.records.store import Store
 
-CORRECTIONS = 2  # a finished model that missed its latency is cut anew so often
-AIM_BELOW = 0.004
+CORRECTIONS = 2  # how often another model is made after the first one missed its latency
+AIM_BELOW = 0.004  # a correction aims this share below what the miss suggests
 
 
-def within_budget(
-    plan: Plan, store: Store, stage: Any, made: Artefacts, notice: Callable[[str], None]
-) -> tuple[Artefact, BudgetResult, dict[str, Timed]]:
-    """The artefact that meets the budget, or the last one that did not, with the measurement that says so."""
+@dataclass(frozen=True)
+class Outcome:
+    """The last finished model of a cell, how it compares with the budget, and the measurements made for that."""
+
+    artefact: Artefact
+    budget: BudgetResult
+    measurements: dict[str, Measurement] = field(default_factory=dict)  # by workload
+
+
+def within_budget(artefacts: Artefacts, notice: Callable[[str], None]) -> Outcome:
+    """Make a model that meets the budget. If none does, the outcome holds the last one that was made."""
+    workspace, attempt = artefacts.workspace, artefacts.attempt
+    plan = workspace.plan
     spec = plan.spec.budget
-    kept: tuple[Artefact, BudgetResult, dict[str, Timed]] | None = None
+    outcome: Outcome | None = None
     while True:
         try:
-            artefact, search = made.ensure()
+            artefact, search = artefacts.ensure(attempt)
         except OverBudget:
-            if kept is None:
+            if outcome is None:
                 raise
-            return kept  # what there is misses the limit, and nothing faster can be had
+            return outcome  # no faster model can be had than the one that missed
         if spec.kind == "ratio":
-            return artefact, ratio_result(spec, artefact, search), {}
+            return Outcome(artefact, ratio_result(spec, artefact, search))
         workload = plan.workloads[0]
-        found = timed(plan, store, stage, made, artefact, workload)
-        budget = latency_result(spec, found.latency, search, plan.tried)
-        kept = artefact, budget, {str(workload): found}
-        if budget.unused >= 0 or found.unstable:
-            return kept
-        plan.tried = budget.probes
-        if not may_correct(plan, budget, made.cost):
-            return kept
+        measurement = Comparison(workspace, artefact).time(workload)
+        budget = latency_result(spec, measurement.latency, search, attempt.probes)
+        outcome = Outcome(artefact, budget, {str(workload): measurement})
+        if budget.unused >= 0 or measurement.unstable:
+            return outcome
+        attempt = replace(attempt, probes=budget.probes)
+        if not may_correct(plan, attempt, workspace.cost):
+            return outcome
         notice(f"{overrun(plan, budget)}; cutting a little more")
-        plan.tighten *= spec.value / budget.achieved * (1 - AIM_BELOW)
+        attempt = replace(attempt, tighten=attempt.tighten * (spec.value / budget.achieved * (1 - AIM_BELOW)))
 
 
-def may_correct(plan: Plan, budget: BudgetResult, cost: Cost) -> bool:
-    """A finished model that missed is cut anew, unless its method trains and has had its runs."""
-    finals = sum(bool(probe.get("final")) for probe in budget.probes)
-    ran = sum(bool(probe.get("ran")) for probe in budget.probes)
-    return finals <= CORRECTIONS and not (may_train(plan, cost) and ran >= TRAINING_RUNS)
+def may_correct(plan: Plan, attempt: Attempt, cost: Cost) -> bool:
+    """Whether another model may be made. A method that trains has only its first runs."""
+    finished = sum(bool(probe.get("final")) for probe in attempt.probes)
+    runs = sum(bool(probe.get("ran")) for probe in attempt.probes)
+    return finished <= CORRECTIONS and not (may_train(plan, attempt, cost) and runs >= TRAINING_RUNS)
 
 
 def overrun(plan: Plan, budget: BudgetResult) -> str:
+    """By how much a finished model missed its budget, in a sentence."""
     spec = plan.spec.budget
     if spec.kind == "ratio":
         return f"{budget.asked:g} was to go, {plan.spec.pruner} removed {budget.achieved:.6g}"
@@ -61,6 +70,7 @@ def overrun(plan: Plan, budget: BudgetResult) -> str:
 
 
 def ratio_result(spec: BudgetSpec, artefact: Artefact, search: dict[str, Any]) -> BudgetResult:
+    """How the finished model compares with a ratio."""
     return BudgetResult(
         asked=spec.value,
         achieved=artefact.ratio_blocks,
@@ -70,9 +80,9 @@ def ratio_result(spec: BudgetSpec, artefact: Artefact, search: dict[str, Any]) -
 
 
 def latency_result(
-    spec: BudgetSpec, latency: Latency, search: dict[str, Any], earlier: list[dict[str, Any]]
+    spec: BudgetSpec, latency: Latency, search: dict[str, Any], earlier: Sequence[dict[str, Any]]
 ) -> BudgetResult:
-    """How the finished model stands to a latency, by the ranked clock."""
+    """How the finished model compares with a latency, by the ranked clock. `earlier` are probes of earlier attempts."""
     achieved, ci95 = latency.taken(spec.unit)
     final = {"setting": search["setting"], "estimated": search["predicted"], "measured": achieved, "final": True}
     return BudgetResult(
@@ -85,8 +95,8 @@ def latency_result(
     )
 
 
-def out_of_reach(spec: BudgetSpec, error: OverBudget) -> schema.BudgetResult | None:
-    """What was tried on the way to a latency that cannot be had: the fastest stands for what was achieved."""
+def out_of_reach(spec: BudgetSpec, error: OverBudget) -> BudgetResult | None:
+    """The result for a latency that no cut reaches: the fastest probe counts as achieved. None without probes."""
     if spec.kind != "latency" or not error.probes:
         return None
     fastest = min(probe["measured"] for probe in error.probes)

@@ -1,205 +1,197 @@
-"""What a method decides: directly for a ratio, by way of the matcher for a latency."""
+"""Runs the method: once for a ratio, or as often as the budget search needs it for a latency."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.api import Budget, Context, Cut, Shape
-from harness.evaluation.calibration import calibration
+from harness.cell.plan import Attempt, Plan
+from harness.cell.workspace import Progress, Workspace
+from harness.latency import budget_search
+from harness.latency.budget_search import Match, Method
+from harness.latency.prober import Bed, Measured
 from harness.models import counting
-from harness.models.architectures.lookup import task
 from harness.plugins import registry
 from harness.pruning.allocate import uniform
 from harness.records import keys
 from harness.records.files import guarded
+from harness.records.schema import Cost
 from harness.system.isolation import plugin_code
 
 if TYPE_CHECKING:
-    from harness.cell.artefact import Artefacts
-    from harness.cell.plan import Plan
     from harness.models.cut import CheckedCut
-    from harness.records.schema import Cost
 
-TRAINING_RUNS = 2  # a method that trains is run for its first guess, and once more if that missed
-LATENCY_RUNS = 4
+TRAINING_RUNS = 2  # a method that trains runs for its first guess, and once more if that was too slow
+LATENCY_RUNS = 4  # of any other method that takes a latency itself
 
 
 class Decision:
-    """One cut of one plan, on its way into a folder."""
+    """The cut that a method decides on for one attempt."""
 
-    def __init__(self, made: Artefacts) -> None:
-        self.made, self.plan, self.store = made, made.plan, made.store
+    def __init__(self, workspace: Workspace, attempt: Attempt) -> None:
+        self.workspace = workspace
+        self.attempt = attempt
+        self.plan, self.store = workspace.plan, workspace.store
         self.pruner = self.plan.method()
-        self.asked: dict[str, CheckedCut] = {}
-        self.learned = 0  # tokens, by the method
+        self.cuts: dict[str, CheckedCut] = {}  # by budget
+        self.trained_tokens = 0
 
     def write(self, scratch: Path) -> dict[str, Any]:
-        """The cut's files; the words that go with them tell how a latency was reached."""
+        """Write the files of the cut. Returns how a latency was reached; nothing for a ratio."""
         from harness.models.saved import folders
 
         start = time.monotonic()
-        words: dict[str, Any] = {}
+        search: dict[str, Any] = {}
         if self.plan.budget.kind == "ratio":
-            cut = self.ask(self.plan.budget)
+            cut = self.cut_for(self.plan.budget)
         else:
-            words, cut = self._matched()
-        self.made.cost.search_s = time.monotonic() - start
+            search, cut = self._cut_for_latency()
+        self.workspace.cost.search_s = time.monotonic() - start
         with guarded(self.store.root):
-            folders.write_cut(cut, self.made.origin(cut), scratch)
-        return words
+            folders.write_cut(cut, self.workspace.origin(cut), scratch)
+        return search
 
-    def ask(self, budget: Budget) -> CheckedCut:
-        """Run the method, once per budget."""
+    def cut_for(self, budget: Budget) -> CheckedCut:
+        """Run the method for a budget, unless the cut for it is still in memory."""
         from harness.models.cut import check_cut
 
         key = str(budget)
-        if key not in self.asked:
-            state = self.state
-            with self.made.lent() as model, self.made.stage(f"prune to {budget}") as progress:
-                with self.with_work_dir(self.context(progress)) as ctx, self._code():
-                    decided: Cut = self.pruner.prune(model, budget, ctx, state)
+        if key not in self.cuts:
+            state = self._state
+            with self.workspace.lend_dense() as model, self.workspace.stage(f"prune to {budget}") as progress:
+                with self._with_work_dir(self.context(progress)) as ctx, self._plugin_code():
+                    cut: Cut = self.pruner.prune(model, budget, ctx, state)
                 if "training" not in self.plan.pruner.needs:
-                    self.asked.clear()  # the last one is nearly always the one, and another run is cheap
-                self.asked[key] = check_cut(self.plan.anatomy, decided)
-        return self.asked[key]
+                    self.cuts.clear()  # the last cut is nearly always the one that is used, and another run is cheap
+                self.cuts[key] = check_cut(self.plan.anatomy, cut)
+        return self.cuts[key]
 
     @cached_property
-    def state(self) -> Any:
-        """Budget-free statistics, shared by every budget."""
+    def _state(self) -> Any:
+        """What the method prepares for all budgets, from the store if it is there."""
         if not hasattr(self.pruner, "prepare"):
             return None
         from harness.models.saved import states
 
         def make(scratch: Path) -> None:
-            with self.made.lent() as model:
+            with self.workspace.lend_dense() as model:
                 start = time.monotonic()
-                with self.made.stage("prepare") as progress, self._code():
+                with self.workspace.stage("prepare") as progress, self._plugin_code():
                     state = self.pruner.prepare(model, self.context(progress))
-                self.made.cost.prepare_s = time.monotonic() - start
+                self.workspace.cost.prepare_s = time.monotonic() - start
             with guarded(self.store.root):
                 states.write(state, scratch)
 
-        folder, *_ = self.made.kept("state", self.plan.prepare_parts(), make)
+        folder, _, _ = self.workspace.cached_folder("state", self.plan.prepare_parts(), make)
         return states.read(folder)
 
-    def _code(self) -> Any:
-        """Around calls of the method."""
+    def _plugin_code(self) -> AbstractContextManager[Any]:
+        """Goes around every call of the method."""
         return plugin_code(f"pruner {self.plan.spec.pruner}")
 
-    def context(
-        self, progress: Callable[..., None], settings: Mapping[str, Any] | None = None, option: str = "--set "
-    ) -> Any:
-        """What a method or a recovery is lent; `settings` are its own, `option` how a user gives them."""
-        tokenizer, spec = self.made.tokenizer, self.plan.spec
-        ctx = self.made.context(progress, tokenizer=tokenizer, trained=self._learned)
-        named = partial(_settings_of, spec.parameters if settings is None else settings, option)
-        anatomy = self.plan.anatomy
-        first = anatomy.config.get("bos_token_id") if anatomy.needs_bos else None
-        ctx.task = task(anatomy.task)
-        ctx.calibration = lambda count, length: calibration(
-            spec.calibration, tokenizer, count, length, ctx.seed("calibration"), first, named
-        )
-        ctx.latency = self.made.cost_model if self.plan.sees_latency else None
-        return ctx
+    def context(self, progress: Callable[..., None]) -> Context:
+        """What the method gets."""
+        return self.workspace.learning_context(progress, self.plan.spec.parameters, "--set ", self._count_tokens)
 
     @contextmanager
-    def with_work_dir(self, ctx: Context) -> Iterator[Context]:
-        """With a folder that outlives a kill: the same for all that is asked on the way to one budget."""
-        parts = {**self.plan.cut_parts(), "tightened": 1.0}
+    def _with_work_dir(self, ctx: Context) -> Iterator[Context]:
+        """Give the method a folder that survives a kill. All runs of the method for one budget share it."""
+        # The constant stays in the key, so that folders of earlier versions are found.
+        parts = {**self.plan.cut_parts(self.attempt), "tightened": 1.0}
         parts.pop("matched", None)
         ctx.work_dir = self.store.path("works", keys.key("work", parts))
         with guarded(self.store.root):
             ctx.work_dir.mkdir(parents=True, exist_ok=True)
         yield ctx
-        with suppress(OSError):  # nothing was left in it
+        with suppress(OSError):  # it is kept if the method left files in it
             ctx.work_dir.rmdir()
 
-    def _learned(self, tokens: int) -> None:
-        self.made.cost.train_tokens += tokens
-        self.learned += tokens
+    def _count_tokens(self, tokens: int) -> None:
+        self.workspace.count_tokens(tokens)
+        self.trained_tokens += tokens
 
     # --- latency ---
 
-    def _matched(self) -> tuple[dict[str, Any], CheckedCut]:
-        from harness.latency.prober import Bed
-
+    def _cut_for_latency(self) -> tuple[dict[str, Any], CheckedCut]:
+        """The cut that should meet the latency, and the record of the search for it."""
         plan, unit = self.plan, self.plan.budget.unit
         device = registry().device(plan.device.name, plan.spec.runtime)
-        with self.made.stage(f"match {plan.budget}") as progress:
-            laid = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, unit)
+        with self.workspace.stage(f"match {plan.budget}") as progress:
+            bed = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, unit)
             try:
-                kind, found = self._search(laid, progress)
+                kind, match = self._search(bed, progress)
             finally:
-                laid.close()
-        words = found.words() | {"estimate": f"table {plan.cost_table[:8]}" if plan.cost_table else "FLOPs"}
-        return words, self.ask(Budget(kind, found.setting, unit if kind == "latency" else ""))
+                bed.close()
+        table = self.attempt.cost_table
+        search = match.words() | {"estimate": f"table {table[:8]}" if table else "FLOPs"}
+        return search, self.cut_for(Budget(kind, match.setting, unit if kind == "latency" else ""))
 
-    def _search(self, bed: Any, progress: Callable[..., None]) -> tuple[str, Any]:
-        """The setting that reaches the limit, and what kind of budget the method takes it as."""
-        from harness.latency import budget_search
-
-        plan, told = self.plan, count(1)
-        limit, unit = plan.budget.value * plan.tighten, plan.budget.unit
-        trains = may_train(plan, self.made.cost)
-        spent = sum(bool(probe.get("ran")) for probe in plan.tried)
+    def _search(self, bed: Bed, progress: Progress) -> tuple[str, Match]:
+        """The setting that reaches the latency, and the kind of budget that it is for the method."""
+        plan, attempt = self.plan, self.attempt
+        limit, unit = plan.budget.value * attempt.tighten, plan.budget.unit
+        trains = may_train(plan, attempt, self.workspace.cost)
+        earlier_runs = sum(bool(probe.get("ran")) for probe in attempt.probes)
         share, scale = self._estimate(), bed.scale()
+        numbers = count(1)
 
-        def measure(shape: Shape) -> Any:
-            found = bed.measure(shape)
-            progress(next(told), budget_search.PROBES)
-            return found
+        def measure(shape: Shape) -> Measured:
+            measured = bed.measure(shape)
+            progress(next(numbers), budget_search.PROBES)
+            return measured
 
         if "latency" in plan.pruner.budgets:
 
-            def ask(limit: float) -> Shape:
-                return self.ask(Budget("latency", limit, unit)).shape
+            def shape_for(limit: float) -> Shape:
+                return self.cut_for(Budget("latency", limit, unit)).shape
 
-            runs = TRAINING_RUNS - spent if trains else LATENCY_RUNS
-            return "latency", budget_search.native(plan.anatomy, ask, lambda s: scale * share(s), measure, limit, runs)
+            runs = TRAINING_RUNS - earlier_runs if trains else LATENCY_RUNS
+            return "latency", budget_search.native(
+                plan.anatomy, shape_for, lambda shape: scale * share(shape), measure, limit, runs
+            )
 
-        def allowed() -> int:
-            return TRAINING_RUNS - spent if trains and (self.learned or not self.asked) else budget_search.PROBES
+        def allowed_runs() -> int:
+            # Whether a method trains at all shows once it has run.
+            trains_now = trains and (self.trained_tokens or not self.cuts)
+            return TRAINING_RUNS - earlier_runs if trains_now else budget_search.PROBES
 
-        method = self._method(allowed)
-        return "ratio", budget_search.Matcher(
-            plan.anatomy, method, share, measure, limit, unit, scale, plan.tried
-        ).run()
+        method = self._method(allowed_runs)
+        matcher = budget_search.Matcher(
+            plan.anatomy, method, share, measure, limit, unit, scale, earlier=attempt.probes
+        )
+        return "ratio", matcher.run()
 
-    def _method(self, runs: Callable[[], int]) -> Any:
-        from harness.latency.budget_search import Method
-
+    def _method(self, runs: Callable[[], int]) -> Method:
+        """The method as the budget search sees it. `runs` is how often it may run if it cannot predict its shape."""
         anatomy = self.plan.anatomy
-        promise = self.plan.promise(self.pruner)
-        if promise is not None and promise(0.01) is not None:
-            return Method(cast(Any, promise), cast(Any, promise))
+        predict = self.plan.shape_predictor(self.pruner)
+        if predict is not None and predict(0.01) is not None:
+            exact = cast("Callable[[float], Shape]", predict)
+            return Method(exact, exact)
         return Method(
-            lambda r: uniform(anatomy, r),
-            lambda r: self.ask(Budget("ratio", r)).shape,
+            lambda ratio: uniform(anatomy, ratio),
+            lambda ratio: self.cut_for(Budget("ratio", ratio)).shape,
             promises=False,
             runs=runs,
         )
 
     def _estimate(self) -> Callable[[Shape], float]:
-        """Shares of dense: by the device's cost table where there is one, else by FLOPs."""
-        if (model := self.made.known_cost_model()) is not None:
+        """Estimates a shape's share of the dense latency: by the device's cost table if there is one, else by FLOPs."""
+        model = self.workspace.stored_cost_model()
+        if model is not None:
             return model.share
         anatomy, workload = self.plan.anatomy, self.plan.workloads[0]
         dense = counting.flops(anatomy, {}, workload)
         return lambda shape: counting.flops(anatomy, shape, workload) / dense
 
 
-def may_train(plan: Plan, cost: Cost) -> bool:
-    """Settings may keep a method that could from training, which shows once it has made a model."""
-    return "training" in plan.pruner.needs and not (plan.tried and not cost.train_tokens)
-
-
-def _settings_of(settings: Mapping[str, Any], option: str, value: int) -> str:
-    """How a user would change a number that a method asked for: by the settings that hold it."""
-    names = [name for name, held in settings.items() if held == value and not isinstance(held, bool)]
-    return " or ".join(f"{option}{name}=…" for name in names)
+def may_train(plan: Plan, attempt: Attempt, cost: Cost) -> bool:
+    """Whether the method may train. With some settings it does not, which shows once it has made a model."""
+    made_without_training = attempt.probes and not cost.train_tokens
+    return "training" in plan.pruner.needs and not made_without_training

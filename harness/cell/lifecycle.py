@@ -1,22 +1,23 @@
 """The life of one cell: load, prepare, prune, cut, recover, save, reload, measure, evaluate, record.
 
-Every stage's result is stored under its key before the next begins, so a killed run continues where it was.
+The result of every stage is stored under its key before the next stage begins. A killed run continues from there.
 """
 
 from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from harness.api import Context, Event
+from harness.api import Event
 from harness.cell import budget_check, planning
 from harness.cell.artefact import Artefacts
-from harness.cell.measuring import memory, sides, sustained_latency, timed
-from harness.cell.plan import Plan
+from harness.cell.measuring import Comparison, Measurement, values_for_evaluators
+from harness.cell.plan import Attempt, Plan
 from harness.cell.scoring import Scoring
+from harness.cell.workspace import Progress, Workspace
 from harness.conformance import kit
 from harness.errors import EnvironmentFault, HarnessError, OverBudget, UsageError, describe, one_line, without_secrets
 from harness.models import counting
@@ -27,15 +28,15 @@ from harness.records.environment import environment
 from harness.records.schema import SETTLED, Record
 from harness.records.store import Store
 from harness.resolve import unusual
-from harness.system import process, seeds, supervisor
+from harness.system import process, supervisor
 from harness.system.interrupts import interrupts
 
-# What may run apart, each in a process or on a node of its own: the model is made, timed where its device is, scored.
+# Each step may run in a process or on a machine of its own: make the model, time it where its device is, score it.
 STEPS = ("make", "time", "score")
 
 
 class Reporter:
-    """What a run tells while it goes; this one keeps quiet."""
+    """Receives the progress of a run. This one ignores it."""
 
     def planned(self, plan: Plan) -> None: ...
     def stage(self, name: str) -> None: ...
@@ -44,215 +45,249 @@ class Reporter:
 
 
 class Cell:
-    """One plan on its way to a record."""
+    """Runs one plan and writes its record."""
 
     def __init__(self, plan: Plan, store: Store, reporter: Reporter, command: str = "") -> None:
-        self.plan, self.store, self.reporter, self.command = plan, store, reporter, without_secrets(command)
+        self.store, self.reporter = store, reporter
+        self.command = without_secrets(command)
         self.cost = schema.Cost()
         self.started = now()
-        self.cached = False
-        self.until = ""
-        self._told = 0
-        self.id = ""
-        self.conformance: schema.Conformance | None = None
-        self.measured: dict[str, dict[str, Any]] = {}  # of each model, once it is known
-        self.beat: Callable[[str], None] = lambda _: None  # until the cell is known and leased
-        self.made = Artefacts(plan, store, self.stage, self.context, self.cost)
+        self.cached = False  # whether the record came from the store
+        self.id = ""  # until the cell is identified
+        self.obstacle = plan.obstacle
+        self._last_step = ""  # all of them
+        self._notices_shown = 0
+        self._conformance: schema.Conformance | None = None
+        self._measured: dict[str, dict[str, Any]] = {}  # of each model, as evaluators see it
+        self._beat: Callable[[str], None] = lambda _: None  # until the cell is leased
+        self._set_plan(plan)
+
+    def _set_plan(self, plan: Plan) -> None:
+        self.plan = plan
+        self.workspace = Workspace(plan, self.store, self.stage, self.cost)
+        self.artefacts = Artefacts(self.workspace, Attempt())
+
+    # --- what may be asked of a cell ---
 
     def run(self) -> Record:
-        """To the end, from wherever an earlier run was cut off."""
-        found = self.go()
-        assert found is not None
-        return found
+        """Run to the end, from wherever an earlier run stopped."""
+        record = self.go()
+        assert record is not None
+        return record
 
     def settled(self) -> Record | None:
-        """The record that a run would answer with, if nothing is left to do for it; the cell is known afterwards."""
+        """The record that `run` would return at once; None if there is work to do. It identifies the cell."""
         self._identify(measure=False)
-        found = self.store.record(self.id)
-        if found is not None and found.status in SETTLED and found.status != "ok":
-            return found
-        return self._finished()
+        record = self.store.record(self.id)
+        if record is not None and record.status in SETTLED and record.status != "ok":
+            return record
+        return self._stored_record()
 
     def go(self, until: str = "") -> Record | None:
-        """Up to a step of STEPS, or to the record, which a failure on the way is too."""
-        self.until = until
-        fault = self.store.unwritable()  # an answer that is there can be read all the same
+        """Run up to and including a step of STEPS, or to the record. A failure on the way is a record as well."""
+        self._last_step = until
+        fault = self.store.unwritable()  # raised only if there is work to do: a stored record can be read all the same
         self.reporter.planned(self.plan)
         self._identify(measure=fault is None)
-        if (found := self._finished()) is not None:
-            return found
+        stored = self._stored_record()
+        if stored is not None:
+            return stored
         if fault is not None:
             raise fault
         with self.store.lease(self.id, self.reporter.notice) as beat:
-            self.beat = beat
-            if (found := self._finished()) is not None:  # whoever we waited for has done it
-                return found
+            self._beat = beat
+            stored = self._stored_record()
+            if stored is not None:  # another process finished the cell while this one waited for the lease
+                return stored
             emit(Event(name="cell-started", cell=self.id))
             self._save_components()
-            record = self._live()
+            record = self._run_guarded()
             if record is None:
                 return None
             self.store.save_record(record.sealed())
             emit(Event(name="cell-finished", cell=self.id, status=record.status))
             self.store.sweep(mine=True)
-        self._tell_notices()
+        self._show_notices()
         return record.sealed()
 
     def fail(self, status: str, reason: str) -> Record:
-        """The row of a run that could not write its own; an answer that is there already stays."""
+        """Write the record of a run that ended before it could. A record that settles the cell is left as it is."""
         self.store.prepare()
         self._identify(measure=False)
-        before = self.store.record(self.id)
-        if before is not None and before.status in SETTLED:
-            return before
+        stored = self.store.record(self.id)
+        if stored is not None and stored.status in SETTLED:
+            return stored
         self._save_components()
         record = self._record(status, reason).sealed()
         self.store.save_record(record)
         return record
 
-    def _save_components(self) -> None:
-        """What the cell's id is the hash of, for whoever asks whether its record is of this cell."""
-        self.store.save_stage("cell", self.id, self.plan.cell_parts(), self.plan.spec.model_dump(mode="json"))
-
-    def _identify(self, measure: bool = True) -> None:
-        if self.plan.obstacle is None:
-            self.reporter.stage("find the weights")
-            supervisor.report(stage="find the weights")
-            planning.find_weights(self.plan)
-            self.find_table(measure)
-        self.id = self.plan.cell
-
     def find_table(self, measure: bool = True) -> None:
-        """The cost table that the cut is made with; measured now where the method cannot do without."""
+        """Locate the weights and load the cost table for the cut. It is measured now if the method needs it."""
+        self._set_plan(planning.with_weights(self.plan))
         if self.plan.spec.budget.kind != "latency" and not self.plan.sees_latency:
             return
         try:
             needed = measure and self.plan.sees_latency
-            model = self.made.cost_model if needed else self.made.known_cost_model()
-            self.plan.cost_table = model.table.content if model else None
+            model = self.workspace.cost_model() if needed else self.workspace.stored_cost_model()
+            self.artefacts.attempt = Attempt(cost_table=model.table.content if model else None)
         except (EnvironmentFault, UsageError):
             raise
         except HarnessError as error:
-            self.plan.obstacle = error
+            self.obstacle = error
 
-    def _finished(self) -> Record | None:
-        found = self.store.record(self.id)
-        self._tell_notices()
-        if found is None or found.status != "ok" or self._evidence_is_gone(found):
+    def _identify(self, measure: bool = True) -> None:
+        """Compute the id of the cell. Weights and cost table are part of it."""
+        if self.obstacle is None:
+            self.reporter.stage("find the weights")
+            supervisor.report(stage="find the weights")
+            self.find_table(measure)
+        self.id = self.plan.cell_id(self.artefacts.attempt)
+        self.workspace.cell_id = self.id
+
+    def _save_components(self) -> None:
+        """Store what the id is a hash of, so that a record can be checked against its id."""
+        parts = self.plan.cell_parts(self.artefacts.attempt)
+        self.store.save_stage("cell", self.id, parts, self.plan.spec.model_dump(mode="json"))
+
+    # --- a record from the store ---
+
+    def _stored_record(self) -> Record | None:
+        """The finished record from the store, if all that it points to is intact."""
+        record = self.store.record(self.id)
+        self._show_notices()
+        if record is None or record.status != "ok" or self._evidence_is_gone(record):
             return None
         self.cached = True
-        return self._weighed(found)
+        return self._with_grid(record)
 
-    def _weighed(self, record: Record) -> Record:
-        """A finished record by the grid that is asked for now: derived from its energy, nothing is measured again."""
+    def _with_grid(self, record: Record) -> Record:
+        """A finished record with CO2e for the requested grid. It follows from the recorded energy."""
         if self.plan.grid is None:
             return record
         co2 = carbon.co2(self.plan.grid, record.energy, record.spec.workloads[0])
         if co2 == record.co2:
             return record
         change = schema.Change(when=now(), what=f"CO2e at {co2.grams_per_kwh:g} g/kWh", command=self.command)
-        found = record.model_copy(update={"co2": co2, "history": [*record.history, change]}).sealed()
-        with suppress(EnvironmentFault):  # a store that may only be read
-            self.store.save_record(found)
-        return found
+        changed = record.model_copy(update={"co2": co2, "history": [*record.history, change]}).sealed()
+        with suppress(EnvironmentFault):  # the store may be read-only
+            self.store.save_record(changed)
+        return changed
 
     def _evidence_is_gone(self, record: Record) -> bool:
-        """A record is only as good as what it points to."""
+        """Whether the model or the samples that a record points to are missing or changed."""
         assert record.artefact is not None
         folder = self.store.path(record.artefact.path)
-        sides = [timing.samples for timing in record.latency.values()]
-        sides += [name for s in record.scores.values() for name in (s.samples, s.dense_samples) if name]
+        samples = [timing.samples for timing in record.latency.values()]
+        for score in record.scores.values():
+            samples += [name for name in (score.samples, score.dense_samples) if name]
         if not folder.is_dir():
             self.reporter.notice(f"the model of {record.id} is gone; making it again")
         elif folder_sha256(folder) != record.artefact.sha256:
             self.store.set_aside(folder, "was changed since it was saved")
-            self._tell_notices()
-        elif self.store.lacks(*sides):
+            self._show_notices()
+        elif self.store.lacks(*samples):
             self.reporter.notice(f"raw samples of {record.id} are gone; measuring again")
         else:
             return False
         return True
 
-    def _tell_notices(self) -> None:
-        while self._told < len(self.store.notices):
-            self.reporter.notice(self.store.notices[self._told])
-            self._told += 1
+    def _show_notices(self) -> None:
+        """Pass on what the store has noticed since the last call."""
+        while self._notices_shown < len(self.store.notices):
+            self.reporter.notice(self.store.notices[self._notices_shown])
+            self._notices_shown += 1
 
-    def _live(self) -> Record | None:
+    # --- the work ---
+
+    def _run_guarded(self) -> Record | None:
+        """Run the steps. What fails on the way becomes the record, unless the environment or the user is at fault."""
         try:
             with interrupts.told_apart():
-                if self.plan.obstacle is not None:
-                    raise self.plan.obstacle
-                return self._measured()
+                if self.obstacle is not None:
+                    raise self.obstacle
+                return self._run_steps()
         except (EnvironmentFault, UsageError):
             raise
         except HarnessError as error:
-            tried = isinstance(error, OverBudget) and budget_check.out_of_reach(self.plan.spec.budget, error)
-            return self._record(error.status, error.line, budget=tried or None)
-        except (Exception, SystemExit) as error:  # a method may end itself, not the harness
+            probed = isinstance(error, OverBudget) and budget_check.out_of_reach(self.plan.spec.budget, error)
+            return self._record(error.status, error.line, budget=probed or None)
+        except (Exception, SystemExit) as error:  # a method that exits ends itself, not the harness
             log = self.store.log_traceback(self.id)
             return self._record("failed", f"{describe(error, 1900)} (traceback: logs/{log.name})")
 
-    def _measured(self) -> Record | None:
-        made = self.made
-        name = self.plan.spec.pruner
-        self.conformance = found = kit.score(name, self.stage)
-        if found is not None and found.passed < found.of:
-            self.reporter.notice(
-                f"{name}: {found.passed} of {found.of} checks hold; harness check {name} tells which do not"
-            )
-        artefact, budget, timings = budget_check.within_budget(
-            self.plan, self.store, self.stage, made, self.reporter.notice
-        )
-        if self.until == STEPS[0]:
+    def _run_steps(self) -> Record | None:
+        """Make the model, time it and score it; None if the run stops after an earlier step than the last."""
+        self._check_conformance()
+        outcome = budget_check.within_budget(self.artefacts, self.reporter.notice)
+        if self._last_step == "make":
             return None
+        artefact, budget = outcome.artefact, outcome.budget
         parts: dict[str, Any] = {"artefact": artefact, "budget": budget}
-        if budget.unused < -1e-9 and not any(found.unstable for found in timings.values()):
-            parts["latency"] = {workload: found.latency for workload, found in timings.items()}
-            parts["gates"] = [gate for found in timings.values() for gate in found.gates]
+        measurements = dict(outcome.measurements)
+        if budget.unused < -1e-9 and not any(measurement.unstable for measurement in measurements.values()):
+            parts |= _timings(measurements)
             return self._record(OverBudget.status, budget_check.overrun(self.plan, budget), **parts)
-        for workload in self.plan.workloads:
-            if str(workload) not in timings:
-                timings[str(workload)] = timed(self.plan, self.store, self.stage, made, artefact, workload)
-        if self.plan.spec.sustain:
-            for name, timing in timings.items():
-                asked = (self.plan, self.store, self.stage, made, artefact)
-                timing.latency.sustained = sustained_latency(*asked, timing.latency, name)
-        first = timings[self.plan.spec.workloads[0]]
-        parts["latency"] = {workload: found.latency for workload, found in timings.items()}
-        parts["gates"] = [gate for found in timings.values() for gate in found.gates]
-        energy = first.energy or schema.UNREAD
-        parts["energy"] = energy
-        parts["memory"] = first.memory or schema.MemoryPair(reason="the device does not tell it")
-        if self.plan.grid is not None:
-            parts["co2"] = carbon.co2(self.plan.grid, energy, self.plan.spec.workloads[0])
-        if first.memory is None and self.plan.device.in_process:
-            parts["memory"] = memory(self.plan, self.store, self.stage, artefact, f"memory-{self.id}")
-        if self.until == STEPS[1]:
+        comparison = Comparison(self.workspace, artefact)
+        parts |= self._time(comparison, measurements)
+        if self._last_step == "time":
             return None
-        self.measured = sides(self.plan, parts["memory"], first.memory is not None, energy)
-        scoring = Scoring(self.plan, self.store, self.stage, self.context, self.cost, self.measured)
-        parts["scores"] = scoring.run(made, artefact)
+        by_device = measurements[self.plan.spec.workloads[0]].memory is not None
+        self._measured = values_for_evaluators(self.plan, parts["memory"], by_device, parts["energy"])
+        scoring = Scoring(self.workspace, artefact, self._measured)
+        parts["scores"] = scoring.run()
         parts["unscored"] = self.plan.missing | scoring.failed
-        parts["flops"] = {
-            str(w): schema.Pair(
-                dense=counting.flops(self.plan.anatomy, {}, w),
-                pruned=counting.flops(self.plan.anatomy, artefact.shape, w),
-            )
-            for w in self.plan.workloads
-        }
-        unstable = "; ".join(found.unstable for found in timings.values() if found.unstable)
+        parts["flops"] = self._flops(artefact)
+        unstable = "; ".join(measurement.unstable for measurement in measurements.values() if measurement.unstable)
         failed = "; ".join(f"no score of {label}: {why}" for label, why in scoring.failed.items())
         record = self._record("failed" if failed else "unstable" if unstable else "ok", failed or unstable, **parts)
-        made.describe(record)
+        self.artefacts.describe(record)
         return record
 
-    # --- stages ---
+    def _check_conformance(self) -> None:
+        """Run the kit on the method, and say so if it fails some checks."""
+        name = self.plan.spec.pruner
+        score = self._conformance = kit.score(name, self.stage)
+        if score is not None and score.passed < score.of:
+            self.reporter.notice(
+                f"{name}: {score.passed} of {score.of} checks hold; harness check {name} tells which do not"
+            )
+
+    def _time(self, comparison: Comparison, measurements: dict[str, Measurement]) -> dict[str, Any]:
+        """Measure all workloads that are not in `measurements` yet. Returns latency, gates, energy, memory and CO2e."""
+        spec = self.plan.spec
+        for workload in self.plan.workloads:
+            if str(workload) not in measurements:
+                measurements[str(workload)] = comparison.time(workload)
+        if spec.sustain:
+            for name, measurement in measurements.items():
+                measurement.latency.sustained = comparison.sustain(name, measurement.latency)
+        # Energy and memory are those of the first workload.
+        first = measurements[spec.workloads[0]]
+        parts = _timings(measurements)
+        parts["energy"] = first.energy or schema.UNREAD
+        if self.plan.grid is not None:
+            parts["co2"] = carbon.co2(self.plan.grid, parts["energy"], spec.workloads[0])
+        parts["memory"] = first.memory or schema.MemoryPair(reason="the device does not tell it")
+        if first.memory is None and self.plan.device.in_process:
+            parts["memory"] = comparison.memory(f"memory-{self.id}")
+        return parts
+
+    def _flops(self, artefact: schema.Artefact) -> dict[str, schema.Pair]:
+        """FLOPs of both models by workload."""
+        return {
+            str(workload): schema.Pair(
+                dense=counting.flops(self.plan.anatomy, {}, workload),
+                pruned=counting.flops(self.plan.anatomy, artefact.shape, workload),
+            )
+            for workload in self.plan.workloads
+        }
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
+    def stage(self, name: str) -> Iterator[Progress]:
+        """Report the stage that runs inside, and give its freed memory back to the system afterwards."""
         self.reporter.stage(name)
-        self.beat(name)
+        self._beat(name)
         supervisor.report(stage=name)
         emit(Event(name="stage-started", cell=self.id, stage=name))
         start = time.monotonic()
@@ -262,19 +297,9 @@ class Cell:
             process.give_back()
             emit(Event(name="stage-finished", cell=self.id, stage=name, seconds=time.monotonic() - start))
 
-    def context(self, progress: Callable[..., None], **more: Any) -> Context:
-        spec = self.plan.spec
-        return Context(
-            anatomy=self.plan.anatomy,
-            work_dir=self.store.scratch(f"work-{self.id}"),
-            progress=progress,
-            workloads=self.plan.workloads,
-            limit=spec.limit,
-            **{"tokenizer": None, "calibration": None, "seed": lambda *axis: seeds.seed(spec.seed, *axis), **more},
-        )
-
     def _record(self, status: Any, reason: str, **parts: Any) -> Record:
-        artefact = parts.get("artefact")
+        """The record of the cell as it is now. `parts` are the results there are."""
+        plan, attempt, artefact = self.plan, self.artefacts.attempt, parts.get("artefact")
         content = artefact.sha256 if artefact else ""
         return Record(
             id=self.id,
@@ -283,23 +308,31 @@ class Cell:
             started=self.started,
             finished=now(),
             keys=schema.Keys(
-                cut=keys.key("cut", self.plan.cut_parts()),
-                artefact=keys.key("artefact", self.plan.artefact_parts()),
-                measure={w: keys.key("measure", self.plan.measure_parts(content, w)) for w in parts.get("latency", {})},
+                cut=keys.key("cut", plan.cut_parts(attempt)),
+                artefact=keys.key("artefact", plan.artefact_parts(attempt)),
+                measure={w: keys.key("measure", plan.measure_parts(content, w)) for w in parts.get("latency", {})},
                 eval={
-                    e.label: keys.key("eval", self.plan.eval_parts(content, e, self.measured["pruned"]))
-                    for e in self.plan.evaluations
+                    evaluation.label: keys.key("eval", plan.eval_parts(content, evaluation, self._measured["pruned"]))
+                    for evaluation in plan.evaluations
                     if parts.get("scores")
                 },
             ),
-            spec=self.plan.spec,
+            spec=plan.spec,
             cost=self.cost,
-            conformance=self.conformance,
-            unusual=unusual(self.plan.pruner, self.plan.spec),
-            environment=environment(self.plan.device.name, dict(self.plan.info.fingerprint)),
+            conformance=self._conformance,
+            unusual=unusual(plan.pruner, plan.spec),
+            environment=environment(plan.device.name, dict(plan.info.fingerprint)),
             history=[schema.Change(when=now(), what="created", command=self.command)],
             **parts,
         )
+
+
+def _timings(measurements: Mapping[str, Measurement]) -> dict[str, Any]:
+    """The latency and the gates of all measurements, as a record holds them."""
+    return {
+        "latency": {workload: measurement.latency for workload, measurement in measurements.items()},
+        "gates": [gate for measurement in measurements.values() for gate in measurement.gates],
+    }
 
 
 def now() -> str:

@@ -1,8 +1,8 @@
-"""A cell, ready to run: what it is made of, what each of its stages depends on. No torch."""
+"""A cell that is ready to run: its resolved settings, and the keys of its stages. It does not import torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,29 +22,35 @@ from harness.records.schema import RunSpec
 from harness.resolve import Evaluation, Recovering
 from harness.system.isolation import plugin_code
 
-CUT_VERSION = 2  # raise when surgery or accounting changes what a cut means
+CUT_VERSION = 2  # raise it when surgery or accounting changes what a cut means
 
 
-@dataclass
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt to make a model within the plan's budget. Another one follows if the finished model is too slow."""
+
+    cost_table: str | None = None  # the content hash of the cost table that the cut is made with
+    tighten: float = 1.0  # the factor on the latency that the cut aims at
+    probes: Sequence[dict[str, Any]] = ()  # of all attempts before this one
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A cell, ready to run. `obstacle` says why it cannot, if that is known already."""
+    """A cell, ready to run. `obstacle` says why it cannot run, if that is known already."""
 
     spec: RunSpec
     pruner: PrunerSpec
     device: DeviceSpec
     info: DeviceInfo
     card: ModelCard
-    folder: Path | None
-    evaluations: list[Evaluation]
-    calibration: Mapping[str, Any] | None  # what the method reads; a recovery's stands with the recovery
+    folder: Path | None  # of the dense weights, once they are located
+    evaluations: Sequence[Evaluation]
+    calibration: Mapping[str, Any] | None  # the text that the method reads; that of a recovery is in `recovery`
     recovery: Recovering
-    missing: dict[str, str] = field(default_factory=dict)  # evaluators that cannot be asked here, and why
+    missing: dict[str, str] = field(default_factory=dict)  # evaluators that cannot run, and why
     obstacle: HarnessError | None = None
-    tighten: float = 1.0  # a latency is aimed lower where the finished model missed it
-    tried: list[dict[str, Any]] = field(default_factory=list)  # probes of the cuts that missed
-    cost_table: str | None = None  # content of the table that the cut is made with
-    inspect: bool = True  # whether the method's own code may be run to plan
-    grid: Grid | None = None  # what turns energy into CO2; in no key, since nothing is measured by it
+    inspect: bool = True  # whether planning may run the method's code
+    grid: Grid | None = None  # turns energy into CO2e; it is in no key, since no measurement depends on it
 
     @property
     def budget(self) -> Budget:
@@ -56,26 +62,27 @@ class Plan:
 
     @property
     def clock(self) -> str:
-        """The clock that is ranked."""
+        """The clock whose times are ranked."""
         return self.device.clock
 
     @property
     def provenance(self) -> str:
-        """Of every latency: device, emulator or simulated."""
+        """Where every latency comes from: device, emulator or simulated."""
         return self.device.provenance
 
     @property
     def protocol(self) -> timing.TimingProtocol:
+        """How the finished models are timed."""
         return timing.protocol(self.spec.preset, self.device, self.spec.runtime)
 
     @property
     def place(self) -> str:
-        """Where models lie while methods and recoveries work on them."""
+        """The torch device that holds the models while methods and recoveries work on them."""
         return torch_device(plugins.registry().device(self.device.name, self.spec.runtime))
 
     @property
     def sees_latency(self) -> bool:
-        """Whether the method itself looks at the device's cost model."""
+        """Whether the method itself reads the device's cost model."""
         return "latency" in self.pruner.needs or "latency" in self.pruner.budgets
 
     @cached_property
@@ -84,17 +91,17 @@ class Plan:
 
     @cached_property
     def predicted(self) -> dict[str, int] | None:
-        """The shape the method expects to leave, where it can tell without a model."""
-        promise = self.promise(self.method()) if self.spec.budget.kind == "ratio" else None
-        shape = promise(self.spec.budget.value) if promise is not None else None
+        """The shape that the method will leave under a ratio; None if it cannot say so without a model."""
+        predict = self.shape_predictor(self.method()) if self.spec.budget.kind == "ratio" else None
+        shape = predict(self.spec.budget.value) if predict is not None else None
         return None if shape is None else self.anatomy.complete(shape)
 
     def method(self) -> Any:
         """The pruner with its parameters."""
         return plugins.registry().build("pruner", self.spec.pruner, self.spec.parameters)
 
-    def promise(self, method: Any) -> Callable[[float], Shape | None] | None:
-        """The method's `shape` as a function of the ratio, if it has one; whatever it raises names the method."""
+    def shape_predictor(self, method: Any) -> Callable[[float], Shape | None] | None:
+        """The method's `shape` as a function of the ratio, if it has one. Errors that it raises name the method."""
         if not hasattr(method, "shape"):
             return None
         name = f"pruner {self.spec.pruner}"
@@ -106,16 +113,20 @@ class Plan:
             except HarnessError:
                 raise
             except (Exception, SystemExit) as error:
-                raise HarnessError(f"{name} cannot say what shape {ratio:g} leaves: {describe(error, 500)}") from error
+                raise HarnessError(
+                    f"{name} cannot predict its shape at ratio {ratio:g}: {describe(error, 500)}"
+                ) from error
 
         return shape
 
-    # --- what each stage depends on ---
+    # --- what each stage depends on: its key is the hash of these parts ---
 
     def model_key(self) -> dict[str, Any]:
+        """Which dense weights are meant."""
         return {"model": self.spec.model, "revision": self.spec.revision, "dtype": self.spec.dtype}
 
     def prepare_parts(self) -> dict[str, Any]:
+        """What the method's preparation depends on."""
         return {
             **self.model_key(),
             "pruner": self.spec.pruner,
@@ -126,23 +137,35 @@ class Plan:
             "cut_version": CUT_VERSION,
         }
 
-    def cut_parts(self) -> dict[str, Any]:
-        parts = {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": self.cost_table}
+    def cut_parts(self, attempt: Attempt) -> dict[str, Any]:
+        """What the cut depends on."""
+        parts = {**self.prepare_parts(), "budget": self.spec.budget.model_dump(), "cost_table": attempt.cost_table}
         if self.spec.budget.kind == "latency":
-            matched = {"tighten": self.tighten, "workload": self.spec.workloads[0], "runtime": self.spec.runtime}
-            parts["matched"] = matched | {"device": self.device_part(), "protocol": prober.PROBING.parts()}
+            parts["matched"] = {
+                "tighten": attempt.tighten,
+                "workload": self.spec.workloads[0],
+                "runtime": self.spec.runtime,
+                "device": self.device_part(),
+                "protocol": prober.PROBING.parts(),
+            }
         return parts
 
-    def artefact_parts(self) -> dict[str, Any]:
-        return {"cut": keys.key("cut", self.cut_parts()), "recovery": self.recovery_part()}
+    def artefact_parts(self, attempt: Attempt) -> dict[str, Any]:
+        """What the saved model depends on."""
+        return {"cut": keys.key("cut", self.cut_parts(attempt)), "recovery": self.recovery_part()}
 
     def recovery_part(self) -> dict[str, Any]:
-        spec, text = self.recovery.spec, self.recovery.data
-        part: dict[str, Any] = {"name": spec.name, "version": plugins.code_version("recovery", spec.name)}
-        part |= {"parameters": dict(self.recovery.parameters)} if self.recovery.parameters else {}
-        return part | ({"calibration": text, "seed": self.spec.seed} if text else {})
+        """The recovery, with its calibration text and the seed if it reads text."""
+        name, text = self.recovery.spec.name, self.recovery.data
+        part: dict[str, Any] = {"name": name, "version": plugins.code_version("recovery", name)}
+        if self.recovery.parameters:
+            part["parameters"] = dict(self.recovery.parameters)
+        if text:
+            part |= {"calibration": text, "seed": self.spec.seed}
+        return part
 
     def measure_parts(self, content: Any, workload: str) -> dict[str, Any]:
+        """What a measurement depends on. `content` names the model's weights."""
         return {
             "artefact": content,
             "against": self.model_key(),
@@ -153,6 +176,7 @@ class Plan:
         }
 
     def device_part(self) -> dict[str, Any]:
+        """The device as it was probed."""
         return {
             "name": self.device.name,
             "version": plugins.code_version("device", self.device.name),
@@ -162,16 +186,16 @@ class Plan:
         }
 
     def memory_key(self, content: Any) -> tuple[str, dict[str, Any]]:
-        """Memory is read in a fresh process on this CPU, under the first workload."""
+        """The key and its parts for memory as a fresh process on this CPU uses it under the first workload."""
         parts = self.measure_parts(content, self.spec.workloads[0])
         return keys.key("memory", parts), parts
 
     def eval_parts(
         self, content: Any, evaluation: Evaluation, measured: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """What an evaluator sees of a measurement is part of its key as it is: another reading, another result."""
-        lent = {"measured": measured, "dense": self.model_key()}
-        seen = {name: lent[name] for name in evaluation.spec.needs}
+        """What a score depends on: also what was measured of the model, if the evaluator reads that."""
+        inputs = {"measured": measured, "dense": self.model_key()}
+        needed = {name: inputs[name] for name in evaluation.spec.needs}
         return {
             "artefact": content,
             "evaluator": evaluation.spec.name,
@@ -183,33 +207,35 @@ class Plan:
             "batch_size": 1,
             "dtype": self.spec.dtype,
             **({} if self.place == "cpu" else {"place": self.place}),
-            **seen,
+            **needed,
         }
 
-    def cell_parts(self) -> dict[str, Any]:
+    def cell_parts(self, attempt: Attempt) -> dict[str, Any]:
+        """What the record depends on."""
         return {
-            "artefact": {**self.cut_parts(), "recovery": self.recovery_part()},
+            "artefact": {**self.cut_parts(attempt), "recovery": self.recovery_part()},
             "measure": [self.measure_parts("", workload) for workload in self.spec.workloads],
             "eval": {e.label: self.eval_parts("", e) for e in self.evaluations} | dict.fromkeys(self.missing),
         }
 
-    @property
-    def cell(self) -> str:
-        return keys.key("cell", self.cell_parts())
+    def cell_id(self, attempt: Attempt) -> str:
+        return keys.key("cell", self.cell_parts(attempt))
 
-    # --- what it will take ---
+    # --- how long it will take ---
 
     def work_flops(self) -> float:
-        """Forward passes ahead, in FLOPs: dense and pruned, timing and evaluation."""
+        """FLOPs of all forward passes ahead, to time and to evaluate both models."""
         total = 0.0
         for workload in self.workloads:
             total += 30 * counting.flops(self.anatomy, {}, workload)
         if self.spec.budget.kind == "latency":  # about four probes of three rounds
             total += 4 * 36 * counting.flops(self.anatomy, {}, self.workloads[0])
         for evaluation in self.evaluations:
-            if tokens := evaluation.parameters.get("window") or evaluation.spec.tokens:
-                once = counting.flops(self.anatomy, {}, Workload("prefill", 1, tokens))
+            tokens = evaluation.parameters.get("window") or evaluation.spec.tokens
+            if tokens:
+                body = counting.flops(self.anatomy, {}, Workload("prefill", 1, tokens))
+                # A prefill computes the logits of its last position only, an evaluator those of all positions.
                 head = 2 * tokens * self.anatomy.config["hidden_size"] * self.anatomy.config["vocab_size"]
-                asked = evaluation.spec.documents
-                total += 2 * min(self.spec.limit or asked, asked) * (once + head)
+                documents = evaluation.spec.documents
+                total += 2 * min(self.spec.limit or documents, documents) * (body + head)
         return total

@@ -1,4 +1,4 @@
-"""What a user asks for."""
+"""A request for one cell, as a user makes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_MODEL, DEFAULT_CALIBRATION = "smollm2-135m", "passages"
 
 @dataclass(frozen=True)
 class Request:
-    """What a user may say; None is "you choose"."""
+    """What a user may specify. None leaves the choice to the harness."""
 
     pruner: str
     model: str = DEFAULT_MODEL
@@ -32,4 +32,4 @@ class Request:
     seed: int = 0
     grid: str | float | None = None
     sustain: float = 0.0
-    probed: DeviceInfo | None = None  # what the device said where it hangs; without it, it is asked here
+    probed: DeviceInfo | None = None  # what the device reported on its own machine; None probes it on this machine

@@ -1,19 +1,19 @@
-"""A cell's scores: dense and pruned asked the same, and compared document by document.
+"""Scores the dense and the pruned model of a cell with the same documents, and compares them document by document.
 
-Each evaluator is a stage of its own. One that fails takes nothing along: its reason stands where its score would.
+Each evaluator is a stage of its own. If one fails, the others still run, and its reason is recorded instead of a score.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from harness.api import Score
-from harness.cell.artefact import Artefacts
-from harness.cell.plan import Evaluation, Plan
+from harness.cell.plan import Evaluation
+from harness.cell.workspace import Workspace
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
 from harness.evaluation import score_stats, texts
 from harness.records import keys, schema
@@ -23,82 +23,89 @@ from harness.system import seeds
 from harness.system.interrupts import interrupts
 from harness.system.isolation import plugin_code
 
-Outcomes = dict[str, dict[str, Any]]
+Payloads = dict[str, dict[str, Any]]  # of scores, by name
 
 
 class Scoring:
-    """All evaluators of a plan over its two models. `measured` tells what the run measured of a side before."""
+    """Runs all evaluators of a plan on both models. `measured` holds what the run measured of each of them before."""
 
     def __init__(
-        self,
-        plan: Plan,
-        store: Store,
-        stage: Callable[[str], Any],
-        context: Callable[..., Any],
-        cost: schema.Cost,
-        measured: Mapping[str, dict[str, Any]],
+        self, workspace: Workspace, artefact: schema.Artefact, measured: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        self.plan, self.store, self.stage, self.context, self.cost = plan, store, stage, context, cost
+        self.workspace = workspace
+        self.artefact = artefact
         self.measured = measured
-        self.failed: dict[str, str] = {}
+        self.plan, self.store = workspace.plan, workspace.store
+        self.failed: dict[str, str] = {}  # reasons, by the evaluator's label
 
-    def run(self, made: Artefacts, artefact: schema.Artefact) -> dict[str, ScoreRecord]:
-        found: dict[str, ScoreRecord] = {}
+    def run(self) -> dict[str, ScoreRecord]:
+        """All scores by name. Why an evaluator gave none stands in `failed`."""
+        records: dict[str, ScoreRecord] = {}
         for evaluation in self.plan.evaluations:
             try:
                 with interrupts.told_apart():
-                    dense = self._side("dense", self.plan.model_key(), made, artefact, evaluation)
-                    pruned = self._side("pruned", artefact.sha256, made, artefact, evaluation)
+                    dense = self._scores("dense", evaluation)
+                    pruned = self._scores("pruned", evaluation)
                     note = texts.overlap_note(self.plan.spec.calibration, evaluation.spec.name)
-                    for name, words in pruned.items():
-                        score = compared(words, dense.get(name), self.store)
-                        score.notes = [*score.notes, note] if note else score.notes
-                        found[evaluation.score_name(name)] = score
+                    for name, payload in pruned.items():
+                        record = compared(payload, dense.get(name), self.store)
+                        record.notes = [*record.notes, note] if note else record.notes
+                        records[evaluation.score_name(name)] = record
             except EnvironmentFault:
                 raise
             except HarnessError as error:
                 self.failed[evaluation.label] = one_line(error.line)
             except (Exception, SystemExit) as error:
-                log = self.store.log_traceback(keys.key("eval", self.plan.eval_parts(artefact.sha256, evaluation)))
+                key = keys.key("eval", self.plan.eval_parts(self.artefact.sha256, evaluation))
+                log = self.store.log_traceback(key)
                 self.failed[evaluation.label] = f"{describe(error, 1900)} (traceback: logs/{log.name})"
-        return found
+        return records
 
-    def _side(
-        self, side: str, content: Any, made: Artefacts, artefact: schema.Artefact, evaluation: Evaluation
-    ) -> Outcomes:
+    def _scores(self, side: str, evaluation: Evaluation) -> Payloads:
+        """The scores of one model by one evaluator, from the store or computed now."""
+        content = self.plan.model_key() if side == "dense" else self.artefact.sha256
         parts = self.plan.eval_parts(content, evaluation, self.measured[side])
         key = keys.key("eval", parts)
         stored = self.store.stage("eval", key)
-        if stored is not None and not self.store.lacks(*(score["samples"] for score in stored.values())):
+        if stored is not None and not self.store.lacks(*(payload["samples"] for payload in stored.values())):
             return stored
-        start, needs = time.monotonic(), evaluation.spec.needs
-        assert made.dense is not None  # loaded under a name of its own, not under the evaluator's
-        with self.stage(f"{evaluation.label} of {side}") as progress:
-            both = (made.dense if side == "dense" else made.pruned, *([made.dense] if "dense" in needs else []))
-            with placed(both, self.plan.place) as (model, *_):
-                ctx = self.context(
-                    progress,
-                    tokenizer=made.tokenizer,
-                    folder=self.store.path(artefact.path) if side == "pruned" else None,
-                    measured=self.measured[side] if "measured" in needs else None,
-                    dense=made.dense if "dense" in needs else None,
-                    seed=lambda *axis: seeds.seed(0, *axis),  # scores of two runs with different seeds compare
-                )
-                evaluator = evaluation.build()
-                try:
-                    with plugin_code(f"evaluator {evaluation.label}"):
-                        scores = evaluator.evaluate(model, ctx)
-                except EnvironmentFault as fault:  # of its data, not of the store
-                    raise HarnessError(fault.cause, fault.remedy) from fault
-            stored = {name: score_words(score, self.store) for name, score in scores.items()}
-        self.store.save_stage("eval", key, parts, stored)
-        self.cost.evaluate_s += time.monotonic() - start
-        return stored
+        start = time.monotonic()
+        self.workspace.dense()  # load now, so that loading is its own stage and not part of the evaluator's
+        with self.workspace.stage(f"{evaluation.label} of {side}") as progress:
+            scores = self._evaluate(side, evaluation, progress)
+            payloads = {name: score_words(score, self.store) for name, score in scores.items()}
+        self.store.save_stage("eval", key, parts, payloads)
+        self.workspace.cost.evaluate_s += time.monotonic() - start
+        return payloads
+
+    def _evaluate(self, side: str, evaluation: Evaluation, progress: Any) -> Mapping[str, Score]:
+        """Run one evaluator on one model."""
+        workspace, needs = self.workspace, evaluation.spec.needs
+        folder = self.store.path(self.artefact.path)
+        models = [workspace.dense() if side == "dense" else workspace.pruned(folder)]
+        if "dense" in needs:
+            models.append(workspace.dense())
+        with placed(models, self.plan.place) as (model, *_):
+            ctx = workspace.context(
+                progress,
+                tokenizer=workspace.tokenizer(),
+                folder=folder if side == "pruned" else None,
+                measured=self.measured[side] if "measured" in needs else None,
+                dense=workspace.dense() if "dense" in needs else None,
+                # Not the run's seed, so that scores of runs with different seeds can be compared.
+                seed=lambda *axis: seeds.seed(0, *axis),
+            )
+            evaluator = evaluation.build()
+            try:
+                with plugin_code(f"evaluator {evaluation.label}"):
+                    return evaluator.evaluate(model, ctx)
+            except EnvironmentFault as fault:  # the evaluator's data is at fault, not the store: the run goes on
+                raise HarnessError(fault.cause, fault.remedy) from fault
 
 
 @contextmanager
 def placed(models: Sequence[Any], place: str) -> Iterator[list[Any]]:
-    """Models where they are to be evaluated; back afterwards, since more may not fit there together."""
+    """Move models to a torch device, and back to the CPU afterwards: further models may not fit beside them."""
     try:
         yield [model.to(place) for model in models]
     finally:
@@ -107,7 +114,7 @@ def placed(models: Sequence[Any], place: str) -> Iterator[list[Any]]:
 
 
 def score_words(score: Score, store: Store) -> dict[str, Any]:
-    """A score as the record holds it, its documents in a side file."""
+    """A score as the record holds it. Its values per document go to a side file."""
     mean, _ = score_stats.mean_stderr(list(score.documents.values()))
     if not math.isfinite(mean) or (score.scale == "exp-mean" and mean > score_stats.MOST):
         raise HarnessError("the evaluation is not a number: the model overflows", "ask for a smaller ratio")
@@ -126,13 +133,15 @@ def score_words(score: Score, store: Store) -> dict[str, Any]:
 
 
 def compared(pruned: dict[str, Any], dense: dict[str, Any] | None, store: Store) -> ScoreRecord:
-    """A score beside the dense model's, and how far they are apart on the documents that both were asked."""
+    """The record of a pruned model's score, with the dense model's score and the change over the shared documents."""
     if dense is None:
         return ScoreRecord(**pruned)
-    ours, theirs = (store.read_side_file(words["samples"])["documents"] for words in (pruned, dense))
-    change, change_ci95 = score_stats.change(ours, theirs, pruned.get("scale", ""))
-    noted = pruned.get("notes", [])
-    notes = [*noted, *(f"of dense: {words}" for words in dense.get("notes", []) if words not in noted)]
+    pruned_documents, dense_documents = (
+        store.read_side_file(payload["samples"])["documents"] for payload in (pruned, dense)
+    )
+    change, change_ci95 = score_stats.change(pruned_documents, dense_documents, pruned.get("scale", ""))
+    notes = list(pruned.get("notes", []))
+    notes += [f"of dense: {note}" for note in dense.get("notes", []) if note not in notes]
     return ScoreRecord(
         **{**pruned, "notes": notes},
         dense=dense["value"],

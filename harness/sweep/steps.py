@@ -103,11 +103,10 @@ def cost_table(fields: RequestFields, root: str, measure: bool = True) -> Obstac
     """Find or measure the cost table that a cell's method reads; None if there is none and it must not be measured."""
     cell = open_cell(fields, root)
     cell.store.prepare()
-    if cell.plan.obstacle is None:
-        planning.find_weights(cell.plan)
+    if cell.obstacle is None:
         cell.find_table(measure)
-    obstacle = cell.plan.obstacle.line if cell.plan.obstacle else ""
-    return {"obstacle": obstacle} if obstacle or cell.plan.cost_table else None
+    obstacle = cell.obstacle.line if cell.obstacle else ""
+    return {"obstacle": obstacle} if obstacle or cell.artefacts.attempt.cost_table else None
 
 
 def uniform_latency(fields: RequestFields, ratio: float, root: str, measure: bool = True) -> UniformLatency | None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from harness.api import DeviceInfo
 from harness.cell import planning
-from harness.cell.plan import Plan
+from harness.cell.plan import Attempt, Plan
 from harness.cell.request import Request
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.models import counting
@@ -51,7 +51,7 @@ class SweepCell:
     def cut(self) -> str:
         """A text that is equal for cells with the same cut. The first of them makes the cut, the others reuse it."""
         assert self.plan is not None
-        return canonical([self.plan.cut_parts(), self.request.latency])
+        return canonical([self.plan.cut_parts(Attempt()), self.request.latency])
 
     @property
     def torch_device(self) -> str:
