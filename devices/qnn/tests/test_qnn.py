@@ -31,7 +31,7 @@ def devices(tmp_path_factory):
     tools = {name: f"{{bin}}/{name}" for name in ("onnxruntime_perf_test", "qnn-net-run")}
     found = {"qnn-x-plus": {"python": sys.executable}, "qnn-s23": {"tools": tools}}
     with fake_machine.machine(tmp_path_factory.mktemp("qnn"), PROGRAMS, found) as home:
-        for library in S23("perf-test").needed():
+        for library in S23("perf-test").required_libraries():
             (home / "bin" / library).touch()
         yield home
 
