@@ -12,7 +12,7 @@ from harness.api import Context, Workload
 from harness.cell import planning
 from harness.cell.lifecycle import Cell, Reporter
 from harness.cell.request import Request
-from harness.cell.scoring import score_words
+from harness.cell.scoring import score_payload
 from harness.errors import UsageError
 from harness.latency import timing
 from harness.latency.fresh_process import openers
@@ -21,7 +21,7 @@ from harness.models.saved.contents import read_config
 from harness.plugins import registry
 from harness.records.schema import Latency, Record, ScoreRecord
 from harness.records.store import Store
-from harness.resolve import prepare_for
+from harness.resolve import prepare_process
 from harness.system import process, seeds
 from harness.system.isolation import plugin_code
 
@@ -40,8 +40,8 @@ def run(
         if isinstance(options.get(name), str):
             options[name] = options[name].split(",")
     request = Request(pruner=pruner, **options)
-    prepare_for(request.device, request.dtype)
-    return Cell(planning.make(request), Store(Path(out) if out else None), reporter or Reporter(), command).run()
+    prepare_process(request.device, request.dtype)
+    return Cell(planning.make_plan(request), Store(Path(out) if out else None), reporter or Reporter(), command).run()
 
 
 def load(path: Path | str, dtype: str | None = None) -> Any:
@@ -71,7 +71,7 @@ def evaluate(
     folder, store = Path(path), Store(Path(out) if out else None)
     model, tokenizer = load(folder, dtype), folders.tokenizer(folder)
     names = evaluators.split(",") if isinstance(evaluators, str) else evaluators
-    evaluations, missing = resolve.evaluations(names, preset)
+    evaluations, missing = resolve.resolve_evaluators(names, preset)
     if missing:
         raise next(iter(missing.values()))
     records = {}
@@ -90,7 +90,7 @@ def evaluate(
             with plugin_code(f"evaluator {evaluation.label}"):
                 scores = evaluation.build().evaluate(model, ctx)
             for name, score in scores.items():
-                records[evaluation.score_name(name)] = ScoreRecord(**score_words(score, store))
+                records[evaluation.score_name(name)] = ScoreRecord(**score_payload(score, store))
     return records
 
 

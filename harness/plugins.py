@@ -71,9 +71,9 @@ class Registry:
         """The spec of this name; the error for an unknown name suggests a similar one."""
         if name in self.specs[kind]:
             return self.specs[kind][name]
-        raise unknown(kind, name, self.specs[kind], self._elsewhere(name))
+        raise unknown_name(kind, name, self.specs[kind], self.why_missing(name))
 
-    def _elsewhere(self, name: str) -> str:
+    def why_missing(self, name: str) -> str:
         """Why a name that exists is not registered: its plug-in is broken, not installed or hidden; otherwise empty."""
         for origin, reason in self.broken.items():
             if origin.plugin.replace("_", "-") == name:
@@ -91,7 +91,7 @@ class Registry:
     def load(self, kind: str, name: str) -> Any:
         """Import and return the class of a registered name."""
         spec = self.get(kind, name)
-        return self._call(kind, name, "imported", lambda: resolve(spec.target))
+        return self._call(kind, name, "imported", lambda: import_target(spec.target))
 
     def build(self, kind: str, name: str, parameters: Mapping[str, Any]) -> Any:
         """Create an instance of the class of a registered name, with these parameters."""
@@ -135,10 +135,10 @@ def code_version(kind: str, name: str) -> str:
     spec, origin = registry().specs[kind][name], registry().origins[kind, name]
     module = spec.target.partition(":")[0]
     package = module.partition(".")[0]
-    return f"{origin.version}/{spec.version}{source_mark(module if package == 'harness' else package)}"
+    return f"{origin.version}/{spec.version}{source_hash(module if package == 'harness' else package)}"
 
 
-def source_mark(module: str) -> str:
+def source_hash(module: str) -> str:
     """`+` and a hash of the source of a module or package; empty if it was installed from a wheel."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
@@ -150,7 +150,7 @@ def source_mark(module: str) -> str:
     return f"+{hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:12]}"
 
 
-def resolve(target: str) -> Any:
+def import_target(target: str) -> Any:
     """Import and return what `module:name` refers to."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
@@ -162,7 +162,7 @@ class UnknownName(UsageError):
     kind = ""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> UnknownName:
+def unknown_name(kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> UnknownName:
     """The error for an unknown name. Its remedy is `elsewhere`, a similar name, or all known ones."""
     names = sorted(known)
     similar = difflib.get_close_matches(name, names, 1)
@@ -263,7 +263,7 @@ def registry() -> Registry:
                 raise HarnessError(supervisor.fatal_imports[point.name])
             if first is not origin:
                 raise ValueError(f"the entry point {point.name!r} is already used by {first.distribution}")
-            with supervisor.importing(point.name), process.stdout_kept(), plugin_code("it"):
+            with supervisor.importing(point.name), process.stdout_for_answers(), plugin_code("it"):
                 plugin = point.load()
                 api_version = getattr(plugin, "HARNESS_API", API_VERSION)
                 if api_version not in range(OLDEST_API, API_VERSION + 1):
@@ -314,7 +314,7 @@ def list_rows(kind: str | None = None) -> list[dict[str, Any]]:
     return result
 
 
-def answers(hook: str, argument: Any) -> Iterator[tuple[str, Any]]:
+def call_hook(hook: str, argument: Any) -> Iterator[tuple[str, Any]]:
     """Call a hook of every plug-in; yield the plug-in's name and the result. A hook that raises becomes `broken`."""
     loaded = registry()
     for plugin in loaded.manager.get_plugins():
@@ -332,5 +332,5 @@ def answers(hook: str, argument: Any) -> Iterator[tuple[str, Any]]:
 
 def emit(event: Event) -> None:
     """Send an event to every plug-in that implements `harness_event`."""
-    for _ in answers("harness_event", event):
+    for _ in call_hook("harness_event", event):
         pass

@@ -74,7 +74,7 @@ class Workload:
         return f"{self.kind}:{self.batch}x{self.size}"
 
 
-def figures(details: Mapping[str, Any]) -> dict[str, str]:
+def display_texts(details: Mapping[str, Any]) -> dict[str, str]:
     """Names and values as tables show them: `binary_bytes` becomes `binary`, in MB."""
     texts = {}
     for name, value in details.items():

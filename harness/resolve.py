@@ -63,7 +63,7 @@ def check_usable(device: str, info: DeviceInfo) -> None:
         raise EnvironmentFault(f"device {device} is not usable: {info.reason}", f"harness doctor {device}")
 
 
-def prepare_for(device: str, dtype: str | None) -> None:
+def prepare_process(device: str, dtype: str | None) -> None:
     """Prepare this process for a dtype, or for the device's default one, before torch is imported."""
     spec = plugins.registry().specs["device"].get(device)
     prepare(dtype or (spec.dtype if spec else "fp32"))
@@ -87,7 +87,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Recovering:
+class ResolvedRecovery:
     """One recovery with its parameters and the identity of the data that it reads."""
 
     label: str
@@ -99,7 +99,7 @@ class Recovering:
         return plugins.registry().build("recovery", self.spec.name, self.parameters)
 
 
-def settings(owner: str, params: Mapping[str, Param], preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(owner: str, params: Mapping[str, Param], preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a plug-in: a preset's defaults, overridden by what the user chose.
 
     `owner` is how errors name the plug-in.
@@ -109,12 +109,12 @@ def settings(owner: str, params: Mapping[str, Param], preset: str, chosen: Mappi
         if name not in params:
             if not params:
                 raise UsageError(f"{owner} has no parameters, so {name!r} cannot be set", "leave the setting out")
-            raise plugins.unknown(f"parameter of {owner}", name, params)
+            raise plugins.unknown_name(f"parameter of {owner}", name, params)
         values[name] = _checked(f"{owner}: {name}", value, params[name])
     return values
 
 
-def unusual(pruner: PrunerSpec, spec: RunSpec) -> dict[str, Any]:
+def changed_parameters(pruner: PrunerSpec, spec: RunSpec) -> dict[str, Any]:
     """The parameters of a cell that differ from its preset's defaults."""
     defaults = {name: param.default(spec.preset) for name, param in pruner.parameters.items()}
     return {name: value for name, value in spec.parameters.items() if name not in defaults or defaults[name] != value}
@@ -173,7 +173,7 @@ def _violated_bounds(value: Any, param: Param) -> str:
     return " and ".join(f"{text} {bound}" for text, bound, _ in bounds)
 
 
-def evaluations(
+def resolve_evaluators(
     wanted: Sequence[str], preset: str, fetch: bool = True
 ) -> tuple[list[Evaluation], dict[str, EnvironmentFault]]:
     """Resolve evaluators and groups, each evaluator once and in order; `name:key=value` sets a parameter.
@@ -199,13 +199,13 @@ def _expand(wanted: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for text in wanted if text for name in groups.get(text, [text])))
 
 
-def recovering(text: str, preset: str, source: str, fetch: bool = True) -> Recovering:
+def resolve_recovery(text: str, preset: str, source: str, fetch: bool = True) -> ResolvedRecovery:
     """Resolve a recovery; `name:key=value` sets a parameter. `source` is the calibration text that it learns from."""
     name, chosen = _parse(text)
     spec = plugins.registry().get("recovery", name)
-    parameters = settings(f"recovery {name}", spec.parameters, preset, chosen)
+    parameters = resolve_settings(f"recovery {name}", spec.parameters, preset, chosen)
     identity = texts.identity(source, texts.CALIBRATE, fetch) if "calibration" in spec.needs else None
-    recovery = Recovering(_label(name, chosen, parameters), spec, parameters, identity)
+    recovery = ResolvedRecovery(_label(name, chosen, parameters), spec, parameters, identity)
     recovery.build()  # wrong values are reported before any work
     return recovery
 
@@ -226,8 +226,8 @@ def _evaluation(text: str, preset: str, fetch: bool) -> Evaluation:
         groups = plugins.evaluator_groups()
         if name in groups:
             raise UsageError(f"{name} is a group and takes no settings", f"set them for {' or '.join(groups[name])}")
-        raise plugins.unknown("evaluator", name, {*specs, *groups})
-    parameters = settings(f"evaluator {name}", specs[name].parameters, preset, chosen)
+        raise plugins.unknown_name("evaluator", name, {*specs, *groups})
+    parameters = resolve_settings(f"evaluator {name}", specs[name].parameters, preset, chosen)
     evaluation = Evaluation(_label(name, chosen, parameters), specs[name], parameters, {})
     evaluator = evaluation.build()  # wrong values are reported before any work
     identity = {source: texts.identity(source, texts.EVALUATE, fetch) for source in specs[name].reads}

@@ -36,7 +36,7 @@ def variance(values: Sequence[float]) -> float:
     return math.fsum([(value - mean) ** 2 for value in values]) / (len(values) - 1)
 
 
-def spread(value: float | None, stderr: float | None) -> str:
+def figure_with_error(value: float | None, stderr: float | None) -> str:
     """A figure with its standard error, as text; empty if there is no figure."""
     return "" if value is None else figure(value) + ("" if stderr is None else f" ± {figure(stderr, 2)}")
 

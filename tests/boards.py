@@ -11,7 +11,7 @@ import pytest
 import harness
 from harness import plugins
 from harness.api import Score
-from harness.cell.scoring import compared, score_words
+from harness.cell.scoring import compare_scores, score_payload
 from harness.devices.simulated import Null
 from harness.records.schema import Conformance, Git
 from harness.records.store import Store
@@ -44,8 +44,8 @@ def filled(folder: Path) -> Path:
         spec = dataclasses.replace(known.get("device", "null"), name="bench", target="t:Bench", provenance="device")
         patch.setitem(known.specs["device"], "bench", spec)
         patch.setitem(known.origins, ("device", "bench"), plugins.Origin("tests", "tests", "0"))
-        inner = plugins.resolve
-        patch.setattr(plugins, "resolve", lambda name: Bench if name == spec.target else inner(name))
+        inner = plugins.import_target
+        patch.setattr(plugins, "import_target", lambda name: Bench if name == spec.target else inner(name))
         version = plugins.code_version
         patch.setattr(plugins, "code_version", lambda kind, name: "test" if name == "bench" else version(kind, name))
         asked = {"model": "tiny", "device": "bench", "evaluators": "passages", "out": folder}
@@ -74,12 +74,12 @@ def answered(runs: Path, folder: Path, known: Known) -> Path:
 
     def score(name: str, knows: int) -> dict:
         right = {f"{name}/{at}": float(at < knows - HARDER[name]) for at in range(QUESTIONS)}
-        return score_words(Score(right, higher_is_better=True), store)
+        return score_payload(Score(right, higher_is_better=True), store)
 
     for record in store.records():
         if record.status == "ok":
             knows, dense = known[record.spec.pruner, record.spec.budget.value], known["dense", 0.0]
-            asked = {name: compared(score(name, knows), score(name, dense), store) for name in HARDER}
+            asked = {name: compare_scores(score(name, knows), score(name, dense), store) for name in HARDER}
             store.save_record(record.model_copy(update={"scores": record.scores | asked}).sealed())
     return folder
 

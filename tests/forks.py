@@ -57,7 +57,7 @@ def in_one_process(patch: Any) -> None:
         patch.setitem(timing.PROTOCOLS, preset, replace(protocol, fresh=False))
 
     def ask(folder: Path, out: Path, dtype: str, workload: Any) -> Any:
-        reload_check.answer(folder, out, dtype, workload)
+        reload_check.write_answer(folder, out, dtype, workload)
         return json.loads(out.with_suffix(".json").read_text())
 
     patch.setattr(reload_check, "ask", ask)

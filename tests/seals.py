@@ -15,7 +15,7 @@ import pytest
 
 import harness
 from harness.leaderboard.entries import Entry
-from harness.records.files import text_of
+from harness.records.files import json_text
 from harness.records.keys import key
 from harness.records.schema import Conformance, Git, digest, seal
 from harness.records.store import Store
@@ -29,7 +29,7 @@ def reseal(path: Path, payload: Json) -> None:
     """Write a record with the digest and the seal that fit it."""
     payload["digest"] = digest(payload)
     payload["seal"] = seal(payload)
-    path.write_bytes(text_of(payload))
+    path.write_bytes(json_text(payload))
 
 
 def later(payload: Json, **by: float) -> Json:
@@ -59,7 +59,7 @@ def another_cell(runs: Path, payload: Json, alter: Callable[[Json, Json], None])
         payload["artefact"]["path"] = f"artefacts/{payload['keys']['artefact']}"
     payload["id"] = key("cell", parts)
     stage["value"] = payload["spec"]
-    (runs / "stages" / "cell" / f"{payload['id']}.json").write_bytes(text_of(stage))
+    (runs / "stages" / "cell" / f"{payload['id']}.json").write_bytes(json_text(stage))
     reseal(runs / "records" / f"{payload['id']}.json", payload)
     return payload
 

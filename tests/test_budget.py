@@ -32,12 +32,12 @@ def register(monkeypatch, kind, spec, target):
     monkeypatch.setitem(known.specs[kind], spec.name, spec)
     monkeypatch.setitem(known.origins, (kind, spec.name), plugins.Origin("tests", "tests", "0"))
     monkeypatch.setattr(plugins, "code_version", lambda kind, name: "test")
-    inner = plugins.resolve
+    inner = plugins.import_target
 
     def resolve(name):
         return target if name == spec.target else inner(name)
 
-    monkeypatch.setattr(plugins, "resolve", resolve)
+    monkeypatch.setattr(plugins, "import_target", resolve)
 
 
 @pytest.mark.parametrize("pruner", ["random", "magnitude"])
@@ -233,7 +233,7 @@ def with_budget(plan, **changes):
 def test_a_miss_that_may_be_chance_is_measured_on(pruned, workload, again):
     from harness.cell.measuring import missed_by_chance
 
-    plan = planning.make(Request("random", model="tiny", device="null", latency="0.7x"))
+    plan = planning.make_plan(Request("random", model="tiny", device="null", latency="0.7x"))
     dense = [Samples([100_000_000 + 10_000 * at]) for at in range(6)]
     rounds = timing.Rounds(dense, [Samples([ms * 1_000_000]) for ms in pruned], dense)
     assert missed_by_chance(plan, harness.Workload.parse(workload), rounds) is again
@@ -244,7 +244,7 @@ def test_a_miss_that_may_be_chance_is_measured_on(pruned, workload, again):
 
 
 def test_a_plan_is_frozen_and_only_an_attempt_changes_its_keys():
-    plan = planning.make(Request("random", model="tiny", device="null", latency="0.7x"))
+    plan = planning.make_plan(Request("random", model="tiny", device="null", latency="0.7x"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.folder = "elsewhere"
     first = plan.cell_id(Attempt())

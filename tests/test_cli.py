@@ -205,8 +205,8 @@ def test_a_sliding_cache_is_not_decoded(tmp_path):
     words |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 8}
     (tmp_path / "config.json").write_text(json.dumps(words))
     asked = {"pruner": "dense", "model": str(tmp_path), "evaluators": ["footprint"]}
-    assert planning.make(Request(**asked, workloads=["prefill:1x8"])).obstacle is None
-    refused_plan = planning.make(Request(**asked, workloads=["decode:1x8"]))
+    assert planning.make_plan(Request(**asked, workloads=["prefill:1x8"])).obstacle is None
+    refused_plan = planning.make_plan(Request(**asked, workloads=["decode:1x8"]))
     assert "sliding cache" in refused_plan.obstacle.cause
 
 
@@ -324,10 +324,10 @@ def test_json_is_alone_on_stdout(runs):
 def test_the_printed_command_is_the_same_cell(runs, one_process):
     import shlex
 
-    from harness.records.command_line import reproduce
+    from harness.records.command_line import command_of
 
     first = harness.run("random", ratio=0.3, model="tiny", device="null", limit=1)
-    words = shlex.split(reproduce(first))
+    words = shlex.split(command_of(first))
     again = run(*words[1:], "--json")
     assert json.loads(again.stdout)["id"] == first.id
     assert json.loads(again.stdout)["finished"] == first.finished

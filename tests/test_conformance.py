@@ -251,8 +251,8 @@ def register(monkeypatch, kind, spec, target):
     known = plugins.registry()
     monkeypatch.setitem(known.specs[kind], spec.name, spec)
     monkeypatch.setitem(known.origins, (kind, spec.name), plugins.Origin("builtin", "tests", "0"))
-    inner = plugins.resolve
-    monkeypatch.setattr(plugins, "resolve", lambda name: target if name == spec.target else inner(name))
+    inner = plugins.import_target
+    monkeypatch.setattr(plugins, "import_target", lambda name: target if name == spec.target else inner(name))
 
 
 def faults(monkeypatch, tmp_path, kind, spec, target):
@@ -466,7 +466,7 @@ def test_the_score_goes_into_records_once_checked(runs, one_process, monkeypatch
     def check(name, kind="", **more):
         asked.append(name)
         report = Report(kind, name, results=[Result("a", "passed"), Result("b", "failed")])
-        kit.remember(report)
+        kit.store_score(report)
         return [report]
 
     monkeypatch.setattr(kit, "check", check)

@@ -265,7 +265,7 @@ def test_work_that_lasts_is_told_beside_its_first_seconds(monkeypatch):
     assert found.last_ns == pytest.approx(1e6 * 1.1 ** (session.visits - 1), rel=0.1)
     assert found.temperatures_c == {"soc": (40.0, 40.0 + 5 * session.visits)}
     assert found.throttle == ["soc is hot"]
-    again = sustained.of([Samples(**visit) for visit in kept["visits"]], found.seconds, "wall", SIDE)
+    again = sustained.from_visits([Samples(**visit) for visit in kept["visits"]], found.seconds, "wall", SIDE)
     assert again == found
 
 

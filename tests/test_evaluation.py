@@ -92,7 +92,7 @@ def run(root, *evaluators, **more):
     request = Request(
         pruner="magnitude", model="tiny", ratio=0.3, device="null", evaluators=evaluators, limit=2, **more
     )
-    return Cell(planning.make(request), Store(root), Reporter()).run()
+    return Cell(planning.make_plan(request), Store(root), Reporter()).run()
 
 
 def test_one_that_fails_takes_nothing_along(asked, tmp_path):
@@ -151,12 +151,12 @@ def test_a_damaged_side_file_is_made_again_alone(asked, tmp_path):
 @pytest.mark.parametrize(("wanted", "cause"), [("", "no evaluator is named"), ("smoke:window=3", "is a group")])
 def test_words_that_name_no_evaluator(wanted, cause):
     with pytest.raises(UsageError, match=cause):
-        resolve.evaluations([wanted], "quick")
+        resolve.resolve_evaluators([wanted], "quick")
 
 
 def test_text_that_no_hub_has_is_missed_while_planning(monkeypatch):
     monkeypatch.delenv("HARNESS_DATA", raising=False)
-    _, missing = resolve.evaluations(["ptb", "passages"], "quick", fetch=False)
+    _, missing = resolve.resolve_evaluators(["ptb", "passages"], "quick", fetch=False)
     assert list(missing) == ["ptb"]
 
 
@@ -225,7 +225,7 @@ def test_a_benchmark_that_asks_about_the_calibration_text_is_marked(asked, tmp_p
         request = Request(
             pruner="magnitude", model="tiny", ratio=0.3, device="null", evaluators=("writes",), recovery=recovery
         )
-        print_plan(planning.make(request), False)
+        print_plan(planning.make_plan(request), False)
         assert " ".join(capsys.readouterr().out.split()).count(f"writes: {note}") == times
 
 
@@ -284,7 +284,7 @@ def test_ptb_comes_from_a_folder_with_its_protocol(one_process, tmp_path, monkey
 def test_ptb_that_is_not_here_says_where_it_would_lie(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     with pytest.raises(EnvironmentFault) as fault:
-        resolve.evaluations(["ptb"], "quick")
+        resolve.resolve_evaluators(["ptb"], "quick")
     assert "ptb.test.txt" in fault.value.remedy
 
 

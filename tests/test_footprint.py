@@ -119,5 +119,5 @@ def test_only_who_asks_is_shown_a_measurement(runs, one_process, telling, monkey
     monkeypatch.setitem(known.specs["evaluator"], "footprint", modest)
     harness.run("random", ratio=0.3, **QUICK)
     assert seen == [None, None]
-    plan = planning.make(Request("random", ratio=0.3, **{**QUICK, "evaluators": ["footprint"]}))
+    plan = planning.make_plan(Request("random", ratio=0.3, **{**QUICK, "evaluators": ["footprint"]}))
     assert "measured" not in plan.eval_parts("", plan.evaluations[0], MEASURED)

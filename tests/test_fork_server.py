@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from harness.errors import HarnessError
-from harness.system.fork_server import ChildEnded, ForkServer, ServerEnded, ending
+from harness.system.fork_server import ChildEnded, ForkServer, ServerEnded, describe_exit
 
 from .house import ROOT
 
@@ -204,6 +204,6 @@ def test_a_server_that_does_not_start_is_noticed():
 
 
 def test_the_reason_of_an_end_is_a_sentence():
-    assert ending(3) == "the process ended with exit code 3 before it answered"
-    assert ending(-signal.SIGKILL) == "the process was ended by SIGKILL (probably out of memory)"
-    assert ending(-63) == "the process was ended by signal 63"
+    assert describe_exit(3) == "the process ended with exit code 3 before it answered"
+    assert describe_exit(-signal.SIGKILL) == "the process was ended by SIGKILL (probably out of memory)"
+    assert describe_exit(-63) == "the process was ended by signal 63"

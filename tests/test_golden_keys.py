@@ -26,7 +26,7 @@ CASES = json.loads(FILE.read_text(encoding="utf-8"))
 def stage_keys(request: dict[str, Any]) -> dict[str, Any]:
     """The key of each stage of a request on a device with a fixed fingerprint."""
     device = DeviceInfo(usable=True, fingerprint={"kind": "golden"})
-    plan = planning.make(Request(probed=device, **request), fetch=False)
+    plan = planning.make_plan(Request(probed=device, **request), fetch=False)
     parts = {
         "prepare": plan.prepare_parts(),
         "cut": plan.cut_parts(Attempt()),

@@ -14,7 +14,7 @@ from harness.cli.record import energy_text, record_rows, reproduce
 from harness.devices.simulated import Null
 from harness.errors import EnvironmentFault, UsageError
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.site import printed
+from harness.leaderboard.site import terminal_pages
 from harness.records import carbon
 from harness.records.schema import Energy, Record, digest
 from harness.records.store import Store
@@ -168,7 +168,7 @@ def test_a_leaderboard_shows_energy_where_some_row_has_it(tmp_path):
         path = tmp_path / f"{record.id}.json"
         path.write_text(json.dumps(record.sealed().words()))
         entries.append(Entry(path, tmp_path))
-    assert "mJ per token" not in printed(entries[:1])
-    header, _, *rows = [line for line in printed(entries).splitlines() if line.startswith("|")]
+    assert "mJ per token" not in terminal_pages(entries[:1])
+    header, _, *rows = [line for line in terminal_pages(entries).splitlines() if line.startswith("|")]
     at = [cell.strip() for cell in header.split("|")].index("mJ per token")
     assert sorted(row.split("|")[at].strip() for row in rows) == ["", "2"]

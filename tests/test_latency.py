@@ -19,12 +19,20 @@ from harness.errors import HarnessError, OverBudget, Unsupported, UsageError
 from harness.latency import budget_search
 from harness.latency.cost_table import fit, regression, smoothing, table_store
 from harness.latency.cost_table.cost_model import CostModel
-from harness.latency.cost_table.profile import Effort, Profile, Target, _inner, alone, copies, grid
+from harness.latency.cost_table.profile import (
+    Effort,
+    Profile,
+    ProfileTarget,
+    _inner,
+    grid,
+    layers_beyond_cache,
+    single_class_shape,
+)
 from harness.latency.cost_table.shape_timer import Visits
 from harness.latency.cost_table.smoothing import hull
-from harness.latency.cost_table.table import CostTable, anatomy_mark, classes
-from harness.latency.prober import PROBING, Bed, Measured
-from harness.latency.random_models import Pool
+from harness.latency.cost_table.table import CostTable, anatomy_hash, classes
+from harness.latency.prober import PROBING, Measurement, Prober
+from harness.latency.random_models import RandomWeights
 from harness.models.architectures.lookup import anatomy_of
 from harness.models.counting import flops
 from harness.pruning.allocate import uniform
@@ -66,7 +74,7 @@ class Wide(Exact):
 
 
 def target(name="exact", anatomy=ANATOMY):
-    return Target(
+    return ProfileTarget(
         name,
         anatomy,
         {"name": name, "fingerprint": {}, "clock": "wall", "provenance": "simulated"},
@@ -275,8 +283,8 @@ def test_a_device_without_signal_is_refused():
 
 def test_probes_leave_the_cache_and_fit_the_model():
     for name, sites in classes(ANATOMY).items():
-        shape = alone(ANATOMY, name, 1, "fp32")
-        assert sum(units > 0 for units in shape.values()) == copies(ANATOMY, name, "fp32") <= len(sites)
+        shape = single_class_shape(ANATOMY, name, 1, "fp32")
+        assert sum(units > 0 for units in shape.values()) == layers_beyond_cache(ANATOMY, name, "fp32") <= len(sites)
     assert grid(3, 8) == [1, 2, 3]
     assert grid(1536, 8)[-1] == 1536
     assert all(units % 64 == 0 for units in grid(8192, 64)[3:])
@@ -285,7 +293,7 @@ def test_probes_leave_the_cache_and_fit_the_model():
 @pytest.mark.parametrize("family", list(CONFIGS))
 def test_a_pool_serves_every_shape_of_every_family(family):
     anatomy = anatomy_of(CONFIGS[family])
-    pool = Pool(anatomy, "fp32")
+    pool = RandomWeights(anatomy, "fp32")
     for shape in [{}, anatomy.empty(), *fit.random_shapes(anatomy, 4, family)]:
         model = pool.model(shape)
         assert sum(p.numel() for p in model.parameters()) == anatomy.params(shape)
@@ -299,7 +307,7 @@ def test_classes_split_by_size_and_window():
     assert len(classes(uneven)) == 3
     windowed = anatomy_of({**CONFIGS["mistral"], "sliding_window": 16})
     assert any("window 16" in name for name in classes(windowed))
-    assert anatomy_mark(uneven) != anatomy_mark(ANATOMY)
+    assert anatomy_hash(uneven) != anatomy_hash(ANATOMY)
 
 
 # --- interacting sites ---
@@ -333,10 +341,10 @@ def test_tables_are_exported_and_imported(tmp_path, runs, staircase):
     _, table, _ = staircase
     file = tmp_path / "table.json"
     table_store.export(table, file)
-    read = table_store.read(file)
+    read = table_store.load_table(file)
     assert read == table
     assert read.content == table.content
-    kept = table_store.Shelf(Store())
+    kept = table_store.TableStore(Store())
     kept.put(read)
     words = target().device
     assert kept.find(ANATOMY, words, "eager", "fp32", WORKLOAD) == table
@@ -349,7 +357,7 @@ def test_a_file_that_is_no_table_is_said_to_be_none(tmp_path, damage):
     file = tmp_path / "t.json"
     file.write_text(damage)
     with pytest.raises(UsageError, match=r"is not a cost table|is truncated or not JSON"):
-        table_store.read(file)
+        table_store.load_table(file)
 
 
 def test_a_crooked_curve_is_refused(tmp_path, staircase):
@@ -359,7 +367,7 @@ def test_a_crooked_curve_is_refused(tmp_path, staircase):
     file = tmp_path / "t.json"
     file.write_text(json.dumps(words))
     with pytest.raises(UsageError, match="curve"):
-        table_store.read(file)
+        table_store.load_table(file)
 
 
 @pytest.mark.parametrize(
@@ -377,14 +385,14 @@ def test_spoilt_tables_are_refused(tmp_path, staircase, spoil, message):
     file = tmp_path / "t.json"
     file.write_text(json.dumps(words))
     with pytest.raises(UsageError, match=message):
-        table_store.read(file)
+        table_store.load_table(file)
 
 
 def test_a_table_of_other_sublayers_is_set_aside(runs, staircase):
     words = staircase[1].words()
     name = list(words["curves"])[-1]
     words["curves"][name] = {"units": [0, 1], "ns": [0.0, 1.0], "noise": 0.0}
-    kept = table_store.Shelf(Store())
+    kept = table_store.TableStore(Store())
     kept.put(CostTable.model_validate(words))
     assert kept.find(ANATOMY, target().device, "eager", "fp32", WORKLOAD) is None
     assert "does not cover" in kept.store.notices[0]
@@ -398,7 +406,7 @@ def test_a_refused_profile_is_looked_at_afresh(runs):
             fixed = 10**9 if Mended.broken else 0
             return fixed + flops(anatomy_of(words), {}, workload)
 
-    kept, device = table_store.Shelf(Store()), Mended()
+    kept, device = table_store.TableStore(Store()), Mended()
     with pytest.raises(HarnessError, match="no signal"):
         kept.fill(target("mended"), device)
     Mended.broken = False
@@ -418,7 +426,7 @@ class Seen(Null):
 
 
 def test_a_table_is_judged_once_somebody_asks(runs, monkeypatch):
-    kept = table_store.Shelf(Store())
+    kept = table_store.TableStore(Store())
     plain = kept.fill(target("judged later"), Seen(), judge=False)
     assert plain.validation is None
     assert kept.fill(target("judged later"), Seen(), judge=False) == plain
@@ -441,13 +449,13 @@ def test_a_table_is_judged_once_somebody_asks(runs, monkeypatch):
 
 def test_an_export_that_cannot_be_written_is_said_first(tmp_path):
     with pytest.raises(HarnessError, match="cannot write"):
-        table_store.must_be_writable(tmp_path / "nowhere" / "t.json")
+        table_store.check_writable(tmp_path / "nowhere" / "t.json")
     with pytest.raises(UsageError, match="is a folder"):
-        table_store.must_be_writable(tmp_path)
+        table_store.check_writable(tmp_path)
 
 
 def test_what_open_models_hold_is_counted():
-    from harness.latency.cost_table.shape_timer import Bench
+    from harness.latency.cost_table.shape_timer import ShapeTimer
 
     measured = []
 
@@ -458,8 +466,8 @@ def test_what_open_models_hold_is_counted():
             measured.append(1)
             return super().prepare(model, workload)
 
-    made = Bench(Heavy(), Pool(ANATOMY, "fp32"), WORKLOAD, "wall", PROBING.plan, {}, Visits())
-    light = Bench(Null(), Pool(ANATOMY, "fp32"), WORKLOAD, "wall", PROBING.plan, {}, Visits())
+    made = ShapeTimer(Heavy(), RandomWeights(ANATOMY, "fp32"), WORKLOAD, "wall", PROBING.plan, {}, Visits())
+    light = ShapeTimer(Null(), RandomWeights(ANATOMY, "fp32"), WORKLOAD, "wall", PROBING.plan, {}, Visits())
     assert made.held({}) == light.held({}) + 4 * ANATOMY.params()
     assert light.held({}) > light.held({"layers.0.attention": 0})
 
@@ -475,7 +483,7 @@ def test_a_search_does_not_accept_a_name_it_does_not_know(staircase):
 
 
 def bed(device, unit="x"):
-    return Bed(device, ANATOMY, "fp32", WORKLOAD, "wall", unit)
+    return Prober(device, ANATOMY, "fp32", WORKLOAD, "wall", unit)
 
 
 def promising():
@@ -490,7 +498,7 @@ def by_flops(shape):
 def test_feasible_budgets_are_met_with_less_than_a_step_unused(staircase, limit):
     """Nothing that the method could leave with a smaller cut is fast enough."""
     device, _, model = staircase
-    found = budget_search.Matcher(ANATOMY, promising(), model.share, bed(device).measure, limit).run()
+    found = budget_search.BudgetSearch(ANATOMY, promising(), model.share, bed(device).measure, limit).run()
     dense = true_time(device, {})
     taken = true_time(device, uniform(ANATOMY, found.setting)) / dense
     assert taken <= limit + 1e-9
@@ -503,7 +511,7 @@ def test_feasible_budgets_are_met_with_less_than_a_step_unused(staircase, limit)
 @pytest.mark.parametrize("limit", [0.9, 0.6, 0.4])
 def test_without_a_table_flops_are_the_first_guess(staircase, limit):
     device, _, _ = staircase
-    found = budget_search.Matcher(ANATOMY, promising(), by_flops, bed(device).measure, limit).run()
+    found = budget_search.BudgetSearch(ANATOMY, promising(), by_flops, bed(device).measure, limit).run()
     dense = true_time(device, {})
     assert true_time(device, uniform(ANATOMY, found.setting)) / dense <= limit + 1e-9
     a_little_less = uniform(ANATOMY, max(0.0, found.setting - 0.002))
@@ -515,7 +523,9 @@ def test_milliseconds_are_met_too(staircase):
     device, _, model = staircase
     lying = bed(device, "ms")
     limit = 0.6 * lying.measure({}).value
-    found = budget_search.Matcher(ANATOMY, promising(), model.share, lying.measure, limit, "ms", lying.scale()).run()
+    found = budget_search.BudgetSearch(
+        ANATOMY, promising(), model.share, lying.measure, limit, "ms", lying.scale()
+    ).run()
     assert lying.measure(uniform(ANATOMY, found.setting)).value <= limit
 
 
@@ -523,7 +533,7 @@ def test_faster_than_the_empty_model_is_said(staircase):
     device, _, model = staircase
     floor = model.floor / model.dense
     with pytest.raises(OverBudget, match=f"faster than the empty model, which takes {floor:.3g}x"):
-        budget_search.Matcher(ANATOMY, promising(), model.share, bed(device).measure, floor * 0.9).run()
+        budget_search.BudgetSearch(ANATOMY, promising(), model.share, bed(device).measure, floor * 0.9).run()
 
 
 def test_time_that_does_not_shrink_hides_no_budget():
@@ -535,24 +545,24 @@ def test_time_that_does_not_shrink_hides_no_budget():
         return 0.1 + 0.13 * alive + 0.12 * by_flops(shape)
 
     def measure(shape):
-        return Measured(true(shape) / true({}), 0.0)
+        return Measurement(true(shape) / true({}), 0.0)
 
     for limit in (0.95, 0.8, 0.5):
-        found = budget_search.Matcher(ANATOMY, promising(), by_flops, measure, limit).run()
+        found = budget_search.BudgetSearch(ANATOMY, promising(), by_flops, measure, limit).run()
         assert found.probes[-1].measured <= limit or min(p.measured for p in found.probes) <= limit
         assert true(uniform(ANATOMY, found.setting)) / true({}) <= limit
 
 
 def test_a_second_search_begins_where_the_first_ended(staircase):
     device, _, _ = staircase
-    first = budget_search.Matcher(ANATOMY, promising(), by_flops, bed(device).measure, 0.7).run()
+    first = budget_search.BudgetSearch(ANATOMY, promising(), by_flops, bed(device).measure, 0.7).run()
     draw, dense = random.Random(5), true_time(device, {})
 
     def measure(shape):
-        return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.004), 0.02)
+        return Measurement(true_time(device, shape) / dense * draw.gauss(1, 0.004), 0.02)
 
     finished = {"setting": first.setting, "measured": 0.71, "final": True}
-    again = budget_search.Matcher(
+    again = budget_search.BudgetSearch(
         ANATOMY, promising(), by_flops, measure, 0.68, "x", 1.0, first.words()["probes"] + [finished]
     ).run()
     assert len(again.probes) <= budget_search.PROBES
@@ -565,10 +575,12 @@ def test_a_finished_model_that_missed_is_not_asked_for_again(seed):
     limit, tighten, tried, draw = 0.7, 1.0, [], random.Random(seed)
 
     def measure(shape):
-        return Measured(0.97 * by_flops(shape) ** 0.9 * draw.gauss(1, 0.02), 0.05)
+        return Measurement(0.97 * by_flops(shape) ** 0.9 * draw.gauss(1, 0.02), 0.05)
 
     for _ in range(3):
-        found = budget_search.Matcher(ANATOMY, promising(), by_flops, measure, limit * tighten, earlier=tried).run()
+        found = budget_search.BudgetSearch(
+            ANATOMY, promising(), by_flops, measure, limit * tighten, earlier=tried
+        ).run()
         taken = by_flops(uniform(ANATOMY, found.setting)) ** 0.9
         assert all(probe["setting"] < found.setting for probe in tried if "final" in probe)
         if taken <= limit:
@@ -584,21 +596,23 @@ def test_out_of_a_methods_reach_is_said(staircase):
         return uniform(ANATOMY, min(ratio, 0.2))
 
     with pytest.raises(OverBudget, match="out of this method's reach"):
-        budget_search.Matcher(ANATOMY, budget_search.Method(timid, timid), model.share, bed(device).measure, 0.5).run()
+        budget_search.BudgetSearch(
+            ANATOMY, budget_search.Method(timid, timid), model.share, bed(device).measure, 0.5
+        ).run()
 
 
 def test_a_cut_that_leaves_no_layer_is_never_the_answer():
     """A noisy machine may find nothing fast enough but the empty model, which nobody can cut."""
 
     def measure(shape):
-        return Measured(0.5 if shape and not any(shape.values()) else 1.0, 0.02)
+        return Measurement(0.5 if shape and not any(shape.values()) else 1.0, 0.02)
 
     def leaves(ratio):
         return {site.name: 0 if ratio > 0.9 else site.units - int(site.units * ratio) for site in ANATOMY.blocks()}
 
     assert not any(leaves(0.99).values())
     with pytest.raises(OverBudget, match="out of this method's reach"):
-        budget_search.Matcher(ANATOMY, budget_search.Method(leaves, leaves), by_flops, measure, 0.6).run()
+        budget_search.BudgetSearch(ANATOMY, budget_search.Method(leaves, leaves), by_flops, measure, 0.6).run()
 
 
 def test_a_method_of_few_steps_is_not_measured_twice_at_one(staircase):
@@ -611,9 +625,9 @@ def test_a_method_of_few_steps_is_not_measured_twice_at_one(staircase):
         return {site.name: 0 for site in ANATOMY.blocks() if site.layer < gone}
 
     def measure(shape):
-        return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.005), 0.02)
+        return Measurement(true_time(device, shape) / dense * draw.gauss(1, 0.005), 0.02)
 
-    found = budget_search.Matcher(ANATOMY, budget_search.Method(layers, layers), model.share, measure, 0.9).run()
+    found = budget_search.BudgetSearch(ANATOMY, budget_search.Method(layers, layers), model.share, measure, 0.9).run()
     assert len(found.probes) <= 3
     assert layers(found.setting) == layers(0.1)
 
@@ -627,7 +641,7 @@ def test_a_method_that_trains_is_run_twice_at_most(staircase):
         return uniform(ANATOMY, max(0.0, ratio - 0.02))  # leaves a little more than it was asked to
 
     method = budget_search.Method(lambda r: uniform(ANATOMY, r), trained, promises=False, runs=lambda: 2)
-    found = budget_search.Matcher(ANATOMY, method, model.share, bed(device).measure, 0.6).run()
+    found = budget_search.BudgetSearch(ANATOMY, method, model.share, bed(device).measure, 0.6).run()
     assert len(ran) <= 2
     assert [p.ran for p in found.probes].count(True) == len(ran)
     assert true_time(device, trained(found.setting)) / true_time(device, {}) <= 0.6 + 1e-9
@@ -643,7 +657,9 @@ def test_a_method_that_could_train_and_does_not_is_run_as_often_as_it_takes():
     def matched(runs):
         ran.clear()
         method = budget_search.Method(lambda r: uniform(ANATOMY, r), left, promises=False, runs=runs)
-        found = budget_search.Matcher(ANATOMY, method, by_flops, lambda s: Measured(by_flops(s), 0.0), 0.7).run()
+        found = budget_search.BudgetSearch(
+            ANATOMY, method, by_flops, lambda s: Measurement(by_flops(s), 0.0), 0.7
+        ).run()
         return 0.7 - by_flops(left(found.setting))
 
     few, many = matched(lambda: 2), matched(lambda: budget_search.PROBES if ran else 2)
@@ -661,7 +677,9 @@ def test_a_method_that_takes_latencies_is_asked_for_them(staircase):
         ratio = next(r / 500 for r in range(480) if 0.9 * model.share(uniform(ANATOMY, r / 500)) <= limit)
         return uniform(ANATOMY, ratio)
 
-    found = budget_search.native(ANATOMY, ask, lambda shape: 0.9 * model.share(shape), bed(device).measure, 0.6, runs=4)
+    found = budget_search.search_by_latency(
+        ANATOMY, ask, lambda shape: 0.9 * model.share(shape), bed(device).measure, 0.6, runs=4
+    )
     assert asked[0] == 0.6
     assert min(p.measured for p in found.probes if p.setting == found.setting) <= 0.6
 
@@ -674,8 +692,8 @@ def test_one_noisy_look_does_not_say_what_to_ask_next():
         asked.append(limit)
         return uniform(ANATOMY, min(r / 500 for r in range(480) if by_flops(uniform(ANATOMY, r / 500)) <= limit))
 
-    budget_search.native(
-        ANATOMY, ask, by_flops, lambda shape: Measured(by_flops(shape) * next(scatter), 0.06), 0.6, runs=4
+    budget_search.search_by_latency(
+        ANATOMY, ask, by_flops, lambda shape: Measurement(by_flops(shape) * next(scatter), 0.06), 0.6, runs=4
     )
     assert asked[1] < 0.6 / 1.05
     assert asked[1] < asked[2] < 0.6
@@ -688,9 +706,9 @@ def test_noise_is_aimed_below_not_chased(staircase):
     for _ in range(40):
 
         def measure(shape):
-            return Measured(true_time(device, shape) / dense * draw.gauss(1, 0.007), 0.02)
+            return Measurement(true_time(device, shape) / dense * draw.gauss(1, 0.007), 0.02)
 
-        found = budget_search.Matcher(ANATOMY, promising(), by_flops, measure, 0.7).run()
+        found = budget_search.BudgetSearch(ANATOMY, promising(), by_flops, measure, 0.7).run()
         assert len(found.probes) <= budget_search.PROBES
         over += true_time(device, uniform(ANATOMY, found.setting)) / dense > 0.7
     assert over <= 10

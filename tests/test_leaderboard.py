@@ -15,10 +15,10 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.leaderboard import entries, significance, site
-from harness.leaderboard.html_page import sheet
+from harness.leaderboard.html_page import render_page
 from harness.leaderboard.markdown_page import index, table
-from harness.leaderboard.ranking import told_apart
-from harness.leaderboard.readme import usual
+from harness.leaderboard.ranking import different_pairs
+from harness.leaderboard.readme import most_common_settings
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import boards
 from harness.records.schema import Sustained
@@ -42,9 +42,9 @@ def folder(made, tmp_path):
 
 
 def board(made):
-    found, outside = boards(entries.of_runs(Store(made)))
+    found, outside = boards(entries.runs_entries(Store(made)))
     assert not outside
-    (one,) = site.ranked(found)
+    (one,) = site.rank_boards(found)
     return one
 
 
@@ -81,7 +81,7 @@ def test_what_a_device_tells_of_a_model_is_a_column(made):
 def test_failures_stand_with_their_reason(made):
     lost = [group for group in board(made).groups if group.failures]
     assert [entry.record.status for group in lost for entry in group.failures] == ["unsupported"]
-    text = site.printed(entries.of_runs(Store(made)))
+    text = site.terminal_pages(entries.runs_entries(Store(made)))
     assert "**unsupported**: wanda zeroes elements in place" in text
 
 
@@ -101,7 +101,7 @@ def test_who_differs_is_what_each_pair_says():
     hard = chance.normal(3, 1, 60)
     rows = [hard + chance.normal(mean, 0.3, 60) for mean in (0, 0.02, 0.1, 0.4)]
     rows.append(rows[0])
-    found = set(told_apart([rows]))
+    found = set(different_pairs([rows]))
     pairs = [(a, b) for a in range(5) for b in range(a + 1, 5)]
     ps = significance.holm([significance.gap([list(rows[a] - rows[b])]).p for a, b in pairs])
     assert found == {pair for pair, p in zip(pairs, ps, strict=True) if p < 0.05}
@@ -120,7 +120,7 @@ def test_who_differs_is_the_same_where_it_is_close(seed):
     pairs = list(itertools.combinations(range(9), 2))
     gaps = [significance.gap([(part[a] - part[b]).tolist() for part in strata]).p for a, b in pairs]
     differ = [pair for pair, p in zip(pairs, significance.holm(gaps), strict=True) if p < 0.05]
-    assert told_apart(strata) == differ
+    assert different_pairs(strata) == differ
     assert 0 < len(differ) < len(pairs)
 
 
@@ -130,7 +130,7 @@ def test_machines_stand_apart(made, tmp_path):
         if record.spec.pruner == "random":
             environment = record.environment.model_copy(update={"device": {"model": "Another", "threads": 2}})
             store.save_record(record.model_copy(update={"environment": environment}).sealed())
-    text = site.printed(entries.of_runs(store))
+    text = site.terminal_pages(entries.runs_entries(store))
     removed = "## 0.3 of the prunable parameters removed, on"
     for machine, method in (("Another, 2 threads", "random"), ("bench", "magnitude")):
         rows = text.partition(f"{removed} {machine}\n")[2].partition("\n## ")[0]
@@ -144,9 +144,9 @@ def test_an_excerpt_has_of_each_method_what_is_common_not_what_is_best():
 
     asked = (("a", "swaps=0"), ("a", ""), ("a", "lr=1 steps=9"), ("b", "x=1"), ("b", ""))
     ablation, plain, common, odd, even = here = [row(*one) for one in asked]
-    assert usual(here, [*here, row("a", "lr=1 steps=9")]) == [common, even]
-    assert usual(here, here) == [plain, even]  # of what is as common the one with the fewest settings
-    assert usual([ablation, odd], [*here, row("a", "lr=1 steps=9")]) == [ablation, odd]  # here
+    assert most_common_settings(here, [*here, row("a", "lr=1 steps=9")]) == [common, even]
+    assert most_common_settings(here, here) == [plain, even]  # of what is as common the one with the fewest settings
+    assert most_common_settings([ablation, odd], [*here, row("a", "lr=1 steps=9")]) == [ablation, odd]  # here
 
 
 def test_what_recovered_in_another_way_stands_in_another_table(made, tmp_path):
@@ -162,7 +162,7 @@ def test_what_recovered_in_another_way_stands_in_another_table(made, tmp_path):
     text = index({"tiny.md": [one]}, [], tmp_path)
     assert len(one.groups) == 5
     assert re.findall(r"^\| \[tiny\].*", text, re.MULTILINE)[0].split("|")[5].strip() == "4"  # different budgets
-    assert f"\n## {removed}, after lora\n" in site.printed(entries.of_runs(Store(runs)))
+    assert f"\n## {removed}, after lora\n" in site.terminal_pages(entries.runs_entries(Store(runs)))
 
 
 def test_parameters_are_those_that_are_stored_and_masks_show_beside_them(made):
@@ -285,7 +285,7 @@ def test_a_published_record_that_was_edited_is_named_and_left_out(folder):
 
 
 def test_many_pages_are_made_by_many_processes(made, monkeypatch):
-    here = sheet(entries.of_runs(Store(made)), made)
+    here = render_page(entries.runs_entries(Store(made)), made)
     monkeypatch.setattr("harness.leaderboard.html_page.FEW", 0)
     monkeypatch.setattr("harness.system.parallel.cores", lambda: 2)
-    assert sheet(entries.of_runs(Store(made)), made) == here
+    assert render_page(entries.runs_entries(Store(made)), made) == here

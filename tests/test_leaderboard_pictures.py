@@ -10,7 +10,7 @@ import pytest
 from harness.leaderboard import entries, site
 from harness.leaderboard.markdown_page import table
 from harness.leaderboard.pareto import pictures
-from harness.leaderboard.ranking import better, stand, tasks
+from harness.leaderboard.ranking import gap_between, rank_group, shared_accuracies
 from harness.leaderboard.rows import LEVEL, boards
 from harness.leaderboard.scatter import Point, scatter
 from harness.records.store import Store
@@ -34,9 +34,9 @@ def made(tmp_path_factory):
 
 
 def board(runs):
-    ((one,), outside) = boards(entries.of_runs(Store(runs)))
+    ((one,), outside) = boards(entries.runs_entries(Store(runs)))
     assert not outside
-    site.ranked([one])
+    site.rank_boards([one])
     return one
 
 
@@ -58,9 +58,9 @@ def test_several_accuracies_are_one_figure_by_which_rows_stand(made, tmp_path):
     assert second["mean accuracy"].endswith(" b")
     assert second["mean accuracy vs. best"].startswith("-0.36 [-0.4")
     passages = [column for column in one.columns if column.name == "passages"]
-    stand(group, one.columns, by=passages)
+    rank_group(group, one.columns, by=passages)
     assert "passages vs. best" in table(one, group, [], None)[0]
-    assert "Mean accuracy: over quiz, riddles." in site.printed(entries.of_runs(Store(tmp_path / "runs")))
+    assert "Mean accuracy: over quiz, riddles." in site.terminal_pages(entries.runs_entries(Store(tmp_path / "runs")))
 
 
 def test_a_row_is_hollow_where_another_one_is_known_to_be_better(made, tmp_path):
@@ -78,9 +78,9 @@ def test_a_row_is_hollow_where_another_one_is_known_to_be_better(made, tmp_path)
 
 def test_what_the_correction_leaves_in_doubt_makes_a_slower_row_hollow(made, tmp_path):
     one = board(answered(made, tmp_path / "runs", CLOSE))
-    main = tasks(next(group for group in one.groups if group.rows))
+    main = shared_accuracies(next(group for group in one.groups if group.rows))
     at = {(row.spec.pruner, row.spec.budget.value): row for row in one.rows}
-    assert better(at["dense", 0.0], at["magnitude", 0.3], main).p < LEVEL  # of one pair that would be enough
+    assert gap_between(at["dense", 0.0], at["magnitude", 0.3], main).p < LEVEL  # of one pair that would be enough
     hollow = marks(pictures(one)["mean-accuracy"])
     assert [hollow[mark] for mark in (("dense", "0.85"), ("magnitude", "0.81"))] == [True, True]
     assert hollow["magnitude", "0.77"] is False

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from harness.leaderboard.readme import filled
+from harness.leaderboard.readme import with_new_tables
 
 from .conftest import ROOT
 from .forks import command
@@ -101,4 +101,4 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
 
 def test_what_is_made_in_the_readme_is_up_to_date():
     text = (ROOT / "README.md").read_text()
-    assert filled(text, ROOT) == text, "run: python -m harness.leaderboard.readme"
+    assert with_new_tables(text, ROOT) == text, "run: python -m harness.leaderboard.readme"

@@ -22,7 +22,7 @@ BOUNDED = [case for case in SETTINGS if {case.values[3].least, case.values[3].ab
 def test_both_presets_can_be_asked_for(kind, spec, name, param):
     for preset in ("quick", "paper"):
         value = param.default(preset)
-        assert resolve.settings(spec.name, spec.parameters, "quick", {name: str(value)})[name] == value
+        assert resolve.resolve_settings(spec.name, spec.parameters, "quick", {name: str(value)})[name] == value
 
 
 @pytest.mark.parametrize(("kind", "spec", "name", "param"), BOUNDED)
@@ -33,7 +33,7 @@ def test_what_is_out_of_range_is_refused(kind, spec, name, param):
     for value in wrong:
         text = str(type(param.quick)(value))
         with pytest.raises(UsageError, match="out of range") as caught:
-            resolve.settings(spec.name, spec.parameters, "quick", {name: text})
+            resolve.resolve_settings(spec.name, spec.parameters, "quick", {name: text})
         assert "give at least" in caught.value.remedy or "give more than" in caught.value.remedy
 
 

@@ -158,7 +158,9 @@ def test_unknown_names_suggest(monkeypatch):
 def test_in_the_checkout_but_not_installed(monkeypatch):
     known = plugins.registry()
     monkeypatch.setattr(plugins, "entry_points", lambda group: [])
-    assert known._elsewhere("magnitude") == "it is in this checkout but not installed: pip install -e plugins/magnitude"
+    assert (
+        known.why_missing("magnitude") == "it is in this checkout but not installed: pip install -e plugins/magnitude"
+    )
 
 
 def test_what_a_restriction_hides_is_said():
@@ -181,7 +183,7 @@ def test_an_edited_plugin_is_another_version(site):
     (site / "harness_first.py").write_text(GOOD + "# changed\n")
     assert before.startswith("0.3/1+")
     assert version() != before
-    assert plugins.source_mark("click") == ""  # installed from a wheel: its version names it
+    assert plugins.source_hash("click") == ""  # installed from a wheel: its version names it
 
 
 def test_a_file_beside_the_target_is_part_of_the_version(site, monkeypatch):

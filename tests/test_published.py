@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.leaderboard import site
-from harness.leaderboard.audit.validate import judged, orphans
+from harness.leaderboard.audit.validate import orphans, verdicts
 from harness.leaderboard.entries import read
 
 BOARDS = Path(__file__).parent.parent / "leaderboards"
@@ -16,12 +16,14 @@ RECORDS = sorted((BOARDS / "results").rglob("*.json"))
 
 
 def test_pages_are_what_their_records_give():
-    assert site.differing(BOARDS, site.page_files(BOARDS, read(BOARDS))) == {}
+    assert site.find_changes(BOARDS, site.page_files(BOARDS, read(BOARDS))) == {}
 
 
 def test_records_are_fit_to_be_published():
     known = read(BOARDS)
-    assert {v.path.name: (v.faults, v.reservations) for v in judged(known, BOARDS) if v.faults or v.reservations} == {}
+    assert {
+        v.path.name: (v.faults, v.reservations) for v in verdicts(known, BOARDS) if v.faults or v.reservations
+    } == {}
     assert orphans(known) == []
 
 

@@ -282,8 +282,8 @@ def test_rates_rise_then_fall_by_half_a_cosine_and_gradients_are_shortened(monke
     from harness.pruning.training import loop
 
     rates, lengths = [], []
-    at_rate, clip = loop.at_rate, torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(loop, "at_rate", lambda optim, lr: rates.append(lr) or at_rate(optim, lr))
+    at_rate, clip = loop.set_learning_rate, torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(loop, "set_learning_rate", lambda optim, lr: rates.append(lr) or at_rate(optim, lr))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda w, most: lengths.append(most) or clip(w, most))
     Case(UNITS).recovered(Lora(samples=34, length=8, batch=2, lr=1e-2, warmup=4))
     rising = [1e-2 * step / 4 for step in (1, 2, 3, 4)]

@@ -23,7 +23,7 @@ from harness.cell.lifecycle import STEPS
 from harness.cli import cli
 from harness.devices.simulated import Null
 from harness.errors import EnvironmentFault, HarnessError, UsageError
-from harness.latency.prober import Measured
+from harness.latency.prober import Measurement
 from harness.pruning.baselines import Random
 from harness.records.schema import SETTLED
 from harness.records.store import Store
@@ -323,7 +323,7 @@ def test_what_cells_have_in_common_may_fail_for_all_of_them(tmp_path, runs, one_
 def test_an_even_narrowing_that_is_no_faster_is_a_budget_all_the_same(tmp_path, runs, one_process, monkeypatch):
     text = "{pruners: [random], models: [tiny], devices: ['null'], budgets: ['uniform:0.1'], evaluators: [footprint]}"
     with monkeypatch.context() as patch:
-        patch.setattr("harness.latency.prober.Bed.measure", lambda self, shape: Measured(1.02, 0.05))
+        patch.setattr("harness.latency.prober.Prober.measure", lambda self, shape: Measurement(1.02, 0.05))
         sweep.Sweep("s", sweep.plan_cells(requests(text, tmp_path)), Store(runs), Here()).prepare()
     counts = run_sweep(sweep.plan_cells(requests(text, tmp_path)), runs, Here())
     assert counts == {"ok": 1}

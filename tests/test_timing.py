@@ -225,10 +225,10 @@ def test_a_visit_that_fails_leaves_nothing_open():
 
 
 def test_small_samples_bound_no_tail():
-    assert timing_stats.fewest(0.99) == 459
-    assert timing_stats.fewest(0.9) == 44
-    assert timing_stats.tail(200, 0.99) == "p99: n/a (n=200 < 459)"
-    assert timing_stats.tail(459, 0.99) == ""
+    assert timing_stats.smallest_sample(0.99) == 459
+    assert timing_stats.smallest_sample(0.9) == 44
+    assert timing_stats.missing_bound_reason(200, 0.99) == "p99: n/a (n=200 < 459)"
+    assert timing_stats.missing_bound_reason(459, 0.99) == ""
     assert timing_stats.quantile_bound(list(range(458)), 0.99) is None
     assert timing_stats.quantile_bound(list(range(459)), 0.99) == 458
 
@@ -275,10 +275,10 @@ WINDOW = (
 
 
 def test_a_calm_window_passes_every_gate():
-    found = gates.judge([WINDOW], latency(), "w")
+    found = gates.evaluate_gates([WINDOW], latency(), "w")
     assert {g.name for g in found} == {"pressure", "steal", "others", "running", "noise floor"}
     assert all(g.ok for g in found)
-    assert not gates.failed(found, "cpu")
+    assert not gates.failed_gates(found, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -291,29 +291,29 @@ def test_a_calm_window_passes_every_gate():
     ],
 )
 def test_what_disturbs_wall_time_leaves_cpu_time_alone(name, after):
-    found = gates.judge([(WINDOW[0], WINDOW[1] | after)], latency(), "w")
-    assert name in [g.name for g in gates.failed(found, "wall")]
-    assert not gates.failed(found, "cpu")
+    found = gates.evaluate_gates([(WINDOW[0], WINDOW[1] | after)], latency(), "w")
+    assert name in [g.name for g in gates.failed_gates(found, "wall")]
+    assert not gates.failed_gates(found, "cpu")
 
 
 def test_each_clock_has_its_own_noise_floor():
-    found = gates.judge([WINDOW], latency(floor_cpu=0.02, floor_wall=0.4), "w")
+    found = gates.evaluate_gates([WINDOW], latency(floor_cpu=0.02, floor_wall=0.4), "w")
     assert [g.guards for g in found if not g.ok] == ["wall"]
-    found = gates.judge([WINDOW], latency(floor_cpu=0.4, floor_wall=0.02), "w")
-    assert [g.guards for g in gates.failed(found, "cpu")] == ["cpu"]
+    found = gates.evaluate_gates([WINDOW], latency(floor_cpu=0.4, floor_wall=0.02), "w")
+    assert [g.guards for g in gates.failed_gates(found, "cpu")] == ["cpu"]
 
 
 def test_gates_of_accelerators():
     state = {"throttle": ["sw_thermal"], "other_processes": 2, "fallback": ["Softmax"]}
     calm = {"throttle": [], "other_processes": 0, "fallback": []}
-    found = gates.judge([(calm, state)], latency(), "w")
-    assert {g.name for g in gates.failed(found, "device")} == {"throttling", "alone", "fallback"}
-    assert {g.name for g in gates.failed(found, "cpu")} == {"fallback"}
-    capped = gates.judge([(calm, calm | {"throttle": ["sw_power_cap"]})], latency(), "w")
-    assert not gates.failed(capped, "device")
+    found = gates.evaluate_gates([(calm, state)], latency(), "w")
+    assert {g.name for g in gates.failed_gates(found, "device")} == {"throttling", "alone", "fallback"}
+    assert {g.name for g in gates.failed_gates(found, "cpu")} == {"fallback"}
+    capped = gates.evaluate_gates([(calm, calm | {"throttle": ["sw_power_cap"]})], latency(), "w")
+    assert not gates.failed_gates(capped, "device")
     assert "sw_power_cap" in next(g.detail for g in capped if g.name == "throttling")
-    assert not [g for g in gates.judge([(calm, calm)], latency(), "w") if not g.ok]
+    assert not [g for g in gates.evaluate_gates([(calm, calm)], latency(), "w") if not g.ok]
 
 
 def test_readings_that_are_missing_make_no_gate():
-    assert {g.name for g in gates.judge([({}, {})], latency(), "w")} == {"noise floor"}
+    assert {g.name for g in gates.evaluate_gates([({}, {})], latency(), "w")} == {"noise floor"}

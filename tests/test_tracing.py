@@ -17,13 +17,13 @@ import harness
 from harness.api import Workload
 from harness.cell import tracing
 from harness.cell.lifecycle import Cell, Reporter
-from harness.cell.planning import make
+from harness.cell.planning import make_plan
 from harness.cell.request import Request
 from harness.cli.run import command
 from harness.errors import EnvironmentFault
 from harness.models.workloads import runner
 from harness.plugins import registry
-from harness.records.files import guarded
+from harness.records.files import disk_errors
 from harness.records.store import Store
 
 from .families import tiny
@@ -139,7 +139,7 @@ def test_where_nothing_was_pruned_nothing_is_traced(uneven, monkeypatch):
 
 def test_a_look_that_is_interrupted_leaves_nothing_behind(uneven, monkeypatch):
     monkeypatch.setenv("HARNESS_CPU_THREADS", "2")
-    cell = Cell(make(Request(**ASKED)), Store(), Reporter())
+    cell = Cell(make_plan(Request(**ASKED)), Store(), Reporter())
     record, before, seen = cell.run(), torch.get_num_threads(), []
 
     class Impatient(Reporter):
@@ -179,7 +179,7 @@ def test_a_trace_that_the_disk_cut_short_is_no_trace(tmp_path, suffix):
         Path(path + suffix).write_text('{"traceEvents": [{"ph"')
 
     profile = SimpleNamespace(export_chrome_trace=short)
-    with pytest.raises(EnvironmentFault, match="No space left"), guarded(tmp_path):
+    with pytest.raises(EnvironmentFault, match="No space left"), disk_errors(tmp_path):
         tracing.export(profile, tmp_path / "decode-1x8-dense.json.gz")
 
 

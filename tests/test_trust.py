@@ -20,11 +20,11 @@ from harness.errors import HarnessError
 from harness.evaluation import score_stats
 from harness.functions import run
 from harness.leaderboard.audit import recount, rerun
-from harness.leaderboard.audit.history import agreement
-from harness.leaderboard.audit.validate import judged, named_samples, reservations
-from harness.leaderboard.compare import compared
-from harness.leaderboard.entries import Entry, of_runs
-from harness.records.files import text_of
+from harness.leaderboard.audit.history import agreement_line
+from harness.leaderboard.audit.validate import named_samples, reservations, verdicts
+from harness.leaderboard.compare import comparison
+from harness.leaderboard.entries import Entry, runs_entries
+from harness.records.files import json_text
 from harness.records.sample_files import check_side_file
 from harness.records.schema import Record
 from harness.records.store import Store
@@ -51,7 +51,7 @@ CO2 = {"dense": 9.0, "pruned": None, "what": "", "grid": "1", "grams_per_kwh": 1
 
 
 def entry(runs, pruner="magnitude"):
-    return next(entry for entry in of_runs(Store(runs)) if entry.words["spec"]["pruner"] == pruner)
+    return next(entry for entry in runs_entries(Store(runs)) if entry.words["spec"]["pruner"] == pruner)
 
 
 def rewrite(one, words):
@@ -59,7 +59,7 @@ def rewrite(one, words):
 
 
 def faults(one):
-    (verdict,) = judged([one], one.side.parent)
+    (verdict,) = verdicts([one], one.side.parent)
     return verdict.faults
 
 
@@ -122,7 +122,7 @@ def test_so_is_what_is_said_of_a_row_afterwards(copy, change):
     if "seal" in change.__code__.co_consts:
         words = Record.model_validate(words).model_copy(update={"trust": "verified"}).words()
     change(words)
-    one.path.write_bytes(text_of(words))
+    one.path.write_bytes(json_text(words))
     assert faults(Entry(one.path, one.side))
 
 
@@ -305,7 +305,7 @@ def test_zeros_are_those_that_masks_account_for(runs, one_process):
 
 def samples_of_dense_are_gone(runs, *, spared=""):
     """As records of before they were named; `spared` keeps them."""
-    for one in of_runs(Store(runs)):
+    for one in runs_entries(Store(runs)):
         if one.path.stem != spared and "passages" in one.words["scores"]:
             words = json.loads(one.path.read_text())
             del words["scores"]["passages"]["dense_samples"]
@@ -313,8 +313,8 @@ def samples_of_dense_are_gone(runs, *, spared=""):
 
 
 def verdict_of(runs, one):
-    known = of_runs(Store(runs))
-    return next(verdict for verdict in judged(known, runs) if verdict.path == one.path)
+    known = runs_entries(Store(runs))
+    return next(verdict for verdict in verdicts(known, runs) if verdict.path == one.path)
 
 
 def test_dense_figures_without_samples_follow_from_those_of_a_record_beside(copy):
@@ -450,7 +450,11 @@ def test_failures_are_published_and_trust_is_kept(copy):
     assert {words["status"] for words in kept} == {"ok", "unsupported"}
     path = boards / "results" / "set" / entry(copy).path.name
     words = json.loads(path.read_text())
-    line = {"when": words["finished"], "what": agreement("verified", f" at {'0' * 12}"), "command": "harness verify"}
+    line = {
+        "when": words["finished"],
+        "what": agreement_line("verified", f" at {'0' * 12}"),
+        "command": "harness verify",
+    }
     reseal(path, words | {"trust": "verified", "history": [*words["history"], line]})
     assert harness("publish", "set", "--to", str(boards), runs=copy).exit_code == 0
     assert json.loads(path.read_text())["trust"] == "verified"
@@ -458,7 +462,7 @@ def test_failures_are_published_and_trust_is_kept(copy):
 
 def test_two_records_are_compared_on_the_documents_that_both_saw(copy):
     first, second = entry(copy, "dense"), entry(copy, "magnitude")
-    words = compared(first, second)
+    words = comparison(first, second)
     score = words["scores"]["passages"]
     assert score["n"] == first.record.scores["passages"].n
     assert score["change"] == pytest.approx(score["second"] / score["first"])
@@ -502,23 +506,25 @@ def test_a_row_made_again_agrees_or_says_where_it_does_not(copy):
     assert list(rerun.differences(one, one)) == []
     found = list(rerun.differences(one, other))
     assert any(line.startswith("passages: ") for line in found)
-    trusted = rerun.learned(rerun.Again(one, one.record, [], []), "reproduced", "harness verify")
+    trusted = rerun.with_outcome(rerun.Rerun(one, one.record, [], []), "reproduced", "harness verify")
     assert (trusted.trust, trusted.digest) == ("reproduced", one.record.digest)
     higher = one.record.model_copy(update={"trust": "verified"}).sealed()
-    one.path.write_bytes(text_of(higher.words()))
+    one.path.write_bytes(json_text(higher.words()))
     again = Entry(one.path, one.side)
-    assert rerun.learned(rerun.Again(again, one.record, [], []), "reproduced", "").trust == "verified"
-    doubted = rerun.learned(rerun.Again(again, one.record, ["c4: 9 instead of 8"], []), "verified", "harness verify")
+    assert rerun.with_outcome(rerun.Rerun(again, one.record, [], []), "reproduced", "").trust == "verified"
+    doubted = rerun.with_outcome(
+        rerun.Rerun(again, one.record, ["c4: 9 instead of 8"], []), "verified", "harness verify"
+    )
     assert doubted.trust == "self-reported"
     assert "c4: 9 instead of 8" in doubted.history[-1].what
 
 
 def test_rows_are_drawn_at_random_among_those_that_claim_something(made):
-    known = of_runs(Store(made))
-    drawn = rerun.drawn(known, 3, seed=1)
+    known = runs_entries(Store(made))
+    drawn = rerun.sample_entries(known, 3, seed=1)
     assert len({entry.path for entry in drawn}) == 3
     assert all(entry.words["status"] == "ok" for entry in drawn)
-    assert drawn == rerun.drawn(known, 3, seed=1)
+    assert drawn == rerun.sample_entries(known, 3, seed=1)
 
 
 def terminal(*words, runs):
@@ -546,7 +552,7 @@ def test_commands_time_two_models_together_and_tell_a_true_row_from_a_made_up_on
         more = ("--pruner", "random", "--ratio", ratio, "--eval", "passages", "--limit", "12")
         done = terminal("run", *asked, *more, runs=runs)
         assert done.returncode == 0, done.stderr
-    whole, half = sorted(of_runs(Store(runs)), key=lambda entry: entry.words["spec"]["budget"]["value"])
+    whole, half = sorted(runs_entries(Store(runs)), key=lambda entry: entry.words["spec"]["budget"]["value"])
 
     done = terminal("compare", whole.path.stem[:10], half.path.stem[:10], "--remeasure", runs=runs)
     assert done.returncode == 0, done.stderr

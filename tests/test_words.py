@@ -77,7 +77,10 @@ def test_keys_depend_on_kind_and_every_component(parts):
 def test_explain_names_the_component():
     ours = {"model": "a", "parameters": {"norm": 1, "score": "group"}}
     theirs = {"model": "a", "parameters": {"norm": 2}}
-    assert list(keys.explain(ours, theirs)) == [("parameters.norm", 1, 2), ("parameters.score", "group", None)]
+    assert list(keys.differing_components(ours, theirs)) == [
+        ("parameters.norm", 1, 2),
+        ("parameters.score", "group", None),
+    ]
 
 
 def test_keys_refuse_what_is_not_a_number():

@@ -53,7 +53,7 @@ def model_and_tokenizer() -> tuple[Any, Any]:
     from harness.system import process
 
     process.prepare("fp32")
-    plan = planning.make(Request("dense", model=MODEL, device="null", evaluators=("footprint",)))
+    plan = planning.make_plan(Request("dense", model=MODEL, device="null", evaluators=("footprint",)))
     plan = planning.with_weights(plan)
     assert plan.folder is not None
     return folders.read(plan.folder, "fp32"), folders.tokenizer(plan.folder)
@@ -61,10 +61,10 @@ def model_and_tokenizer() -> tuple[Any, Any]:
 
 def load_requests(name: str) -> tuple[list[Any], list[tuple[Any, Any, list[Any]]]]:
     """All requests of a benchmark, and each document with its task and its requests."""
-    from harness.resolve import evaluations
+    from harness.resolve import resolve_evaluators
 
     label = f"mmlu:subjects={'+'.join(SUBJECTS)}" if name == "mmlu" else name
-    (evaluation,), _ = evaluations([label], "quick")
+    (evaluation,), _ = resolve_evaluators([label], "quick")
     documents = [(task, doc, requests) for _, task, doc, requests in evaluation.build().questions(DOCUMENTS)]
     return [request for *_, requests in documents for request in requests], documents
 

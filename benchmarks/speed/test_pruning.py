@@ -85,7 +85,7 @@ class MethodRun:
         from harness.records.store import Store
 
         question = METHODS[name] or BY_RATIO
-        plan = planning.make(Request(name, model=MODEL, evaluators=("footprint",), **question))
+        plan = planning.make_plan(Request(name, model=MODEL, evaluators=("footprint",), **question))
         plan = planning.with_weights(plan)
         store = Store(folder)
         store.prepare()

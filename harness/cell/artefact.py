@@ -16,7 +16,7 @@ from harness.models.loading.weights import free_space
 from harness.models.saved import reload_check
 from harness.models.saved.contents import folder_bytes
 from harness.records import schema
-from harness.records.files import guarded
+from harness.records.files import disk_errors
 from harness.records.schema import Artefact
 from harness.system.isolation import plugin_code
 
@@ -58,7 +58,7 @@ class Artefacts:
         if plan.recovery.spec.name != "none":
             self._recover(pruned, cut)
         with self.workspace.stage("save and reload"):
-            with guarded(self.store.root):
+            with disk_errors(self.store.root):
                 folders.write(pruned, self.workspace.tokenizer(), scratch)
                 folders.write_cut(cut, self.workspace.origin(cut), scratch)
             out = self.store.scratch("fresh") / "out"

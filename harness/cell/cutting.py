@@ -14,13 +14,13 @@ from harness.api import Budget, Context, Cut, Shape
 from harness.cell.plan import Attempt, Plan
 from harness.cell.workspace import Progress, Workspace
 from harness.latency import budget_search
-from harness.latency.budget_search import Match, Method
-from harness.latency.prober import Bed, Measured
+from harness.latency.budget_search import Method, SearchResult
+from harness.latency.prober import Measurement, Prober
 from harness.models import counting
 from harness.plugins import registry
 from harness.pruning.allocate import uniform
 from harness.records import keys
-from harness.records.files import guarded
+from harness.records.files import disk_errors
 from harness.records.schema import Cost
 from harness.system.isolation import plugin_code
 
@@ -53,7 +53,7 @@ class Decision:
         else:
             search, cut = self._cut_for_latency()
         self.workspace.cost.search_s = time.monotonic() - start
-        with guarded(self.store.root):
+        with disk_errors(self.store.root):
             folders.write_cut(cut, self.workspace.origin(cut), scratch)
         return search
 
@@ -85,7 +85,7 @@ class Decision:
                 with self.workspace.stage("prepare") as progress, self._plugin_code():
                     state = self.pruner.prepare(model, self.context(progress))
                 self.workspace.cost.prepare_s = time.monotonic() - start
-            with guarded(self.store.root):
+            with disk_errors(self.store.root):
                 states.write(state, scratch)
 
         folder, _, _ = self.workspace.cached_folder("state", self.plan.prepare_parts(), make)
@@ -106,7 +106,7 @@ class Decision:
         parts = {**self.plan.cut_parts(self.attempt), "tightened": 1.0}
         parts.pop("matched", None)
         ctx.work_dir = self.store.path("works", keys.key("work", parts))
-        with guarded(self.store.root):
+        with disk_errors(self.store.root):
             ctx.work_dir.mkdir(parents=True, exist_ok=True)
         yield ctx
         with suppress(OSError):  # it is kept if the method left files in it
@@ -123,7 +123,7 @@ class Decision:
         plan, unit = self.plan, self.plan.budget.unit
         device = registry().device(plan.device.name, plan.spec.runtime)
         with self.workspace.stage(f"match {plan.budget}") as progress:
-            bed = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, unit)
+            bed = Prober(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, unit)
             try:
                 kind, match = self._search(bed, progress)
             finally:
@@ -132,7 +132,7 @@ class Decision:
         search = match.words() | {"estimate": f"table {table[:8]}" if table else "FLOPs"}
         return search, self.cut_for(Budget(kind, match.setting, unit if kind == "latency" else ""))
 
-    def _search(self, bed: Bed, progress: Progress) -> tuple[str, Match]:
+    def _search(self, bed: Prober, progress: Progress) -> tuple[str, SearchResult]:
         """The setting that reaches the latency, and the kind of budget that it is for the method."""
         plan, attempt = self.plan, self.attempt
         limit, unit = plan.budget.value * attempt.tighten, plan.budget.unit
@@ -141,7 +141,7 @@ class Decision:
         share, scale = self._estimate(), bed.scale()
         numbers = count(1)
 
-        def measure(shape: Shape) -> Measured:
+        def measure(shape: Shape) -> Measurement:
             measured = bed.measure(shape)
             progress(next(numbers), budget_search.PROBES)
             return measured
@@ -152,7 +152,7 @@ class Decision:
                 return self.cut_for(Budget("latency", limit, unit)).shape
 
             runs = TRAINING_RUNS - earlier_runs if trains else LATENCY_RUNS
-            return "latency", budget_search.native(
+            return "latency", budget_search.search_by_latency(
                 plan.anatomy, shape_for, lambda shape: scale * share(shape), measure, limit, runs
             )
 
@@ -162,7 +162,7 @@ class Decision:
             return TRAINING_RUNS - earlier_runs if trains_now else budget_search.PROBES
 
         method = self._method(allowed_runs)
-        matcher = budget_search.Matcher(
+        matcher = budget_search.BudgetSearch(
             plan.anatomy, method, share, measure, limit, unit, scale, earlier=attempt.probes
         )
         return "ratio", matcher.run()

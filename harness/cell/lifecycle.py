@@ -27,7 +27,7 @@ from harness.records import carbon, keys, schema
 from harness.records.environment import environment
 from harness.records.schema import SETTLED, Record
 from harness.records.store import Store
-from harness.resolve import unusual
+from harness.resolve import changed_parameters
 from harness.system import process, supervisor
 from harness.system.interrupts import interrupts
 
@@ -71,11 +71,11 @@ class Cell:
 
     def run(self) -> Record:
         """Run to the end, from wherever an earlier run stopped."""
-        record = self.go()
+        record = self.run_until()
         assert record is not None
         return record
 
-    def settled(self) -> Record | None:
+    def settled_record(self) -> Record | None:
         """The record that `run` would return at once; None if there is work to do. It identifies the cell."""
         self._identify(measure=False)
         record = self.store.record(self.id)
@@ -83,7 +83,7 @@ class Cell:
             return record
         return self._stored_record()
 
-    def go(self, until: str = "") -> Record | None:
+    def run_until(self, until: str = "") -> Record | None:
         """Run up to and including a step of STEPS, or to the record. A failure on the way is a record as well."""
         self._last_step = until
         fault = self.store.unwritable()  # raised only if there is work to do: a stored record can be read all the same
@@ -110,7 +110,7 @@ class Cell:
         self._show_notices()
         return record.sealed()
 
-    def fail(self, status: str, reason: str) -> Record:
+    def record_failure(self, status: str, reason: str) -> Record:
         """Write the record of a run that ended before it could. A record that settles the cell is left as it is."""
         self.store.prepare()
         self._identify(measure=False)
@@ -247,7 +247,7 @@ class Cell:
     def _check_conformance(self) -> None:
         """Run the kit on the method, and say so if it fails some checks."""
         name = self.plan.spec.pruner
-        score = self._conformance = kit.score(name, self.stage)
+        score = self._conformance = kit.record_score(name, self.stage)
         if score is not None and score.passed < score.of:
             self.reporter.notice(
                 f"{name}: {score.passed} of {score.of} checks hold; harness check {name} tells which do not"
@@ -294,7 +294,7 @@ class Cell:
         try:
             yield self.reporter.progress
         finally:
-            process.give_back()
+            process.return_freed_memory()
             emit(Event(name="stage-finished", cell=self.id, stage=name, seconds=time.monotonic() - start))
 
     def _record(self, status: Any, reason: str, **parts: Any) -> Record:
@@ -320,7 +320,7 @@ class Cell:
             spec=plan.spec,
             cost=self.cost,
             conformance=self._conformance,
-            unusual=unusual(plan.pruner, plan.spec),
+            unusual=changed_parameters(plan.pruner, plan.spec),
             environment=environment(plan.device.name, dict(plan.info.fingerprint)),
             history=[schema.Change(when=now(), what="created", command=self.command)],
             **parts,

@@ -36,7 +36,7 @@ class Measurement(Part):
     @property
     def unstable(self) -> str:
         """Why the ranked clock cannot be trusted; empty if it can."""
-        return "; ".join(f"{gate.name}: {gate.detail}" for gate in gates.failed(self.gates, self.latency.clock))
+        return "; ".join(f"{gate.name}: {gate.detail}" for gate in gates.failed_gates(self.gates, self.latency.clock))
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Comparison:
             began = _now()
             rounds = timing.interleave(dense, pruned, plan.protocol, plan.clock, told=progress, undecided=undecided)
         latency = timing.latency(rounds, plan.clock, plan.protocol, plan.provenance)
-        latency.samples = store.side_file(timing.raw(rounds))
+        latency.samples = store.side_file(timing.raw_samples(rounds))
         latency.began, latency.ended = began, _now()
         windows = [(visit.before, visit.after) for visit in rounds.visits()]
         return Measurement(
             latency=latency,
-            gates=gates.judge(windows, latency, str(workload)),
+            gates=gates.evaluate_gates(windows, latency, str(workload)),
             memory=timing.memory(rounds, f"bytes on the device, {workload}, {plan.spec.runtime}"),
             energy=timing.energy(rounds, latency.clock),
         )

@@ -19,7 +19,7 @@ from harness.models.architectures.lookup import anatomy_of
 from harness.records import keys
 from harness.records.carbon import Grid
 from harness.records.schema import RunSpec
-from harness.resolve import Evaluation, Recovering
+from harness.resolve import Evaluation, ResolvedRecovery
 from harness.system.isolation import plugin_code
 
 CUT_VERSION = 2  # raise it when surgery or accounting changes what a cut means
@@ -46,7 +46,7 @@ class Plan:
     folder: Path | None  # of the dense weights, once they are located
     evaluations: Sequence[Evaluation]
     calibration: Mapping[str, Any] | None  # the text that the method reads; that of a recovery is in `recovery`
-    recovery: Recovering
+    recovery: ResolvedRecovery
     missing: dict[str, str] = field(default_factory=dict)  # evaluators that cannot run, and why
     obstacle: HarnessError | None = None
     inspect: bool = True  # whether planning may run the method's code

@@ -20,13 +20,13 @@ from harness.models.loading.cards import card as find_card
 from harness.models.loading.weights import locate
 from harness.records import carbon as grids
 from harness.records.schema import BudgetSpec, RunSpec
-from harness.resolve import check_usable, evaluations, recovering, settings, timing_choices
+from harness.resolve import check_usable, resolve_evaluators, resolve_recovery, resolve_settings, timing_choices
 
 DEFAULT_LATENCY, DEFAULT_RATIO = "0.8x", 0.2  # a ratio for methods whose cuts change no shape
 QUICK_LIMIT = 40  # documents per evaluator under the quick preset
 
 
-def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
+def make_plan(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
     """Resolve a request. Wrong names and values raise an error. What cannot work together is the plan's obstacle.
 
     Without `fetch`, nothing is downloaded to identify a text. Without `inspect`, the method's code is not run: it may
@@ -42,16 +42,16 @@ def make(request: Request, fetch: bool = True, inspect: bool = True) -> Plan:
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"limit {request.limit} leaves nothing to evaluate", "give --limit 1 or more")
     if request.calibration not in texts.SOURCES:
-        raise plugins.unknown("calibration text", request.calibration, texts.SOURCES)
+        raise plugins.unknown_name("calibration text", request.calibration, texts.SOURCES)
     grid = grids.parse(request.grid) if request.grid is not None else None
-    parameters = settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
-    problem = plugins.resolve(pruner.check_settings)(parameters) if pruner.check_settings else None
+    parameters = resolve_settings(f"pruner {pruner.name}", pruner.parameters, request.preset, request.settings)
+    problem = plugins.import_target(pruner.check_settings)(parameters) if pruner.check_settings else None
     if problem:
         raise UsageError(*problem)
-    selected, absent = evaluations(request.evaluators, request.preset, fetch)
+    selected, absent = resolve_evaluators(request.evaluators, request.preset, fetch)
     missing = {label: fault.line for label, fault in absent.items()}
     limit = request.limit or (QUICK_LIMIT if request.preset == "quick" else None)
-    recovery = recovering(request.recovery, request.preset, request.calibration, fetch)
+    recovery = resolve_recovery(request.recovery, request.preset, request.calibration, fetch)
     calibration = None
     if "calibration" in pruner.needs:
         calibration = texts.identity(request.calibration, texts.CALIBRATE, fetch)

@@ -48,7 +48,7 @@ class Scoring:
                     pruned = self._scores("pruned", evaluation)
                     note = texts.overlap_note(self.plan.spec.calibration, evaluation.spec.name)
                     for name, payload in pruned.items():
-                        record = compared(payload, dense.get(name), self.store)
+                        record = compare_scores(payload, dense.get(name), self.store)
                         record.notes = [*record.notes, note] if note else record.notes
                         records[evaluation.score_name(name)] = record
             except EnvironmentFault:
@@ -73,7 +73,7 @@ class Scoring:
         self.workspace.dense()  # load now, so that loading is its own stage and not part of the evaluator's
         with self.workspace.stage(f"{evaluation.label} of {side}") as progress:
             scores = self._evaluate(side, evaluation, progress)
-            payloads = {name: score_words(score, self.store) for name, score in scores.items()}
+            payloads = {name: score_payload(score, self.store) for name, score in scores.items()}
         self.store.save_stage("eval", key, parts, payloads)
         self.workspace.cost.evaluate_s += time.monotonic() - start
         return payloads
@@ -113,7 +113,7 @@ def placed(models: Sequence[Any], place: str) -> Iterator[list[Any]]:
             model.to("cpu")
 
 
-def score_words(score: Score, store: Store) -> dict[str, Any]:
+def score_payload(score: Score, store: Store) -> dict[str, Any]:
     """A score as the record holds it. Its values per document go to a side file."""
     mean, _ = score_stats.mean_stderr(list(score.documents.values()))
     if not math.isfinite(mean) or (score.scale == "exp-mean" and mean > score_stats.MOST):
@@ -132,7 +132,7 @@ def score_words(score: Score, store: Store) -> dict[str, Any]:
     }
 
 
-def compared(pruned: dict[str, Any], dense: dict[str, Any] | None, store: Store) -> ScoreRecord:
+def compare_scores(pruned: dict[str, Any], dense: dict[str, Any] | None, store: Store) -> ScoreRecord:
     """The record of a pruned model's score, with the dense model's score and the change over the shared documents."""
     if dense is None:
         return ScoreRecord(**pruned)

@@ -20,9 +20,9 @@ from harness.cell.plan import Plan
 from harness.cell.workspace import Progress
 from harness.models.architectures.lookup import architecture, architecture_for
 from harness.models.workloads import runner, threads
-from harness.records.files import guarded
+from harness.records.files import disk_errors
 from harness.records.schema import Record
-from harness.system.host import threads_asked
+from harness.system.host import timing_threads
 
 WARMUP_PASSES, PASSES = 2, 5
 PASS = "pass"  # the span around each pass
@@ -46,7 +46,7 @@ def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[st
     pruned_folder = store.path(record.artefact.path)
     kind = architecture(plan.anatomy.architecture)
     remaining_layers = list(kind.layer_numbers(plan.anatomy, record.artefact.shape))
-    thread_count = threads_asked() or 1
+    thread_count = timing_threads() or 1
     result: dict[str, Any] = {"place": plan.place, "threads": thread_count, "passes": PASSES, "workloads": {}}
     scratch, folder = store.scratch(f"traces-{record.id}"), store.path("traces", record.id)
     try:
@@ -60,7 +60,7 @@ def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[st
                 numbers = remaining_layers if side == "pruned" else range(len(architecture_for(model).layers(model)))
                 with threads(thread_count), spans(model, numbers):
                     profile = profiled(runner(model, workload), plan.place, reporter.progress)
-                with guarded(store.root):
+                with disk_errors(store.root):
                     export(profile, scratch / files[side])
                 costs.append(costs_of(profile, plan.place))
             operators, inside = (compared(dense, pruned) for dense, pruned in zip(*costs, strict=True))

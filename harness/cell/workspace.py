@@ -13,7 +13,7 @@ from harness.api import Context
 from harness.cell.plan import Plan
 from harness.evaluation.calibration import calibration
 from harness.latency.cost_table.cost_model import CostModel
-from harness.latency.cost_table.table_store import Shelf, device_words
+from harness.latency.cost_table.table_store import TableStore, device_payload
 from harness.models.architectures.lookup import task
 from harness.models.saved.contents import folder_sha256
 from harness.plugins import registry
@@ -53,7 +53,7 @@ class Workspace:
         if self._dense is None:
             from harness.models.saved import folders
 
-            process.hush()
+            process.disable_library_progress_bars()
             with self.stage("load") if self.load_is_stage else nullcontext():
                 self.load_is_stage = False
                 self._dense = folders.read(self.plan.folder, self.plan.spec.dtype)  # type: ignore[arg-type]
@@ -142,21 +142,23 @@ class Workspace:
     def stored_cost_model(self) -> CostModel | None:
         """The cost model from a table in the store; None if there is no such table."""
         plan, spec = self.plan, self.plan.spec
-        device = device_words(plan.device, plan.info)
-        table = Shelf(self.store).find(plan.anatomy, device, spec.runtime, spec.dtype, plan.workloads[0])
+        device = device_payload(plan.device, plan.info)
+        table = TableStore(self.store).find(plan.anatomy, device, spec.runtime, spec.dtype, plan.workloads[0])
         return None if table is None else CostModel(table, plan.anatomy)
 
     def _profile(self) -> CostModel:
         """Measure the cost table. It is not validated here; `harness profile` does that."""
-        from harness.latency.cost_table.profile import Target
+        from harness.latency.cost_table.profile import ProfileTarget
 
         plan, spec = self.plan, self.plan.spec
         device = registry().device(spec.device, spec.runtime)
-        description = device_words(plan.device, plan.info)
-        target = Target(spec.model, plan.anatomy, description, spec.runtime, spec.dtype, plan.workloads[0], "quick")
+        description = device_payload(plan.device, plan.info)
+        target = ProfileTarget(
+            spec.model, plan.anatomy, description, spec.runtime, spec.dtype, plan.workloads[0], "quick"
+        )
         start = time.monotonic()
         with self.stage("profile the device") as progress:
-            shelf = Shelf(self.store)
+            shelf = TableStore(self.store)
             table = shelf.fill(target, device, lambda _, done, total: progress(done, total), judge=False)
         self.cost.profile_s = time.monotonic() - start
         return CostModel(table, plan.anatomy)

@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
         from harness import plugins
 
         group = click.Group()
-        for _ in plugins.answers("harness_register_commands", group):
+        for _ in plugins.call_hook("harness_register_commands", group):
             pass
         return {name: command for name, command in group.commands.items() if name not in COMMANDS}
 
@@ -59,9 +59,9 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
-            from harness.plugins import unknown
+            from harness.plugins import unknown_name
 
-            raise unknown("command", args[0], self.list_commands(ctx))
+            raise unknown_name("command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -115,7 +115,7 @@ def run_command(arguments: list[str]) -> int:
     as_json = "--json" in arguments
 
     def command() -> int:
-        with process.stdout_kept() if as_json else nullcontext(), interrupts.told_apart():
+        with process.stdout_for_answers() if as_json else nullcontext(), interrupts.told_apart():
             code = cli.main(args=arguments, prog_name="harness", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

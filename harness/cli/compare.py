@@ -32,14 +32,14 @@ def command(first: str, second: str, remeasure: bool, as_json: bool) -> None:
 
     store = Store()
     entry_a, entry_b = compare.find(first, store), compare.find(second, store)
-    comparison = compare.compared(entry_a, entry_b)
+    comparison = compare.comparison(entry_a, entry_b)
     if remeasure:
-        from harness.resolve import prepare_for
+        from harness.resolve import prepare_process
         from harness.system import process
 
-        prepare_for(entry_b.record.spec.device, entry_b.record.spec.dtype)
-        with process.stdout_kept():
-            timings = compare.remeasured(entry_a.record, entry_b.record, store.root)
+        prepare_process(entry_b.record.spec.device, entry_b.record.spec.dtype)
+        with process.stdout_for_answers():
+            timings = compare.remeasure(entry_a.record, entry_b.record, store.root)
         comparison["remeasured"] = {workload: timing.model_dump(mode="json") for workload, timing in timings.items()}
     if as_json:
         print_json(comparison, sort_keys=True)

@@ -40,13 +40,13 @@ def command(name: str, as_json: bool) -> None:
     specs = [(kind, by_name[name]) for kind, by_name in registry.specs.items() if name in by_name]
     if not specs:
         names = {name for by_name in registry.specs.values() for name in by_name}
-        why_missing = registry._elsewhere(name)
+        why_missing = registry.why_missing(name)
         if why_missing or not name.strip():
-            raise plugins.unknown("name", name, names, why_missing)
+            raise plugins.unknown_name("name", name, names, why_missing)
         try:
             specs = [("model", find_card(name))]
         except (EnvironmentFault, UsageError):
-            raise plugins.unknown("name", name, names, not_installed(name)) from None
+            raise plugins.unknown_name("name", name, names, not_installed(name)) from None
     descriptions = [describe(kind, spec) for kind, spec in specs]
     if as_json:
         print_json(descriptions[0] if len(descriptions) == 1 else descriptions)
@@ -75,7 +75,7 @@ def describe(kind: str, spec: Any) -> dict[str, Any]:
     origin = plugins.registry().origins.get((kind, spec.name))
     fields["origin"] = f"{origin.distribution} {origin.version}" if origin else ""
     if kind in kit.KINDS:
-        result = kit.remembered(kind, spec.name)
+        result = kit.cached_score(kind, spec.name)
         fields["conformance"] = "not checked yet"
         if result:
             fields["conformance"] = f"{result['passed']} of {result['of']} checks passed (kit {result['kit']})"

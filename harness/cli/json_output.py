@@ -11,4 +11,4 @@ from harness.system import process
 
 
 def print_json(value: Any, *, sort_keys: bool = False) -> None:
-    click.echo(json.dumps(value, indent=2, sort_keys=sort_keys, default=str), file=process.answers())
+    click.echo(json.dumps(value, indent=2, sort_keys=sort_keys, default=str), file=process.answer_stream())

@@ -11,7 +11,7 @@ import click
 from harness.cli.json_output import print_json
 from harness.errors import UsageError, one_line
 from harness.records.store import Store
-from harness.system.parallel import uncollected
+from harness.system.parallel import without_garbage_collection
 
 if TYPE_CHECKING:
     from harness.leaderboard.entries import BadRecord, Entry
@@ -26,7 +26,7 @@ T = TypeVar("T")
     "--html", type=click.Path(path_type=Path), help="Write one HTML page whose rows can be sorted and filtered."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON: an array of records.")
-@uncollected()
+@without_garbage_collection()
 def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) -> None:
     """Print the records of this folder as tables. A failed cell is listed with its reason.
 
@@ -38,8 +38,8 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
     harness leaderboard leaderboards --check
     """
     from harness.leaderboard import entries, reported, site
-    from harness.leaderboard.html_page import sheet
-    from harness.records.files import put
+    from harness.leaderboard.html_page import render_page
+    from harness.records.files import write_file
 
     if check and folder is None:
         raise UsageError(
@@ -52,7 +52,7 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
         raise UsageError(
             one_line(f"no folder {folder / 'results'}"), "give a leaderboard folder; harness publish creates one"
         )
-    if html is not None and (reason := site.foreign(html)):
+    if html is not None and (reason := site.why_not_generated(html)):
         raise UsageError(one_line(reason), "give --html the name of a new file")
     store = Store()
     bad: list[BadRecord] = []
@@ -63,23 +63,23 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
         if len(bad) == 1:
             click.echo(f"  try: harness validate {one_line(str(folder))} lists all faults", err=True)
 
-    records = entries.of_runs(store) if folder is None else entries.read(folder, leave_out)
+    records = entries.runs_entries(store) if folder is None else entries.read(folder, leave_out)
 
     def from_valid(render: Callable[[list[Entry]], T]) -> T:
         """What `render` makes of all valid records."""
         if folder is None:
-            return entries.despite_edits(store, records, render)
+            return entries.without_edited(store, records, render)
         return entries.without_bad(records, lambda valid: render(require_some(folder, valid)), leave_out)
 
     if as_json:
         print_json(from_valid(lambda valid: [entry.record.words() for entry in valid]))
     elif html is not None:
         published = reported.read(folder) if folder is not None else []
-        put(html, from_valid(lambda valid: sheet(valid, html.parent, published)).encode())
+        write_file(html, from_valid(lambda valid: render_page(valid, html.parent, published)).encode())
         click.echo(one_line(f"{html}: open it in a browser"))
     elif folder is None:
         empty = f"no records in {store.root}; harness run --pruner magnitude makes one"
-        click.echo(from_valid(site.printed) or empty)
+        click.echo(from_valid(site.terminal_pages) or empty)
     else:
         update_pages(folder, from_valid(lambda valid: site.page_files(folder, valid)), check)
     for notice in store.notices:
@@ -102,7 +102,7 @@ def update_pages(folder: Path, files: dict[str, str], check: bool) -> None:
     """Write the pages that changed; with `check` only list them, and exit with 1 if there are any."""
     from harness.leaderboard import site
 
-    changes = site.differing(folder, files) if check else site.write(folder, files)
+    changes = site.find_changes(folder, files) if check else site.write(folder, files)
     for name, change in changes.items():
         click.echo(f"{name} {change}: {site.WOULD[change]}" if check else f"{name} {change}")
     if check and changes:

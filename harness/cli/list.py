@@ -28,9 +28,9 @@ def command(kind: str | None, as_json: bool, markdown: bool) -> None:
     harness list pruners
     """
     if markdown:
-        from harness.leaderboard.readme import listed
+        from harness.leaderboard.readme import registry_table
 
-        click.echo(listed())
+        click.echo(registry_table())
         return
     singular = SINGULAR.get(kind, kind[:-1]) if kind else None
     rows = plugins.list_rows(singular)

@@ -23,7 +23,7 @@ from harness.system.interrupts import interrupts
 def console(**options: Any) -> Console:
     """A console for stdout, or with `stderr=True` for stderr. In a pipe its width is 110 columns instead of 80."""
     if "stderr" not in options:
-        options["file"] = process.answers()
+        options["file"] = process.answer_stream()
     result = Console(highlight=False, **options)
     if not result.is_terminal:
         result.width = 110

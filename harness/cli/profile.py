@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.api import Device
-    from harness.latency.cost_table.profile import Target
+    from harness.latency.cost_table.profile import ProfileTarget
     from harness.latency.cost_table.table import CostTable, Curve
 
 
@@ -46,21 +46,21 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
     harness profile --model smollm2-135m --workload prefill:1x128
     harness profile --model llama3.2-1b --weights random --device cuda --export llama.json
     """
-    from harness.resolve import prepare_for
+    from harness.resolve import prepare_process
 
-    prepare_for(options["device"], options["dtype"])
+    prepare_process(options["device"], options["dtype"])
     from harness.cli.output import Terminal, console
     from harness.latency.cost_table import table_store
     from harness.records.store import Store
 
     if target is not None:
-        table_store.must_be_writable(target)
+        table_store.check_writable(target)
     store = Store()
     reporter = Terminal(quiet=as_json)
     if source is not None:
         store.prepare()
-        table = table_store.read(source)
-        path = table_store.Shelf(store).put(table, again)
+        table = table_store.load_table(source)
+        path = table_store.TableStore(store).put(table, again)
     else:
         table_target, device = resolve(**options)
         store.prepare()
@@ -73,10 +73,10 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
             reporter.progress(done, total)
 
         try:
-            table = table_store.Shelf(store).fill(table_target, device, on_progress, again)
+            table = table_store.TableStore(store).fill(table_target, device, on_progress, again)
         finally:
             reporter.close()
-        path = table_store.Shelf(store).path(table.key)
+        path = table_store.TableStore(store).path(table.key)
         for text in store.notices:
             reporter.notice(text)
     if target is not None:
@@ -95,11 +95,11 @@ def resolve(
     workload: str | None,
     preset: str,
     weights: str,
-) -> tuple[Target, Device]:
+) -> tuple[ProfileTarget, Device]:
     """Check the options; returns what to measure, and the device to measure it on."""
     from harness.api import Workload
-    from harness.latency.cost_table.profile import Target
-    from harness.latency.cost_table.table_store import device_words
+    from harness.latency.cost_table.profile import ProfileTarget
+    from harness.latency.cost_table.table_store import device_payload
     from harness.models import counting
     from harness.models.architectures.lookup import anatomy_of
     from harness.models.loading.cards import card as find_card
@@ -119,7 +119,9 @@ def resolve(
     spec = choices.device.on_machine(info)
     timed = choices.workloads[0] if choices.workloads else Workload.parse(spec.workload)
     counting.flops(anatomy, {}, timed)
-    target = Target(card.name, anatomy, device_words(spec, info), choices.runtime, choices.dtype, timed, preset)
+    target = ProfileTarget(
+        card.name, anatomy, device_payload(spec, info), choices.runtime, choices.dtype, timed, preset
+    )
     return target, table_device
 
 

@@ -14,8 +14,8 @@ from harness.cli.output import console
 from harness.errors import one_line
 from harness.latency import timing_stats
 from harness.models.saved.model_card import in_one_line
-from harness.quantities import figures
-from harness.records.command_line import reproduce
+from harness.quantities import display_texts
+from harness.records.command_line import command_of
 from harness.records.schema import Latency, Record, ScoreRecord, Sustained
 
 MAX_LINE = 20_000  # characters
@@ -60,7 +60,7 @@ def print_record(record: Record, root: Path, cached: bool) -> None:
     for label, value in (
         ("model:", str(root / artefact.path)),
         ("record:", str(root / "records" / f"{record.id}.json")),
-        ("again:", reproduce(record)),
+        ("again:", command_of(record)),
     ):
         out.print(Text(f"{label:7} {one_line(value, MAX_LINE)}"), soft_wrap=True)
 
@@ -95,7 +95,9 @@ def timing_text(timing: Latency) -> str:
         f"ranked by {timing.clock} time, {timing.rounds} rounds",
         "one process" if timing.processes == 1 else f"{timing.processes} processes",
         f"noise floor {floor} (dense against itself)",
-        timing_stats.tail(timing.pruned.n, 0.99) if bound is None else f"p99 at most {bound / 1e6:.2f} ms",
+        timing_stats.missing_bound_reason(timing.pruned.n, 0.99)
+        if bound is None
+        else f"p99 at most {bound / 1e6:.2f} ms",
     ]
     if timing.provenance != "device":
         parts.append(f"{timing.provenance}, not a measurement")
@@ -152,7 +154,7 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
                     f"{clock.speedup:.3f}x speed",
                 )
             )
-        dense_details, pruned_details = (figures(timing.told.get(model, {})) for model in ("dense", "pruned"))
+        dense_details, pruned_details = (display_texts(timing.told.get(model, {})) for model in ("dense", "pruned"))
         rows += [(f"{workload} {name}", text, pruned_details.get(name, ""), "") for name, text in dense_details.items()]
     for name, score in record.scores.items():
         if name.startswith("footprint"):

@@ -67,7 +67,7 @@ def command(
     harness run --pruner magnitude --ratio 0.2 --limit 20
     harness run --pruner magnitude --model llama3.2-1b --dry-run
     """
-    from harness.resolve import prepare_for
+    from harness.resolve import prepare_process
     from harness.system import process, supervisor
 
     options["settings"] = dict(parse_setting(text) for text in settings)
@@ -75,7 +75,7 @@ def command(
     command_line = shlex.join(["harness", *(argument for argument in sys.argv[1:] if argument != "--json")])
     if timeout is not None and not 0 < timeout <= MAX_MINUTES:
         raise UsageError(f"a timeout of {timeout:g} minutes is not possible", f"give up to {MAX_MINUTES:,} minutes")
-    prepare_for(options["device"], options["dtype"])
+    prepare_process(options["device"], options["dtype"])
     from harness.cell import planning
     from harness.cell.request import Request
     from harness.cli import output
@@ -89,7 +89,7 @@ def command(
         supervisor.report(cell=cell_report, stage="plan the run")
         if timeout is not None:
             supervisor.report(timeout_s=60 * timeout)
-    plan = planning.make(request, fetch=not dry_run)
+    plan = planning.make_plan(request, fetch=not dry_run)
     if dry_run:
         if plan.obstacle is not None:
             raise plan.obstacle
@@ -103,7 +103,7 @@ def command(
     reporter = output.Terminal(quiet=as_json)
     cell = Cell(plan, store, reporter, command_line)
     try:
-        with process.stdout_kept() if as_json else nullcontext():
+        with process.stdout_for_answers() if as_json else nullcontext():
             record = cell.run()
     finally:
         reporter.close()
@@ -132,7 +132,7 @@ def record_failure(ending: Ending) -> int:
     if answered := ending.reports.get("answered"):
         raise HarnessError(f"{reason}; the record {answered[:12]} is complete", "the same command prints it")
     store = Store(Path(cell["root"]))
-    with process.stdout_kept():
+    with process.stdout_for_answers():
         state = steps.fail(cell["request"], cell["root"], ending.status, reason, cell["command"])
         record = store.record(state["id"])
     assert record is not None, "it was just written"

@@ -147,7 +147,7 @@ def nearest(
     cell: str, components: dict[str, Any], flattened: dict[str, dict[str, str]]
 ) -> tuple[str, list[tuple[str, Any, Any]]]:
     """The other cell with the fewest differing components, and these: path, value, the other cell's value."""
-    from harness.records.keys import explain
+    from harness.records.keys import differing_components
 
     if cell not in flattened or len(flattened) < 2:
         return "", []
@@ -158,4 +158,4 @@ def nearest(
         if candidate != cell
     }
     best = min(distance, key=lambda candidate: (distance[candidate], candidate))
-    return best, list(explain(components[cell], components[best]))
+    return best, list(differing_components(components[cell], components[best]))

@@ -22,7 +22,7 @@ def show(cell: Cell, record: Record, as_json: bool) -> None:
     """Trace both models and print a table per workload; with `as_json` only the names of the files, on stderr."""
     reporter = Terminal(quiet=as_json)
     try:
-        with process.stdout_kept() if as_json else nullcontext():
+        with process.stdout_for_answers() if as_json else nullcontext():
             result = tracing.trace(cell, record, reporter)
     finally:
         reporter.close()

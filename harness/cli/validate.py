@@ -9,13 +9,13 @@ import click
 from harness.cli.json_output import print_json
 from harness.errors import UsageError, one_line
 from harness.records.store import Store
-from harness.system.parallel import uncollected
+from harness.system.parallel import without_garbage_collection
 
 
 @click.command("validate")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON: one object per record.")
-@uncollected()
+@without_garbage_collection()
 def command(folder: Path | None, as_json: bool) -> None:
     """Check every record of this folder: its seal, and each figure that can be recomputed. Exit code 1 if one is wrong.
 
@@ -39,7 +39,7 @@ def command(folder: Path | None, as_json: bool) -> None:
             readable.append(entries.Entry(path, path.parent / "samples" if folder else root / "samples"))
         except entries.BadRecord as error:
             verdicts.append(validate.Verdict(path, (error.why,), ()))
-    verdicts += validate.judged(readable, root)
+    verdicts += validate.verdicts(readable, root)
     records = len(verdicts)
     without = sum(not verdict.components for verdict in verdicts)
     verdicts += [

@@ -56,7 +56,7 @@ def command(
         )
     store = Store()
     if folder is None:
-        candidates = entries.of_runs(store)
+        candidates = entries.runs_entries(store)
     else:
         candidates = entries.read(folder, on_bad=lambda error: store.notice(error.cause))
     for notice in store.notices:
@@ -69,7 +69,7 @@ def command(
         click.echo(f"chosen with --seed {seed}", err=True)
     command_line = shlex.join(["harness", *sys.argv[1:]])
     rows = []
-    for entry in rerun.drawn(candidates, count, seed):
+    for entry in rerun.sample_entries(candidates, count, seed):
         row = run_again(entry, trust, command_line)
         rows.append(row)
         if not as_json:
@@ -91,9 +91,9 @@ def run_again(entry: Entry, trust: Any, command_line: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="harness-verify-") as scratch:
         try:
-            outcome = rerun.again(entry, Path(scratch), lambda text: click.echo(one_line(text), err=True))
-            record = rerun.note(outcome, trust, command_line)
-        except (rerun.CannotBeMade, BadRecord) as error:
+            outcome = rerun.rerun_record(entry, Path(scratch), lambda text: click.echo(one_line(text), err=True))
+            record = rerun.save_outcome(outcome, trust, command_line)
+        except (rerun.CannotRerun, BadRecord) as error:
             return {"id": entry.path.stem, "verdict": "cannot be made", "differences": [], "notes": [error.line]}
     verdict = "differs" if outcome.differences else record.trust
     return {"id": record.id, "verdict": verdict, "differences": outcome.differences, "notes": outcome.notes}

@@ -66,12 +66,12 @@ class DeviceBench:
 
     def model(self, layers: int = 4) -> Any:
         """A tiny random model with this many layers, on the torch device that the device asks for."""
-        from harness.latency.random_models import Pool
+        from harness.latency.random_models import RandomWeights
 
         device = self.require_device()
         _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
         shape = {site.name: 0 for site in anatomy.blocks() if site.layer is not None and site.layer >= layers}
-        return Pool(anatomy, self.spec.dtype, torch_device(device)).model(shape)
+        return RandomWeights(anatomy, self.spec.dtype, torch_device(device)).model(shape)
 
     def visit(self, model: Any, workload: Workload, plan: TimingPlan = PLAN, device: Any = None) -> Samples:
         """Prepare, measure and close once, and record the side effects."""

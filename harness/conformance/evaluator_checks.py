@@ -18,7 +18,7 @@ from harness.conformance.spec_checks import check_light_import, check_spec
 from harness.errors import EnvironmentFault
 from harness.evaluation import texts
 from harness.plugins import registry
-from harness.resolve import settings as resolve
+from harness.resolve import resolve_settings as resolve
 from harness.system import seeds
 
 LIMIT = 3

@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 
-def commands(cli: Any, device: str, runs: Path, *options: str, profile: bool = True) -> dict[str, Any]:
+def profile_and_run(cli: Any, device: str, runs: Path, *options: str, profile: bool = True) -> dict[str, Any]:
     """Run `harness profile`, if wanted, and `harness run` with a latency budget; return the record of the run."""
     from click.testing import CliRunner
 

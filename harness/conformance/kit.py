@@ -14,7 +14,7 @@ from typing import Any
 from harness import plugins
 from harness.conformance.report import KIT, Fault, NotApplicable, Report, Result, error_line, plugin_line
 from harness.errors import HarnessError, UsageError
-from harness.system.host import note, notes
+from harness.system.host import add_cache_notes, read_cache_notes
 from harness.system.isolation import plugin_code
 
 KINDS = ("pruner", "device", "evaluator")
@@ -72,7 +72,7 @@ def kinds_of(name: str, kind: str = "") -> list[str]:
     kinds = [k for k in KINDS if name in specs[k] and kind in ("", k)]
     if not kinds:
         names = {n for k in KINDS if kind in ("", k) for n in specs[k]}
-        raise plugins.unknown(kind or "plug-in", name, names, plugins.registry()._elsewhere(name))
+        raise plugins.unknown_name(kind or "plug-in", name, names, plugins.registry().why_missing(name))
     return kinds
 
 
@@ -110,7 +110,7 @@ def check(
                 second_process.stop_shared_process()
         reports.append(report)
         if not settings:
-            remember(report)
+            store_score(report)
     return reports
 
 
@@ -119,32 +119,34 @@ def check(
 
 def _key(kind: str, name: str) -> str:
     """A hash of the kit and the plug-in with their sources: a score holds for exactly these."""
-    text = f"{KIT} {kind} {name} {plugins.code_version(kind, name)} {plugins.source_mark('harness.conformance')}"
+    text = f"{KIT} {kind} {name} {plugins.code_version(kind, name)} {plugins.source_hash('harness.conformance')}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 NOTES = "conformance.json"
 
 
-def remembered(kind: str, name: str) -> dict[str, Any] | None:
+def cached_score(kind: str, name: str) -> dict[str, Any] | None:
     """The stored score of the present version of a plug-in, or None if it was never checked."""
-    score = notes(NOTES).get(_key(kind, name))
+    score = read_cache_notes(NOTES).get(_key(kind, name))
     if not isinstance(score, dict) or not isinstance(score.get("kit"), str):
         return None
     return score if all(isinstance(score.get(part), int) for part in ("passed", "of")) else None
 
 
-def remember(report: Report) -> None:
+def store_score(report: Report) -> None:
     """Store the score of a report for later records."""
-    note(NOTES, {_key(report.kind, report.name): {"kit": report.kit, "passed": report.passed, "of": report.of}})
+    add_cache_notes(
+        NOTES, {_key(report.kind, report.name): {"kit": report.kit, "passed": report.passed, "of": report.of}}
+    )
 
 
-def score(pruner: str, stage: Callable[[str], Any]) -> Any:
+def record_score(pruner: str, stage: Callable[[str], Any]) -> Any:
     """The score of a pruner for its records. A version that was never checked is checked now."""
     from harness.records.schema import Conformance
 
-    if remembered("pruner", pruner) is None and os.environ.get("HARNESS_CHECK") != "0":
+    if cached_score("pruner", pruner) is None and os.environ.get("HARNESS_CHECK") != "0":
         with stage("check the method"):
             check(pruner, "pruner")
-    cached = remembered("pruner", pruner)
+    cached = cached_score("pruner", pruner)
     return None if cached is None else Conformance(**cached)

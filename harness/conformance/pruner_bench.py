@@ -17,7 +17,7 @@ from harness.conformance.second_process import SecondProcess, shared_process
 from harness.errors import HarnessError, OverBudget, Unsupported
 from harness.models import counting
 from harness.plugins import registry
-from harness.resolve import settings as resolve
+from harness.resolve import resolve_settings as resolve
 from harness.system import seeds
 
 RATIOS = (0.1, 0.25, 0.5)
@@ -110,14 +110,14 @@ class PrunerBench:
         """A cost model of the simulated staircase device, which takes no time to measure."""
         from harness.devices.simulated import Staircase
         from harness.latency.cost_table.cost_model import CostModel
-        from harness.latency.cost_table.profile import Effort, Profile, Target
+        from harness.latency.cost_table.profile import Effort, Profile, ProfileTarget
         from harness.latency.cost_table.shape_timer import Visits
-        from harness.latency.cost_table.table import anatomy_mark
+        from harness.latency.cost_table.table import anatomy_hash
 
-        mark = anatomy_mark(anatomy)
+        mark = anatomy_hash(anatomy)
         if mark not in self._cost_tables:
             device = {"name": "staircase", "fingerprint": {}, "clock": "wall", "provenance": "simulated"}
-            target = Target("tiny", anatomy, device, "eager", "fp32", WORKLOAD, "quick")
+            target = ProfileTarget("tiny", anatomy, device, "eager", "fp32", WORKLOAD, "quick")
             effort = Effort(coarse=8, edges=40, seconds=5, rounds=1, fitting=6, unseen=0)
             profile = Profile(target, Staircase(), Visits(), lambda _: None, lambda *_: None, effort)
             self._cost_tables[mark] = profile.run(judge=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.system import process
-from harness.system.fork_server import Job, Message, bound, serve
+from harness.system.fork_server import Job, Message, die_with_parent, serve
 
 LIBRARIES = (
     "harness.conformance.pruner_bench",
@@ -29,7 +29,9 @@ def run_job(job: Job) -> None:
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", *sys.path)]
     work = Path(request["work"])
     try:
-        reload_check.answer(Path(request["folder"]), work / "fresh", "fp32", pruner_bench.WORKLOAD, logits_only=True)
+        reload_check.write_answer(
+            Path(request["folder"]), work / "fresh", "fp32", pruner_bench.WORKLOAD, logits_only=True
+        )
         repeat_cut(request, work)
     except HarnessError as error:
         sys.exit(error.cause)
@@ -59,6 +61,6 @@ def repeat_cut(request: Message, work: Path) -> None:
 
 
 if __name__ == "__main__":
-    bound()
+    die_with_parent()
     process.prepare()
     serve(LIBRARIES, run_job)

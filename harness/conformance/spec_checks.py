@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.api import Spec
 from harness.conformance.report import Fault
-from harness.plugins import registry, resolve
+from harness.plugins import import_target, registry
 from harness.system.process import last_line
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "pydantic", "onnxruntime", "timm")
@@ -54,6 +54,6 @@ def check_spec(spec: Spec, target: Any) -> None:
         except TypeError as error:
             raise Fault(f"its class does not take the parameters of its spec: {error}") from None
         settings_check = getattr(spec, "check_settings", "")
-        problem = resolve(settings_check)(settings) if settings_check else None
+        problem = import_target(settings_check)(settings) if settings_check else None
         if problem:
             raise Fault(f"its {preset} settings do not go together: {problem[0]}")

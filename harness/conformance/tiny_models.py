@@ -123,7 +123,7 @@ def line(site: Site, units: int) -> float:
 def cost_model(anatomy: Anatomy, site_time: Callable[[Site, int], float], fixed: float = 100.0) -> Any:
     """The cost model of a simulated device; `fixed` is the time of everything that does not depend on a site."""
     from harness.latency.cost_table.cost_model import CostModel
-    from harness.latency.cost_table.table import CostTable, Curve, anatomy_mark, classes
+    from harness.latency.cost_table.table import CostTable, Curve, anatomy_hash, classes
 
     curves = {
         name: Curve(units=list(range(site.units + 1)), ns=[site_time(site, units) for units in range(site.units + 1)])
@@ -131,7 +131,7 @@ def cost_model(anatomy: Anatomy, site_time: Callable[[Site, int], float], fixed:
     }
     table = CostTable(
         model="tiny",
-        anatomy=anatomy_mark(anatomy),
+        anatomy=anatomy_hash(anatomy),
         params=anatomy.params(),
         device={"name": "made up", "fingerprint": {}, "clock": "wall", "provenance": "simulated"},
         runtime="eager",

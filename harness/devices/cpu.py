@@ -16,7 +16,7 @@ from typing import Any
 from harness.api import DeviceInfo, Samples, TimingPlan, Workload
 from harness.devices.cpu_energy import Meter
 from harness.models.workloads import runner, threads
-from harness.system.host import cores, counters, cpu_model, pressure, threads_asked
+from harness.system.host import cores, counters, cpu_model, pressure, timing_threads
 
 LONG_S = 1.0  # after a pass this long the energy counter is read, so that it cannot wrap around twice unnoticed
 CALM = 0.01  # the machine is calm if tasks waited for a smaller share of the last seconds
@@ -27,7 +27,7 @@ class Cpu:
     def __init__(self, runtime: str = "eager") -> None:
         self.runtime = runtime
         self.copies_weights = runtime == "onnxruntime"
-        self.threads = threads_asked()
+        self.threads = timing_threads()
         self.clock = os.environ.get("HARNESS_CPU_CLOCK", "cpu")
 
     def probe(self) -> DeviceInfo:

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.api import Shape
 from harness.errors import OverBudget, Unsupported
-from harness.latency.prober import Measured
+from harness.latency.prober import Measurement
 from harness.models.anatomy.core import Anatomy
 
 MARGIN = (0.006, 0.02)  # bounds of the margin below the limit, which is the relative noise; 0 without noise
@@ -35,7 +35,7 @@ class Probe:
 
 
 @dataclass
-class Match:
+class SearchResult:
     """The result of a search."""
 
     setting: float
@@ -63,7 +63,7 @@ class Method:
     runs: Callable[[], int] = lambda: PROBES
 
 
-class Matcher:
+class BudgetSearch:
     """A search for the smallest setting whose shape is fast enough.
 
     `scale` is the dense model's latency in the budget's unit. `earlier` are the probes of a search for a higher limit,
@@ -75,7 +75,7 @@ class Matcher:
         anatomy: Anatomy,
         method: Method,
         estimate: Callable[[Shape], float],
-        measure: Callable[[Shape], Measured],
+        measure: Callable[[Shape], Measurement],
         limit: float,
         unit: str = "x",
         scale: float = 1.0,
@@ -152,7 +152,7 @@ class Matcher:
             return high
         return (max(self.too_slow, 0.0) + min(self.fast_enough, 1.0)) / 2
 
-    def run(self) -> Match:
+    def run(self) -> SearchResult:
         """Search until the best setting cannot be improved, or all runs are used."""
         if not self.method.promises and self.method.runs() < PROBES and len(self.points) == 1:
             self._calibrate()
@@ -184,7 +184,7 @@ class Matcher:
                 if setting >= self.settings[-1]:
                     break
         best = best or self._closest()
-        return Match(best.setting, best.estimated, self.probes)
+        return SearchResult(best.setting, best.estimated, self.probes)
 
     def _calibrate(self) -> None:
         """Measure uniform shapes first, so that a method that trains is not run to learn about the device."""
@@ -250,14 +250,14 @@ def uncertainty(noise: float) -> float:
     return noise / 2
 
 
-def native(
+def search_by_latency(
     anatomy: Anatomy,
     ask: Callable[[float], Shape],
     estimate: Callable[[Shape], float],
-    measure: Callable[[Shape], Measured],
+    measure: Callable[[Shape], Measurement],
     limit: float,
     runs: int,
-) -> Match:
+) -> SearchResult:
     """The search for a method that takes latencies itself: give it a limit, measure its shape, correct the limit.
 
     The limit is corrected by what the cost model got wrong, not by what the method left unused because its steps are
@@ -285,4 +285,4 @@ def native(
             f"no model was within {limit:.4g}; the closest took {closest:.4g}", "give a larger budget", probes
         )
     best = max(within, key=lambda probe: probe.measured)
-    return Match(best.setting, best.estimated, probes)
+    return SearchResult(best.setting, best.estimated, probes)

@@ -24,7 +24,7 @@ from typing import Any
 from harness.api import Device, Samples, TimingPlan, Workload
 from harness.errors import HarnessError
 from harness.latency.timing import Opener, TimingProtocol, local_opener
-from harness.system.fork_server import ChildEnded, ForkServer, Job, ServerEnded, bound, serve
+from harness.system.fork_server import ChildEnded, ForkServer, Job, ServerEnded, die_with_parent, serve
 from harness.system.host import OUR_PIDS
 from harness.system.process import last_line
 
@@ -178,7 +178,7 @@ def run_tiny_models() -> None:
 def main() -> None:
     from harness.system import process
 
-    bound()
+    die_with_parent()
     process.prepare(sys.argv[1])
     serve(LIBRARIES, run_visit, warm_up=run_tiny_models)
 

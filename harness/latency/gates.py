@@ -100,7 +100,7 @@ RULES = (
 )
 
 
-def judge(windows: Iterable[Window], latency: Latency, workload: str) -> list[Gate]:
+def evaluate_gates(windows: Iterable[Window], latency: Latency, workload: str) -> list[Gate]:
     """Evaluate the gates whose readings exist, and the noise floor of each clock.
 
     A window is the state of the device before and after a visit.
@@ -126,6 +126,6 @@ def guards(gate: Gate, clock: str) -> bool:
     return gate.guards == ALL or clock in gate.guards.split(", ")
 
 
-def failed(gates: Iterable[Gate], clock: str) -> list[Gate]:
+def failed_gates(gates: Iterable[Gate], clock: str) -> list[Gate]:
     """The gates for which this clock must not be trusted."""
     return [gate for gate in gates if guards(gate, clock) and not gate.ok]

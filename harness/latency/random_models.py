@@ -19,7 +19,7 @@ from harness.system.host import free_memory
 BLOCK = 1 << 20  # random numbers that are generated; the pool repeats them
 
 
-class Pool:
+class RandomWeights:
     """Memory with as many random numbers as a dense model has parameters."""
 
     def __init__(self, anatomy: Anatomy, dtype: str, torch_device: str = "cpu") -> None:

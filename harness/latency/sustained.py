@@ -35,10 +35,10 @@ def measure(
         elapsed = time.monotonic() - start
     finally:
         session.close()
-    return of(visits, elapsed, clock, save({"visits": [asdict(visit) for visit in visits]}))
+    return from_visits(visits, elapsed, clock, save({"visits": [asdict(visit) for visit in visits]}))
 
 
-def of(visits: list[Samples], seconds: float, clock: str, samples: str) -> Sustained:
+def from_visits(visits: list[Samples], seconds: float, clock: str, samples: str) -> Sustained:
     """Compare the first visit with the last fifth of them. `samples` names the file with all visits."""
     medians = [statistics.median(getattr(visit, f"{clock}_ns") or visit.wall_ns) for visit in visits]
     return Sustained(

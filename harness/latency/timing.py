@@ -252,6 +252,6 @@ def energy(rounds: Rounds, clock: str) -> Energy | None:
     return Energy(**joules_per_pass, what=", ".join(["joules per pass", *notes]))
 
 
-def raw(rounds: Rounds) -> dict[str, Any]:
+def raw_samples(rounds: Rounds) -> dict[str, Any]:
     """All samples, with the state of the device before and after each visit, for the side file."""
     return {name: [asdict(visit) for visit in getattr(rounds, name)] for name in ("dense", "pruned", "again")}

@@ -83,7 +83,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
 
 
-def fewest(share: float, confidence: float = CONFIDENCE) -> int:
+def smallest_sample(share: float, confidence: float = CONFIDENCE) -> int:
     """The smallest sample whose maximum is an upper bound of this quantile."""
     return math.ceil(math.log(1 - confidence) / math.log(share))
 
@@ -111,9 +111,9 @@ def _bounding_index(count: int, share: float, confidence: float) -> int | None:
     return None
 
 
-def tail(count: int, share: float) -> str:
+def missing_bound_reason(count: int, share: float) -> str:
     """Why this quantile has no bound: the sample is too small. Empty if it has one."""
-    need = fewest(share)
+    need = smallest_sample(share)
     return f"p{share * 100:g}: n/a (n={count} < {need})" if count < need else ""
 
 

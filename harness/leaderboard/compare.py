@@ -10,7 +10,7 @@ from harness.errors import UsageError
 from harness.evaluation import score_stats
 from harness.leaderboard import significance
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.rows import LEVEL, column_of, ranked
+from harness.leaderboard.rows import LEVEL, column_of, quality_scores
 from harness.records.schema import Latency, Record, ScoreRecord
 from harness.records.store import Store
 
@@ -28,12 +28,12 @@ def find(text: str, store: Store) -> Entry:
     return Entry(matches[0], store.path("samples"))
 
 
-def compared(first: Entry, second: Entry) -> dict[str, Any]:
+def comparison(first: Entry, second: Entry) -> dict[str, Any]:
     """All scores and workloads that both records have, as data. Changes are of the second from the first."""
     a, b = first.record, second.record
     scores = {}
-    for name, score in ranked(a).items():
-        second_score = ranked(b).get(name)
+    for name, score in quality_scores(a).items():
+        second_score = quality_scores(b).get(name)
         if second_score is not None:
             scores[name] = _score(first, score, second, second_score)
     tested = [row for row in scores.values() if row["p"] is not None]
@@ -111,7 +111,7 @@ def _provenance(record: Record, timing: Latency) -> str:
     return record.environment.device.get("provenance", timing.provenance)
 
 
-def remeasured(first: Record, second: Record, root: Path) -> dict[str, Latency]:
+def remeasure(first: Record, second: Record, root: Path) -> dict[str, Latency]:
     """Time both pruned models in the same rounds. The first takes the place of the dense model."""
     from harness.functions import measure
 

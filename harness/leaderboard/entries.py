@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from harness.errors import EnvironmentFault, HarnessError, one_line
-from harness.records.sample_files import side_words
+from harness.records.sample_files import load_side_file
 from harness.records.schema import Record, ScoreRecord, intact
 from harness.records.store import RECORD, Store
 from harness.system.reading import Unreadable, json_file
@@ -62,7 +62,7 @@ class Entry:
         """The score of each document; empty where the samples were not published."""
         try:
             path = self.side / score.samples
-            return documents_of(path, side_words(path)) or {} if score.samples else {}
+            return documents_of(path, load_side_file(path)) or {} if score.samples else {}
         except HarnessError as error:
             raise BadRecord(self.path, f"cannot be ranked: {error.cause}", damaged=False) from None
 
@@ -127,7 +127,7 @@ def _is_json(name: str) -> bool:
     return name.endswith(".json")
 
 
-def of_runs(store: Store) -> list[Entry]:
+def runs_entries(store: Store) -> list[Entry]:
     """All records of a runs folder. Damaged ones are set aside with a notice."""
     entries = []
     for path in store.files("records"):
@@ -138,7 +138,7 @@ def of_runs(store: Store) -> list[Entry]:
     return entries
 
 
-def despite_edits(store: Store, entries: list[Entry], work: Callable[[list[Entry]], T]) -> T:
+def without_edited(store: Store, entries: list[Entry], work: Callable[[list[Entry]], T]) -> T:
     """The result of `work` on the records of a runs folder. Edited ones are set aside with a notice."""
     return without_bad(entries, work, lambda error: store.refuse(error.path, error.why, error.damaged))
 

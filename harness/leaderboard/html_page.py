@@ -14,21 +14,21 @@ from harness.leaderboard.entries import Entry
 from harness.leaderboard.markdown_page import LEGEND, Table, failed, reported_row, score_notes, setup_text, table
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Group
-from harness.leaderboard.site import FEW, MARK, group_pages, ranked
+from harness.leaderboard.site import FEW, MARK, group_pages, rank_boards
 from harness.markup import Cell, html
-from harness.system.parallel import spread
+from harness.system.parallel import parallel_map
 
 TEMPLATE = Path(__file__).with_name("sheet.html")
 
 
-def sheet(records: Sequence[Entry], home: Path, known: Sequence[Reported] = ()) -> str:
+def render_page(records: Sequence[Entry], home: Path, known: Sequence[Reported] = ()) -> str:
     """The page as text. Its links are relative to `home`, the folder it will be in; `known` are reported figures."""
     pages, outside = group_pages(records)
 
     def sections(boards: Sequence[Board]) -> str:
-        return "\n".join(_board(board, known, home) for board in ranked(boards))
+        return "\n".join(_board(board, known, home) for board in rank_boards(boards))
 
-    parts = spread(sections, list(pages.values()), least=FEW)
+    parts = parallel_map(sections, list(pages.values()), least=FEW)
     setups = [board.setup for boards in pages.values() for board in boards]
     if outside:
         parts.append(f"<section>{_group(Group('records in no table', [], list(outside)), [], home)}</section>")

@@ -12,11 +12,11 @@ import tabulate
 from harness import stats
 from harness.evaluation import score_stats
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.ranking import MEAN, better, is_accuracy, mean_accuracy, tasks
+from harness.leaderboard.ranking import MEAN, gap_between, is_accuracy, mean_accuracy, shared_accuracies
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Column, Group, Row, Setup, settings
 from harness.markup import Cell, Code, Figures, Link, Strong, link, markdown, markdown_line
-from harness.quantities import figures
+from harness.quantities import display_texts
 from harness.records.schema import Artefact, Latency, Record
 from harness.stats import figure
 
@@ -61,19 +61,19 @@ def page(
         parts += [markdown(Link(name, name, picture=True)) for name in (plots[index] if plots else ())]
         parts.append(markdown_line(setup_text(board)))
         if lines := score_notes(board):
-            parts.append(listed(lines))
+            parts.append(markdown_list(lines))
         # One section per budget and kind of recovery.
         for group in board.groups:
             heading = ", ".join([_capital(group.title), *distinctions[index]])
             parts.append(f"## {markdown(heading)}")
-            if len(main := tasks(group)) > 1:
+            if len(main := shared_accuracies(group)) > 1:
                 parts.append(markdown_line(f"Mean accuracy: over {', '.join(column.name for column in main)}."))
             if group.rows:
-                parts.append(tabled(table(board, group, reported, home)))
+                parts.append(markdown_table(table(board, group, reported, home)))
             if group.failures:
-                parts.append(listed([failed(entry, home) for entry in group.failures]))
+                parts.append(markdown_list([failed(entry, home) for entry in group.failures]))
     if same_model := [item for item in reported if item.model == setup.model]:
-        parts += ["## Reported, not re-run", tabled([reported_row(item) for item in same_model])]
+        parts += ["## Reported, not re-run", markdown_table([reported_row(item) for item in same_model])]
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
@@ -82,7 +82,7 @@ def reported_page(reported: Sequence[Reported]) -> str:
     parts = ["# Reported, not re-run", REPORTED_NOTE]
     for model in sorted({item.model for item in reported}):
         rows = [reported_row(item) for item in reported if item.model == model]
-        parts += [f"## {markdown(model)}", tabled(rows)]
+        parts += [f"## {markdown(model)}", markdown_table(rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,7 +134,7 @@ def score_notes(board: Board) -> list[str]:
     for column, label in labels(board.columns).items():
         row = next(row for row in board.rows if column in row.scores)
         score = row.scores[column]
-        dense = f"; dense {stats.spread(score.dense, score.dense_stderr)}" if score.dense is not None else ""
+        dense = f"; dense {stats.figure_with_error(score.dense, score.dense_stderr)}" if score.dense is not None else ""
         lines.append(f"{label}: {column.protocol}{dense}")
     return lines
 
@@ -158,7 +158,7 @@ def labels(columns: Sequence[Column]) -> dict[Column, str]:
 def table(board: Board, group: Group, reported: Sequence[Reported], home: Path | None) -> Table:
     """The rows of a group as cells. Columns that no row fills are left out."""
     label_of = labels(board.columns)
-    main = tasks(group)
+    main = shared_accuracies(group)
     several_calibrations = len(calibrations(board)) > 1
     sorted_by = label_of[group.sorted_by[0]] if len(group.sorted_by) == 1 else MEAN.name
     best = f"{sorted_by} vs. best"
@@ -190,7 +190,9 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
             line[label_of[column]] = value(row, column)
         if main:
             mean = mean_accuracy(row, main)
-            line[MEAN.name] = Figures(f"{stats.spread(*mean)} {row.letters.get(MEAN, '')}".strip() if mean else "")
+            line[MEAN.name] = Figures(
+                f"{stats.figure_with_error(*mean)} {row.letters.get(MEAN, '')}".strip() if mean else ""
+            )
         line[best] = "" if row is group.rows[0] else gap_to_best(row, group)
         line["vs. paper"] = ", ".join(filter(None, (item.gap(row) for item in reported)))
         # Where the evidence is.
@@ -205,7 +207,7 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
 def device_figures(timing: Latency, other_columns: Collection[str]) -> dict[str, Cell]:
     """What the device reports about its form of the pruned model, and its time after sustained work."""
     cells: dict[str, Cell] = {}
-    for name, text in figures(timing.told.get("pruned", {})).items():
+    for name, text in display_texts(timing.told.get("pruned", {})).items():
         cells[f"{name} (device)" if name in other_columns else name] = text
     if sustained := timing.sustained:
         cells["sustained"] = f"{figure(sustained.last_ns / 1e6)} ms after {sustained.seconds:.0f} s"
@@ -229,7 +231,7 @@ def value(row: Row, column: Column) -> Figures:
     if len(values) > 1:
         text = f"{figure(middle)} ({figure(min(values))} to {figure(max(values))})"
     else:
-        text = stats.spread(score.value, score.stderr)
+        text = stats.figure_with_error(score.value, score.stderr)
     return Figures(f"{text} {row.letters.get(column, '')}".strip())
 
 
@@ -244,7 +246,7 @@ def _range(values: Sequence[float], template: str) -> Figures:
 def gap_to_best(row: Row, group: Group) -> Figures:
     """The distance to the group's first row, in the score that the rows are sorted by."""
     columns = group.sorted_by
-    gap = better(row, group.rows[0], columns) if columns and set(columns) <= row.scores.keys() else None
+    gap = gap_between(row, group.rows[0], columns) if columns and set(columns) <= row.scores.keys() else None
     if gap is None:
         return Figures()
     scale = row.scores[columns[0]].scale
@@ -297,11 +299,11 @@ def record_link(entry: Entry, home: Path | None) -> str | Link:
     return short if home is None else link(short, entry.path, home)
 
 
-def listed(lines: Sequence[Cell]) -> str:
+def markdown_list(lines: Sequence[Cell]) -> str:
     return "\n".join(f"- {markdown_line(line)}" for line in lines)
 
 
-def tabled(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     """The table in GitHub's Markdown, the same bytes on every machine."""
     # Without this, widths would depend on whether wcwidth is installed, and committed pages are compared byte by byte.
     tabulate.WIDE_CHARS_MODE = False
@@ -327,7 +329,7 @@ def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: 
             }
         )
     parts = ["# Leaderboards", "Made by `harness leaderboard leaderboards` from the records below `results/`."]
-    parts += [tabled(lines)] if lines else ["No table has a record yet."]
+    parts += [markdown_table(lines)] if lines else ["No table has a record yet."]
     if reported:
         parts.append(markdown(("Figures that papers report for these methods: ", Link("reported", reported), ".")))
     if outside:
@@ -337,7 +339,7 @@ def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: 
 
 def outside_text(entries: Sequence[Entry], home: Path | None) -> str:
     """A list of the records that are in no table, each with its reason."""
-    lines = sorted(listed([_outside(entry, home)]) for entry in entries)
+    lines = sorted(markdown_list([_outside(entry, home)]) for entry in entries)
     return "Records in no table:\n\n" + "\n".join(lines) + "\n"
 
 

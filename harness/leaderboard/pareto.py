@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from harness.evaluation.score_stats import MOST
-from harness.leaderboard.ranking import MEAN, compare_rows, mean_accuracy, tasks
+from harness.leaderboard.ranking import MEAN, compare_rows, mean_accuracy, shared_accuracies
 from harness.leaderboard.rows import Board, Column, Row
 from harness.leaderboard.scatter import Bounds, Point, scatter
 from harness.records.schema import LARGEST
@@ -25,7 +25,7 @@ def pictures(board: Board) -> dict[str, str]:
         if len(scored) > 1 and "." not in column.name and scored[0].scores[column].scale == "exp-mean":
             dense = scored[0].scores[column].dense
             svgs[column.name] = _plot(board, scored, [column], dense, f"{column.name}, perplexity")
-    shared = sorted({column for group in board.groups for column in tasks(group)})
+    shared = sorted({column for group in board.groups for column in shared_accuracies(group)})
     scored = [row for row in rows if shared and all(column in row.scores for column in shared)]
     if len(scored) > 1:
         dense_scores = [scored[0].scores[column].dense for column in shared]

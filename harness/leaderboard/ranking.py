@@ -28,7 +28,7 @@ def is_accuracy(row: Row, column: Column) -> bool:
     )
 
 
-def tasks(group: Group) -> list[Column]:
+def shared_accuracies(group: Group) -> list[Column]:
     """The accuracies that every scored row of a group has. If there are several, their mean is another score."""
     scored = [row for row in group.rows if row.scores]
     accuracies = [{column for column in row.scores if is_accuracy(row, column)} for row in scored]
@@ -45,7 +45,7 @@ def mean_accuracy(row: Row, columns: Sequence[Column]) -> tuple[float, float] | 
     return statistics.fmean(v for v in values if v is not None), math.hypot(*errors) / len(errors)
 
 
-def better(row: Row, other: Row, columns: Sequence[Column]) -> significance.Gap | None:
+def gap_between(row: Row, other: Row, columns: Sequence[Column]) -> significance.Gap | None:
     """The difference of two rows by document. All tasks have equal weight; perplexities are compared by logarithms."""
     strata = []
     for column in columns:
@@ -56,12 +56,12 @@ def better(row: Row, other: Row, columns: Sequence[Column]) -> significance.Gap 
     return significance.gap(strata)
 
 
-def stand(group: Group, columns: Sequence[Column], by: Sequence[Column] = ()) -> None:
+def rank_group(group: Group, columns: Sequence[Column], by: Sequence[Column] = ()) -> None:
     """Sort a group and give its rows letters in every score.
 
     The rows are sorted by the scores `by`, else by their mean accuracy, else by the most important score they have.
     """
-    main = tasks(group)
+    main = shared_accuracies(group)
     group.sorted_by = list(by) or main or by_importance(columns, group.rows)[:1]
     first = MEAN if len(group.sorted_by) > 1 else next(iter(group.sorted_by), None)
     group.rows.sort(key=lambda row: _sort_key(row, first, main))
@@ -115,7 +115,7 @@ def compare_rows(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[R
     rank_of = {i: rank for rank, i in enumerate(order)}
     # Name each pair by the rows' ranks.
     different = []
-    for first, second in told_apart(strata):
+    for first, second in different_pairs(strata):
         low, high = sorted((rank_of[first], rank_of[second]))
         different.append((low, high))
     return [scored[i] for i in order], different
@@ -130,7 +130,7 @@ def aligned(tables: Sequence[Mapping[str, float]]) -> Iterator[list[float]]:
     return ([table[name] for name in first if name in shared] for table in tables)
 
 
-def told_apart(strata: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, int]]:
+def different_pairs(strata: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, int]]:
     """The pairs of rows that differ significantly. It is what `gap` and `holm` give, for all pairs at once.
 
     Each stratum is a task: a list of scores by document for each row.

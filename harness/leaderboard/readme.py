@@ -11,8 +11,8 @@ from pathlib import Path
 
 from harness import plugins
 from harness.leaderboard.entries import read
-from harness.leaderboard.markdown_page import Table, table, tabled
-from harness.leaderboard.ranking import stand
+from harness.leaderboard.markdown_page import Table, markdown_table, table
+from harness.leaderboard.ranking import rank_group
 from harness.leaderboard.rows import Group, Row, boards
 from harness.markup import Code
 
@@ -24,7 +24,7 @@ SHOWN = ("method", "settings", "speed-up", "removed", "wikitext2", "c4")
 KINDS = ("pruner", "device", "evaluator", "recovery", "model")
 
 
-def listed() -> str:
+def registry_table() -> str:
     """A table of every registered name by kind, with the distribution it comes from."""
     registry = plugins.registry()
     rows: Table = []
@@ -33,7 +33,7 @@ def listed() -> str:
             origin = registry.origins[kind, name]
             source = "built in" if origin.plugin == "builtin" else Code(origin.distribution)
             rows.append({"kind": kind, "name": Code(name), "what it is": spec.summary, "from": source})
-    return tabled(rows)
+    return markdown_table(rows)
 
 
 def compared(folder: Path) -> str:
@@ -44,18 +44,20 @@ def compared(folder: Path) -> str:
     for board in boards(entries)[0]:
         if (board.setup.model, board.setup.device, board.setup.workload) == (model, device, workload):
             groups = [group for group in board.groups if group.budget.startswith(f"at most {limit} ")]
-            candidates += [(board, Group(group.budget, usual(group.rows, board.rows), [])) for group in groups]
+            candidates += [
+                (board, Group(group.budget, most_common_settings(group.rows, board.rows), [])) for group in groups
+            ]
     if not candidates:
         return "nothing yet"
     board, group = max(candidates, key=lambda candidate: len(candidate[1].rows))
     first = [column for name in SHOWN for column in board.columns if column.name == name][:1]
-    stand(group, board.columns, by=first)
+    rank_group(group, board.columns, by=first)
     lines = table(board, group, [], None)
     shown = [name for name in SHOWN if any(line.get(name) for line in lines)]
-    return tabled([{name: line.get(name, "") for name in shown} for line in lines])
+    return markdown_table([{name: line.get(name, "") for name in shown} for line in lines])
 
 
-def usual(rows: Sequence[Row], everywhere: Sequence[Row]) -> list[Row]:
+def most_common_settings(rows: Sequence[Row], everywhere: Sequence[Row]) -> list[Row]:
     """For each method, the rows with the settings that most of its rows have at all budgets of the board.
 
     Of equally common settings, those with the fewest parameters. Scores play no part: to show a method by its best
@@ -72,9 +74,9 @@ def _request(row: Row) -> tuple[str, ...]:
     return row.spec.pruner, row.spec.preset, row.spec.calibration, row.settings
 
 
-def filled(text: str, root: Path = Path()) -> str:
+def with_new_tables(text: str, root: Path = Path()) -> str:
     """The text of a page, with new tables between its marks."""
-    tables = {LIST_MARK: listed, EXCERPT_MARK: lambda: compared(root / "leaderboards")}
+    tables = {LIST_MARK: registry_table, EXCERPT_MARK: lambda: compared(root / "leaderboards")}
     for mark, make_table in tables.items():
         before, found_mark, rest = text.partition(mark)
         if found_mark:
@@ -84,4 +86,4 @@ def filled(text: str, root: Path = Path()) -> str:
 
 if __name__ == "__main__":
     page = Path("README.md")
-    page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    page.write_text(with_new_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -15,7 +15,7 @@ from harness.leaderboard.entries import Entry
 from harness.plugins import registry
 from harness.records.keys import canonical
 from harness.records.schema import TRUST, Latency, Record, RunSpec, ScoreRecord
-from harness.resolve import unusual
+from harness.resolve import changed_parameters
 
 LEVEL = 0.05  # of significance
 VARYING = ("seed", "revision", "workloads", "sustain")  # fields of a spec that may differ between the seeds of a row
@@ -95,7 +95,7 @@ class Row:
     @cached_property
     def scores(self) -> dict[Column, ScoreRecord]:
         """The scores of the first seed, by column."""
-        return {column_of(name, score): score for name, score in ranked(self.record).items()}
+        return {column_of(name, score): score for name, score in quality_scores(self.record).items()}
 
     @cached_property
     def documents(self) -> dict[Column, dict[str, float]]:
@@ -251,10 +251,10 @@ def settings(record: Record) -> dict[str, Any]:
     if record.unusual is not None:
         return record.unusual
     method = registry().specs["pruner"].get(record.spec.pruner)
-    return unusual(method, record.spec) if method else record.spec.parameters
+    return changed_parameters(method, record.spec) if method else record.spec.parameters
 
 
-def ranked(record: Record) -> Mapping[str, ScoreRecord]:
+def quality_scores(record: Record) -> Mapping[str, ScoreRecord]:
     """The scores of quality, which rank a model. Footprints are left out."""
     return {name: score for name, score in record.scores.items() if not name.startswith("footprint")}
 
@@ -273,5 +273,5 @@ def column_of(name: str, score: ScoreRecord) -> Column:
 
 def score_in(record: Record, column: Column) -> ScoreRecord | None:
     """The record's score that belongs to this column, if it has one."""
-    score = ranked(record).get(column.name)
+    score = quality_scores(record).get(column.name)
     return score if score is not None and column_of(column.name, score) == column else None

@@ -13,10 +13,10 @@ from harness.errors import EnvironmentFault, UsageError, one_line
 from harness.leaderboard import pareto, reported
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.markdown_page import LEGEND, REPORTED_NOTE, index, outside_text, page, reported_page
-from harness.leaderboard.ranking import stand
+from harness.leaderboard.ranking import rank_group
 from harness.leaderboard.rows import Board, Setup, boards
-from harness.records.files import put
-from harness.system.parallel import spread
+from harness.records.files import write_file
+from harness.system.parallel import parallel_map
 from harness.system.paths import below, plain_name
 from harness.system.reading import Unreadable, content
 
@@ -104,11 +104,11 @@ def _digest(*text: str) -> str:
     return hashlib.sha256("\n".join(text).encode(errors="backslashreplace")).hexdigest()[:12]
 
 
-def ranked(boards: Sequence[Board]) -> Sequence[Board]:
+def rank_boards(boards: Sequence[Board]) -> Sequence[Board]:
     """The boards, after sorting their rows and giving them letters."""
     for board in boards:
         for group in board.groups:
-            stand(group, board.columns)
+            rank_group(group, board.columns)
     return boards
 
 
@@ -119,7 +119,7 @@ def page_files(folder: Path, records: Sequence[Entry]) -> dict[str, str]:
 
     def board_files(name: str, prefix: str = "") -> dict[str, str]:
         """A page and its pictures, which are named after it."""
-        page_boards, stem = ranked(pages[name]), name.removesuffix(".md")
+        page_boards, stem = rank_boards(pages[name]), name.removesuffix(".md")
         files: dict[str, str] = {}
         pictures: list[list[str]] = []
         for number, board in enumerate(page_boards, 1):
@@ -135,7 +135,7 @@ def page_files(folder: Path, records: Sequence[Entry]) -> dict[str, str]:
     if reported_figures:
         files[REPORTED] = reported_page(reported_figures)
     used = {name.lower() for name in files}
-    for name, new_files in zip(pages, spread(board_files, list(pages), least=FEW), strict=True):
+    for name, new_files in zip(pages, parallel_map(board_files, list(pages), least=FEW), strict=True):
         # If a picture's name is another page's, number the pictures until all names are free.
         numbers = itertools.count(2)
         while not used.isdisjoint(path.lower() for path in new_files):
@@ -145,7 +145,7 @@ def page_files(folder: Path, records: Sequence[Entry]) -> dict[str, str]:
     return {name: f"{MARK}\n{text}" if name.endswith(".svg") else f"{MARK}\n\n{text}" for name, text in files.items()}
 
 
-def differing(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
+def find_changes(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
     """The files that are missing, out of date or belong to no record, each with which of the three it is.
 
     Raises UsageError where a file that harness did not write is in the way.
@@ -190,10 +190,10 @@ def _obstacle(folder: Path, name: PurePosixPath) -> str:
             return f"{path} is a link"
         if path.exists() and not path.is_dir():
             return f"{path} is not a folder"
-    return foreign(path / name.name)
+    return why_not_generated(path / name.name)
 
 
-def foreign(path: Path) -> str:
+def why_not_generated(path: Path) -> str:
     """Why a file must not be replaced, such as a link; empty if harness wrote it, or if there is none."""
     if path.is_symlink():
         return f"{path} is a link"
@@ -230,17 +230,17 @@ def _is_marked(path: Path) -> bool:
 def write(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
     """Write what is missing or out of date and remove what belongs to no record. Returns what was done to each file."""
     done = {}
-    for name, why in differing(folder, files).items():
+    for name, why in find_changes(folder, files).items():
         if name in files:
-            put(folder / name, files[name].encode())
+            write_file(folder / name, files[name].encode())
         else:
             (folder / name).unlink()
         done[name] = DONE[why]
     return done
 
 
-def printed(records: Sequence[Entry]) -> str:
+def terminal_pages(records: Sequence[Entry]) -> str:
     """The pages for a terminal, without pictures and links."""
     pages, outside = group_pages(records)
-    parts = spread(lambda boards: page(ranked(boards), [], None), list(pages.values()), least=FEW)
+    parts = parallel_map(lambda boards: page(rank_boards(boards), [], None), list(pages.values()), least=FEW)
     return "\n".join([*parts, *([outside_text(outside, None)] if outside else ())])

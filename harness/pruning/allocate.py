@@ -22,7 +22,7 @@ def to_remove(anatomy: Anatomy, ratio: float) -> int:
     return math.ceil(round(ratio * anatomy.params(prunable=True), 6))
 
 
-def spread(sizes: Mapping[str, int], goal: int) -> dict[str, int]:
+def distribute(sizes: Mapping[str, int], goal: int) -> dict[str, int]:
     """Whole numbers that add up to the goal, each in proportion to its size."""
     total = sum(sizes.values())
     exact = {name: goal * size / total for name, size in sizes.items()}

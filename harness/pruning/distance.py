@@ -33,8 +33,8 @@ class Distance:
     def __init__(self, model: Any, anatomy: Anatomy, windows: Tensor, kind: str, stride: int, compute: str) -> None:
         self.model, self.anatomy, self.windows = model, anatomy, windows.to(model.device)
         self.kind, self.stride = kind, stride
-        self.cast = caster(model, compute)
-        self.half = self.cast is not nullcontext
+        self.cast = autocast_context(model, compute)
+        self.uses_bf16 = self.cast is not nullcontext
         self.head = model.get_output_embeddings()
         self.dense = torch.tensor([])
         if kind == "kl":
@@ -54,7 +54,7 @@ class Distance:
             dense_log = torch.log_softmax(self.head(self.dense[list(rows)][:, at]).float(), -1)
         return (dense_log.exp() * (dense_log - gated_log)).sum(-1).mean()
 
-    def checked(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> Tensor:
+    def finite_loss(self, rows: Sequence[int], gates: Mapping[str, Tensor], step: int) -> Tensor:
         """The same; an error with its reason if the loss is not finite. Step 0 means the held-out rows."""
         loss = self(rows, gates, step)
         if not math.isfinite(float(loss.detach())):
@@ -70,11 +70,11 @@ class Distance:
         """How many tokens count in a step over so many windows."""
         return self.windows.shape[1] * batch // self.stride
 
-    def held_out(self, rows: Sequence[int], gates: Mapping[str, Tensor]) -> float:
+    def mean_loss(self, rows: Sequence[int], gates: Mapping[str, Tensor]) -> float:
         """The mean over many rows, without gradients."""
         parts = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
         with torch.no_grad():
-            return sum(float(self.checked(part, gates, 0)) * len(part) for part in parts) / len(rows)
+            return sum(float(self.finite_loss(part, gates, 0)) * len(part) for part in parts) / len(rows)
 
     def _hidden(self, part: Tensor) -> Tensor:
         return self.model.base_model(part, use_cache=False).last_hidden_state.to(self.model.dtype)
@@ -92,13 +92,13 @@ def plain_attention(model: Any, length: int) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def caster(model: Any, compute: str) -> Callable[[], AbstractContextManager]:
+def autocast_context(model: Any, compute: str) -> Callable[[], AbstractContextManager]:
     """A context for passes in bf16 or in the model's precision. "auto" is bf16 where the machine is fast at it."""
     if compute == "auto":
         compute = "bf16" if fast_bf16(model.device.type) else "fp32"
     if compute == "fp32" or model.dtype != torch.float32:
         return nullcontext
-    if model.device.type == "cpu" and not process.tamed():
+    if model.device.type == "cpu" and not process.bf16_is_safe():
         raise Unsupported(
             "bf16 would end this process: the CPU announces AMX instructions and does not allow them",
             "set compute=fp32, or ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment",
@@ -112,4 +112,4 @@ def fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device == "cpu" and bool(capabilities.get("avx512_bf16")) and process.tamed()
+    return device == "cpu" and bool(capabilities.get("avx512_bf16")) and process.bf16_is_safe()

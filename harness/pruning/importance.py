@@ -134,7 +134,7 @@ def products(layer: layerwise.Layer, tensors: Container[str]) -> dict[str, Tenso
                     grams[tensor] = flat.new_zeros(flat.shape[1], flat.shape[1])
                 grams[tensor].addmm_(flat.T, flat)
 
-    layer.settled(add)
+    layer.run_unchanged(add)
     return grams
 
 

@@ -36,10 +36,10 @@ class Layer:
         """The outputs for all inputs; `watch` is called with each linear's name and its input."""
         with torch.no_grad(), watched(self.module, watch):
             outputs = [self.module(x, **extra) for x, extra in zip(self.inputs, self.extras, strict=True)]
-        finite(outputs, f"layer {self.index} gives values that are not finite")
+        check_finite(outputs, f"layer {self.index} gives values that are not finite")
         return outputs
 
-    def settled(self, watch: Watch | None = None) -> list[Tensor]:
+    def run_unchanged(self, watch: Watch | None = None) -> list[Tensor]:
         """The same for a layer that will not be changed: the outputs feed the next layer without another pass."""
         self.outputs = self.run(watch)
         return self.outputs
@@ -52,7 +52,7 @@ class Layer:
             squares = x.float().pow(2).flatten(0, -2).sum(dim=0)
             totals[name] = totals[name] + squares if name in totals else squares
 
-        (self.settled if settled else self.run)(add)
+        (self.run_unchanged if settled else self.run)(add)
         sequences = sum(x.shape[0] for x in self.inputs)
         return {name: total / sequences for name, total in totals.items()}
 
@@ -73,7 +73,7 @@ class Gradients:
 
 def forward(model: Any, batches: Iterable[Tensor]) -> Iterator[Layer]:
     """The layers in order, each with what enters it."""
-    hidden, extras = entries(model, batches)
+    hidden, extras = layer_inputs(model, batches)
     for index, (prefix, module) in enumerate(architecture_for(model).layers(model).items()):
         layer = Layer(index, prefix, module, hidden, [extra[index] for extra in extras])
         yield layer
@@ -89,7 +89,7 @@ def backward(model: Any, batches: Iterable[Tensor], squares: bool = False) -> It
     batches = [batch.to(model.device) for batch in batches]
     layers = []
     for layer in forward(model, batches):
-        layer.settled()
+        layer.run_unchanged()
         layers.append(layer)
     assert layers[-1].outputs is not None
     flow = [_head_gradient(model, x, ids) for x, ids in zip(layers[-1].outputs, batches, strict=True)]
@@ -107,12 +107,12 @@ def backward(model: Any, batches: Iterable[Tensor], squares: bool = False) -> It
                 mean[name] += gradient.float() / len(batches)
                 if squares:
                     second[name] += gradient.float().pow(2) / len(batches)
-        finite(mean.values(), f"the gradients of layer {layer.index} are not finite")
+        check_finite(mean.values(), f"the gradients of layer {layer.index} are not finite")
         layer.inputs = []
         yield Gradients(layer.index, mean, second)
 
 
-def entries(model: Any, batches: Iterable[Tensor]) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
+def layer_inputs(model: Any, batches: Iterable[Tensor]) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
     """What enters the first layer, and the masks and positions that each layer is called with.
 
     Those depend on a batch's shape alone, so that only the first batch of a shape goes through the whole model.
@@ -141,7 +141,7 @@ def entries(model: Any, batches: Iterable[Tensor]) -> tuple[list[Tensor], list[l
             except _StopAtFirstLayer:
                 pass
             per_batch.append(by_shape[tuple(batch.shape)])
-    finite(hidden, "the embeddings are not finite")
+    check_finite(hidden, "the embeddings are not finite")
     return hidden, per_batch
 
 
@@ -196,7 +196,7 @@ def _head_gradient(model: Any, x: Tensor, batch: Tensor) -> Tensor:
         return torch.autograd.grad(loss, x)[0]
 
 
-def finite(tensors: Iterable[Tensor], cause: str) -> None:
+def check_finite(tensors: Iterable[Tensor], cause: str) -> None:
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise HarnessError(
             f"{cause} on the calibration text",

@@ -43,10 +43,10 @@ class LeastSquares:
         batches = ctx.calibration(self.samples, self.length).split(max(1, TOKENS // self.length))
         numbers = architecture(anatomy.architecture).layer_numbers(anatomy, cut.shape)
         channels = cut.keep.get("hidden", slice(None))
-        mend(model, teacher, anatomy, cut.shape, batches, self.ridge, numbers, channels, ctx.progress)
+        compensate(model, teacher, anatomy, cut.shape, batches, self.ridge, numbers, channels, ctx.progress)
 
 
-def mend(
+def compensate(
     model: Any,
     teacher: Any,
     anatomy: Anatomy,
@@ -114,13 +114,13 @@ class Stream:
     """A model's residual stream over the calibration text, taken through one sub-layer after the other."""
 
     def __init__(self, model: Any, batches: Sequence[Tensor]) -> None:
-        from harness.pruning.layerwise import entries
+        from harness.pruning.layerwise import layer_inputs
 
         kind = architecture_for(model)
         if not hasattr(kind, "sublayers"):
             raise Unsupported(f"least-squares needs a residual stream; {kind.name} has none", "use another recovery")
         self.sublayers = [dict(kind.sublayers(layer)) for layer in kind.layers(model).values()]
-        self.hidden, self.extras = entries(model, batches)
+        self.hidden, self.extras = layer_inputs(model, batches)
 
     def last(self, position: Position) -> Any:
         """The linear that writes a sub-layer's result into the stream."""
@@ -160,7 +160,7 @@ def normal_equations(stream: Stream, position: Position, aims: Iterable[Tensor],
     return gram.double(), cross.double()
 
 
-class TooLittle(HarnessError):
+class Underdetermined(HarnessError):
     """The text, or the ridge, is too small for the equations to have one solution."""
 
 
@@ -180,7 +180,7 @@ def adjust(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float, name: str)
     del damped
     # float32 sums cannot tell such a small pivot from zero
     if failed or factor.diagonal().min() ** 2 <= torch.finfo(torch.float32).eps * mean:
-        raise TooLittle(
+        raise Underdetermined(
             f"the calibration text says too little about {name}: its {len(gram)} inputs depend on each other",
             "give a larger ridge (ridge=0.1) or more samples: --recovery least-squares:samples=…:ridge=…",
         )

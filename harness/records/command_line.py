@@ -7,7 +7,7 @@ import shlex
 from harness.records.schema import Record
 
 
-def reproduce(record: Record) -> str:
+def command_of(record: Record) -> str:
     """The command that runs this record's cell, with all settings written out."""
     spec = record.spec
     arguments = ["harness", "run", "--pruner", spec.pruner, "--model", spec.model, "--preset", spec.preset]

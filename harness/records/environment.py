@@ -60,7 +60,7 @@ def host() -> dict[str, Any]:
 
 def environment(device: str, fingerprint: dict[str, Any]) -> Environment:
     """The environment of a run on a device with this fingerprint."""
-    facts = dict(plugins.answers("harness_environment", device))
+    facts = dict(plugins.call_hook("harness_environment", device))
     if facts:
         fingerprint = fingerprint | {"plugins": facts}
     return Environment(git=git(), packages=packages(), host=host(), device=fingerprint)

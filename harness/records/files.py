@@ -53,7 +53,7 @@ class Files:
 
     def prepare(self) -> None:
         """Make the folder and check that it can be written to, before minutes are spent on work."""
-        with guarded(self.root):
+        with disk_errors(self.root):
             probe = scratch.own_folder(self.path("tmp")) / f"{next(_NUMBERS)}"
             probe.write_bytes(b"x" * 4096)
             probe.unlink()
@@ -75,7 +75,7 @@ class Files:
 
     def scratch(self, name: str) -> Path:
         """A new, empty folder that `commit` renames. If this process dies, another one deletes it."""
-        with guarded(self.root):
+        with disk_errors(self.root):
             folder = scratch.own_folder(self.path("tmp")) / f"{name}{self.suffix}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -83,7 +83,7 @@ class Files:
 
     def commit(self, scratch: Path, final: Path) -> None:
         """Rename a finished scratch folder to its final name."""
-        with guarded(self.root):
+        with disk_errors(self.root):
             for file in scratch.rglob("*"):
                 if file.is_file():
                     atomic.fsync(file)
@@ -98,14 +98,14 @@ class Files:
     def write(self, path: Path, payload: object, limit: int = DOCUMENT) -> None:
         """Write JSON. Raises HarnessError if `read` would refuse the file."""
         with encoding_errors(path):
-            content = text_of(payload)
+            content = json_text(payload)
             json_value(path, content)
             if len(content) > limit:
                 raise Unreadable(path, f"is larger than {limit:,} bytes")
         self.write_bytes(path, content)
 
     def write_bytes(self, path: Path, content: bytes) -> None:
-        with guarded(self.root):
+        with disk_errors(self.root):
             folder = scratch.own_folder(self.path("tmp"))
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_bytes(path, content, temporary=folder / f"{next(_NUMBERS)}")
@@ -160,9 +160,9 @@ def encoding_errors(path: Path) -> Iterator[None]:
         raise HarnessError(f"{one_line(str(path))} is not written: it {why}", remedy) from None
 
 
-def put(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Write a file outside a store atomically, and report disk errors with a remedy."""
-    with guarded(path.parent, ""):
+    with disk_errors(path.parent, ""):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(path, content)
 
@@ -190,12 +190,12 @@ def _move_aside(path: Path) -> Path:
     raise AssertionError
 
 
-def text_of(payload: object) -> bytes:
+def json_text(payload: object) -> bytes:
     """The JSON text that is written to files: indented, with sorted names."""
     return (json.dumps(payload, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def is_text_of(content: bytes, payload: object) -> bool:
+def is_json_text_of(content: bytes, payload: object) -> bool:
     """Whether `content` equals `text_of(payload)`. Two faster comparisons, which are stricter together, come first."""
     from pydantic_core import to_json
 
@@ -204,11 +204,11 @@ def is_text_of(content: bytes, payload: object) -> bool:
     flat = json.dumps(payload, sort_keys=True, allow_nan=False, separators=(",", ": ")).encode()
     if _LINE_BREAK.sub(b"", content) == flat and content == to_json(payload, indent=2) + b"\n":
         return True
-    return content == text_of(payload)
+    return content == json_text(payload)
 
 
 @contextlib.contextmanager
-def guarded(root: Path, option: str = OTHER_RUNS_FOLDER) -> Iterator[None]:
+def disk_errors(root: Path, option: str = OTHER_RUNS_FOLDER) -> Iterator[None]:
     """Turn errors of writing to disk into an EnvironmentFault with a remedy.
 
     `option` tells how a user names another folder; it is empty where there is no such option.

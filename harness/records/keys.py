@@ -32,7 +32,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def explain(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def differing_components(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """The components in which two keys differ: path, value in the first, value in the second."""
     left, right = flat(first), flat(second)
     for path in sorted(left.keys() | right.keys()):

@@ -35,7 +35,7 @@ def check_side_file(path: Path) -> None:
         raise _damaged(fault) from None
 
 
-def side_words(path: Path) -> Any:
+def load_side_file(path: Path) -> Any:
     """The JSON value of a side file; None if there is no such file. Raises HarnessError if the file is damaged."""
     try:
         return parse_side_file(path)

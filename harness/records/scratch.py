@@ -13,7 +13,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from harness.system.locks import Owner, hold
+from harness.system.locks import Owner, create_locked
 
 LOCK = "lock"
 ATTEMPTS = 10  # another process may remove a new folder as abandoned just before it is locked
@@ -32,7 +32,7 @@ def own_folder(shared: Path) -> Path:
         for _ in range(ATTEMPTS):
             folder = shared / f"{Owner.here(shared)}-{secrets.token_hex(6)}"
             folder.mkdir()
-            lock = hold(folder / LOCK)
+            lock = create_locked(folder / LOCK)
             if lock is not None:
                 atexit.unregister(_release_all)
                 atexit.register(_release_all)

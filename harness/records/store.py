@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError, one_line, without_secrets
 from harness.records import sample_files
-from harness.records.files import Files, encoding_errors, guarded
+from harness.records.files import Files, disk_errors, encoding_errors
 from harness.records.keys import KEY_VERSION, canonical
-from harness.system.locks import Owner, held
+from harness.system.locks import Owner, is_locked
 from harness.system.reading import DOCUMENT, Unreadable, json_value
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Store(Files):
         block gets a function that sets the stage.
         """
         path = self.path("leases", f"{cell}.json")
-        with guarded(self.root):
+        with disk_errors(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(str(path.with_suffix(".lock")))
             _acquire(lock, lambda: on_wait("another process is running this cell; waiting for it"))
@@ -172,7 +172,7 @@ class Store(Files):
         """Hold a lock while the block runs, so that two cells that need the same artefact make it once."""
         path = self.path("leases", f"{name}.lock")
         lock = FileLock(str(path))
-        with guarded(self.root):
+        with disk_errors(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             _acquire(lock)
         try:
@@ -191,7 +191,7 @@ class Store(Files):
                 self.notice(f"{path} is not a lease; ignored")
                 continue
             owner, lock = Owner.parse(lease.get("owner")), path.with_suffix(".lock")
-            alive = held(lock) or None if owner is None else owner.alive(lock)
+            alive = is_locked(lock) or None if owner is None else owner.alive(lock)
             if alive is None:  # no proof either way: the lease is of another host, or of an older harness
                 alive = abs(time.time() - lease["heartbeat"]) < 3 * HEARTBEAT_S
             leases[path.stem] = lease | {"alive": alive}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from harness.system.fork_server import Job, bound, serve
+from harness.system.fork_server import Job, die_with_parent, serve
 
 LIBRARIES = (
     "harness.sweep.steps",
@@ -22,5 +22,5 @@ def run_job(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    bound()
+    die_with_parent()
     serve(LIBRARIES, run_job, oom_score=OOM_SCORE)

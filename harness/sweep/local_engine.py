@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.resolve import prepare_for
+from harness.resolve import prepare_process
 from harness.sweep import steps
 from harness.sweep.steps import CellState
 from harness.system import process
-from harness.system.fork_server import ChildEnded, ForkServer, ServerEnded, ending
+from harness.system.fork_server import ChildEnded, ForkServer, ServerEnded, describe_exit
 
 if TYPE_CHECKING:
     from harness.sweep.sweep import SweepCell
@@ -43,7 +43,7 @@ class LocalEngine:
         if steps.is_light(job, arguments):  # so that a finished suite starts no server and imports no libraries
             return steps.JOBS[job](**arguments)
         if fields := arguments.get("fields"):
-            prepare_for(fields["device"], fields["dtype"])
+            prepare_process(fields["device"], fields["dtype"])
         server = self._start_server()
         try:
             server.start(log=str(self.log), call={"job": job, "arguments": arguments})
@@ -56,7 +56,7 @@ class LocalEngine:
             self.close()
             raise JobDied(f"the server process of the local engine died; see {self.log}", "failed") from None
         if end.code or not end.has_result:  # a plug-in may also exit with code 0 before there is a result
-            raise JobDied(f"{ending(end.code)}; see {self.log}", "failed")
+            raise JobDied(f"{describe_exit(end.code)}; see {self.log}", "failed")
         return end.result
 
     def run_cells(

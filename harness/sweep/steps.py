@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 from harness.plugins import registry
 from harness.records.schema import Record
 from harness.records.store import Store
-from harness.resolve import prepare_for
+from harness.resolve import prepare_process
 
 RequestFields = dict[str, Any]
 """The fields of a `Request` as plain JSON values."""
@@ -60,8 +60,8 @@ def open_cell(fields: RequestFields, root: str, command: str = "", inspect: bool
     lists = {name: tuple(fields[name]) for name in ("workloads", "evaluators")}
     probed = DeviceInfo(**fields["probed"]) if fields["probed"] else None
     request = Request(**{**fields, **lists, "probed": probed})
-    prepare_for(request.device, request.dtype)
-    return Cell(planning.make(request, inspect=inspect), Store(Path(root)), Reporter(), command)
+    prepare_process(request.device, request.dtype)
+    return Cell(planning.make_plan(request, inspect=inspect), Store(Path(root)), Reporter(), command)
 
 
 def check_cells(requests: Sequence[RequestFields], root: str) -> list[CellState]:
@@ -70,7 +70,7 @@ def check_cells(requests: Sequence[RequestFields], root: str) -> list[CellState]
     for fields in requests:
         try:
             cell = open_cell(fields, root)
-            states.append(_state(cell, cell.settled(), "planned"))
+            states.append(_state(cell, cell.settled_record(), "planned"))
         except HarnessError as error:
             states.append(waiting(error))
     return states
@@ -81,7 +81,7 @@ def step(fields: RequestFields, until: str, root: str, command: str = "", starte
     try:
         cell = open_cell(fields, root, command)
         cell.started = started or cell.started
-        record = cell.go("" if until == STEPS[-1] else until)
+        record = cell.run_until("" if until == STEPS[-1] else until)
     except HarnessError as error:  # a fault of this machine, not of the cell: another node may succeed
         return {**waiting(error), "started": started}
     return {**_state(cell, record, ""), "started": cell.started}
@@ -124,10 +124,10 @@ def uniform_latency(fields: RequestFields, ratio: float, root: str, measure: boo
     with store.lock(f"uniform-{key}"):
         stage = store.stage("uniform", key)
         if stage is None and measure:
-            from harness.latency.prober import Bed
+            from harness.latency.prober import Prober
 
             device = registry().device(plan.device.name, plan.spec.runtime)
-            bed = Bed(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, "x")
+            bed = Prober(device, plan.anatomy, plan.spec.dtype, plan.workloads[0], plan.clock, "x")
             try:
                 probes = [bed.measure(uniform(plan.anatomy, ratio)) for _ in range(3)]
             finally:
@@ -144,7 +144,7 @@ def uniform_latency(fields: RequestFields, ratio: float, root: str, measure: boo
 def fail(fields: RequestFields, root: str, status: str, reason: str, command: str = "") -> CellState:
     """Write the record of a cell whose process died."""
     cell = open_cell(fields, root, command, inspect=False)
-    return _state(cell, cell.fail(status, reason), "")
+    return _state(cell, cell.record_failure(status, reason), "")
 
 
 def probe(device: str, runtime: str | None) -> dict[str, Any]:

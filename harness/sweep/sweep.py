@@ -125,7 +125,7 @@ def plan_cells(requests: Sequence[CellRequest], probe: Probe = lambda *_: None) 
         if cell.uniform_ratio is not None:  # its latency is not yet known
             request = replace(request, latency="0.5x")
         try:
-            cell.plan = planning.make(request, fetch=False)
+            cell.plan = planning.make_plan(request, fetch=False)
         except HarnessError as error:
             missing_plugin = isinstance(error, UnknownName) and error.kind in PLUGIN_KINDS
             if not missing_plugin and not isinstance(error, EnvironmentFault):

@@ -51,7 +51,7 @@ READY = 0  # number of the message that the libraries are imported; requests cou
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
-def bound(parent: int | None = None) -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent dies, so that it does not run on unnoticed. Linux only.
 
     If the process id of the `parent` is given and that process has already ended, this process ends too.
@@ -62,7 +62,7 @@ def bound(parent: int | None = None) -> None:
             os._exit(1)
 
 
-def ending(code: int) -> str:
+def describe_exit(code: int) -> str:
     """A sentence that says how a process ended which should have given an answer."""
     if code >= 0:
         return f"the process ended with exit code {code} before it answered"
@@ -100,7 +100,7 @@ class ChildEnded(HarnessError):
     """The child of a job ended before it answered."""
 
     def __init__(self, code: int) -> None:
-        super().__init__(ending(code))
+        super().__init__(describe_exit(code))
         self.code = code
 
 
@@ -371,7 +371,7 @@ def _run_child(job: Job, run_job: Callable[[Job], None], server: int, oom_score:
     code = 1
     try:
         os.setsid()
-        bound(server)
+        die_with_parent(server)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupts.heed()
         # A process that the job forks may outlive it and must not hold the pipes open.

@@ -48,7 +48,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_asked() -> int:
+def timing_threads() -> int:
     """How many threads models are timed with: 1, unless the environment sets it; 0 if that is not a number."""
     text = os.environ.get("HARNESS_CPU_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1"
     return int(text) if text.isdigit() else 0
@@ -62,7 +62,7 @@ def cache_dir() -> Path:
     return folder
 
 
-def notes(name: str) -> dict[str, Any]:
+def read_cache_notes(name: str) -> dict[str, Any]:
     """The content of a JSON file in the cache; empty if it cannot be read or is not an object."""
     try:
         content = reading.json_file(cache_dir() / name)
@@ -71,12 +71,12 @@ def notes(name: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def note(name: str, more: dict[str, Any]) -> None:
+def add_cache_notes(name: str, more: dict[str, Any]) -> None:
     """Add entries to a JSON file in the cache. If it cannot be written, they will be determined again."""
     with contextlib.suppress(OSError, ValueError, EnvironmentFault):
         path = cache_dir() / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(path, json.dumps(notes(name) | more).encode())
+        atomic.write_bytes(path, json.dumps(read_cache_notes(name) | more).encode())
 
 
 def free_memory() -> int:

@@ -53,7 +53,7 @@ class Owner:
 
     def alive(self, lock: Path) -> bool | None:
         """Whether the process is alive; None if nothing proves either. It holds `lock` for as long as it lives."""
-        taken = held(lock)
+        taken = is_locked(lock)
         if taken:
             return True
         if taken is False and self._shares_locks(lock.parent):
@@ -83,7 +83,7 @@ def pid_space() -> str:
     return hashlib.sha256(f"{_boot()}.{_namespace()}".encode()).hexdigest()[:12]
 
 
-def hold(path: Path) -> int | None:
+def create_locked(path: Path) -> int | None:
     """Create a file and lock it. The lock lasts until the returned descriptor is closed.
 
     None if the file exists, if its folder does not, or if another process took the lock first.
@@ -101,7 +101,7 @@ def hold(path: Path) -> int | None:
     return None
 
 
-def held(path: Path) -> bool | None:
+def is_locked(path: Path) -> bool | None:
     """Whether a process holds the lock of this file; None if that cannot be determined. Works in read-only folders."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:

@@ -16,7 +16,7 @@ _tasks: list[tuple[Callable[[Any], Any], Sequence[Any]]] = []  # the running tas
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Disable garbage collection in the block. With millions of small objects it would take most of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -27,7 +27,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def spread(work: Callable[[A], B], items: Sequence[A], least: int = 50) -> list[B]:
+def parallel_map(work: Callable[[A], B], items: Sequence[A], least: int = 50) -> list[B]:
     """Apply `work` to every item, in order. Fewer than `least` items, or all without fork, are done in this process."""
     count = cores()
     if len(items) < least or count < 2 or "fork" not in multiprocessing.get_all_start_methods():

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from harness.system.host import cpu_model, note, notes
+from harness.system.host import add_cache_notes, cpu_model, read_cache_notes
 
 ISA = "ONEDNN_MAX_CPU_ISA"
 TAMED_ISA = "AVX512_CORE_BF16"
@@ -35,7 +35,7 @@ def prepare(dtype: str = "fp32", keep: bool = True) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # harness shows its own progress
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler logs its start and end
-    if dtype != "fp32" and "torch" not in sys.modules and not tamed():
+    if dtype != "fp32" and "torch" not in sys.modules and not bf16_is_safe():
         os.environ[ISA] = TAMED_ISA
     if "transformers" not in sys.modules:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -53,7 +53,7 @@ def keep_freed() -> None:
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
-def give_back() -> None:
+def return_freed_memory() -> None:
     """Return all freed memory to the system."""
     if (libc := glibc()) is not None:
         libc.malloc_trim(0)
@@ -76,12 +76,12 @@ def announces_amx() -> bool:
         return False
 
 
-def tamed() -> bool:
+def bf16_is_safe() -> bool:
     """Whether this process can compute bf16 products: AMX works here, or oneDNN is kept off it."""
-    return ISA in os.environ or not amx_kills()
+    return ISA in os.environ or not bf16_kills_process()
 
 
-def amx_kills() -> bool:
+def bf16_kills_process() -> bool:
     """Whether a bf16 product kills the process on this machine.
 
     It is tried in another process, once per CPU and version of torch; the result is cached.
@@ -89,11 +89,11 @@ def amx_kills() -> bool:
     if not announces_amx():
         return False
     key = f"{cpu_model()}, torch {version('torch')}"
-    results = notes("amx.json")
+    results = read_cache_notes("amx.json")
     if key not in results:
         trial = subprocess.run([sys.executable, "-c", BF16_PRODUCT], capture_output=True, check=False)
         results = {key: trial.returncode < 0}
-        note("amx.json", results)
+        add_cache_notes("amx.json", results)
     return bool(results[key])
 
 
@@ -101,7 +101,7 @@ _answers: list[TextIO] = []  # the original stdout, while `stdout_kept` redirect
 
 
 @contextmanager
-def stdout_kept() -> Iterator[None]:
+def stdout_for_answers() -> Iterator[None]:
     """Send everything that the block prints, from Python or from C, to stderr. Only `answers()` writes to stdout."""
     if sys.stdout is None or _answers:  # closed, or redirected already
         yield
@@ -125,7 +125,7 @@ def stdout_kept() -> Iterator[None]:
             os.dup2(copy, 1)
 
 
-def answers() -> Any:
+def answer_stream() -> Any:
     """The stream for a command's answer: stdout, also while `stdout_kept` redirects prints to stderr."""
     return _answers[-1] if _answers else sys.stdout
 
@@ -136,7 +136,7 @@ def last_line(output: str, default: str) -> str:
     return lines[-1].strip() if lines else default
 
 
-def hush() -> None:
+def disable_library_progress_bars() -> None:
     """Disable the progress bars of transformers."""
     from transformers.utils import logging
 

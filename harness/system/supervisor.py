@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.system.fork_server import bound, check_fork_is_safe, ending
+from harness.system.fork_server import check_fork_is_safe, describe_exit, die_with_parent
 
 IMPORT_S = 20.0  # time limit for the import of a plug-in's registration module
 FORWARDED = (
@@ -109,7 +109,7 @@ def _run_and_exit(command: Callable[[], int], writer: int, parent: int) -> None:
     code = 70
     try:
         os.setsid()
-        bound(parent)
+        die_with_parent(parent)
         _pipe = os.getpid(), writer
         code = command()
         if os.getpid() == _pipe[0]:  # this is not a process that a plug-in forked
@@ -169,7 +169,7 @@ class _Supervisor:
         if "done" in self.reports:
             return Ending(self.reports["done"], reports=self.reports)
         reason, status = self.verdict
-        return Ending(None, reason or ending(self.code), status, self.reports)
+        return Ending(None, reason or describe_exit(self.code), status, self.reports)
 
     def _listen(self) -> None:
         """Wait for reports, for a few seconds at most, and check whether the process has ended."""

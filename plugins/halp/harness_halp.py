@@ -124,7 +124,7 @@ class Halp:
         assert ctx.calibration is not None
         total = self.steps * self.batches
         windows = ctx.calibration(total * self.windows, self.length)
-        return loop.drawn(windows, self.windows, total, ctx.seed("batches"))
+        return loop.random_batches(windows, self.windows, total, ctx.seed("batches"))
 
 
 def group_size(times: Sequence[float], least: int) -> int:
@@ -135,10 +135,10 @@ def group_size(times: Sequence[float], least: int) -> int:
     """
     import numpy as np
 
-    from harness.latency.cost_table.smoothing import isotonic, treads
+    from harness.latency.cost_table.smoothing import isotonic, step_lengths
 
     units = len(times) - 1
-    lengths = np.sort(treads(isotonic(np.asarray(times))))[::-1]
+    lengths = np.sort(step_lengths(isotonic(np.asarray(times))))[::-1]
     step = int(lengths[np.searchsorted(np.cumsum(lengths), len(times) / 2)])
     return min(units, max(step, min(least, max(1, units // 4))))
 

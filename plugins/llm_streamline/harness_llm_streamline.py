@@ -174,21 +174,21 @@ class Streamline:
             with torch.no_grad():
                 return sum(float(loss(part.tolist())) * len(part) for part in parts) / held_out
 
-        batches = loop.drawn(
+        batches = loop.random_batches(
             torch.arange(windows - held_out), self.batch, steps * self.accumulation, ctx.seed("batches", stage)
         )
         optim = loop.optimiser(weights, self.lr, DECAY, betas=BETAS[stage])
         before = best = validation()
         best_weights = [w.detach().clone() for w in weights]
         for step in range(steps):
-            loop.at_rate(optim, self.rate(stage, step, steps))
+            loop.set_learning_rate(optim, self.rate(stage, step, steps))
             for _ in range(self.accumulation):
                 rows = next(batches)
                 with torch.enable_grad():
                     batch_loss = loss(rows.tolist())
                     (batch_loss / self.accumulation).backward()
                 ctx.trained(len(rows) * self.length)
-                loop.stop_if_lost(float(batch_loss.detach()), step)
+                loop.check_loss(float(batch_loss.detach()), step)
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
             optim.step()
             optim.zero_grad()
@@ -227,7 +227,7 @@ def boundaries(model: Any, window: Tensor) -> Tensor:
     """The input of every layer and the output of the last one before the final norm, stacked."""
     import torch
 
-    from harness.pruning.layerwise import finite
+    from harness.pruning.layerwise import check_finite
 
     layers = model.model.layers
     states: list[Tensor] = []
@@ -240,7 +240,9 @@ def boundaries(model: Any, window: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     for at, state in enumerate(states):
-        finite([state], f"layer {at - 1} gives values that are not finite" if at else "the embeddings are not finite")
+        check_finite(
+            [state], f"layer {at - 1} gives values that are not finite" if at else "the embeddings are not finite"
+        )
     return torch.cat(states)
 
 
@@ -291,7 +293,7 @@ def record_pairs(model: Any, windows: Tensor, block: range, progress: Callable[.
                 pairs.entry += layer.inputs
                 pairs.extra = layer.extras[0]  # those of one window; they broadcast over any number of windows
             if layer.index == block.stop - 1:
-                pairs.exit += layer.settled()
+                pairs.exit += layer.run_unchanged()
                 break
         progress(len(pairs.exit), len(windows))
     return pairs

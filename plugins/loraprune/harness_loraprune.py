@@ -99,7 +99,7 @@ class LoraPrune:
         with loop.seeded(ctx.seed("adapters")):
             run = Run(model, ctx.anatomy, shape, self)
             with gated(model, ctx.anatomy, run.alive):  # units that are not alive output zero, as if removed
-                for step, batch in enumerate(loop.drawn(windows, self.batch, steps, ctx.seed("order")), 1):
+                for step, batch in enumerate(loop.random_batches(windows, self.batch, steps, ctx.seed("order")), 1):
                     run.step(batch, step, steps)
                     ctx.trained(batch.numel())
                     if step % self.every == 0:
@@ -137,9 +137,9 @@ class Run:
             loss = loop.model_loss(self.model, part) * len(part) / len(batch)
             loss.backward()
             total += float(loss.detach())
-        loop.stop_if_lost(total, step, self.model, batch)
+        loop.check_loss(total, step, self.model, batch)
         self.importance = moving_average(self.importance, self.scores())
-        loop.at_rate(self.optimiser, self.settings.lr * (1 - (step - 1) / steps))
+        loop.set_learning_rate(self.optimiser, self.settings.lr * (1 - (step - 1) / steps))
         self.optimiser.step()
 
     def scores(self) -> dict[str, Tensor]:

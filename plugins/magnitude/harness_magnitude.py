@@ -20,7 +20,7 @@ from harness import (
     to_remove,
     uniform,
 )
-from harness.pruning.allocate import spread
+from harness.pruning.allocate import distribute
 from harness.pruning.masks import PATTERNS, check_columns, check_ratio, group_mask, sort_groups
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def shares(weights: Mapping[str, Tensor], goal: int) -> dict[str, int]:
             f"{goal} weights cannot become zero: the matrices hold {total}, and norms and biases are not pruned",
             "give a smaller ratio",
         )
-    return spread({name: weight.numel() for name, weight in weights.items()}, goal)
+    return distribute({name: weight.numel() for name, weight in weights.items()}, goal)
 
 
 def smallest(weights: Mapping[str, Tensor], goal: int) -> dict[str, Tensor]:

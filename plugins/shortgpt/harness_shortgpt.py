@@ -73,7 +73,7 @@ def influence(model: Any, batches: Iterable[Tensor], progress: Callable[..., Non
 
     scores = []
     for layer in layerwise.forward(model, batches):
-        similarities = [cosines(x, y) for x, y in zip(layer.inputs, layer.settled(), strict=True)]
+        similarities = [cosines(x, y) for x, y in zip(layer.inputs, layer.run_unchanged(), strict=True)]
         scores.append(1 - torch.cat(similarities).double().mean())
         progress(layer.index + 1, len(model.model.layers))
     return torch.stack(scores).cpu()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import Budget, Context, Cut, Param, PrunerSpec, Shape, Unsupported, best, hookimpl, to_remove, uniform
 from harness.pruning import masks as n_of_m
-from harness.pruning.allocate import spread
+from harness.pruning.allocate import distribute
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +146,7 @@ def zeros_per_matrix(anatomy: Anatomy, ratio: float, group: int) -> dict[str, in
             f"{ratio:g} of the prunable parameters cannot become zero: norms and biases stay, at most {most:g} can",
             f"give --ratio {most:g} or less",
         )
-    return spread(sizes, goal)
+    return distribute(sizes, goal)
 
 
 def row_masks(scores: Tensor, zeros: int, group: int, goal: int) -> tuple[Tensor, Tensor]:

@@ -120,12 +120,12 @@ def status_why(folder: Path, path: Path) -> object:
 
 
 def side_file(folder: Path, path: Path) -> object:
-    from harness.records.sample_files import check_side_file, side_words
+    from harness.records.sample_files import check_side_file, load_side_file
 
     used = Store(folder).read_side_file(path.name) is not None
     if path.is_file():
         check_side_file(path)
-        side_words(path)
+        load_side_file(path)
     return used
 
 
@@ -197,7 +197,7 @@ def settings(folder: Path, path: Path) -> object:
     for name, given in methods.items() if isinstance(methods, dict) else ():
         spec = plugins.registry().get("pruner", name)
         if isinstance(given, dict):
-            resolve.settings(f"pruner {name}", spec.parameters, "quick", given)
+            resolve.resolve_settings(f"pruner {name}", spec.parameters, "quick", given)
     return True
 
 
@@ -206,8 +206,8 @@ def names(folder: Path, path: Path) -> object:
     from harness import resolve
 
     evaluators, recovery = [*_argument(path).split("\n"), ""][:2]
-    resolve.recovering(recovery, "quick", "c4")
-    return resolve.evaluations(evaluators.split(","), "quick")
+    resolve.resolve_recovery(recovery, "quick", "c4")
+    return resolve.resolve_evaluators(evaluators.split(","), "quick")
 
 
 def _argument(path: Path) -> str:
@@ -262,23 +262,23 @@ def table(folder: Path, path: Path) -> object:
     from harness.cli.profile import print_table
     from harness.latency.cost_table import table_store
 
-    cost_table = table_store.read(path)
+    cost_table = table_store.load_table(path)
     if cost_table.validation is not None:
         print_table(cost_table, path, Console(file=io.StringIO()))
-    return table_store.Shelf(Store(folder)).put(cost_table, again=True)
+    return table_store.TableStore(Store(folder)).put(cost_table, again=True)
 
 
 def shelved_table(folder: Path, path: Path) -> object:
     from harness import plugins
     from harness.api import Workload
     from harness.latency.cost_table.cost_model import CostModel
-    from harness.latency.cost_table.table_store import Shelf
+    from harness.latency.cost_table.table_store import TableStore
     from harness.models.architectures.lookup import anatomy_of
 
     pristine = json.loads(bases.table())
     anatomy = anatomy_of(plugins.registry().get("model", "tiny").config)
     place = (pristine["device"], pristine["runtime"], pristine["dtype"], Workload.parse(pristine["workload"]))
-    cost_table = Shelf(Store(folder)).find(anatomy, *place)
+    cost_table = TableStore(Store(folder)).find(anatomy, *place)
     if cost_table is None:
         return False
     cost = CostModel(cost_table, anatomy)
@@ -305,7 +305,7 @@ def plan(folder: Path, path: Path) -> object:
     request = Request(
         pruner="magnitude", model=str(folder), ratio=0.3, device="null", evaluators=("footprint",), calibration="c4"
     )
-    cell = planning.make(request, fetch=False)
+    cell = planning.make_plan(request, fetch=False)
     return cell.work_flops() if cell.obstacle is None else cell.cell
 
 
@@ -363,7 +363,7 @@ def notes(folder: Path, path: Path) -> object:
     from harness.models.loading import weights
     from harness.system import host
 
-    require(isinstance(host.notes("amx.json"), dict), "the notes are not plain pairs")
+    require(isinstance(host.read_cache_notes("amx.json"), dict), "the notes are not plain pairs")
     return weights.from_folder(ModelCard(name="m", summary="", config={}, source=str(folder), loader=""))
 
 

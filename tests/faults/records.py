@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.errors import HarnessError
-from harness.records.files import text_of
+from harness.records.files import json_text
 from harness.records.schema import digest, seal
 
 from ..conftest import ROOT
@@ -47,7 +47,7 @@ def changed(
     words = json.loads(edit(json.dumps(words)))
     words["digest"] = digest(words)
     words["seal"] = seal(words)
-    return text_of(words)
+    return json_text(words)
 
 
 def harness(*words: str, **env: str) -> tuple[int, str]:

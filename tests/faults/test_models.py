@@ -42,7 +42,7 @@ def folder(tmp_path, healthy):
 def plan(folder: Path) -> planning.Plan:
     """As `harness run --model FOLDER --dry-run` does."""
     request = Request(pruner="dense", model=str(folder), device="null", evaluators=("footprint",))
-    return planning.make(request)
+    return planning.make_plan(request)
 
 
 # --- config.json ---
@@ -573,13 +573,13 @@ def test_notes_of_the_cache(tmp_path, monkeypatch, healthy, fault):
         odd_files(path)[fault]()
     card = ModelCard(name="m", summary="", config={}, source=str(healthy), loader="")
     with limited():
-        assert host.notes("hashes.json") == {}
-        host.note("hashes.json", {"a": 1})
+        assert host.read_cache_notes("hashes.json") == {}
+        host.add_cache_notes("hashes.json", {"a": 1})
         revision = weights.from_folder(card)[1]
     assert revision == weights.from_folder(card)[1]
     assert [name for name in os.listdir(tmp_path) if name != "hashes.json"] == []
     if fault != "a folder":
-        assert host.notes("hashes.json")["a"] == 1
+        assert host.read_cache_notes("hashes.json")["a"] == 1
 
 
 @pytest.mark.parametrize("value", [5, [], {}, None, "short"], ids=repr)
@@ -587,7 +587,7 @@ def test_a_note_of_another_shape_is_no_hash(tmp_path, monkeypatch, healthy, valu
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     card = ModelCard(name="m", summary="", config={}, source=str(healthy), loader="")
     revision = weights.from_folder(card)[1]
-    host.note("hashes.json", dict.fromkeys(host.notes("hashes.json"), value))
+    host.add_cache_notes("hashes.json", dict.fromkeys(host.read_cache_notes("hashes.json"), value))
     assert weights.from_folder(card)[1] == revision
 
 
@@ -596,8 +596,8 @@ def test_without_a_home_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HARNESS_CACHE")
     monkeypatch.setattr(host, "user_cache_dir", lambda name: f"~/.cache/{name}")
-    host.note("a.json", {"a": 1})
-    assert host.notes("a.json") == {}
+    host.add_cache_notes("a.json", {"a": 1})
+    assert host.read_cache_notes("a.json") == {}
     refused(lambda: once("model", lambda folder: None), tmp_path, "HARNESS_CACHE", codes=(3,))
     assert list(tmp_path.iterdir()) == []
 
@@ -607,8 +607,8 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, kind):
     blocked = tmp_path / "file"
     blocked.write_text("mine")
     monkeypatch.setenv("HARNESS_CACHE", str(blocked if kind == "a file" else blocked / "cache"))
-    host.note("a.json", {"a": 1})
-    assert host.notes("a.json") == {}
+    host.add_cache_notes("a.json", {"a": 1})
+    assert host.read_cache_notes("a.json") == {}
     refused(lambda: once("model", lambda folder: None), tmp_path, str(blocked), "HARNESS_CACHE", codes=(3,))
 
 
@@ -624,6 +624,6 @@ def test_settings_that_are_no_numbers():
         *(("switch", wrong) for wrong in ("maybe", [], {}, None)),
     ]:
         with pytest.raises(UsageError) as caught:
-            resolve.settings("pruner m", known, "quick", {name: value})
+            resolve.resolve_settings("pruner m", known, "quick", {name: value})
         assert name in caught.value.line
         assert caught.value.line.isprintable()

@@ -18,8 +18,8 @@ from harness.cli import cli
 from harness.cli.record import print_record
 from harness.errors import one_line
 from harness.leaderboard import entries, site
-from harness.leaderboard.html_page import sheet
-from harness.leaderboard.markdown_page import listed, tabled
+from harness.leaderboard.html_page import render_page
+from harness.leaderboard.markdown_page import markdown_list, markdown_table
 from harness.markup import Code, Link, Strong, markdown, markdown_line, plain_line
 from harness.models.saved.model_card import card
 from harness.records.schema import Record
@@ -41,7 +41,7 @@ def harmless(tmp_path_factory):
     """The same records with an ordinary text: what pages are made of when nothing is hostile."""
     folder = tmp_path_factory.mktemp("harmless")
     records = published(folder, HARMLESS)
-    return site.page_files(folder, records), sheet(records, folder)
+    return site.page_files(folder, records), render_page(records, folder)
 
 
 @pytest.fixture(params=TEXTS)
@@ -50,7 +50,7 @@ def pages(request, tmp_path):
     text = TEXTS[request.param]
     folder = tmp_path / "boards"
     records = published(folder, text)
-    return text, site.page_files(folder, records), sheet(records, folder)
+    return text, site.page_files(folder, records), render_page(records, folder)
 
 
 def pages_in(files: dict[str, str]) -> list[str]:
@@ -125,7 +125,9 @@ SIGNS += [
 def every_place(one: str, other: str) -> str:
     cell = (one, " ", Strong("failed"), ": ", other, " (", Link(one, "x.json"), ")")
     rows = [{one: cell, f"{one} ": Code(other)}]
-    return "\n\n".join([f"# {markdown(one)}", listed([cell, other]), markdown_line(one), tabled(rows), "end"])
+    return "\n\n".join(
+        [f"# {markdown(one)}", markdown_list([cell, other]), markdown_line(one), markdown_table(rows), "end"]
+    )
 
 
 @pytest.mark.parametrize("name", RENDERERS)

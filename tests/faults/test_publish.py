@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from harness.cli import cli
 from harness.errors import EnvironmentFault, HarnessError
 from harness.leaderboard.audit.publish import publish
-from harness.leaderboard.audit.validate import judged, named_samples
+from harness.leaderboard.audit.validate import named_samples, verdicts
 from harness.leaderboard.entries import Entry
 from harness.records.store import Store
 from tests.seals import another_cell, as_seed, as_version, later, records, reseal, tiny_runs, tree
@@ -181,7 +181,7 @@ def test_a_target_inside_the_runs_folder(runs, inside):
     assert record_ids(done.folder) == set(done.taken)
     assert before.items() <= tree(runs).items()
     assert len(Store(runs).records()) == 2
-    assert all(not verdict.faults for verdict in judged(list(records(runs).values()), runs))
+    assert all(not verdict.faults for verdict in verdicts(list(records(runs).values()), runs))
 
 
 # --- files of other people ---

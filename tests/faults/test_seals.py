@@ -17,9 +17,9 @@ from harness.api import Samples
 from harness.cli import cli
 from harness.latency import sustained
 from harness.leaderboard.audit.publish import publish
-from harness.leaderboard.audit.validate import judged
+from harness.leaderboard.audit.validate import verdicts
 from harness.leaderboard.entries import Entry
-from harness.records.files import text_of
+from harness.records.files import json_text
 from harness.records.keys import canonical
 from harness.records.schema import RunSpec
 from harness.records.store import Store
@@ -39,7 +39,7 @@ def entry(runs):
 
 
 def faults(entry):
-    (verdict,) = judged([Entry(entry.path, entry.side)], entry.side.parent)
+    (verdict,) = verdicts([Entry(entry.path, entry.side)], entry.side.parent)
     return verdict.faults
 
 
@@ -88,7 +88,7 @@ def test_a_spec_of_another_cell_beside_a_forged_copy(runs, entry, field):
     path = runs / "stages" / "cell" / entry.path.name
     stage = json.loads(path.read_text())
     stage["value"] = entry.words["spec"]
-    path.write_bytes(text_of(stage))
+    path.write_bytes(json_text(stage))
     assert_named(entry, entry.words, f"spec.{field}")
 
 
@@ -97,7 +97,7 @@ def test_components_are_forged_along(runs, entry):
     path = runs / "stages" / "cell" / entry.path.name
     stage = json.loads(path.read_text())
     stage["components"]["artefact"]["pruner"] = stage["value"]["pruner"] = "magnitude"
-    path.write_bytes(text_of(stage))
+    path.write_bytes(json_text(stage))
     assert_named(entry, entry.words, "its id is not the hash of its cell's components")
 
 
@@ -165,8 +165,8 @@ def test_older_records_without_components_are_valid(runs):
     publish(Store(runs), runs.parent, "set")
     folder = runs.parent / "results" / "set"
     shutil.rmtree(folder / "cells")
-    verdicts = judged([Entry(path, folder / "samples") for path in sorted(folder.glob("*.json"))], runs.parent)
-    assert [(verdict.faults, verdict.components) for verdict in verdicts] == [((), False)] * 2
+    checked = verdicts([Entry(path, folder / "samples") for path in sorted(folder.glob("*.json"))], runs.parent)
+    assert [(verdict.faults, verdict.components) for verdict in checked] == [((), False)] * 2
 
 
 def test_a_latency_that_was_aimed_at_twice(runs):
@@ -389,7 +389,7 @@ def rich(runs):
     (score,) = payload["scores"].values()
     visits = store.read_side_file(latency["samples"])["pruned"]
     name = store.side_file({"visits": visits})
-    work = sustained.of([Samples(**visit) for visit in visits], 1.5, latency["clock"], name)
+    work = sustained.from_visits([Samples(**visit) for visit in visits], 1.5, latency["clock"], name)
     latency["sustained"], payload["spec"]["sustain"] = work.model_dump(mode="json"), 1.0
     payload["artefact"]["told"] = {"steps": 3}
     score |= {"notes": ["a note"], "texts": [{"prompt": "a", "dense": "b", "pruned": "c"}]}
@@ -398,7 +398,7 @@ def rich(runs):
     payload["conformance"] = {"kit": "2", "passed": 18, "of": 20}
     stage = json.loads((runs / "stages" / "cell" / entry.path.name).read_text())
     stage["value"] = payload["spec"]
-    (runs / "stages" / "cell" / entry.path.name).write_bytes(text_of(stage))
+    (runs / "stages" / "cell" / entry.path.name).write_bytes(json_text(stage))
     reseal(entry.path, payload)
     assert faults(entry) == ()
     return entry
@@ -468,9 +468,9 @@ def test_text_of_a_record_does_not_reach_the_terminal_as_it_is(runs, entry, comm
 
         def again(entry, folder, on_progress):
             on_progress(EVIL)
-            raise rerun.CannotBeMade(EVIL)
+            raise rerun.CannotRerun(EVIL)
 
-        monkeypatch.setattr(rerun, "again", again)
+        monkeypatch.setattr(rerun, "rerun_record", again)
     asked = {
         "validate": ["validate"],
         "compare": ["compare", payload["id"], payload["id"]],
@@ -492,9 +492,9 @@ def test_a_record_that_changed_while_it_was_made_again(runs, entry, monkeypatch)
 
     def again(entry, folder, on_progress):
         reseal(entry.path, other)
-        return rerun.Again(entry, entry.record, [], [])
+        return rerun.Rerun(entry, entry.record, [], [])
 
-    monkeypatch.setattr(rerun, "again", again)
+    monkeypatch.setattr(rerun, "rerun_record", again)
     done = CliRunner().invoke(cli, ["verify", "--cell", entry.path.stem], env={"HARNESS_RUNS": str(runs)})
     assert done.exit_code == 3
     assert "was changed while its command ran" in done.output

@@ -16,7 +16,7 @@ from contextlib import suppress
 import pytest
 
 from harness.errors import EnvironmentFault, HarnessError, UsageError
-from harness.records.files import put
+from harness.records.files import write_file
 from harness.records.store import Store
 
 from ..conftest import ROOT
@@ -190,14 +190,14 @@ def scratch_of(store, locked, **changes):
     """Scratch as another process would have left it; `locked` keeps its lock."""
     from dataclasses import replace
 
-    from harness.system.locks import Owner, hold
+    from harness.system.locks import Owner, create_locked
 
     shared = store.path("tmp")
     shared.mkdir(exist_ok=True)
     owner = replace(Owner.here(shared), **changes)
     folder = shared / f"{owner}-{'0' * 12}"
     (folder / "artefact-x.0").mkdir(parents=True)
-    lock = hold(folder / "lock")
+    lock = create_locked(folder / "lock")
     if not locked:
         os.close(lock)
     return folder
@@ -440,7 +440,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch,
     page.write_text("old")
     fail(monkeypatch, "os.fsync", number)
     with pytest.raises(EnvironmentFault) as caught:
-        put(page, b"new")
+        write_file(page, b"new")
     assert remedy in caught.value.remedy
     assert "HARNESS_RUNS" not in caught.value.remedy  # it is not the runs folder
     assert page.read_text() == "old"
@@ -623,7 +623,7 @@ CACHES = {  # by the variables that name a folder
 @pytest.mark.parametrize("kind", CACHES)
 def test_a_cache_that_cannot_be_written_is_said_with_a_remedy(tmp_path, monkeypatch, kind):
     from harness.models.loading.cache import once
-    from harness.system.host import note, notes
+    from harness.system.host import add_cache_notes, read_cache_notes
 
     (tmp_path / "closed").mkdir(mode=0o555)
     (tmp_path / "mine.txt").write_text("mine")
@@ -631,10 +631,10 @@ def test_a_cache_that_cannot_be_written_is_said_with_a_remedy(tmp_path, monkeypa
         monkeypatch.setenv(name, value.format(tmp_path))
 
     def work():
-        note("hashes.json", {"a": 1})  # what is only remembered is measured again
+        add_cache_notes("hashes.json", {"a": 1})  # what is only remembered is measured again
         with pytest.raises(EnvironmentFault) as caught:
             once("model", lambda folder: None)
-        return [caught.value.cause, caught.value.remedy, notes("hashes.json")]
+        return [caught.value.cause, caught.value.remedy, read_cache_notes("hashes.json")]
 
     cause, remedy, known = forked(work)
     assert str(tmp_path) in cause

@@ -13,7 +13,7 @@ from harness.latency.cost_table import table_store
 from harness.latency.cost_table.cost_model import CostModel
 from harness.latency.cost_table.regression import sizes
 from harness.latency.cost_table.shape_timer import Visits
-from harness.latency.cost_table.table import CostTable, Curve, Fit, anatomy_mark, classes
+from harness.latency.cost_table.table import CostTable, Curve, Fit, anatomy_hash, classes
 from harness.models.architectures.lookup import anatomy_of
 from harness.models.loading.cards import card
 from harness.records.store import Store
@@ -31,7 +31,7 @@ def table() -> CostTable:
     features = sizes(ANATOMY, {})
     return CostTable(
         model="tiny",
-        anatomy=anatomy_mark(ANATOMY),
+        anatomy=anatomy_hash(ANATOMY),
         params=ANATOMY.params(),
         device=DEVICE,
         runtime="eager",
@@ -110,7 +110,7 @@ def test_a_table_from_outside(tmp_path, words, fault):
     SPOILS[fault](words)
     path = tmp_path / "table.json"
     path.write_text(json.dumps(words))
-    refused(lambda: table_store.read(path), tmp_path, str(path), "--export", codes=(2,))
+    refused(lambda: table_store.load_table(path), tmp_path, str(path), "--export", codes=(2,))
 
 
 TEXTS = {
@@ -132,7 +132,7 @@ TEXTS = {
 def test_a_table_that_is_none(tmp_path, fault):
     path = tmp_path / "table.json"
     path.write_bytes(TEXTS[fault])
-    refused(lambda: table_store.read(path), tmp_path, str(path), "--export", codes=(2,))
+    refused(lambda: table_store.load_table(path), tmp_path, str(path), "--export", codes=(2,))
 
 
 @pytest.mark.parametrize("fault", [*ODD_FILES, "nothing"])
@@ -140,14 +140,14 @@ def test_something_else_in_the_place_of_a_table(tmp_path, fault):
     path = tmp_path / "table.json"
     if fault != "nothing":
         odd_files(path)[fault]()
-    refused(lambda: table_store.read(path), tmp_path, "table.json", codes=(2,))
+    refused(lambda: table_store.load_table(path), tmp_path, "table.json", codes=(2,))
 
 
 # --- the store's own tables ---
 
 
 def find(store: Store) -> CostTable | None:
-    return table_store.Shelf(store).find(ANATOMY, DEVICE, "eager", "fp32", WORKLOAD)
+    return table_store.TableStore(store).find(ANATOMY, DEVICE, "eager", "fp32", WORKLOAD)
 
 
 STORED = {
@@ -172,7 +172,7 @@ STORED = {
 @pytest.mark.parametrize("fault", STORED)
 def test_a_table_in_the_store_that_does_not_fit(runs, words, fault):
     store = Store()
-    path = table_store.Shelf(store).put(table())
+    path = table_store.TableStore(store).put(table())
     assert find(store) == table()
     STORED[fault](words)
     path.write_text(json.dumps(words))
@@ -233,7 +233,7 @@ def test_a_place_that_a_table_cannot_be_written_to(tmp_path, fault):
         path = tmp_path / ("x" * 300)
     else:
         odd_files(path)[fault]()
-    refused(lambda: table_store.must_be_writable(path), tmp_path, path.name[:50], codes=(2, 3))
+    refused(lambda: table_store.check_writable(path), tmp_path, path.name[:50], codes=(2, 3))
 
 
 def test_an_export_that_fails_leaves_what_was_there(tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ def test_a_data_folder_that_is_none(fault, folder, monkeypatch):
             texts.folders()
         return
     with refused(folder, EnvironmentFault, f"HARNESS_DATA={root} is not a folder"):
-        resolve.evaluations(["c4"], "quick")
+        resolve.resolve_evaluators(["c4"], "quick")
 
 
 def test_a_text_that_goes_away_before_it_is_read(folder):
@@ -317,7 +317,7 @@ TABLES = {
 def evaluate(label, limit=None):
     """All of an evaluator, from planning to its scores."""
     model, anatomy = tiny_models.tiny("llama, grouped")
-    (evaluation,), missing = resolve.evaluations([label], "quick")
+    (evaluation,), missing = resolve.resolve_evaluators([label], "quick")
     assert not missing
     context = tiny_models.context(anatomy, tokenizer=byte_tokenizer(), calibration=None, limit=limit)
     return evaluation.build().evaluate(model, context)
@@ -406,7 +406,7 @@ def test_benchmarks_stay_offline(name, no_network, monkeypatch, tmp_path):
     monkeypatch.setattr(rows, "_in_package", lambda _: {})
     rows._head.cache_clear()
     with refused(tmp_path, EnvironmentFault, "not on this machine"):
-        resolve.evaluations([name], "quick")
+        resolve.resolve_evaluators([name], "quick")
     rows._head.cache_clear()
     assert not no_network
 

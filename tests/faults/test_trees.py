@@ -251,9 +251,9 @@ def test_pages_from_before_the_mark_are_replaced_where_they_stand(full):
 def test_a_page_from_before_the_mark_is_known_by_its_old_text(tmp_path, line):
     page = tmp_path / "page.md"
     page.write_text(f"# A page\n\n{line}\n")
-    assert site.foreign(page) == ""
+    assert site.why_not_generated(page) == ""
     page.write_text("# A page\n\nmine\n")
-    assert site.foreign(page) == f"{page} was not made by harness leaderboard"
+    assert site.why_not_generated(page) == f"{page} was not made by harness leaderboard"
 
 
 BAD = {
@@ -308,7 +308,7 @@ def test_a_disk_that_fills_up_leaves_whole_pages(full, monkeypatch, at):
     assert set(contents(full)) == {*old, *(name for name in contents(full) if not name.endswith((".md", ".svg")))}
     assert all((full / name).read_text() in (old[name], new[name]) for name in old)
     site.write(full, new)
-    assert site.differing(full, new) == {}
+    assert site.find_changes(full, new) == {}
 
 
 # --- --html ---

@@ -98,7 +98,7 @@ def test_a_graph_is_pushed_timed_and_taken_away(phone, converted):
 @pytest.mark.slow
 def test_the_commands_profile_it_and_meet_a_latency_on_it(phone, converted, tmp_path):
     phone()
-    record = fake_machine.commands(cli, "nnapi", tmp_path / "runs")
+    record = fake_machine.profile_and_run(cli, "nnapi", tmp_path / "runs")
     assert record["status"] in ("ok", "unstable", "over_budget"), record["reason"]  # here a stand-in is timed
     assert record["budget"]["achieved"] < 0.75 or record["status"] != "ok"
     assert record["latency"]["prefill:1x16"]["provenance"] == "simulated"
@@ -137,7 +137,7 @@ def test_an_environment_that_cannot_be_made_says_so_and_is_not_there(tmp_path, m
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     packages = ["no-such-package-of-harness==1.0"]
     with pytest.raises(Exception, match="the environment of broken cannot be made"):
-        isolated_env.python("broken", packages)
+        isolated_env.interpreter("broken", packages)
     assert not isolated_env.is_ready("broken", packages)
 
 
@@ -153,7 +153,7 @@ def test_what_is_converted_computes_the_same(tmp_path):
         path = tflite_model.export(made, Workload.parse(workload), tmp_path / workload[:5])
         done = subprocess.run(
             [
-                isolated_env.python(tflite_model.NAME, tflite_model.PACKAGES),
+                isolated_env.interpreter(tflite_model.NAME, tflite_model.PACKAGES),
                 "-c",
                 RUN,
                 path,

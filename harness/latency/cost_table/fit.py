@@ -10,7 +10,7 @@ from harness.api import Shape
 from harness.latency import timing_stats
 from harness.latency.cost_table import regression
 from harness.latency.cost_table.cost_model import CostModel
-from harness.latency.cost_table.shape_timer import Bench
+from harness.latency.cost_table.shape_timer import ShapeTimer
 from harness.latency.cost_table.table import CostTable, Validation
 from harness.models.anatomy.core import Anatomy
 from harness.pruning.allocate import uniform
@@ -50,7 +50,7 @@ def chosen_shapes(anatomy: Anatomy) -> dict[str, Shape]:
     }
 
 
-def fit(table: CostTable, anatomy: Anatomy, count: int, bench: Bench, run: Run) -> None:
+def fit(table: CostTable, anatomy: Anatomy, count: int, bench: ShapeTimer, run: Run) -> None:
     """Fit the table to whole models, where sub-layers cost something else than alone."""
     usual = [uniform(anatomy, ratio) for ratio in (0.15, 0.45, 0.75)]  # the shapes that users ask for most
     uneven = random_shapes(anatomy, count - len(usual), "fit")
@@ -67,7 +67,7 @@ def fit(table: CostTable, anatomy: Anatomy, count: int, bench: Bench, run: Run) 
     )
 
 
-def judge(table: CostTable, anatomy: Anatomy, count: int, bench: Bench, run: Run) -> None:
+def validate_table(table: CostTable, anatomy: Anatomy, count: int, bench: ShapeTimer, run: Run) -> None:
     """Validate the table on shapes that neither its curves nor its fit have seen."""
     chosen = {f"judge {name}": shape for name, shape in chosen_shapes(anatomy).items()}
     unseen = {f"judge {i}": shape for i, shape in enumerate(random_shapes(anatomy, count, "judge"))}
@@ -75,7 +75,7 @@ def judge(table: CostTable, anatomy: Anatomy, count: int, bench: Bench, run: Run
     table.validation = _validation(CostModel(table, anatomy), unseen, chosen, bench)
 
 
-def _validation(model: CostModel, unseen: dict[str, Shape], chosen: dict[str, Shape], bench: Bench) -> Validation:
+def _validation(model: CostModel, unseen: dict[str, Shape], chosen: dict[str, Shape], bench: ShapeTimer) -> Validation:
     """Compare predicted and measured times of shapes, by their names among the visits."""
     measured = [bench.time(name) for name in unseen]
     predicted = [model.time(shape) for shape in unseen.values()]

@@ -17,9 +17,9 @@ from harness.api import Device, Shape, TimingPlan, Workload
 from harness.devices.attributes import torch_device
 from harness.errors import HarnessError
 from harness.latency.cost_table import fit
-from harness.latency.cost_table.shape_timer import BETWEEN, Bench, Visits
-from harness.latency.cost_table.table import CostTable, Curve, anatomy_mark, classes
-from harness.latency.random_models import Pool
+from harness.latency.cost_table.shape_timer import BETWEEN, ShapeTimer, Visits
+from harness.latency.cost_table.table import CostTable, Curve, anatomy_hash, classes
+from harness.latency.random_models import RandomWeights
 from harness.models.anatomy.core import Anatomy
 from harness.models.counting import BYTES
 
@@ -50,7 +50,7 @@ PLAN = TimingPlan(warmup=0, iterations=2, seconds=0.02)
 
 
 @dataclass
-class Target:
+class ProfileTarget:
     """What a cost table is measured for."""
 
     model: str
@@ -62,16 +62,16 @@ class Target:
     preset: str
 
 
-def copies(anatomy: Anatomy, name: str, dtype: str) -> int:
+def layers_beyond_cache(anatomy: Anatomy, name: str, dtype: str) -> int:
     """How many layers a model needs so that its weights come from memory, as those of the whole model do."""
     sites = classes(anatomy)[name]
     size = anatomy.site_params(sites[0], sites[0].units) * BYTES[dtype]
     return min(len(sites), max(2, -(-OUT_OF_CACHE // size)))
 
 
-def alone(anatomy: Anatomy, name: str, units: int, dtype: str) -> Shape:
+def single_class_shape(anatomy: Anatomy, name: str, units: int, dtype: str) -> Shape:
     """The shape of a model that has only sites of one class, each with this many units."""
-    chosen = classes(anatomy)[name][: copies(anatomy, name, dtype)]
+    chosen = classes(anatomy)[name][: layers_beyond_cache(anatomy, name, dtype)]
     return {**anatomy.empty(), **{site.name: units for site in chosen}}
 
 
@@ -88,7 +88,7 @@ class Profile:
 
     def __init__(
         self,
-        target: Target,
+        target: ProfileTarget,
         device: Device,
         visits: Visits,
         save: Callable[[Visits], None],
@@ -104,16 +104,16 @@ class Profile:
         self.started = time.process_time()
         self.earlier_seconds = visits.seconds
         self.edges_deadline = 0.0  # on the monotonic clock; 0 before the search for edges
-        self.pool = Pool(self.anatomy, self.dtype, torch_device(device))
+        self.pool = RandomWeights(self.anatomy, self.dtype, torch_device(device))
         self.classes = classes(self.anatomy)
-        self.bench = Bench(
+        self.bench = ShapeTimer(
             device, self.pool, target.workload, target.device["clock"], PLAN, self._reference(), visits, self._visited
         )
 
     def _reference(self) -> Shape:
         """The shape that has only the class with most parameters, uncut."""
         largest = max(self.classes, key=lambda name: self.anatomy.site_params(self.classes[name][0], 10**6))
-        return alone(self.anatomy, largest, self.classes[largest][0].units, self.dtype)
+        return single_class_shape(self.anatomy, largest, self.classes[largest][0].units, self.dtype)
 
     def _visited(self) -> None:
         """After some visits: store them and report the progress."""
@@ -147,7 +147,7 @@ class Profile:
             return self._validate(table)
 
     def _validate(self, table: CostTable) -> CostTable:
-        fit.judge(table, self.anatomy, self.effort.unseen, self.bench, self._run)
+        fit.validate_table(table, self.anatomy, self.effort.unseen, self.bench, self._run)
         return self._with_effort(table)
 
     def _with_effort(self, table: CostTable) -> CostTable:
@@ -158,7 +158,7 @@ class Profile:
 
     def _measure_table(self) -> CostTable:
         points = {
-            self._point(name, units): alone(self.anatomy, name, units, self.dtype)
+            self._point(name, units): single_class_shape(self.anatomy, name, units, self.dtype)
             for name, sites in self.classes.items()
             for units in grid(sites[0].units, self.effort.coarse)
         }
@@ -177,7 +177,7 @@ class Profile:
         if not units:
             return 0.0
         total = self.bench.time(self._point(name, units)) - self.bench.time("widths none")
-        return max(0.0, total / copies(self.anatomy, name, self.dtype))
+        return max(0.0, total / layers_beyond_cache(self.anatomy, name, self.dtype))
 
     def widths(self, name: str) -> list[int]:
         """The widths of a class that were measured."""
@@ -231,7 +231,10 @@ class Profile:
         return abs(self.cost(name, high) - self.cost(name, low)) * len(self.classes[name])
 
     def _measure(self, points: set[tuple[str, int]]) -> None:
-        shapes = {self._point(name, units): alone(self.anatomy, name, units, self.dtype) for name, units in points}
+        shapes = {
+            self._point(name, units): single_class_shape(self.anatomy, name, units, self.dtype)
+            for name, units in points
+        }
         self._run("widths", dict(sorted(shapes.items())), self.effort.rounds)
 
     def _may_hide_step(self, name: str, low: int, high: int) -> bool:
@@ -262,7 +265,7 @@ class Profile:
             curves[name] = Curve(units=[0, *widths], ns=[0.0, *ns], noise=self.bench.noise())
         return CostTable(
             model=target.model,
-            anatomy=anatomy_mark(self.anatomy),
+            anatomy=anatomy_hash(self.anatomy),
             params=self.anatomy.params(),
             device=target.device,
             runtime=target.runtime,

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.api import Device, Shape, TimingPlan, Workload
 from harness.devices.attributes import copies_weights
-from harness.latency.random_models import Pool
+from harness.latency.random_models import RandomWeights
 
 BETWEEN = 4  # visits to shapes between two visits to the reference
 MAX_OPEN = 80  # models that are open at a time
@@ -77,13 +77,13 @@ class Visits:
         return statistics.median(self.references)
 
 
-class Bench:
+class ShapeTimer:
     """Times shapes on a device with random weights. Models stay open while they are visited again."""
 
     def __init__(
         self,
         device: Device,
-        pool: Pool,
+        pool: RandomWeights,
         workload: Workload,
         clock: str,
         plan: TimingPlan,

@@ -15,7 +15,7 @@ def isotonic(values: np.ndarray) -> np.ndarray:
     return isotonic_regression(values).x
 
 
-def treads(rising: np.ndarray) -> np.ndarray:
+def step_lengths(rising: np.ndarray) -> np.ndarray:
     """The lengths of the steps: how many units in a row cost the same."""
     risers = np.flatnonzero(np.diff(rising) > 1e-9 * max(float(rising[-1]), 1e-30))
     return np.diff(np.concatenate([[-1], risers, [len(rising) - 1]]))
@@ -47,7 +47,7 @@ class Smooth:
     def __init__(self, staircase: np.ndarray) -> None:
         rising = isotonic(np.asarray(staircase, dtype=np.float64))
         units = len(rising) - 1
-        half = round(min(max(units / 12, treads(rising).max()), units / 3) / 2) + 1
+        half = round(min(max(units / 12, step_lengths(rising).max()), units / 3) / 2) + 1
         sums = np.concatenate([[0.0], np.cumsum(rising)])
         at = np.arange(len(rising))
         reach = np.minimum(half, np.minimum(at, len(rising) - 1 - at))

@@ -144,7 +144,7 @@ def table_key(anatomy: str, device: Mapping[str, Any], runtime: str, dtype: str,
     return keys.key("table", parts | {"version": VERSION})
 
 
-def anatomy_mark(anatomy: Anatomy) -> str:
+def anatomy_hash(anatomy: Anatomy) -> str:
     """A hash of what a model's time depends on: the shapes of its tensors, its sites and its attention windows."""
     windows = architecture(anatomy.architecture).windows(anatomy)
     units = {name: site.units for name, site in anatomy.sites.items()}

@@ -15,20 +15,20 @@ from pydantic import ValidationError
 from harness.api import Device, DeviceInfo, DeviceSpec, Workload
 from harness.errors import EnvironmentFault, HarnessError, UsageError, one_line
 from harness.latency.cost_table.cost_model import CostModel
-from harness.latency.cost_table.table import CostTable, anatomy_mark, table_key
+from harness.latency.cost_table.table import CostTable, anatomy_hash, table_key
 from harness.models.anatomy.core import Anatomy
-from harness.records.files import put
+from harness.records.files import write_file
 from harness.records.store import Store
 from harness.system import reading
 
 if TYPE_CHECKING:
-    from harness.latency.cost_table.profile import Profile, Target
+    from harness.latency.cost_table.profile import Profile, ProfileTarget
 
 
 MAX_BYTES = 4 * 2**20  # of a file with a table; those of the paper preset have a few hundred thousand
 
 
-def device_words(device: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
+def device_payload(device: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
     """The facts that two devices must share for a table to hold for both."""
     return {
         "name": device.name,
@@ -38,7 +38,7 @@ def device_words(device: DeviceSpec, info: DeviceInfo) -> dict[str, Any]:
     }
 
 
-class Shelf:
+class TableStore:
     """The cost tables of a runs folder."""
 
     def __init__(self, store: Store) -> None:
@@ -51,7 +51,7 @@ class Shelf:
         self, anatomy: Anatomy, device: dict[str, Any], runtime: str, dtype: str, workload: Workload
     ) -> CostTable | None:
         """The stored table, or None. A file that cannot be used is set aside."""
-        key = table_key(anatomy_mark(anatomy), device, runtime, dtype, str(workload))
+        key = table_key(anatomy_hash(anatomy), device, runtime, dtype, str(workload))
         path = self.path(key)
         payload = self.store.read(path)
         if payload is None:
@@ -78,7 +78,7 @@ class Shelf:
 
     def fill(
         self,
-        target: Target,
+        target: ProfileTarget,
         device: Device,
         on_progress: Callable[[str, int, int], None] = lambda *_: None,
         again: bool = False,
@@ -94,7 +94,7 @@ class Shelf:
             judge: Validate the table if it has not been validated.
         """
         where = (target.anatomy, target.device, target.runtime, target.dtype, target.workload)
-        key = table_key(anatomy_mark(target.anatomy), *where[1:4], str(target.workload))
+        key = table_key(anatomy_hash(target.anatomy), *where[1:4], str(target.workload))
         with self.store.lock(f"table-{key}"):
             table = self.find(*where)
             coarse = table is not None and target.preset == "paper" and table.preset == "quick"
@@ -125,7 +125,7 @@ class Shelf:
 
     def _profile(
         self,
-        target: Target,
+        target: ProfileTarget,
         device: Device,
         on_progress: Callable[[str, int, int], None],
         progress: Path,
@@ -159,10 +159,10 @@ class Shelf:
 
 def export(table: CostTable, path: Path) -> None:
     """Write a table to a file that `read` reads."""
-    put(path, (json.dumps(table.words(), indent=1, sort_keys=True) + "\n").encode())
+    write_file(path, (json.dumps(table.words(), indent=1, sort_keys=True) + "\n").encode())
 
 
-def must_be_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raise if a file cannot be written. Checked before the minutes that a measurement takes."""
     if os.path.lexists(path) and not path.is_file():
         raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}", "give a file")
@@ -174,7 +174,7 @@ def must_be_writable(path: Path) -> None:
         raise EnvironmentFault(f"cannot write {path}: {error.strerror}", "give a file that can be written") from error
 
 
-def read(path: Path) -> CostTable:
+def load_table(path: Path) -> CostTable:
     """The table in a file that `export` wrote."""
     remedy = "give a file that --export wrote"
     with reading.parsing(path, "a cost table", remedy, UsageError):

@@ -17,7 +17,7 @@ WRITING = timedelta(hours=1)  # allowed between the end of a run and its first l
 AHEAD = timedelta(days=1)  # by which this machine's clock may be slow
 
 
-def agreement(trust: Trust, commit: str) -> str:
+def agreement_line(trust: Trust, commit: str) -> str:
     """The line of history for a row that was run again and agreed."""
     return f"{trust}: {_AGAIN}{commit}, in agreement"
 

@@ -17,9 +17,9 @@ from harness import plugins
 from harness.cell.budget_check import AIM_BELOW
 from harness.errors import HarnessError
 from harness.latency import timing
-from harness.records.keys import canonical, explain, key
+from harness.records.keys import canonical, differing_components, key
 from harness.records.schema import Record
-from harness.resolve import unusual
+from harness.resolve import changed_parameters
 from harness.system.reading import Unreadable, content, json_value
 
 FOLDER = "cells"
@@ -100,7 +100,7 @@ def faults(record: Record, cell: Cell) -> Iterator[str]:
     for name, claim, component in (*_claims(record, parts), ("spec", record.spec.model_dump(mode="json"), cell.spec)):
         if (isinstance(claim, str) and claim == component) or canonical(claim) == canonical(component):
             continue
-        for path, in_record, in_cell in explain({name: claim}, {name: component}):
+        for path, in_record, in_cell in differing_components({name: claim}, {name: component}):
             differences.setdefault(path, f"{path} is {in_record} in the record, {in_cell} in its cell's components")
     yield from differences.values()
     yield from _labels(record, parts)
@@ -246,8 +246,8 @@ def _unusual(record: Record, parts: dict[str, Any]) -> Iterator[str]:
     pruner = record.spec.pruner
     if record.unusual is None or parts["artefact"].get("version") != _version(pruner):
         return
-    by_preset = unusual(plugins.registry().specs["pruner"][pruner], record.spec)
-    for path, in_record, expected in explain({"unusual": record.unusual}, {"unusual": by_preset}):
+    by_preset = changed_parameters(plugins.registry().specs["pruner"][pruner], record.spec)
+    for path, in_record, expected in differing_components({"unusual": record.unusual}, {"unusual": by_preset}):
         yield f"{path} is {in_record} in the record, {expected} by its preset"
 
 

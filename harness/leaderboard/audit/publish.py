@@ -17,9 +17,9 @@ from pathlib import Path
 
 from harness.errors import EnvironmentFault, HarnessError, UsageError, describe
 from harness.leaderboard.audit import identity
-from harness.leaderboard.audit.validate import judged, named_samples
+from harness.leaderboard.audit.validate import named_samples, verdicts
 from harness.leaderboard.entries import BadRecord, Entry
-from harness.records.files import guarded, put
+from harness.records.files import disk_errors, write_file
 from harness.records.keys import canonical
 from harness.records.sample_files import SIDE_FILE, check_side_file
 from harness.records.schema import TRUST
@@ -65,9 +65,9 @@ class Changes:
 
     def carry_out(self) -> None:
         for path, source in (*self.evidence.items(), *self.records.items()):
-            put(path, _read(source) if isinstance(source, Path) else source)
+            write_file(path, _read(source) if isinstance(source, Path) else source)
         for path in self.removals:
-            with guarded(path.parent, ""):
+            with disk_errors(path.parent, ""):
                 path.unlink(missing_ok=True)
 
 
@@ -92,7 +92,7 @@ def publish(store: Store, target: Path, name: str, cells: Sequence[str] = (), ch
         if check:
             _plan_changes(valid, outcome)
             return outcome
-        with guarded(folder, ""):
+        with disk_errors(folder, ""):
             folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder):
             _plan_changes(valid, outcome).carry_out()
@@ -123,7 +123,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     if fcntl is None:  # Windows cannot lock a folder
         yield
         return
-    with guarded(folder, ""):
+    with disk_errors(folder, ""):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # the file system has no locks
@@ -140,7 +140,7 @@ def _valid_records(store: Store, cells: Sequence[str], outcome: Published) -> di
     """The newest record of each request, among those that pass validation without reservations."""
     valid: dict[str, Entry] = {}
     entries = _selection(store, cells, outcome)
-    for entry, verdict in zip(entries, judged(entries, store.root), strict=True):
+    for entry, verdict in zip(entries, verdicts(entries, store.root), strict=True):
         reasons = [*verdict.faults, *verdict.reservations]
         if not reasons and not verdict.components:
             reasons = [f"the components of its cell are not in {store.root}: {identity.AGAIN}"]
@@ -292,7 +292,7 @@ def _unneeded(folder: Path, published: dict[str, Entry]) -> Iterator[Path]:
     needed = {identity.published_path(side, cell) for cell in published}
     needed |= {side / name for entry in published.values() for name in named_samples(entry.words)}
     for subfolder, pattern in _REMOVABLE.items():
-        unfinished = re.compile(rf"\.{pattern.pattern}\.\d+")
+        unfinished = re.compile(rf"\.{pattern.pattern}\.[0-9a-f]+")
         paths = sorted((folder / subfolder).iterdir()) if (folder / subfolder).is_dir() else []
         for path in paths:
             is_ours = unfinished.fullmatch(path.name) or (subfolder and pattern.fullmatch(path.name))

@@ -18,21 +18,21 @@ from harness.leaderboard import significance
 from harness.leaderboard.audit import history
 from harness.leaderboard.audit.publish import exclusive
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.rows import ranked
-from harness.records.command_line import reproduce
-from harness.records.files import put, text_of
+from harness.leaderboard.rows import quality_scores
+from harness.records.command_line import command_of
+from harness.records.files import json_text, write_file
 from harness.records.schema import TRUST, Change, Latency, Record, Trust
 
 ERROR_RATE = 0.01  # probability of calling an honest score different
 ROUNDING = 1e-3  # share of a score that other versions of libraries may change by rounding
 
 
-class CannotBeMade(EnvironmentFault):
+class CannotRerun(EnvironmentFault):
     """The command of a record cannot be run on this machine."""
 
 
 @dataclass
-class Again:
+class Rerun:
     """A record, the one that was made to check it, where they contradict each other, and what else differs."""
 
     entry: Entry
@@ -41,7 +41,7 @@ class Again:
     notes: list[str]
 
 
-def drawn(entries: Sequence[Entry], count: int, seed: int | None) -> list[Entry]:
+def sample_entries(entries: Sequence[Entry], count: int, seed: int | None) -> list[Entry]:
     """A random sample of the finished records."""
     finished = [entry for entry in entries if entry.words["status"] == "ok"]
     if not finished:
@@ -49,9 +49,9 @@ def drawn(entries: Sequence[Entry], count: int, seed: int | None) -> list[Entry]
     return random.Random(seed).sample(finished, min(count, len(finished)))
 
 
-def again(entry: Entry, folder: Path, on_start: Callable[[str], None]) -> Again:
+def rerun_record(entry: Entry, folder: Path, on_start: Callable[[str], None]) -> Rerun:
     """Run the record's command with an empty runs folder. `on_start` gets the command line."""
-    arguments = shlex.split(reproduce(entry.record))
+    arguments = shlex.split(command_of(entry.record))
     on_start(shlex.join(arguments))
     command = [sys.executable, "-m", "harness", *arguments[1:], "--json"]
     environment = {**os.environ, "HARNESS_RUNS": str(folder)}
@@ -59,12 +59,12 @@ def again(entry: Entry, folder: Path, on_start: Callable[[str], None]) -> Again:
     try:
         made = Record.model_validate(json.loads(process.stdout))
     except ValueError:
-        raise CannotBeMade(
+        raise CannotRerun(
             f"{entry.record.id[:12]} cannot be run again here: harness ended with {process.returncode}",
             "its messages are above",
         ) from None
     fresh = Entry(folder / "records" / f"{made.id}.json", folder / "samples")
-    return Again(entry, made, list(differences(entry, fresh)), list(notes(entry.record, made)))
+    return Rerun(entry, made, list(differences(entry, fresh)), list(notes(entry.record, made)))
 
 
 def differences(entry: Entry, fresh: Entry) -> Iterator[str]:
@@ -74,8 +74,8 @@ def differences(entry: Entry, fresh: Entry) -> Iterator[str]:
         yield f"{new.status} instead of {old.status}: {new.reason}"
         return
     # Scores on the same documents must not differ significantly.
-    for name, score in ranked(old).items():
-        new_score = ranked(new).get(name)
+    for name, score in quality_scores(old).items():
+        new_score = quality_scores(new).get(name)
         if new_score is None:
             yield f"{name} was not scored"
             continue
@@ -118,18 +118,18 @@ def notes(old: Record, new: Record) -> Iterator[str]:
         yield f"other versions of {', '.join(changed)}"
 
 
-def note(result: Again, trust: Trust, command: str) -> Record:
+def save_outcome(result: Rerun, trust: Trust, command: str) -> Record:
     """Write the outcome into the record's file. Raises CannotBeMade if another process changed the file meanwhile."""
     entry = result.entry
     with exclusive(entry.path.parent):
         if Entry(entry.path, entry.side).words != entry.words:
-            raise CannotBeMade(f"{entry.path} was changed while its command ran", "verify it once more")
-        record = learned(result, trust, command)
-        put(entry.path, text_of(record.words()))
+            raise CannotRerun(f"{entry.path} was changed while its command ran", "verify it once more")
+        record = with_outcome(result, trust, command)
+        write_file(entry.path, json_text(record.words()))
     return record
 
 
-def learned(result: Again, trust: Trust, command: str) -> Record:
+def with_outcome(result: Rerun, trust: Trust, command: str) -> Record:
     """The record with a new line of history and its new trust. Neither is part of its digest.
 
     Disagreement takes a record's trust back to self-reported; agreement never lowers it.
@@ -140,7 +140,7 @@ def learned(result: Again, trust: Trust, command: str) -> Record:
         trust, text = TRUST[0], history.disagreement(commit, result.differences)
     else:
         trust = max(trust, record.trust, key=TRUST.index)
-        text = history.agreement(trust, commit)
+        text = history.agreement_line(trust, commit)
     change = Change(when=now(), what=text, command=command)
     return record.model_copy(update={"trust": trust, "history": [*record.history, change]}).sealed()
 

@@ -12,7 +12,7 @@ from harness.evaluation import score_stats
 from harness.leaderboard.audit.recount import apart
 from harness.leaderboard.entries import Entry, documents_of
 from harness.records.keys import canonical
-from harness.records.sample_files import SIDE_FILE, side_words
+from harness.records.sample_files import SIDE_FILE, load_side_file
 from harness.records.schema import ScoreRecord
 
 Dense = Mapping[str, Sequence[Path]]  # how a dense model was scored, and the side files with such scores
@@ -53,7 +53,7 @@ def _dense_documents(entry: Entry, name: str, dense: Dense) -> list[Mapping[str,
     candidates = []
     for path in dense.get(_dense_request(entry, name), ()):
         with suppress(HarnessError):  # reported for the record that names it
-            candidates.append(documents_of(path, side_words(path)))
+            candidates.append(documents_of(path, load_side_file(path)))
     return [documents for documents in candidates if documents]
 
 
@@ -67,7 +67,7 @@ def unverifiable(entry: Entry, dense: Dense) -> Iterator[str]:
 def recompute(entry: Entry, dense: Dense) -> Iterator[str]:
     """Where scores differ from what their samples give."""
     for name, score in entry.record.scores.items():
-        payload = side_words(entry.side / score.samples) if score.samples else None
+        payload = load_side_file(entry.side / score.samples) if score.samples else None
         documents = documents_of(entry.side / score.samples, payload)
         if documents is None:
             continue  # reported as missing
@@ -90,7 +90,7 @@ def _against_dense(entry: Entry, name: str, documents: Mapping[str, float], dens
     recorded = {field: getattr(score, field) for field in DENSE_FIELDS}
     if score.dense_samples:
         path = entry.side / score.dense_samples
-        dense_documents = documents_of(path, side_words(path))
+        dense_documents = documents_of(path, load_side_file(path))
         if dense_documents is not None:  # otherwise reported as missing
             yield from apart(recorded, _dense_figures(documents, dense_documents, score.scale))
     elif score.dense is None:

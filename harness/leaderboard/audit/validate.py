@@ -18,10 +18,10 @@ from harness.leaderboard.audit import history, identity, recount, rescore
 from harness.leaderboard.audit.recount import apart
 from harness.leaderboard.entries import BadRecord, Entry
 from harness.models.saved.contents import folder_sha256
-from harness.records.files import is_text_of
-from harness.records.sample_files import check_side_file, side_words
+from harness.records.files import is_json_text_of
+from harness.records.sample_files import check_side_file, load_side_file
 from harness.records.schema import SCHEMA, UNREAD, Energy, Gate, Latency, MemoryPair, Record
-from harness.system.parallel import spread
+from harness.system.parallel import parallel_map
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Context:
     dense: rescore.Dense
 
 
-def judged(entries: Sequence[Entry], root: Path) -> list[Verdict]:
+def verdicts(entries: Sequence[Entry], root: Path) -> list[Verdict]:
     """The verdict on each record, in order. Files that no record needs are found by `orphans`."""
     context = Context(root, rescore.dense_samples(entries))
-    return spread(partial(_verdict, context=context), entries)
+    return parallel_map(partial(_verdict, context=context), entries)
 
 
 def _verdict(entry: Entry, context: Context) -> Verdict:
@@ -96,7 +96,7 @@ def _schema(entry: Entry, _: Context) -> Iterator[str]:
 
 
 def _written(entry: Entry, _: Context) -> Iterator[str]:
-    if not is_text_of(entry.path.read_bytes(), entry.words):
+    if not is_json_text_of(entry.path.read_bytes(), entry.words):
         yield "its bytes are not those that harness writes: white space, order, or a name that occurs twice"
 
 
@@ -107,7 +107,7 @@ def _status(entry: Entry, _: Context) -> Iterator[str]:
     if (record.status == "ok") == bool(record.reason):
         yield "ok, but with a reason" if record.reason else f"{record.status} without a reason"
     for latency in record.latency.values():
-        failed = gates.failed(record.gates, latency.clock)
+        failed = gates.failed_gates(record.gates, latency.clock)
         if failed and record.status == "ok":
             names = ", ".join(gate.name for gate in failed)
             yield f"ok, though {names} failed, so its {latency.clock} time cannot be trusted"
@@ -131,7 +131,7 @@ def _latencies(entry: Entry, _: Context) -> Iterator[str]:
     record = entry.record
     computed_gates: list[Gate] = []
     for workload, latency in record.latency.items():
-        payload = side_words(entry.side / latency.samples) if latency.samples else None
+        payload = load_side_file(entry.side / latency.samples) if latency.samples else None
         if payload is None:
             return
         dense, pruned, again = ([Samples(**visit) for visit in payload[side]] for side in ("dense", "pruned", "again"))
@@ -152,7 +152,7 @@ def _latencies(entry: Entry, _: Context) -> Iterator[str]:
             if latency.told.get(side, {}) != dict(visits[0].told):
                 yield f"{workload}: what the device reports about the {side} model is not in its samples"
         yield from (f"{workload}: {message}" for message in _sustained(entry, latency))
-        computed_gates += gates.judge([(v.before, v.after) for v in rounds.visits()], latency, workload)
+        computed_gates += gates.evaluate_gates([(v.before, v.after) for v in rounds.visits()], latency, workload)
     differ = {_gate(gate) for gate in record.gates} ^ {_gate(gate) for gate in computed_gates}
     if record.latency and differ:
         yield f"the gates {', '.join(sorted({name for name, *_ in differ}))} do not follow from the samples"
@@ -164,11 +164,16 @@ def _sustained(entry: Entry, latency: Latency) -> Iterator[str]:
     is_short = bool(requested) != (recorded is not None) or (recorded and recorded.seconds < requested)
     if entry.record.status == "ok" and is_short:
         yield f"spec.sustain asks for {requested:g} s of work, the record has {recorded.seconds if recorded else 0:g} s"
-    payload = side_words(entry.side / recorded.samples) if recorded is not None else None
+    payload = load_side_file(entry.side / recorded.samples) if recorded is not None else None
     if recorded is not None and payload is not None:
         visits = [Samples(**visit) for visit in payload["visits"]]
-        computed = sustained.of(visits, recorded.seconds, latency.clock, recorded.samples).model_dump(mode="json")
-        yield from (f"sustained {message}" for message in apart(recorded.model_dump(mode="json"), computed))
+        computed = sustained.from_visits(visits, recorded.seconds, latency.clock, recorded.samples).model_dump(
+            mode="json"
+        )
+        yield from (
+            f"sustained {message}"
+            for message in apart(recorded.model_dump(mode="json"), computed)
+        )
 
 
 def _memory_and_energy(record: Record, rounds: timing.Rounds, clock: str) -> Iterator[str]:

@@ -30,7 +30,7 @@ def is_ready(name: str, packages: Sequence[str]) -> bool:
     return (home(name, packages) / READY).is_file()
 
 
-def python(name: str, packages: Sequence[str]) -> Path:
+def interpreter(name: str, packages: Sequence[str]) -> Path:
     """The environment's Python. uv installs it the first time, which needs a network; no dependencies are installed."""
     folder = home(name, packages)
     interpreter = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")

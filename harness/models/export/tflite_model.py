@@ -51,7 +51,7 @@ def export(model: Any, workload: Workload, folder: Path) -> Path:
     check_workload(model, workload)
     if workload.kind == "decode":
         raise Unsupported("decode workloads cannot be exported to TensorFlow Lite", "give prefill:BxS")
-    python = isolated_env.python(NAME, PACKAGES)
+    python = isolated_env.interpreter(NAME, PACKAGES)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="harness-tflite-") as scratch:
         traced = Path(scratch) / "traced.pt2"

@@ -40,7 +40,7 @@ def card(name: str) -> ModelCard:
         return _hub(name)
     if "/" in name or name.endswith(".gguf"):
         raise EnvironmentFault(f"there is no model at {name}", "give a folder with config.json and safetensors")
-    raise plugins.unknown("model", name, registered)
+    raise plugins.unknown_name("model", name, registered)
 
 
 def _folder(path: Path) -> ModelCard:

@@ -47,7 +47,7 @@ def _convert(path: Path, folder: Path, config: Mapping[str, Any] | None) -> None
     from harness.models.surgery import dense_state
     from harness.system import process
 
-    process.hush()
+    process.disable_library_progress_bars()
     with reading.parsing(path, "a GGUF file that transformers reads", AGAIN):
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

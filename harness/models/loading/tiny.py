@@ -19,7 +19,7 @@ def tiny(card: ModelCard) -> tuple[Path, str]:
         from harness.models.saved import folders
         from harness.system import process
 
-        process.hush()
+        process.disable_library_progress_bars()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _, model_class = modeling.classes(card.config["model_type"])

@@ -10,15 +10,15 @@ from pathlib import Path
 from harness.api import ModelCard
 from harness.errors import EnvironmentFault
 from harness.models.saved.contents import file_sha256
-from harness.plugins import resolve
-from harness.system.host import note, notes
+from harness.plugins import import_target
+from harness.system.host import add_cache_notes, read_cache_notes
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def locate(card: ModelCard) -> tuple[Path, str]:
     """The folder of a card's weights, converted or fetched if necessary, and the revision that names its content."""
-    return resolve(card.loader)(card)
+    return import_target(card.loader)(card)
 
 
 # --- loaders ------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def _content(folder: Path) -> str:
     """The hash of a folder's config and weights. A file is hashed once per size and time of change."""
     import hashlib
 
-    hashes, new = notes("hashes.json"), {}
+    hashes, new = read_cache_notes("hashes.json"), {}
     lines = []
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("tokenizer.json")]):
         if not path.exists():
@@ -45,7 +45,7 @@ def _content(folder: Path) -> str:
             hashes[key] = new[key] = file_sha256(path)
         lines.append(f"{path.name} {hashes[key]}")
     if new:
-        note("hashes.json", new)
+        add_cache_notes("hashes.json", new)
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 

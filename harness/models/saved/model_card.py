@@ -51,7 +51,10 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
         lines.append(f"| {label} | {timing.dense.median_ns / 1e6:.2f} | {timing.pruned.median_ns / 1e6:.2f} |")
     for name, score in record.scores.items():
         if not name.startswith("footprint"):
-            cells = (stats.spread(score.dense, score.dense_stderr), stats.spread(score.value, score.stderr))
+            cells = (
+                stats.figure_with_error(score.dense, score.dense_stderr),
+                stats.figure_with_error(score.value, score.stderr),
+            )
             lines.append(f"| {markdown(name)} (n={score.n}) | {' | '.join(cells)} |")
     for name, score in record.scores.items():
         if score.texts:

@@ -112,7 +112,7 @@ def measured(folder: Path, dtype: str, workload: Workload) -> tuple[Any, dict[st
     return model, {"average": int(sum(during) / len(during)), "peak": max(*loading.samples, *during)}
 
 
-def answer(folder: Path, out: Path, dtype: str, workload: Workload, logits_only: bool = False) -> None:
+def write_answer(folder: Path, out: Path, dtype: str, workload: Workload, logits_only: bool = False) -> None:
     """Write OUT.safetensors and OUT.json."""
     from safetensors.torch import save_file
 
@@ -137,7 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     process.prepare(options.dtype, keep=False)  # memory is measured as in a process of a user
     try:
-        answer(options.folder, options.out, options.dtype, options.workload, options.logits_only)
+        write_answer(options.folder, options.out, options.dtype, options.workload, options.logits_only)
     except HarnessError as error:
         sys.exit(report(error.cause, error.exit_code))
     except (OSError, SafetensorError) as error:  # the disk

@@ -23,7 +23,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def drawn(windows: Tensor, size: int, steps: int, seed: int) -> Iterator[Tensor]:
+def random_batches(windows: Tensor, size: int, steps: int, seed: int) -> Iterator[Tensor]:
     """Batches of windows in random order; every window comes once before any comes again."""
     order = torch.Generator().manual_seed(seed)
     queue: list[int] = []
@@ -46,7 +46,7 @@ def optimiser(parameters: Iterable[Tensor], lr: float, decay: float = 0.0, **mor
     return torch.optim.AdamW(list(parameters), lr=lr, weight_decay=decay, **more)
 
 
-def at_rate(optim: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optim: torch.optim.Optimizer, lr: float) -> None:
     for group in optim.param_groups:
         group["lr"] = lr
 
@@ -57,7 +57,7 @@ def model_loss(model: Any, ids: Tensor) -> Tensor:
     return task.loss(task.logits(model, inputs), inputs)
 
 
-def stop_if_lost(loss: float, step: int, model: Any = None, ids: Tensor | None = None) -> None:
+def check_loss(loss: float, step: int, model: Any = None, ids: Tensor | None = None) -> None:
     """End a training whose loss is not finite; given the model and its last batch, name the first bad layer."""
     if math.isfinite(loss):
         return

@@ -84,15 +84,15 @@ class Lora:
         least, best = validation_loss(model, held), [weight.detach().clone() for weight in weights]
         every = math.ceil(self.steps / CHECKS)
         order = ctx.seed("recovery", "lora", "order")
-        for step, rows in enumerate(loop.drawn(windows, self.batch, self.steps, order), 1):
-            loop.at_rate(optim, self.lr * loop.cosine(step - 1, self.steps, self.warmup))
+        for step, rows in enumerate(loop.random_batches(windows, self.batch, self.steps, order), 1):
+            loop.set_learning_rate(optim, self.lr * loop.cosine(step - 1, self.steps, self.warmup))
             model.train()
             total = 0.0
             for part in rows.split(MICRO):
                 loss = loop.model_loss(model, part) * len(part) / len(rows)
                 loss.backward()
                 total += loss.item()
-            loop.stop_if_lost(total, step, model, rows)
+            loop.check_loss(total, step, model, rows)
             ctx.trained(rows.numel())
             torch.nn.utils.clip_grad_norm_(weights, LONGEST)
             optim.step()

@@ -44,7 +44,7 @@ class Compresso:
         steps = self.lora_epochs * self.epoch(text)
         with loop.seeded(ctx.seed("adapters")), adapted(model) as adapters:
             optim = loop.optimiser(adapters.parameters(), self.lr)
-            for step, rows in enumerate(loop.drawn(text.rows, self.batch, steps, ctx.seed("order", "lora"))):
+            for step, rows in enumerate(loop.random_batches(text.rows, self.batch, steps, ctx.seed("order", "lora"))):
                 optim.zero_grad()
                 text.loss(model, rows, step).backward()
                 optim.step()
@@ -80,7 +80,7 @@ class Compresso:
             constraint.optimiser,
         ]
         generator = torch.Generator().manual_seed(ctx.seed("draws"))
-        for step, rows in enumerate(loop.drawn(text.rows, self.batch, steps, ctx.seed("order", "masks"))):
+        for step, rows in enumerate(loop.random_batches(text.rows, self.batch, steps, ctx.seed("order", "masks"))):
             with gates.masked(model, ctx.anatomy, gates.sample_gates(log_alpha, generator)):
                 loss = text.loss(model, rows, step)
             sparsity = expected_sparsity(ctx.anatomy, log_alpha)
@@ -101,8 +101,10 @@ class Compresso:
         binary = {name: units.float().to(model.device) for name, units in masks.items()}
         rows_per_step = self.batch * self.tune_accumulation
         with gates.masked(model, ctx.anatomy, binary):
-            for step, rows in enumerate(loop.drawn(text.rows, rows_per_step, steps, ctx.seed("order", "tune"))):
-                loop.at_rate(optim, self.tune_lr * loop.cosine(step, steps))
+            for step, rows in enumerate(
+                loop.random_batches(text.rows, rows_per_step, steps, ctx.seed("order", "tune"))
+            ):
+                loop.set_learning_rate(optim, self.tune_lr * loop.cosine(step, steps))
                 optim.zero_grad()
                 for part in rows.split(self.batch):
                     (text.loss(model, part, step) / self.tune_accumulation).backward()

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness import Context, Unsupported
 from harness.evaluation.texts import tokenize
 from harness.models.tasks.text import next_token_loss
-from harness.pruning.training.loop import stop_if_lost
+from harness.pruning.training.loop import check_loss
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Text:
         rows = rows.to(model.device)
         logits = model(rows, use_cache=False, logits_to_keep=self.length).logits
         loss = next_token_loss(logits, rows[:, -self.length :])
-        stop_if_lost(loss.item(), step, model, rows)
+        check_loss(loss.item(), step, model, rows)
         self.trained(self.length * len(rows))
         return loss
 

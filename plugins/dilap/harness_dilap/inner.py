@@ -13,7 +13,7 @@ from torch import Tensor
 from harness import HarnessError
 from harness.pruning.gates import gated
 from harness.pruning.importance import output_member
-from harness.pruning.least_squares import TOKENS, TooLittle, mend
+from harness.pruning.least_squares import TOKENS, Underdetermined, compensate
 from harness.pruning.training import loop
 from harness.pruning.training.adapters import Adapters
 
@@ -88,7 +88,7 @@ class Trained(Frozen):
         self._require(True)
         self.optimiser.zero_grad()
         fixed = {site: gate.detach() for site, gate in gates.items()}
-        loss = self.distance.checked(rows, fixed, step)
+        loss = self.distance.finite_loss(rows, fixed, step)
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -202,8 +202,8 @@ class Compensated(Frozen):
         fixed = {site: gate.detach() for site, gate in gates.items()}
         with gated(model, anatomy, fixed), self.distance.cast():
             try:
-                mend(model, self.teacher, anatomy, shape, self.batches, self.ridge)
-            except TooLittle as error:
+                compensate(model, self.teacher, anatomy, shape, self.batches, self.ridge)
+            except Underdetermined as error:
                 raise HarnessError(error.cause, "set ridge or samples higher") from None
         return True
 

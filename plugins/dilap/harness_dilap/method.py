@@ -16,7 +16,7 @@ from harness.errors import UsageError
 from harness.models import counting
 from harness.models.anatomy.core import Anatomy
 from harness.pruning import importance
-from harness.pruning.distance import ROWS, Distance, caster, plain_attention
+from harness.pruning.distance import ROWS, Distance, autocast_context, plain_attention
 from harness.pruning.training.loop import seeded
 from harness_dilap import inner as levels
 from harness_dilap import picture, project
@@ -67,7 +67,7 @@ class Dilap:
         """The first score of each unit, from the dense model."""
         self._check_settings(model)
         splits, windows = self._splits(), self._windows(ctx)
-        with caster(model, self.compute)():
+        with autocast_context(model, self.compute)():
             return ORDERS[self.order](model, ctx.anatomy, windows[: -len(splits.held_out)].split(ROWS))
 
     def prune(self, model: Any, budget: Budget, ctx: Context, state: dict[str, Tensor]) -> Cut:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness import Context, HarnessError
-from harness.pruning.training.loop import drawn
+from harness.pruning.training.loop import random_batches
 from harness_dilap.gates import Gates, UnitValues, ranks_of
 from harness_dilap.price import PricedSteps
 from harness_dilap.storage import load, save
@@ -143,9 +143,9 @@ class Search:
             state.restore(stored["search"])
             if stored["inner"]:
                 self.inner.load(stored["inner"])
-        outer = list(drawn(torch.tensor(self.splits.outer), plan.batch, plan.steps, self.ctx.seed("outer")))
+        outer = list(random_batches(torch.tensor(self.splits.outer), plan.batch, plan.steps, self.ctx.seed("outer")))
         inner_steps = plan.steps * plan.inner_steps if self.inner.trains else 0
-        inner = list(drawn(torch.tensor(self.splits.inner), plan.batch, inner_steps, self.ctx.seed("inner")))
+        inner = list(random_batches(torch.tensor(self.splits.inner), plan.batch, inner_steps, self.ctx.seed("inner")))
         while state.step < plan.steps:
             at = state.step * plan.inner_steps
             self._outer(outer[state.step].tolist(), [rows.tolist() for rows in inner[at : at + plan.inner_steps]])

@@ -100,7 +100,7 @@ def test_without_depth_every_sub_layer_keeps_something(tmp_path):
     ids=str,
 )
 def test_every_way_of_searching_meets_its_budget(change, tmp_path):
-    if change.get("compute") == "bf16" and not process.tamed():
+    if change.get("compute") == "bf16" and not process.bf16_is_safe():
         pytest.skip("bf16 would end this process on this CPU")
     method = replace(QUICK, steps=8, **change)
     workload = [Workload("prefill", 1, 64)]
@@ -205,7 +205,7 @@ def test_a_search_killed_between_held_out_losses_reuses_the_stored_ones(tmp_path
     method = replace(QUICK, inner="least-squares", ridge=1.0)
     whole, _ = prune(method, line, 0.5, folder=tmp_path_of(tmp_path, "whole"))
     broken = tmp_path_of(tmp_path, "broken")
-    calls, held_out = [], Distance.held_out
+    calls, held_out = [], Distance.mean_loss
 
     def stop_at_the_third(self, rows, gates):
         calls.append(1)
@@ -322,10 +322,10 @@ def test_gradients_that_are_not_finite_end_the_search_and_keep_the_last_good_sta
 def test_bf16_that_would_end_the_process_is_refused(monkeypatch):
     model, _ = tiny(PLAIN)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    monkeypatch.setattr(process, "amx_kills", lambda: True)
-    assert distance.caster(model, "auto") is nullcontext
+    monkeypatch.setattr(process, "bf16_kills_process", lambda: True)
+    assert distance.autocast_context(model, "auto") is nullcontext
     with pytest.raises(Unsupported, match="AMX"):
-        distance.caster(model, "bf16")
+        distance.autocast_context(model, "bf16")
 
 
 def test_impossible_settings_are_refused_and_a_loose_limit_cuts_nothing(tmp_path):
@@ -372,7 +372,7 @@ def test_a_loss_that_is_not_finite_names_the_layer_and_keeps_the_last_good_state
 )
 def test_settings_that_exclude_each_other_are_refused_while_planning(settings):
     with pytest.raises(UsageError):
-        planning.make(Request(pruner="dilap", model="tiny", device="null", settings=settings))
+        planning.make_plan(Request(pruner="dilap", model="tiny", device="null", settings=settings))
 
 
 class TestDilap(Conformance):

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from harness import Context, HarnessError, Score, Scores
-from harness.plugins import unknown
+from harness.plugins import unknown_name
 from harness.records.keys import canonical
 from harness_lm_eval import rows
 from harness_lm_eval.tasks import SUBJECTS, TASKS, Part
@@ -137,7 +137,7 @@ def _select(parts: Sequence[Part], subjects: str) -> list[Part]:
     names = [name for name in subjects.split("+") if name]
     for name in names:
         if name not in SUBJECTS:
-            raise unknown("subject of mmlu", name, SUBJECTS)
+            raise unknown_name("subject of mmlu", name, SUBJECTS)
     return [part for part in parts if not names or part.name in names]
 
 

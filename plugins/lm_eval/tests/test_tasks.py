@@ -68,7 +68,7 @@ def write(folder, split, lines, name="piqa"):
 
 def evaluate(label, limit=None, model="llama, grouped"):
     network, anatomy = tiny_models.tiny(model)
-    (evaluation,), _ = resolve.evaluations([label], "quick")
+    (evaluation,), _ = resolve.resolve_evaluators([label], "quick")
     context = tiny_models.context(anatomy, tokenizer=byte_tokenizer(), calibration=None, limit=limit)
     assert isinstance(context, Context)
     return evaluation, evaluation.build().evaluate(network, context)
@@ -86,9 +86,9 @@ def test_a_folder_precedes_the_package(folder):
 
 def test_other_rows_have_another_identity(folder):
     write(folder, "validation", PIQA)
-    first = resolve.evaluations(["piqa"], "quick")[0][0].data
+    first = resolve.resolve_evaluators(["piqa"], "quick")[0][0].data
     write(folder, "validation", PIQA[1:])
-    assert resolve.evaluations(["piqa"], "quick")[0][0].data != first
+    assert resolve.resolve_evaluators(["piqa"], "quick")[0][0].data != first
 
 
 def test_both_accuracies_follow_from_lm_evals_own_rule(folder):
@@ -186,7 +186,7 @@ def test_boolq_without_titles_is_refused(folder, row):
 
 def test_boolq_without_any_rows_names_the_alternative(no_rows):
     with pytest.raises(EnvironmentFault, match="rows of boolq are not") as fault:
-        resolve.evaluations(["boolq"], "quick")
+        resolve.resolve_evaluators(["boolq"], "quick")
     assert "boolq/validation.jsonl; boolq_passages asks without titles" in fault.value.remedy
     assert "install" not in fault.value.remedy
 
@@ -253,19 +253,19 @@ def test_rows_of_the_hub_are_adapted_too(no_rows, folder, monkeypatch):
 
 def test_missing_rows_name_the_place_for_them(no_rows):
     with pytest.raises(EnvironmentFault, match="rows of piqa") as fault:
-        resolve.evaluations(["piqa"], "quick")
+        resolve.resolve_evaluators(["piqa"], "quick")
     assert "HARNESS_DATA" in fault.value.remedy
 
 
 def test_missing_rows_do_not_stop_other_benchmarks(no_rows, folder):
     write(folder, "validation", PIQA)
-    evaluations, missing = resolve.evaluations(["piqa", "arc_easy"], "quick")
+    evaluations, missing = resolve.resolve_evaluators(["piqa", "arc_easy"], "quick")
     assert [evaluation.label for evaluation in evaluations] == ["piqa"]
     assert list(missing) == ["arc_easy"]
 
 
 def test_a_plan_without_fetching_does_not_contact_the_hub(no_rows):
-    evaluations, missing = resolve.evaluations(["piqa"], "quick", fetch=False)
+    evaluations, missing = resolve.resolve_evaluators(["piqa"], "quick", fetch=False)
     assert evaluations[0].data["piqa"]["revision"] == "to be fetched"
     assert not missing
 
@@ -273,7 +273,7 @@ def test_a_plan_without_fetching_does_not_contact_the_hub(no_rows):
 def test_a_folder_without_rows_is_named(folder):
     (folder / "piqa").mkdir()
     with pytest.raises(EnvironmentFault, match="folder piqa without rows"):
-        resolve.evaluations(["piqa"], "quick")
+        resolve.resolve_evaluators(["piqa"], "quick")
 
 
 @pytest.mark.parametrize("label", [-1, 2, "x"])
@@ -322,4 +322,4 @@ def test_examples_from_a_missing_split_are_refused(folder):
 @pytest.mark.parametrize("label", ["mmlu:subjects=anatomie", "hellaswagg", "piqa:fewshot=-1", "piqa:subjects=anatomy"])
 def test_wrong_settings_are_refused_while_planning(label):
     with pytest.raises(UsageError):
-        planning.make(Request(pruner="dense", model="tiny", evaluators=(label,), device="null"), fetch=False)
+        planning.make_plan(Request(pruner="dense", model="tiny", evaluators=(label,), device="null"), fetch=False)
