@@ -107,7 +107,7 @@ class LocalEngine:
     def _fail(self, cell: SweepCell, root: str, status: str, reason: str, command: str) -> CellState:
         """Record that a cell's process died; the state of the cell even if that record cannot be written."""
         try:
-            failure = {"fields": cell.fields, "root": root, "status": status, "reason": reason}
+            failure: dict[str, Any] = {"fields": cell.fields, "root": root, "status": status, "reason": reason}
             state: CellState = self.run("fail", command=command, **failure)
         except JobDied:
             return {"id": cell.id, "status": status, "reason": reason}
