@@ -159,9 +159,9 @@ def record_rows(record: Record) -> list[tuple[str, str, str, str]]:
     for name, score in record.scores.items():
         if name.startswith("footprint"):
             continue
-        label = f"{name} {_kind(score)}(n={score.n})"
         dense_score = _with_stderr(score.dense, score.dense_stderr)
-        rows.append((label, dense_score, _with_stderr(score.value, score.stderr), _change(score)))
+        pruned_score = _with_stderr(score.value, score.stderr)
+        rows.append((f"{name} {_kind(score)}(n={score.n})", dense_score, pruned_score, _change(score)))
     rows.append(_count("parameters", artefact.params_dense, artefact.params))
     if artefact.params_nonzero < 0.99 * artefact.params:
         rows.append(_count("parameters, non-zero", artefact.params_dense, artefact.params_nonzero))
