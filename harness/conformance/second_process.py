@@ -36,6 +36,7 @@ class SecondProcess:
         atexit.register(self.close)
 
     def start_job(self, work: Path, **job: Any) -> None:
+        """Start a job in a bench's folder and cancel the one before it."""
         self.cancel(self.work)
         with self._server_runs():
             self.server.start(work=str(work), log=str(work / LOG), env=dict(os.environ), cwd=os.getcwd(), **job)
