@@ -56,11 +56,11 @@ def in_one_process(patch: Any) -> None:
     for preset, protocol in timing.PROTOCOLS.items():
         patch.setitem(timing.PROTOCOLS, preset, replace(protocol, fresh=False))
 
-    def ask(folder: Path, out: Path, dtype: str, workload: Any) -> Any:
+    def run_here(folder: Path, out: Path, dtype: str, workload: Any) -> Any:
         reload_check.write_answer(folder, out, dtype, workload)
         return json.loads(out.with_suffix(".json").read_text())
 
-    patch.setattr(reload_check, "ask", ask)
+    patch.setattr(reload_check, "run_in_fresh_process", run_here)
 
 
 def _answer(words: list[str], cwd: str, env: dict[str, str], folder: str) -> None:

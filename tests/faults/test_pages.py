@@ -275,12 +275,12 @@ def spec(**changes):
 def shown_list(folder, patch):
     row = {"name": CODES, "kind": "pruner", "ok": True, "version": CODES, "origin": CODES, "summary": CODES}
     broken = {**row, "kind": "plugin", "ok": False, "reason": CODES}
-    patch.setattr(plugins, "rows", lambda kind: [{**row, "reason": ""}, broken])
+    patch.setattr(plugins, "list_rows", lambda kind: [{**row, "reason": ""}, broken])
     return ["list", "pruners"]
 
 
 def shown_groups(folder, patch):
-    patch.setattr(plugins, "groups", lambda: {CODES: [CODES], "many": [CODES]})
+    patch.setattr(plugins, "evaluator_groups", lambda: {CODES: [CODES], "many": [CODES]})
     return ["list", "evaluators"]
 
 
@@ -291,7 +291,7 @@ def shown_info(folder, patch):
 
 
 def shown_group(folder, patch):
-    patch.setattr(plugins, "groups", lambda: {"many": [CODES]})
+    patch.setattr(plugins, "evaluator_groups", lambda: {"many": [CODES]})
     return ["info", "many"]
 
 

@@ -170,10 +170,7 @@ def _sustained(entry: Entry, latency: Latency) -> Iterator[str]:
         computed = sustained.from_visits(visits, recorded.seconds, latency.clock, recorded.samples).model_dump(
             mode="json"
         )
-        yield from (
-            f"sustained {message}"
-            for message in apart(recorded.model_dump(mode="json"), computed)
-        )
+        yield from (f"sustained {message}" for message in apart(recorded.model_dump(mode="json"), computed))
 
 
 def _memory_and_energy(record: Record, rounds: timing.Rounds, clock: str) -> Iterator[str]:
