@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import harness
-from harness.cli.record import energy_text, record_rows, command_of
+from harness.cli.record import command_of, energy_text, record_rows
 from harness.devices.simulated import Null
 from harness.errors import EnvironmentFault, UsageError
 from harness.leaderboard.entries import Entry
