@@ -102,7 +102,7 @@ def tiny_runs() -> Path:
 def records(runs: Path) -> dict[str, Entry]:
     """The records of a runs folder, by the kind of their budget."""
     entries = [Entry(path, runs / "samples") for path in sorted((runs / "records").glob("*.json"))]
-    return {entry.words["spec"]["budget"]["kind"]: entry for entry in entries}
+    return {entry.payload["spec"]["budget"]["kind"]: entry for entry in entries}
 
 
 def tree(folder: Path) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Artefacts:
             ctx.cut = cut
             recovery = plan.recovery.build()
             with plugin_code(f"recovery {name}"):
-                recovery.recover(pruned.to(plan.place), teacher, ctx)
+                recovery.recover(pruned.to(plan.torch_device), teacher, ctx)
         pruned.to("cpu")
         self.workspace.cost.recover_s = time.monotonic() - start
 
@@ -125,7 +125,7 @@ class Artefacts:
         assert record.artefact is not None
         folder = self.store.path(record.artefact.path)
         sealed = record.sealed()
-        self.store.write(folder / "record.json", sealed.words())
+        self.store.write(folder / "record.json", sealed.to_dict())
         pictures = sorted(file.name for file in folder.glob("notes/*.svg"))
         has_own_code = any(folder.glob("modeling_*.py"))
         self.store.write_bytes(folder / "README.md", card(sealed, self.plan.card, has_own_code, pictures).encode())

@@ -129,7 +129,7 @@ class Decision:
             finally:
                 bed.close()
         table = self.attempt.cost_table
-        search = match.words() | {"estimate": f"table {table[:8]}" if table else "FLOPs"}
+        search = match.to_dict() | {"estimate": f"table {table[:8]}" if table else "FLOPs"}
         return search, self.cut_for(Budget(kind, match.setting, unit if kind == "latency" else ""))
 
     def _search(self, bed: Prober, progress: Progress) -> tuple[str, SearchResult]:

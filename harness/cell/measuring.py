@@ -70,7 +70,7 @@ class Comparison:
         with self.workspace.stage(f"time {workload}") as progress, self._openers(workload) as (dense, pruned):
             undecided = partial(missed_by_chance, plan, workload)
             began = _now()
-            rounds = timing.interleave(dense, pruned, plan.protocol, plan.clock, told=progress, undecided=undecided)
+            rounds = timing.interleave(dense, pruned, plan.protocol, plan.clock, progress, undecided)
         latency = timing.latency(rounds, plan.clock, plan.protocol, plan.provenance)
         latency.samples = store.side_file(timing.raw_samples(rounds))
         latency.began, latency.ended = began, _now()

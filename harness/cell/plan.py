@@ -76,7 +76,7 @@ class Plan:
         return timing.protocol(self.spec.preset, self.device, self.spec.runtime)
 
     @property
-    def place(self) -> str:
+    def torch_device(self) -> str:
         """The torch device that holds the models while methods and recoveries work on them."""
         return torch_device(plugins.registry().device(self.device.name, self.spec.runtime))
 
@@ -206,7 +206,7 @@ class Plan:
             "limit": self.spec.limit,
             "batch_size": 1,
             "dtype": self.spec.dtype,
-            **({} if self.place == "cpu" else {"place": self.place}),
+            **({} if self.torch_device == "cpu" else {"place": self.torch_device}),
             **needed,
         }
 

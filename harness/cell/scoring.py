@@ -85,7 +85,7 @@ class Scoring:
         models = [workspace.dense() if side == "dense" else workspace.pruned(folder)]
         if "dense" in needs:
             models.append(workspace.dense())
-        with placed(models, self.plan.place) as (model, *_):
+        with placed(models, self.plan.torch_device) as (model, *_):
             ctx = workspace.context(
                 progress,
                 tokenizer=workspace.tokenizer(),

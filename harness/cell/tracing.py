@@ -47,7 +47,7 @@ def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[st
     kind = architecture(plan.anatomy.architecture)
     remaining_layers = list(kind.layer_numbers(plan.anatomy, record.artefact.shape))
     thread_count = timing_threads() or 1
-    result: dict[str, Any] = {"place": plan.place, "threads": thread_count, "passes": PASSES, "workloads": {}}
+    result: dict[str, Any] = {"place": plan.torch_device, "threads": thread_count, "passes": PASSES, "workloads": {}}
     scratch, folder = store.scratch(f"traces-{record.id}"), store.path("traces", record.id)
     try:
         for workload in plan.workloads:
@@ -56,13 +56,13 @@ def trace(cell: Cell, record: Record, reporter: Reporter) -> tuple[Path, dict[st
                 reporter.stage(f"trace {workload} of {side}")
                 files[side] = f"{str(workload).replace(':', '-')}-{side}.json.gz"
                 model = workspace.dense() if side == "dense" else workspace.pruned(pruned_folder)
-                model = model.to(plan.place)
+                model = model.to(plan.torch_device)
                 numbers = remaining_layers if side == "pruned" else range(len(architecture_for(model).layers(model)))
                 with threads(thread_count), spans(model, numbers):
-                    profile = profiled(runner(model, workload), plan.place, reporter.progress)
+                    profile = profiled(runner(model, workload), plan.torch_device, reporter.progress)
                 with disk_errors(store.root):
                     export(profile, scratch / files[side])
-                costs.append(costs_of(profile, plan.place))
+                costs.append(costs_of(profile, plan.torch_device))
             operators, inside = (compared(dense, pruned) for dense, pruned in zip(*costs, strict=True))
             result["workloads"][str(workload)] = {"files": files, "operators": operators, "spans": inside}
         store.write(scratch / "operators.json", result)
@@ -76,7 +76,7 @@ def stand_in(plan: Plan) -> str:
     """A notice for the case that traced passes run elsewhere than the timed ones; empty if they do not."""
     if plan.device.in_process and plan.spec.runtime == "eager":
         return ""
-    local = "this machine's CPU" if plan.place == "cpu" else plan.place
+    local = "this machine's CPU" if plan.torch_device == "cpu" else plan.torch_device
     return f"traced on {local}, eager; the record's times are those of {plan.device.name}, {plan.spec.runtime}"
 
 

@@ -66,7 +66,7 @@ class Workspace:
     @contextmanager
     def lend_dense(self) -> Iterator[Any]:
         """The dense model for a plug-in to work on. It is dropped afterwards: the plug-in may have changed it."""
-        yield self.dense().to(self.plan.place)
+        yield self.dense().to(self.plan.torch_device)
         self.drop_dense()
 
     def pruned(self, folder: Path) -> Any:
@@ -159,7 +159,7 @@ class Workspace:
         start = time.monotonic()
         with self.stage("profile the device") as progress:
             shelf = TableStore(self.store)
-            table = shelf.fill(target, device, lambda _, done, total: progress(done, total), judge=False)
+            table = shelf.fill(target, device, lambda _, done, total: progress(done, total), validate=False)
         self.cost.profile_s = time.monotonic() - start
         return CostModel(table, plan.anatomy)
 

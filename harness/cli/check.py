@@ -45,7 +45,7 @@ def command(name: str, kind: str | None, settings: tuple[str, ...], as_json: boo
     start = time.monotonic()
     reports = check(name, kind or "", dict(parse_setting(text) for text in settings), print_result)
     if as_json:
-        print_json([report.words() for report in reports])
+        print_json([report.to_dict() for report in reports])
     else:
         for report in reports:
             click.echo(

@@ -72,7 +72,7 @@ def command(folder: Path | None, check: bool, html: Path | None, as_json: bool) 
         return entries.without_bad(records, lambda valid: render(require_some(folder, valid)), leave_out)
 
     if as_json:
-        print_json(from_valid(lambda valid: [entry.record.words() for entry in valid]))
+        print_json(from_valid(lambda valid: [entry.record.to_dict() for entry in valid]))
     elif html is not None:
         published = reported.read(folder) if folder is not None else []
         write_file(html, from_valid(lambda valid: render_page(valid, html.parent, published)).encode())

@@ -82,7 +82,7 @@ def command(target: Path | None, source: Path | None, again: bool, as_json: bool
     if target is not None:
         table_store.export(table, target)
     if as_json:
-        print_json(table.words(), sort_keys=True)
+        print_json(table.to_dict(), sort_keys=True)
     else:
         print_table(table, path, console())
 

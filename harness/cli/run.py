@@ -108,7 +108,7 @@ def command(
     finally:
         reporter.close()
     if as_json:
-        print_json(record.words(), sort_keys=True)
+        print_json(record.to_dict(), sort_keys=True)
     else:
         print_record(record, cell.store.root, cell.cached)
     supervisor.report(answered=record.id, stage="trace")
@@ -137,7 +137,7 @@ def record_failure(ending: Ending) -> int:
         record = store.record(state["id"])
     assert record is not None, "it was just written"
     if cell["json"]:
-        print_json(record.words(), sort_keys=True)
+        print_json(record.to_dict(), sort_keys=True)
     else:
         print_record(record, store.root, cached=False)
     if record.status != ending.status:  # the cell was settled before the process ended

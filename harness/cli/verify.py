@@ -73,7 +73,7 @@ def command(
         row = run_again(entry, trust, command_line)
         rows.append(row)
         if not as_json:
-            pruner = one_line(entry.words["spec"]["pruner"])
+            pruner = one_line(entry.payload["spec"]["pruner"])
             click.echo(f"{click.style(row['verdict'], bold=True)}  {one_line(row['id'][:12])}  {pruner}")
             for text in [*row["differences"], *row["notes"]]:
                 click.echo(f"    {one_line(text)}")

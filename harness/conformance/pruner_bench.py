@@ -120,7 +120,7 @@ class PrunerBench:
             target = ProfileTarget("tiny", anatomy, device, "eager", "fp32", WORKLOAD, "quick")
             effort = Effort(coarse=8, edges=40, seconds=5, rounds=1, fitting=6, unseen=0)
             profile = Profile(target, Staircase(), Visits(), lambda _: None, lambda *_: None, effort)
-            self._cost_tables[mark] = profile.run(judge=False)
+            self._cost_tables[mark] = profile.run(validate=False)
         return CostModel(self._cost_tables[mark], anatomy)
 
     def trial(self, ratio: float, model: str = "", dtype: str = "fp32", again: bool = False) -> Trial:

@@ -47,7 +47,7 @@ class Report:
     def ok(self) -> bool:
         return all(result.outcome != "failed" for result in self.results)
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         results = [{"check": r.check, "outcome": r.outcome, "detail": r.detail} for r in self.results]
         return {**asdict(self), "results": results, "passed": self.passed, "of": self.of, "ok": self.ok}
 

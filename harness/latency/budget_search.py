@@ -42,7 +42,7 @@ class SearchResult:
     predicted: float
     probes: list[Probe]
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"setting": self.setting, "predicted": self.predicted, "probes": [asdict(p) for p in self.probes]}
 
 

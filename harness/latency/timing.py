@@ -119,13 +119,14 @@ def interleave(
     pruned: Opener,
     protocol: TimingProtocol,
     ranked: str,
-    told: Callable[[int, int], None] = lambda *_: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
     undecided: Callable[[Rounds], bool] = lambda _: False,
 ) -> Rounds:
     """Run the rounds of a protocol.
 
     Once, their number is doubled: if the noise floor of the `ranked` clock is too high, or if the rounds leave a
-    question open, which `undecided` says. `told` is called after every round with the number of rounds and the total.
+    question open, which `undecided` says. `on_progress` is called
+    after every round with the number of rounds and the total.
     """
     rounds = Rounds([], [], [], processes=0 if protocol.fresh else 1)
     resident: list[Session] = []
@@ -145,7 +146,7 @@ def interleave(
                     visits.append(resident[i % 2].measure(protocol.plan))
             for samples, visit in zip((rounds.dense, rounds.pruned, rounds.again), visits, strict=True):
                 samples.append(visit)
-            told(len(rounds.dense), total)
+            on_progress(len(rounds.dense), total)
             may_double = len(rounds.dense) == total == protocol.rounds
             if may_double and (_noise_floor(rounds, ranked) > FLOOR_LIMIT or undecided(rounds)):
                 total *= 2

@@ -40,21 +40,21 @@ class Entry:
     def __init__(self, path: Path, side: Path) -> None:
         self.path, self.side = path, side
         try:
-            self.words = json_file(path, RECORD)
+            self.payload = json_file(path, RECORD)
         except Unreadable as fault:
             raise BadRecord(path, fault.why, fault.damaged) from None
         except FileNotFoundError:
             raise BadRecord(path, "was removed meanwhile", damaged=False) from None
-        if not _has_outline(self.words):
+        if not _has_outline(self.payload):
             raise BadRecord(path, "is not a record")
 
     @cached_property
     def record(self) -> Record:
         try:
-            record = Record.model_validate(self.words)
+            record = Record.model_validate(self.payload)
         except ValidationError as error:
             raise BadRecord(self.path, f"is not a record ({error.error_count()} fields are wrong)") from None
-        if not intact(self.words) or record.id != self.path.stem:
+        if not intact(self.payload) or record.id != self.path.stem:
             raise BadRecord(self.path, "was edited since it was written")
         return record
 

@@ -21,19 +21,19 @@ from harness.system.parallel import parallel_map
 TEMPLATE = Path(__file__).with_name("sheet.html")
 
 
-def render_page(records: Sequence[Entry], home: Path, known: Sequence[Reported] = ()) -> str:
-    """The page as text. Its links are relative to `home`, the folder it will be in; `known` are reported figures."""
+def render_page(records: Sequence[Entry], home: Path, reported: Sequence[Reported] = ()) -> str:
+    """The page as text. Its links are relative to `home`, the folder it will be in; `reported` are reported figures."""
     pages, outside = group_pages(records)
 
     def sections(boards: Sequence[Board]) -> str:
-        return "\n".join(_board(board, known, home) for board in rank_boards(boards))
+        return "\n".join(_board(board, reported, home) for board in rank_boards(boards))
 
     parts = parallel_map(sections, list(pages.values()), least=FEW)
     setups = [board.setup for boards in pages.values() for board in boards]
     if outside:
         parts.append(f"<section>{_group(Group('records in no table', [], list(outside)), [], home)}</section>")
-    if known:
-        lines = _table([reported_row(item) for item in known])
+    if reported:
+        lines = _table([reported_row(item) for item in reported])
         parts.append(f'<section><h2>Reported, not re-run</h2><div class="group" data-budget="">{lines}</div></section>')
     template = TEMPLATE.read_text(encoding="utf-8")
     return Template(template).substitute(
@@ -62,11 +62,11 @@ def _options(names: set[str]) -> str:
     return "".join(f"<option>{html(name)}</option>" for name in sorted(names))
 
 
-def _board(board: Board, known: Sequence[Reported], home: Path) -> str:
+def _board(board: Board, reported: Sequence[Reported], home: Path) -> str:
     setup = board.setup
     plots = "\n".join(pareto.pictures(board).values())
     notes = "<br>".join(html(line) for line in [setup_text(board), *score_notes(board)])
-    groups = "\n".join(_group(group, table(board, group, known, home), home) for group in board.groups)
+    groups = "\n".join(_group(group, table(board, group, reported, home), home) for group in board.groups)
     head = f'<section data-model="{html(setup.model)}" data-device="{html(setup.device)}">'
     title = html(f"{setup.model} on {setup.device}, {setup.workload}")
     return f'{head}\n<h2>{title}</h2>\n<p class="note">{notes}</p>\n{plots}\n{groups}\n</section>'

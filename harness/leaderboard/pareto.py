@@ -43,7 +43,7 @@ def _plot(board: Board, rows: Sequence[Row], columns: Sequence[Column], dense: f
     edge = math.inf if up else EDGE * min(point.y for point in points)
     mark = None
     if dense is not None and dense <= edge:
-        mark = Point("dense", "", 1.0, dense, told=f"dense: {figure(dense)}")
+        mark = Point("dense", "", 1.0, dense, tooltip=f"dense: {figure(dense)}")
     title = f"{setup.model} on {setup.device}, {setup.workload}; hollow: dominated by a row with the same recovery"
     x = f"{setup.clock} time, share of dense"
     return scatter(points, title, x, label, log=not up, edge=edge, mark=mark)

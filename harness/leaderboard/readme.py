@@ -39,7 +39,7 @@ def registry_table() -> str:
 def compared(folder: Path) -> str:
     """A table of one group of the leaderboards in few columns, from the board that has most methods."""
     model, device, workload, limit = EXCERPT
-    entries = [entry for entry in read(folder) if entry.words["spec"]["recovery"] == "none"]
+    entries = [entry for entry in read(folder) if entry.payload["spec"]["recovery"] == "none"]
     candidates = []
     for board in boards(entries)[0]:
         if (board.setup.model, board.setup.device, board.setup.workload) == (model, device, workload):

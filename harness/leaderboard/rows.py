@@ -165,7 +165,7 @@ def boards(entries: Iterable[Entry]) -> tuple[list[Board], list[Entry]]:
     measured: dict[Setup, list[Entry]] = defaultdict(list)
     outside, failed = [], []
     for entry in entries:
-        payload, spec = entry.words, entry.words["spec"]
+        payload, spec = entry.payload, entry.payload["spec"]
         device = payload["environment"]["device"]
         if payload["status"] != "ok":
             failed.append(entry)
@@ -183,7 +183,7 @@ def boards(entries: Iterable[Entry]) -> tuple[list[Board], list[Entry]]:
     # A failed run has no latency. It goes to the board of the first workload that it requested.
     failed_of: dict[Setup, list[Entry]] = defaultdict(list)
     for entry in failed:
-        spec, machine = entry.words["spec"], canonical(entry.words["environment"]["device"])
+        spec, machine = entry.payload["spec"], canonical(entry.payload["environment"]["device"])
         request = (spec["model"], spec["dtype"], spec["device"], spec["runtime"], spec["workloads"][0])
         candidates = [s for s in measured if (s.model, s.dtype, s.device, s.runtime, s.workload) == request]
         candidates = [s for s in candidates if s.machine == machine] or candidates
@@ -202,24 +202,24 @@ def boards(entries: Iterable[Entry]) -> tuple[list[Board], list[Entry]]:
 def _board(setup: Setup, entries: Sequence[Entry], failed: Sequence[Entry]) -> Board:
     by_group: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for entry in [*entries, *failed]:
-        spec = entry.words["spec"]
+        spec = entry.payload["spec"]
         by_group[(*_budget_key(spec), *_recovery_key(spec["recovery"]))].append(entry)
     groups = []
     for key in sorted(by_group):
         members = by_group[key]
-        ok = [entry for entry in members if entry.words["status"] == "ok"]
+        ok = [entry for entry in members if entry.payload["status"] == "ok"]
         rows = [Row(seeds, setup.workload) for seeds in _seeds_of_methods(ok)]
-        failures = [entry for entry in members if entry.words["status"] != "ok"]
-        groups.append(Group(budget_text(members[0].words["spec"]), rows, failures, recovery=key[-1]))
+        failures = [entry for entry in members if entry.payload["status"] != "ok"]
+        groups.append(Group(budget_text(members[0].payload["spec"]), rows, failures, recovery=key[-1]))
     return Board(setup, groups)
 
 
 def _seeds_of_methods(entries: Iterable[Entry]) -> list[list[Entry]]:
     """The records of each row, by seed. Records of a row differ in the seed only; of one seed the latest counts."""
     by_request: dict[str, dict[int, Entry]] = defaultdict(dict)
-    for entry in sorted(entries, key=lambda e: (e.words["finished"], e.words["id"])):
-        request = {name: value for name, value in entry.words["spec"].items() if name not in VARYING}
-        by_request[canonical(request)][entry.words["spec"]["seed"]] = entry
+    for entry in sorted(entries, key=lambda e: (e.payload["finished"], e.payload["id"])):
+        request = {name: value for name, value in entry.payload["spec"].items() if name not in VARYING}
+        by_request[canonical(request)][entry.payload["spec"]["seed"]] = entry
     return [[seeds[seed] for seed in sorted(seeds)] for seeds in by_request.values()]
 
 

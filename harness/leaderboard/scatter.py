@@ -56,7 +56,7 @@ MARKERS = ("circle", "square", "diamond", "up", "down", "cross")
 
 @dataclass(frozen=True)
 class Point:
-    """A point with its intervals and its tooltip, `told`. Points of one series are joined by a line."""
+    """A point with its intervals and its tooltip, `tooltip`. Points of one series are joined by a line."""
 
     name: str
     series: str
@@ -65,7 +65,7 @@ class Point:
     x95: Bounds | None = None
     y95: Bounds | None = None
     hollow: bool = False
-    told: str = ""
+    tooltip: str = ""
 
 
 class Axis:
@@ -122,7 +122,7 @@ def scatter(points: Sequence[Point], title: str, x: str, y: str, *, log: bool, e
     for point, row in beyond:
         parts += _point_beyond(point, across.at(point.x), TOP - 8 - BAND * row, *styles[point.name])
     if mark:
-        parts.append(_marker("star", across.at(mark.x), up.at(mark.y), "#000", False, mark.told))
+        parts.append(_marker("star", across.at(mark.x), up.at(mark.y), "#000", False, mark.tooltip))
     parts += _legend(legend, bool(beyond))
     # Make room for long names, long legends and the rows above the plot.
     width = max(WIDTH, WIDTH - RIGHT + 36 + max(_text_width(name) for name, *_ in legend))
@@ -149,7 +149,7 @@ def _legend(styles: Sequence[tuple[str, str, str]], beyond: bool) -> Iterator[st
 def _staggered(points: Sequence[Point], across: Axis) -> Iterator[tuple[Point, int]]:
     """Each point with the lowest row above the plot where it overlaps no other point's marker or figure."""
     ends: list[float] = []  # the x from which each row is free
-    for point in sorted(points, key=lambda p: (p.x, p.y, p.name, p.told)):
+    for point in sorted(points, key=lambda p: (p.x, p.y, p.name, p.tooltip)):
         start = across.at(point.x) - 8
         end = start + 20 + _text_width(_beyond_label(point))
         row = next((i for i, free_from in enumerate(ends) if free_from <= start), len(ends))
@@ -170,7 +170,7 @@ def _beyond_label(point: Point) -> str:
 
 
 def _point_beyond(point: Point, x: float, y: float, colour: str, shape: str) -> Iterator[str]:
-    yield _marker(shape, x, y, colour, point.hollow, point.told)
+    yield _marker(shape, x, y, colour, point.hollow, point.tooltip)
     yield _text(x + 9, y + 4, _beyond_label(point), "start", colour)
 
 
@@ -206,7 +206,7 @@ def _point(point: Point, across: Axis, up: Axis, edge: float, colour: str, shape
     if point.y95:
         low, high = up.at(point.y95[0]), up.at(min(point.y95[1], edge))
         yield f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="{colour}"/>'
-    yield _marker(shape, x, y, colour, point.hollow, point.told)
+    yield _marker(shape, x, y, colour, point.hollow, point.tooltip)
 
 
 def _marker(shape: str, x: float, y: float, colour: str, hollow: bool, tooltip: str) -> str:

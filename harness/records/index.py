@@ -32,7 +32,7 @@ def rows(store: Store, row_of: Callable[[Mapping[str, Any]], Row]) -> dict[str, 
         if entry is not None and entry["stamp"] == _stamp(file):
             entries[file.stem] = entry
         elif (record := store.record(file.stem)) is not None:
-            entries[file.stem] = {"stamp": _stamp(file), "row": row_of(record.words())}
+            entries[file.stem] = {"stamp": _stamp(file), "row": row_of(record.to_dict())}
     if entries != cached:
         with contextlib.suppress(HarnessError):  # the folder may be read-only
             store.write(path, {"version": VERSION, "rows": entries})

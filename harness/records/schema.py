@@ -313,13 +313,13 @@ class Record(Part):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON values."""
         return self.model_dump(mode="json", by_alias=True)
 
     def sealed(self) -> Record:
         """A copy with its digest and seal."""
-        payload = self.words()
+        payload = self.to_dict()
         payload["digest"] = digest(payload)
         return self.model_copy(update={"digest": payload["digest"], "seal": seal(payload)})
 

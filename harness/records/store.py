@@ -125,7 +125,7 @@ class Store(Files):
         return [record for record in records if record is not None]
 
     def save_record(self, record: Record) -> None:
-        self.write(self.record_path(record.id), record.words(), RECORD)
+        self.write(self.record_path(record.id), record.to_dict(), RECORD)
 
     # --- leases and logs ---
 

@@ -57,7 +57,7 @@ class SweepCell:
     def torch_device(self) -> str:
         """The torch device on which the models are made and scored."""
         assert self.plan is not None
-        return self.plan.place
+        return self.plan.torch_device
 
     @property
     def memory(self) -> int:

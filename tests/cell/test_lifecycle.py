@@ -50,7 +50,7 @@ def made(tmp_path_factory):
 
 def untimed(record) -> dict:
     """A record without what measures time or this process."""
-    words = record.words()
+    words = record.to_dict()
     changing = ("latency", "gates", "memory", "cost", "started", "finished", "history", "digest", "seal", "environment")
     for name in changing:
         words.pop(name)
@@ -394,7 +394,7 @@ def survive(tmp_path: Path, moments: list[float], reference: Path) -> None:
         (record,) = store.records()
         assert untimed(record) == untimed(want), f"killed after {moment:.2f} s"
         assert not store.notices, store.notices
-        assert json.loads(done.stdout) == record.words()
+        assert json.loads(done.stdout) == record.to_dict()
         assert not list((root / "tmp").iterdir())
     assert killed >= (len(moments) + 1) // 2, "too few runs were still alive when they were to be killed"
 

@@ -75,7 +75,7 @@ def content(runs: Path) -> dict[str, Any]:
 
     answer = {}
     for record in Store(runs).records():
-        words = {name: value for name, value in record.words().items() if name not in TIMES}
+        words = {name: value for name, value in record.to_dict().items() if name not in TIMES}
         for latency in words["latency"].values():
             latency.pop("began", None)
             latency.pop("ended", None)

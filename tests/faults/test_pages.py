@@ -404,7 +404,7 @@ def test_a_page_lies_in_a_folder_of_its_own_whatever_its_model_is_called(tmp_pat
     words = hostile(HARMLESS, 1)
     words["spec"]["model"] = NAMES[name]
     record = Record.model_validate(words).sealed()
-    (results / f"{record.id}.json").write_text(json.dumps(record.words()))
+    (results / f"{record.id}.json").write_text(json.dumps(record.to_dict()))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     done = CliRunner().invoke(cli, ["leaderboard", str(folder)])
     assert done.exit_code == 0, done.output
@@ -436,7 +436,7 @@ def test_two_models_never_share_a_page(tmp_path, pair):
         words["spec"]["model"] = name
         record = Record.model_validate(words).sealed()
         path = tmp_path / f"{record.id}.json"
-        path.write_text(json.dumps(record.words()))
+        path.write_text(json.dumps(record.to_dict()))
         records.append(entries.Entry(path, tmp_path))
     files = site.page_files(tmp_path, records)
     names = [name.lower() for name in files]
@@ -454,7 +454,7 @@ def test_a_picture_is_never_written_over_another_pages(tmp_path):
             words["scores"] = {score: words["scores"]["record"]}
             record = Record.model_validate(words).sealed()
             path = tmp_path / f"{record.id}.json"
-            path.write_text(json.dumps(record.words()))
+            path.write_text(json.dumps(record.to_dict()))
             records.append(entries.Entry(path, tmp_path))
     files = site.page_files(tmp_path, records)
     assert len(pages_in(files)) == 3

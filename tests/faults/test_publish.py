@@ -45,14 +45,14 @@ def record_ids(folder):
     entries = [Entry(path, folder / "samples") for path in sorted(folder.glob("*.json"))]
     for entry in entries:
         assert entry.record.id == entry.path.stem
-        assert all((entry.side / name).is_file() for name in named_samples(entry.words))
+        assert all((entry.side / name).is_file() for name in named_samples(entry.payload))
         assert (folder / "cells" / f"{entry.record.id}.jsonl").is_file()
     return {entry.path.stem for entry in entries}
 
 
 def newer_record(runs):
     """A newer answer to the question of the record by a ratio, from another version of the method."""
-    payload = records(runs)["ratio"].words
+    payload = records(runs)["ratio"].payload
     return as_version(runs, later(payload, hours=1), "newer")["id"]
 
 
@@ -201,8 +201,8 @@ def test_files_of_others_beside_published_records(runs, boards):
 def test_samples_where_nothing_was_published(runs, boards):
     """All records are refused, so nothing of that folder is harness's business."""
     for entry in records(runs).values():
-        entry.words["environment"]["git"]["dirty"] = True
-        reseal(entry.path, entry.words)
+        entry.payload["environment"]["git"]["dirty"] = True
+        reseal(entry.path, entry.payload)
     place = boards / "results" / "set" / "samples"
     place.mkdir(parents=True)
     (place / SAMPLE).write_bytes(b"mine")
@@ -299,7 +299,7 @@ def test_a_damaged_record_stands_in_the_way(runs, boards):
 @pytest.mark.parametrize("what", ["a folder", "a link", "a pipe"])
 def test_something_stands_where_a_sample_belongs(runs, boards, tmp_path, what):
     entry = records(runs)["ratio"]
-    place = boards / "results" / "set" / "samples" / next(named_samples(entry.words))
+    place = boards / "results" / "set" / "samples" / next(named_samples(entry.payload))
     place.parent.mkdir(parents=True)
     mine = tmp_path / "mine"
     mine.write_text("mine")
@@ -317,7 +317,7 @@ def test_something_stands_where_a_sample_belongs(runs, boards, tmp_path, what):
 def test_a_published_sample_is_damaged(runs, boards, damage):
     publish(Store(runs), boards, "set")
     before = tree(boards)
-    name = next(named_samples(records(runs)["ratio"].words))
+    name = next(named_samples(records(runs)["ratio"].payload))
     (boards / "results" / "set" / "samples" / name).write_bytes(damage)
     assert publish(Store(runs), boards, "set").written == [f"samples/{name}"]
     assert tree(boards) == before
@@ -353,7 +353,7 @@ def test_killed_at_any_moment(runs, boards, monkeypatch, call):
     publish(Store(runs), boards, "set")
     (boards / "results" / "set" / "samples" / SAMPLE).write_bytes(b"of an older record")
     newer_record(runs)
-    as_seed(runs, records(runs)["latency"].words, 5)
+    as_seed(runs, records(runs)["latency"].payload, 5)
     expected = Path(shutil.copytree(boards, runs.parent / "expected"))
     publish(Store(runs), expected, "set")
     genuine, left, kills = getattr(Path, call), 0, 0
@@ -420,7 +420,7 @@ def _publish_often(runs, boards, cells, ready):
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
 def test_two_processes_at_once(runs, boards):
     """One removes samples that no record names yet, while the other is about to write that record."""
-    base = records(runs)["ratio"].words
+    base = records(runs)["ratio"].payload
     cells = [as_seed(runs, base, seed)["id"] for seed in range(2, 8)]
     context = multiprocessing.get_context("fork")
     ready = context.Barrier(2)
@@ -437,7 +437,7 @@ def test_two_processes_at_once(runs, boards):
 
 
 def test_two_records_of_one_question_with_equal_times(runs, boards):
-    payload = records(runs)["ratio"].words
+    payload = records(runs)["ratio"].payload
     pair = sorted([payload["id"], as_version(runs, payload, "another")["id"]])
     for _ in range(2):
         done = publish(Store(runs), boards, "set")
@@ -460,7 +460,7 @@ def test_two_published_records_of_one_question_are_left_by_a_kill(runs, boards):
 
 
 def test_a_sample_that_two_records_share_stays_with_the_other(runs, boards):
-    payload = records(runs)["ratio"].words
+    payload = records(runs)["ratio"].payload
     other = as_seed(runs, payload, 3)
     publish(Store(runs), boards, "set")
     newer_record(runs)
@@ -474,7 +474,7 @@ def test_a_sample_that_two_records_share_stays_with_the_other(runs, boards):
 def test_samples_named_by_a_path(runs, boards, where, name):
     """The reproduction: a record whose samples lie elsewhere, sealed anew, was published to elsewhere."""
     entry = records(runs)["ratio"]
-    payload, before = entry.words, tree(runs.parent)
+    payload, before = entry.payload, tree(runs.parent)
     (latency,) = payload["latency"].values()
     own = latency["samples"]
     name = name.format(own, own)
@@ -514,9 +514,9 @@ def test_a_record_copied_under_another_id(runs, boards):
 
 def test_samples_of_dense_and_pruned_are_swapped(runs, boards):
     entry = records(runs)["ratio"]
-    for score in entry.words["scores"].values():
+    for score in entry.payload["scores"].values():
         score["samples"], score["dense_samples"] = score["dense_samples"], score["samples"]
-    reseal(entry.path, entry.words)
+    reseal(entry.path, entry.payload)
     done = command("set", "--to", boards, runs=runs)
     assert "passages:window=64: value is" in done.output
     assert record_ids(boards / "results" / "set") == {records(runs)["latency"].path.stem}
@@ -547,7 +547,7 @@ def test_components_of_a_cell_cannot_be_published(runs, boards, damage):
 def test_a_record_from_the_future_does_not_replace_what_is_published(runs, boards, by):
     publish(Store(runs), boards, "set")
     before = tree(boards)
-    as_version(runs, later(records(runs)["ratio"].words, **by), "future")
+    as_version(runs, later(records(runs)["ratio"].payload, **by), "future")
     done = command("set", "--to", boards, runs=runs)
     assert "its times are in the future" in done.output
     assert tree(boards) == before
@@ -562,7 +562,7 @@ def test_text_of_a_record_does_not_reach_the_terminal_as_it_is(runs, boards):
         payload["spec"]["evaluators"].append(evil)
         parts["eval"][evil] = None
 
-    another_cell(runs, entry.words, alter)
+    another_cell(runs, entry.payload, alter)
     done = command("set", "--to", boards, runs=runs)
     assert done.exit_code == 1
     assert "no score of" in done.output

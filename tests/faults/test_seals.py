@@ -77,52 +77,52 @@ IDENTITY = {
 
 @pytest.mark.parametrize("field", IDENTITY)
 def test_a_spec_of_another_cell(entry, field):
-    entry.words["spec"][field] = IDENTITY[field]
-    assert_named(entry, entry.words, f"spec.{field}")
+    entry.payload["spec"][field] = IDENTITY[field]
+    assert_named(entry, entry.payload, f"spec.{field}")
 
 
 @pytest.mark.parametrize("field", IDENTITY)
 def test_a_spec_of_another_cell_beside_a_forged_copy(runs, entry, field):
     """The components cannot be forged along: the id is their hash."""
-    entry.words["spec"][field] = IDENTITY[field]
+    entry.payload["spec"][field] = IDENTITY[field]
     path = runs / "stages" / "cell" / entry.path.name
     stage = json.loads(path.read_text())
-    stage["value"] = entry.words["spec"]
+    stage["value"] = entry.payload["spec"]
     path.write_bytes(json_text(stage))
-    assert_named(entry, entry.words, f"spec.{field}")
+    assert_named(entry, entry.payload, f"spec.{field}")
 
 
 def test_components_are_forged_along(runs, entry):
-    entry.words["spec"]["pruner"] = "magnitude"
+    entry.payload["spec"]["pruner"] = "magnitude"
     path = runs / "stages" / "cell" / entry.path.name
     stage = json.loads(path.read_text())
     stage["components"]["artefact"]["pruner"] = stage["value"]["pruner"] = "magnitude"
     path.write_bytes(json_text(stage))
-    assert_named(entry, entry.words, "its id is not the hash of its cell's components")
+    assert_named(entry, entry.payload, "its id is not the hash of its cell's components")
 
 
 @pytest.mark.parametrize("name", ["cut", "artefact", "measure", "eval"])
 def test_keys_of_other_stages(entry, name):
-    keys = entry.words["keys"]
+    keys = entry.payload["keys"]
     keys[name] = "0" * 24 if isinstance(keys[name], str) else dict.fromkeys(keys[name], "0" * 24)
-    assert_named(entry, entry.words, f"keys.{name}")
+    assert_named(entry, entry.payload, f"keys.{name}")
 
 
 def test_a_model_of_another_cell(entry):
-    entry.words["artefact"]["sha256"] = "0" * 64
-    assert_named(entry, entry.words, "keys.measure are not those of its cell's components and its model")
+    entry.payload["artefact"]["sha256"] = "0" * 64
+    assert_named(entry, entry.payload, "keys.measure are not those of its cell's components and its model")
 
 
 def test_a_machine_of_another_cell(entry):
-    entry.words["environment"]["device"]["flops_per_ns"] = 7
+    entry.payload["environment"]["device"]["flops_per_ns"] = 7
     assert_named(
-        entry, entry.words, "environment.device.flops_per_ns is 7 in the record, 1000 in its cell's components"
+        entry, entry.payload, "environment.device.flops_per_ns is 7 in the record, 1000 in its cell's components"
     )
 
 
 def test_parameters_that_are_said_to_be_usual(entry):
-    entry.words["unusual"] = {"seed": 3}
-    assert_named(entry, entry.words, "unusual")
+    entry.payload["unusual"] = {"seed": 3}
+    assert_named(entry, entry.payload, "unusual")
 
 
 COMPONENTS = {
@@ -172,7 +172,7 @@ def test_older_records_without_components_are_valid(runs):
 def test_a_latency_that_was_aimed_at_twice(runs):
     """A cut that missed is made again with a lower aim, which its key holds and its probes tell."""
     entry = records(runs)["latency"]
-    payload, aim = entry.words, 0.8 / 0.85 * (1 - 0.004)
+    payload, aim = entry.payload, 0.8 / 0.85 * (1 - 0.004)
     first = {"setting": 0.2, "estimated": 0.8, "measured": 0.85, "final": True}
     payload["budget"]["probes"].insert(0, first)
 
@@ -205,22 +205,22 @@ def test_a_latency_that_was_aimed_at_twice(runs):
     ],
 )
 def test_trust_that_no_history_gives(entry, trust, history):
-    entry.words["trust"] = trust
+    entry.payload["trust"] = trust
     if history is None:
-        entry.words["history"] = []
+        entry.payload["history"] = []
     else:
-        entry.words["history"].append({"when": entry.words["finished"], "what": history, "command": ""})
-    assert_named(entry, entry.words, f"trust is {trust} in the record, ")
+        entry.payload["history"].append({"when": entry.payload["finished"], "what": history, "command": ""})
+    assert_named(entry, entry.payload, f"trust is {trust} in the record, ")
 
 
 def test_trust_that_was_lost_again(entry):
-    when = entry.words["finished"]
+    when = entry.payload["finished"]
     for what in (f"verified: made again at {'0' * 12}, in agreement", "made again: c4: 9 instead of 8"):
-        entry.words["history"].append({"when": when, "what": what, "command": "harness verify"})
+        entry.payload["history"].append({"when": when, "what": what, "command": "harness verify"})
     assert_named(
-        entry, entry.words | {"trust": "verified"}, "trust is verified in the record, self-reported by its history"
+        entry, entry.payload | {"trust": "verified"}, "trust is verified in the record, self-reported by its history"
     )
-    reseal(entry.path, entry.words)
+    reseal(entry.path, entry.payload)
     assert faults(entry) == ()
 
 
@@ -255,17 +255,17 @@ TIMES = {
 @pytest.mark.parametrize("case", TIMES)
 def test_times_that_cannot_be(entry, case):
     change, text = TIMES[case]
-    change(entry.words)
-    found = assert_named(entry, entry.words, text)
+    change(entry.payload)
+    found = assert_named(entry, entry.payload, text)
     assert all("TypeError" not in fault for fault in found)
 
 
 def test_a_machine_whose_clock_differs_a_little(entry):
     """Verified elsewhere, a minute before it was made."""
-    when = (datetime.fromisoformat(entry.words["finished"]) - timedelta(minutes=1)).isoformat()
+    when = (datetime.fromisoformat(entry.payload["finished"]) - timedelta(minutes=1)).isoformat()
     what = f"reproduced: made again at {'a' * 12} and uncommitted changes, in agreement"
-    entry.words["history"].append({"when": when, "what": what, "command": "harness verify"})
-    reseal(entry.path, entry.words | {"trust": "reproduced"})
+    entry.payload["history"].append({"when": when, "what": what, "command": "harness verify"})
+    reseal(entry.path, entry.payload | {"trust": "reproduced"})
     assert faults(entry) == ()
     assert datetime.fromisoformat(when) < datetime.now(UTC)
 
@@ -309,15 +309,15 @@ def details(payload):
 @pytest.mark.parametrize("case", FIGURES)
 def test_figures_that_cannot_be(entry, case):
     change, text = FIGURES[case]
-    change(entry.words)
-    assert_named(entry, entry.words, text)
+    change(entry.payload)
+    assert_named(entry, entry.payload, text)
 
 
 @pytest.mark.parametrize("field", ["achieved", "predicted"])
 def test_a_budget_that_its_last_probe_does_not_give(runs, field):
     entry = records(runs)["latency"]
-    entry.words["budget"][field] *= 1.05
-    assert_named(entry, entry.words, f"budget.{field} is")
+    entry.payload["budget"][field] *= 1.05
+    assert_named(entry, entry.payload, f"budget.{field} is")
 
 
 # --- everything, one field after the other ---
@@ -384,7 +384,7 @@ def title(path):
 def rich(runs):
     """A record with everything that a record can hold."""
     entry, store = records(runs)["ratio"], Store(runs)
-    payload = entry.words
+    payload = entry.payload
     (latency,) = payload["latency"].values()
     (score,) = payload["scores"].values()
     visits = store.read_side_file(latency["samples"])["pruned"]
@@ -424,7 +424,7 @@ def test_every_field_is_followed_or_listed(runs, record_property):
     tried, unnamed = 0, set()
     parts = {"latency": ("budget", "keys", "artefact", "scores", "spec")}
     for entry in (rich(runs), records(runs)["latency"]):
-        payload = entry.words
+        payload = entry.payload
         rooms = parts.get(payload["spec"]["budget"]["kind"], payload.keys())
         for path, value in leaves(payload):
             if path[0] in ("digest", "seal") or path[0] not in rooms:
@@ -457,7 +457,7 @@ EVIL = "\x1b]0;owned\x07\r\n\x1b[2Jall is well\u202e"
 
 @pytest.mark.parametrize("command", ["validate", "compare", "verify"])
 def test_text_of_a_record_does_not_reach_the_terminal_as_it_is(runs, entry, command, monkeypatch):
-    payload = entry.words
+    payload = entry.payload
     payload["spec"]["recovery"] = payload["environment"]["device"]["kind"] = EVIL
     payload["scores"][f"passages{EVIL}"] = payload["scores"].pop("passages:window=64")
     payload["unscored"] = {EVIL: EVIL}
@@ -488,7 +488,7 @@ def test_a_record_that_changed_while_it_was_made_again(runs, entry, monkeypatch)
     """What another process wrote meanwhile is not overwritten with what was read before."""
     from harness.leaderboard.audit import rerun
 
-    other = copy.deepcopy(entry.words) | {"cost": {**entry.words["cost"], "search_s": 1.0}}
+    other = copy.deepcopy(entry.payload) | {"cost": {**entry.payload["cost"], "search_s": 1.0}}
 
     def again(entry, folder, on_progress):
         reseal(entry.path, other)

@@ -50,7 +50,7 @@ def table() -> CostTable:
 
 @pytest.fixture
 def words():
-    return table().words()
+    return table().to_dict()
 
 
 def curve(words) -> dict:
@@ -216,7 +216,7 @@ VISITS = {
 
 @pytest.mark.parametrize("fault", VISITS)
 def test_visits_of_another_shape_are_none(fault):
-    assert Visits.read(GOOD).words() == {**GOOD, "shapes": {"a": [(5.0, 0.5)]}}
+    assert Visits.read(GOOD).to_dict() == {**GOOD, "shapes": {"a": [(5.0, 0.5)]}}
     assert Visits.read(VISITS[fault]) == Visits()
 
 

@@ -248,7 +248,7 @@ def test_a_killed_profile_goes_on_where_it_was():
     kept, calls = {}, []
 
     def save(visits):
-        kept.update(json.loads(json.dumps(visits.words())))
+        kept.update(json.loads(json.dumps(visits.to_dict())))
         calls.append(1)
         if len(calls) == 6:
             raise Killed
@@ -269,7 +269,7 @@ def test_a_killed_profile_goes_on_where_it_was():
     Counting.measured = 0
     whole = profiled(Counting())
     assert after < Counting.measured
-    assert resumed.words() | {"seconds": 0} == whole.words() | {"seconds": 0}
+    assert resumed.to_dict() | {"seconds": 0} == whole.to_dict() | {"seconds": 0}
 
 
 def test_a_device_without_signal_is_refused():
@@ -361,7 +361,7 @@ def test_a_file_that_is_no_table_is_said_to_be_none(tmp_path, damage):
 
 
 def test_a_crooked_curve_is_refused(tmp_path, staircase):
-    words = staircase[1].words()
+    words = staircase[1].to_dict()
     name = next(iter(words["curves"]))
     words["curves"][name]["units"].reverse()
     file = tmp_path / "t.json"
@@ -380,7 +380,7 @@ def test_a_crooked_curve_is_refused(tmp_path, staircase):
     ],
 )
 def test_spoilt_tables_are_refused(tmp_path, staircase, spoil, message):
-    words = staircase[1].words()
+    words = staircase[1].to_dict()
     spoil(words)
     file = tmp_path / "t.json"
     file.write_text(json.dumps(words))
@@ -389,7 +389,7 @@ def test_spoilt_tables_are_refused(tmp_path, staircase, spoil, message):
 
 
 def test_a_table_of_other_sublayers_is_set_aside(runs, staircase):
-    words = staircase[1].words()
+    words = staircase[1].to_dict()
     name = list(words["curves"])[-1]
     words["curves"][name] = {"units": [0, 1], "ns": [0.0, 1.0], "noise": 0.0}
     kept = table_store.TableStore(Store())
@@ -427,9 +427,9 @@ class Seen(Null):
 
 def test_a_table_is_judged_once_somebody_asks(runs, monkeypatch):
     kept = table_store.TableStore(Store())
-    plain = kept.fill(target("judged later"), Seen(), judge=False)
+    plain = kept.fill(target("judged later"), Seen(), validate=False)
     assert plain.validation is None
-    assert kept.fill(target("judged later"), Seen(), judge=False) == plain
+    assert kept.fill(target("judged later"), Seen(), validate=False) == plain
     monkeypatch.setattr(Seen, "left", 20)
     with pytest.raises(KeyboardInterrupt):
         kept.fill(target("judged later"), Seen())
@@ -563,7 +563,7 @@ def test_a_second_search_begins_where_the_first_ended(staircase):
 
     finished = {"setting": first.setting, "measured": 0.71, "final": True}
     again = budget_search.BudgetSearch(
-        ANATOMY, promising(), by_flops, measure, 0.68, "x", 1.0, first.words()["probes"] + [finished]
+        ANATOMY, promising(), by_flops, measure, 0.68, "x", 1.0, first.to_dict()["probes"] + [finished]
     ).run()
     assert len(again.probes) <= budget_search.PROBES
     assert again.setting > first.setting
@@ -585,7 +585,7 @@ def test_a_finished_model_that_missed_is_not_asked_for_again(seed):
         assert all(probe["setting"] < found.setting for probe in tried if "final" in probe)
         if taken <= limit:
             break
-        tried = [*tried, *found.words()["probes"], {"setting": found.setting, "measured": taken, "final": True}]
+        tried = [*tried, *found.to_dict()["probes"], {"setting": found.setting, "measured": taken, "final": True}]
         tighten *= limit / taken * 0.996
 
 
@@ -716,4 +716,4 @@ def test_noise_is_aimed_below_not_chased(staircase):
 
 def test_table_words_round_trip(staircase):
     table = staircase[1]
-    assert CostTable.model_validate(json.loads(json.dumps(table.words()))) == table
+    assert CostTable.model_validate(json.loads(json.dumps(table.to_dict()))) == table

@@ -51,7 +51,7 @@ CO2 = {"dense": 9.0, "pruned": None, "what": "", "grid": "1", "grams_per_kwh": 1
 
 
 def entry(runs, pruner="magnitude"):
-    return next(entry for entry in runs_entries(Store(runs)) if entry.words["spec"]["pruner"] == pruner)
+    return next(entry for entry in runs_entries(Store(runs)) if entry.payload["spec"]["pruner"] == pruner)
 
 
 def rewrite(one, words):
@@ -120,7 +120,7 @@ def test_so_is_what_is_said_of_a_row_afterwards(copy, change):
     one = entry(copy)
     words = json.loads(one.path.read_text())
     if "seal" in change.__code__.co_consts:
-        words = Record.model_validate(words).model_copy(update={"trust": "verified"}).words()
+        words = Record.model_validate(words).model_copy(update={"trust": "verified"}).to_dict()
     change(words)
     one.path.write_bytes(json_text(words))
     assert faults(Entry(one.path, one.side))
@@ -154,7 +154,7 @@ def text_of_sample(content):
 
 def test_any_changed_byte_of_a_sample_is_named_unless_its_text_stays(copy):
     one, chance = entry(copy), random.Random(1)
-    for name in named_samples(one.words):
+    for name in named_samples(one.payload):
         path = one.side / name
         content = path.read_bytes()
         text = gzip.decompress(content)
@@ -206,7 +206,7 @@ def test_so_is_every_bit_of_it(tmp_path):
 )
 def test_so_is_what_follows_a_sample_or_comes_before_it(copy, change):
     one = entry(copy)
-    path = one.side / next(named_samples(one.words))
+    path = one.side / next(named_samples(one.payload))
     path.write_bytes(change(path.read_bytes()))
     (fault,) = set(faults(Entry(one.path, one.side)))
     assert path.name in fault
@@ -223,7 +223,7 @@ def test_so_is_what_follows_a_sample_or_comes_before_it(copy, change):
 )
 def test_samples_are_valid_whichever_gzip_packed_them(copy, change):
     one = entry(copy)
-    path = one.side / next(named_samples(one.words))
+    path = one.side / next(named_samples(one.payload))
     content = path.read_bytes()
     path.write_bytes(change(gzip.decompress(content)))
     assert path.read_bytes() != content
@@ -306,7 +306,7 @@ def test_zeros_are_those_that_masks_account_for(runs, one_process):
 def samples_of_dense_are_gone(runs, *, spared=""):
     """As records of before they were named; `spared` keeps them."""
     for one in runs_entries(Store(runs)):
-        if one.path.stem != spared and "passages" in one.words["scores"]:
+        if one.path.stem != spared and "passages" in one.payload["scores"]:
             words = json.loads(one.path.read_text())
             del words["scores"]["passages"]["dense_samples"]
             rewrite(one, words)
@@ -509,7 +509,7 @@ def test_a_row_made_again_agrees_or_says_where_it_does_not(copy):
     trusted = rerun.with_outcome(rerun.Rerun(one, one.record, [], []), "reproduced", "harness verify")
     assert (trusted.trust, trusted.digest) == ("reproduced", one.record.digest)
     higher = one.record.model_copy(update={"trust": "verified"}).sealed()
-    one.path.write_bytes(json_text(higher.words()))
+    one.path.write_bytes(json_text(higher.to_dict()))
     again = Entry(one.path, one.side)
     assert rerun.with_outcome(rerun.Rerun(again, one.record, [], []), "reproduced", "").trust == "verified"
     doubted = rerun.with_outcome(
@@ -523,7 +523,7 @@ def test_rows_are_drawn_at_random_among_those_that_claim_something(made):
     known = runs_entries(Store(made))
     drawn = rerun.sample_entries(known, 3, seed=1)
     assert len({entry.path for entry in drawn}) == 3
-    assert all(entry.words["status"] == "ok" for entry in drawn)
+    assert all(entry.payload["status"] == "ok" for entry in drawn)
     assert drawn == rerun.sample_entries(known, 3, seed=1)
 
 
@@ -552,7 +552,7 @@ def test_commands_time_two_models_together_and_tell_a_true_row_from_a_made_up_on
         more = ("--pruner", "random", "--ratio", ratio, "--eval", "passages", "--limit", "12")
         done = terminal("run", *asked, *more, runs=runs)
         assert done.returncode == 0, done.stderr
-    whole, half = sorted(runs_entries(Store(runs)), key=lambda entry: entry.words["spec"]["budget"]["value"])
+    whole, half = sorted(runs_entries(Store(runs)), key=lambda entry: entry.payload["spec"]["budget"]["value"])
 
     done = terminal("compare", whole.path.stem[:10], half.path.stem[:10], "--remeasure", runs=runs)
     assert done.returncode == 0, done.stderr

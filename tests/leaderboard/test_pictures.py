@@ -112,10 +112,10 @@ def crowd(apart):
     """Methods with about the same latency and very unlike scores, most of them beyond an edge of 480."""
     names = [f"method-{'x' * at} + least-squares" for at in range(9)]
     found = [
-        Point(name, "", 0.46 + apart * at, 40.0 * 4.7**at, hollow=at % 2 == 1, told=f"{name}: told")
+        Point(name, "", 0.46 + apart * at, 40.0 * 4.7**at, hollow=at % 2 == 1, tooltip=f"{name}: told")
         for at, name in enumerate(names)
     ]
-    return found, Point("dense", "", 1.0, 38.5, told="dense: told")
+    return found, Point("dense", "", 1.0, 38.5, tooltip="dense: told")
 
 
 def boxes(svg):
@@ -154,7 +154,7 @@ def test_beyond_the_edge_a_method_keeps_its_marker():
     legend = [node for node in drawn if not len(node)]
     assert len(told) == len(legend) == 10
     for point, shown in zip(points, legend, strict=False):  # last in the legend is dense
-        mine = told[point.told]
+        mine = told[point.tooltip]
         assert (mine.tag, mine.get("stroke")) == (shown.tag, shown.get("stroke"))
         assert len(mine.get("points", "").split()) == len(shown.get("points", "").split())
         assert (mine.get("fill") == "#fff") is point.hollow

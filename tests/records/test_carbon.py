@@ -115,7 +115,7 @@ def test_a_record_without_a_grid_has_no_word_of_it():
     words = json.loads(GOLDEN.read_text())
     record = Record.model_validate(words)
     assert record.co2 is None
-    assert "co2" not in record.words()
+    assert "co2" not in record.to_dict()
 
 
 def test_a_record_with_a_grid_goes_round(runs, one_process, monkeypatch):
@@ -126,7 +126,7 @@ def test_a_record_with_a_grid_goes_round(runs, one_process, monkeypatch):
     assert (record.co2.grid, record.co2.grams_per_kwh, record.co2.source) == ("350", 350.0, "stated by the user")
     again = Store(runs).record(record.id)
     assert again == record
-    assert digest(again.words()) == again.digest
+    assert digest(again.to_dict()) == again.digest
     assert json.loads((runs / record.artefact.path / "record.json").read_text())["co2"]["grams_per_kwh"] == 350
     rows = {name: change for name, *_, change in record_rows(record)}
     assert {f"energy {WORKLOAD} per token, mJ", f"CO2e {WORKLOAD} per 1000 tokens, mg"} <= set(rows)
@@ -166,7 +166,7 @@ def test_a_leaderboard_shows_energy_where_some_row_has_it(tmp_path):
     entries = []
     for record in (plain, read):
         path = tmp_path / f"{record.id}.json"
-        path.write_text(json.dumps(record.sealed().words()))
+        path.write_text(json.dumps(record.sealed().to_dict()))
         entries.append(Entry(path, tmp_path))
     assert "mJ per token" not in terminal_pages(entries[:1])
     header, _, *rows = [line for line in terminal_pages(entries).splitlines() if line.startswith("|")]

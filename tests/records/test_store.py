@@ -61,7 +61,7 @@ def test_records_of_every_schema_version_load(path):
     words = json.loads(path.read_text())
     record = Record.model_validate(words)
     assert record.digest == digest(words)
-    assert_holds(record.words(), words)
+    assert_holds(record.to_dict(), words)
 
 
 def assert_holds(now, then, where=""):

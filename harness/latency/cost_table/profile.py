@@ -135,13 +135,13 @@ class Profile:
         self.stage, self.total = stage, len(shapes) * rounds
         self.bench.run(shapes, rounds)
 
-    def run(self, judge: bool = True) -> CostTable:
-        """Measure and fit the table; validate it if `judge` is true."""
+    def run(self, validate: bool = True) -> CostTable:
+        """Measure and fit the table; validate it if `validate` is true."""
         with closing(self.bench):
             table = self._measure_table()
-            return self._validate(table) if judge else table
+            return self._validate(table) if validate else table
 
-    def judge(self, table: CostTable) -> CostTable:
+    def validate(self, table: CostTable) -> CostTable:
         """Validate a table that was measured before."""
         with closing(self.bench):
             return self._validate(table)

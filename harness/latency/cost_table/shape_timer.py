@@ -32,7 +32,7 @@ class Visits:
     shapes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # (time, position between references)
     seconds: float = 0.0  # CPU time of this process and of earlier ones that measured
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"references": self.references, "shapes": self.shapes, "seconds": self.seconds}
 
     @staticmethod

@@ -122,13 +122,13 @@ class CostTable(Part):
         """Units of a whole site, per class."""
         return {name: curve.units[-1] for name, curve in self.curves.items()}
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True)
 
     @property
     def content(self) -> str:
         """A hash of all that predictions depend on. It stands in the keys of cuts that were made with this table."""
-        content = {name: value for name, value in self.words().items() if name not in NOT_PART_OF_CONTENT}
+        content = {name: value for name, value in self.to_dict().items() if name not in NOT_PART_OF_CONTENT}
         return hashlib.sha256(keys.canonical(content).encode()).hexdigest()
 
     @property

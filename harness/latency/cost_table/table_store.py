@@ -73,7 +73,7 @@ class TableStore:
         path = self.path(table.key)
         if path.exists() and not again:
             raise UsageError(f"there is already a table for this device, model and workload: {path}", "add --again")
-        self.store.write(path, table.words())
+        self.store.write(path, table.to_dict())
         return path
 
     def fill(
@@ -82,7 +82,7 @@ class TableStore:
         device: Device,
         on_progress: Callable[[str, int, int], None] = lambda *_: None,
         again: bool = False,
-        judge: bool = True,
+        validate: bool = True,
     ) -> CostTable:
         """Load the table, or measure it now; continue a profile that was interrupted.
 
@@ -91,7 +91,7 @@ class TableStore:
             device: Measures it.
             on_progress: Called with a stage, what is done of it, and how much there is.
             again: Measure the table anew.
-            judge: Validate the table if it has not been validated.
+            validate: Validate the table if it has not been validated.
         """
         where = (target.anatomy, target.device, target.runtime, target.dtype, target.workload)
         key = table_key(anatomy_hash(target.anatomy), *where[1:4], str(target.workload))
@@ -100,22 +100,22 @@ class TableStore:
             coarse = table is not None and target.preset == "paper" and table.preset == "quick"
             unvalidated = table is not None and table.validation is None
             # The visits that the table was made from; without them it cannot be validated.
-            samples = table.samples if table is not None and judge and unvalidated else ""
+            samples = table.samples if table is not None and validate and unvalidated else ""
             visits = self.store.read_side_file(samples) if samples else None
             interrupted = unvalidated and table is not None and self._validation_visits(key, table).exists()
-            if table is None or coarse or (again and not interrupted) or (judge and unvalidated and visits is None):
+            if table is None or coarse or (again and not interrupted) or (validate and unvalidated and visits is None):
                 for stale in self.store.path("tables").glob(f"{key}.judge.*.json"):
                     stale.unlink(missing_ok=True)
                 progress = self.store.path("tables", f"{key}.{target.preset}.visits.json")
                 table = self._profile(
-                    target, device, on_progress, progress, None, lambda profile: profile.run(judge=False)
+                    target, device, on_progress, progress, None, lambda profile: profile.run(validate=False)
                 )
                 visits = self.store.read_side_file(table.samples)
-            if judge and table.validation is None:
+            if validate and table.validation is None:
                 measured, same_preset = table, replace(target, preset=table.preset)
                 progress = self._validation_visits(key, table)
                 table = self._profile(
-                    same_preset, device, on_progress, progress, visits, lambda profile: profile.judge(measured)
+                    same_preset, device, on_progress, progress, visits, lambda profile: profile.validate(measured)
                 )
         return table
 
@@ -144,13 +144,13 @@ class TableStore:
             visits = Visits.read(earlier)
         try:
             profile = Profile(
-                target, device, visits, lambda current: self.store.write(progress, current.words()), on_progress
+                target, device, visits, lambda current: self.store.write(progress, current.to_dict()), on_progress
             )
             table = work(profile)
         except HarnessError:
             progress.unlink(missing_ok=True)  # a device that was refused is measured afresh next time
             raise
-        table.samples = self.store.side_file(visits.words())
+        table.samples = self.store.side_file(visits.to_dict())
         table.finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.put(table)
         progress.unlink(missing_ok=True)
@@ -159,7 +159,7 @@ class TableStore:
 
 def export(table: CostTable, path: Path) -> None:
     """Write a table to a file that `read` reads."""
-    write_file(path, (json.dumps(table.words(), indent=1, sort_keys=True) + "\n").encode())
+    write_file(path, (json.dumps(table.to_dict(), indent=1, sort_keys=True) + "\n").encode())
 
 
 def check_writable(path: Path) -> None:

@@ -173,11 +173,11 @@ def _selection(store: Store, cells: Sequence[str], outcome: Published) -> list[E
 
 def _request(entry: Entry) -> str:
     """The spec of a record and the machine it ran on."""
-    return canonical([entry.words["spec"], entry.words["environment"]["device"]])
+    return canonical([entry.payload["spec"], entry.payload["environment"]["device"]])
 
 
 def _finish_time(entry: Entry) -> tuple[datetime, str]:
-    return datetime.fromisoformat(entry.words["finished"]), entry.words["id"]
+    return datetime.fromisoformat(entry.payload["finished"]), entry.payload["id"]
 
 
 def _trust(entry: Entry) -> int:
@@ -229,7 +229,7 @@ def _plan_changes(valid: dict[str, Entry], outcome: Published) -> Changes:
 
 def _is_news(entry: Entry, published: Entry | None) -> bool:
     """Whether a record differs from the published one, or has more trust. Otherwise the published file stays."""
-    if published is None or published.words["digest"] != entry.words["digest"]:
+    if published is None or published.payload["digest"] != entry.payload["digest"]:
         return True
     return _trust(entry) > _trust(published)
 
@@ -250,7 +250,7 @@ def _records_in(folder: Path, outcome: Published) -> dict[str, Entry]:
 
 def _evidence(entry: Entry, folder: Path) -> Iterator[tuple[Path, bytes | Path]]:
     """The samples of a record and the components of its cell, unless they are already published."""
-    for name in dict.fromkeys(named_samples(entry.words)):
+    for name in dict.fromkeys(named_samples(entry.payload)):
         if not SIDE_FILE.fullmatch(name):
             raise HarnessError(f"it names its samples {name!r}, which is not the name of a side file")
         path = folder / "samples" / name
@@ -290,7 +290,7 @@ def _unneeded(folder: Path, published: dict[str, Entry]) -> Iterator[Path]:
     """Samples that no record names, components of cells without a record, and unfinished files that a kill left."""
     side = folder / "samples"
     needed = {identity.published_path(side, cell) for cell in published}
-    needed |= {side / name for entry in published.values() for name in named_samples(entry.words)}
+    needed |= {side / name for entry in published.values() for name in named_samples(entry.payload)}
     for subfolder, pattern in _REMOVABLE.items():
         unfinished = re.compile(rf"\.{pattern.pattern}\.[0-9a-f]+")
         paths = sorted((folder / subfolder).iterdir()) if (folder / subfolder).is_dir() else []

@@ -36,14 +36,14 @@ class Rerun:
     """A record, the one that was made to check it, where they contradict each other, and what else differs."""
 
     entry: Entry
-    made: Record
+    new: Record
     differences: list[str]
     notes: list[str]
 
 
 def sample_entries(entries: Sequence[Entry], count: int, seed: int | None) -> list[Entry]:
     """A random sample of the finished records."""
-    finished = [entry for entry in entries if entry.words["status"] == "ok"]
+    finished = [entry for entry in entries if entry.payload["status"] == "ok"]
     if not finished:
         raise UsageError("no finished record to verify among these", "harness status lists what there is")
     return random.Random(seed).sample(finished, min(count, len(finished)))
@@ -57,14 +57,14 @@ def rerun_record(entry: Entry, folder: Path, on_start: Callable[[str], None]) ->
     environment = {**os.environ, "HARNESS_RUNS": str(folder)}
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     try:
-        made = Record.model_validate(json.loads(process.stdout))
+        new = Record.model_validate(json.loads(process.stdout))
     except ValueError:
         raise CannotRerun(
             f"{entry.record.id[:12]} cannot be run again here: harness ended with {process.returncode}",
             "its messages are above",
         ) from None
-    fresh = Entry(folder / "records" / f"{made.id}.json", folder / "samples")
-    return Rerun(entry, made, list(differences(entry, fresh)), list(notes(entry.record, made)))
+    fresh = Entry(folder / "records" / f"{new.id}.json", folder / "samples")
+    return Rerun(entry, new, list(differences(entry, fresh)), list(notes(entry.record, new)))
 
 
 def differences(entry: Entry, fresh: Entry) -> Iterator[str]:
@@ -122,10 +122,10 @@ def save_outcome(result: Rerun, trust: Trust, command: str) -> Record:
     """Write the outcome into the record's file. Raises CannotBeMade if another process changed the file meanwhile."""
     entry = result.entry
     with exclusive(entry.path.parent):
-        if Entry(entry.path, entry.side).words != entry.words:
+        if Entry(entry.path, entry.side).payload != entry.payload:
             raise CannotRerun(f"{entry.path} was changed while its command ran", "verify it once more")
         record = with_outcome(result, trust, command)
-        write_file(entry.path, json_text(record.words()))
+        write_file(entry.path, json_text(record.to_dict()))
     return record
 
 
@@ -134,7 +134,7 @@ def with_outcome(result: Rerun, trust: Trust, command: str) -> Record:
 
     Disagreement takes a record's trust back to self-reported; agreement never lowers it.
     """
-    git, record = result.made.environment.git, result.entry.record
+    git, record = result.new.environment.git, result.entry.record
     commit = f" at {git.commit[:12]}{' and uncommitted changes' if git.dirty else ''}" if git else ""
     if result.differences:
         trust, text = TRUST[0], history.disagreement(commit, result.differences)

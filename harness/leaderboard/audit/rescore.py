@@ -22,10 +22,10 @@ DENSE_FIELDS = ("dense", "dense_stderr", "change", "change_ci95")
 def dense_samples(entries: Sequence[Entry]) -> Dense:
     """The dense samples that records name, for older records that do not name their own."""
     files_of: dict[str, dict[Path, None]] = {}
-    if any(True for entry in entries for _ in _without_samples(entry.words)):
+    if any(True for entry in entries for _ in _without_samples(entry.payload)):
         for entry in entries:
             with suppress(AttributeError, KeyError, TypeError):  # a damaged record, as its own verdict says
-                for name, score in entry.words["scores"].items():
+                for name, score in entry.payload["scores"].items():
                     if SIDE_FILE.fullmatch(score.get("dense_samples") or ""):
                         files_of.setdefault(_dense_request(entry, name), {})[entry.side / score["dense_samples"]] = None
     return {request: list(files) for request, files in files_of.items()}
@@ -41,7 +41,7 @@ def _without_samples(payload: Mapping[str, Any]) -> Iterator[str]:
 
 def _dense_request(entry: Entry, name: str) -> str:
     """All that a dense score depends on. Records of one folder that agree in it have the same dense score."""
-    payload = entry.words
+    payload = entry.payload
     spec, score = payload["spec"], payload["scores"][name]
     model = [spec[part] for part in ("model", "revision", "dtype")]
     protocol = [score.get("scale", ""), score.get("details", {})]
@@ -59,7 +59,7 @@ def _dense_documents(entry: Entry, name: str, dense: Dense) -> list[Mapping[str,
 
 def unverifiable(entry: Entry, dense: Dense) -> Iterator[str]:
     """A reservation about dense scores for which no samples can be found."""
-    if names := [name for name in _without_samples(entry.words) if not _dense_documents(entry, name, dense)]:
+    if names := [name for name in _without_samples(entry.payload) if not _dense_documents(entry, name, dense)]:
         listed = ", ".join(names)
         yield f"dense figures of {listed} without samples: they cannot be checked, only set against the score"
 

@@ -96,7 +96,7 @@ def _schema(entry: Entry, _: Context) -> Iterator[str]:
 
 
 def _written(entry: Entry, _: Context) -> Iterator[str]:
-    if not is_json_text_of(entry.path.read_bytes(), entry.words):
+    if not is_json_text_of(entry.path.read_bytes(), entry.payload):
         yield "its bytes are not those that harness writes: white space, order, or a name that occurs twice"
 
 
@@ -209,7 +209,7 @@ def _artefact(entry: Entry, context: Context) -> Iterator[str]:
 
 
 def _samples(entry: Entry, _: Context) -> Iterator[str]:
-    names = list(dict.fromkeys(named_samples(entry.words)))
+    names = list(dict.fromkeys(named_samples(entry.payload)))
     missing = [name for name in names if not name or not (entry.side / name).is_file()]
     if missing:
         yield f"{len(missing)} files of samples are missing, so its figures cannot be checked"
@@ -249,7 +249,7 @@ def orphans(entries: Sequence[Entry]) -> list[Path]:
     named: set[str] = set()
     for entry in entries:
         with suppress(AttributeError, KeyError, TypeError):  # a damaged record, as its own verdict says
-            named.update(named_samples(entry.words))
+            named.update(named_samples(entry.payload))
     needed = {identity.published_path(entry.side, entry.path.stem) for entry in entries}
     unneeded: list[Path] = []
     for side in {entry.side for entry in entries}:
