@@ -21,6 +21,37 @@ if TYPE_CHECKING:
 
     from harness.models.anatomy.core import Anatomy
 
+__all__ = [
+    "API_VERSION",
+    "Architecture",
+    "ArchitectureSpec",
+    "Budget",
+    "Context",
+    "Cut",
+    "Device",
+    "DeviceInfo",
+    "DeviceSpec",
+    "Evaluator",
+    "EvaluatorSpec",
+    "Event",
+    "Inputs",
+    "ModelCard",
+    "Param",
+    "Pruner",
+    "PrunerSpec",
+    "Recovery",
+    "RecoverySpec",
+    "Samples",
+    "Score",
+    "Scores",
+    "Shape",
+    "Step",
+    "Task",
+    "TimingPlan",
+    "Workload",
+    "hookimpl",
+]
+
 API_VERSION = 2
 """The version of what plug-ins use. It is raised when a name or an argument goes away or changes its meaning.
 

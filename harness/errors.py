@@ -6,6 +6,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+__all__ = [
+    "BadCut",
+    "EnvironmentFault",
+    "HarnessError",
+    "OverBudget",
+    "Unsupported",
+    "UsageError",
+    "describe",
+    "one_line",
+]
+
 SECRET = re.compile(r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
 REASON = 2000  # characters of a reason in a record
 

@@ -38,6 +38,8 @@ from harness.errors import HarnessError, UsageError, describe, one_line
 from harness.system import process, supervisor
 from harness.system.isolation import plugin_code
 
+__all__ = ["unknown_name"]
+
 MAX_SPECS = 10_000  # of one kind, from one plug-in
 KINDS = {
     "pruner": ("harness_register_pruners", PrunerSpec),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -44,11 +45,37 @@ def test_the_rooms_are_those_that_are_there():
     assert {room(path) for path in CORE} - {"__init__"} == set(ROOMS)
 
 
-def test_plugins_import_public_names_and_never_each_other():
+def test_plugins_never_import_each_other():
     assert len(PLUGINS) > 1
     for path in PLUGINS:
         own = next(part for part in path.parts[::-1] if part.startswith("harness_")).removesuffix(".py")
         assert not [n for n in imports(path) if n.startswith("harness_") and n.split(".")[0] != own], path
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_plugins_use_public_names_only(path):
+    """Whatever they import of the core stands in the `__all__` of its module."""
+    for module, name in used_names(ast.parse(path.read_text(encoding="utf-8"))):
+        public = getattr(importlib.import_module(module), "__all__", ())
+        assert name in public, f"{module}.{name} is not public"
+
+
+def used_names(tree: ast.AST) -> set[tuple[str, str]]:
+    """What a file uses of the core: imported names, and attributes of imported modules."""
+    modules, used = {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "harness":
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" in core():
+                    modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                else:
+                    used.add((node.module, alias.name))
+        elif isinstance(node, ast.Import):
+            used |= {(alias.name, "") for alias in node.names if alias.name.startswith("harness.")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            used.add((modules[node.value.id], node.attr))
+    return used
 
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=lambda p: str(p.relative_to(ROOT)))

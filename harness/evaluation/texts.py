@@ -21,6 +21,19 @@ from harness.system import reading
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "CALIBRATE",
+    "EVALUATE",
+    "arrow_rows",
+    "ask_hub_only_if_reachable",
+    "folders",
+    "hash_role",
+    "json_rows",
+    "must_be_plain",
+    "read",
+    "tokenize",
+]
+
 EVALUATE, CALIBRATE = "evaluate", "calibrate"
 FILE = 2 * 2**30  # bytes of a text file
 LINE = 64 * 2**20  # bytes of one line

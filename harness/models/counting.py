@@ -8,6 +8,8 @@ from harness.api import Shape, Workload
 from harness.models.anatomy.core import Anatomy
 from harness.models.architectures.lookup import task, task_for
 
+__all__ = ["count", "counted_flops", "flops", "ratios", "stored_bytes"]
+
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from harness.api import Workload
 from harness.models.architectures.lookup import task_for
 
+__all__ = ["runner"]
+
 
 def runner(model: Any, workload: Workload) -> Callable[[], None]:
     """One timed pass of a model, as its task defines it."""

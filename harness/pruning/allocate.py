@@ -14,6 +14,8 @@ from typing import Any
 from harness.errors import Unsupported
 from harness.models.anatomy.core import Anatomy, Site
 
+__all__ = ["best", "cap", "distribute", "knapsack", "open_layers", "out_of_reach", "ranked", "to_remove", "uniform"]
+
 KINDS = ("attention", "mlp")
 
 

@@ -19,6 +19,8 @@ from harness.pruning.gates import gated
 from harness.pruning.layerwise import first_bad_layer
 from harness.system import process
 
+__all__ = ["ROWS", "Distance", "autocast_context", "plain_attention"]
+
 ROWS = 4  # windows per pass without gradients
 SHORT = 512  # tokens up to which eager attention with gradients is faster on a CPU than the fused one
 

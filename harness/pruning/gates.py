@@ -10,6 +10,8 @@ from torch import Tensor
 
 from harness.models.anatomy.core import Anatomy, Member
 
+__all__ = ["gated"]
+
 
 @contextmanager
 def gated(model: Any, anatomy: Anatomy, gates: Mapping[str, Tensor]) -> Iterator[None]:

@@ -11,6 +11,19 @@ from torch import Tensor
 from harness.models.anatomy.core import Anatomy, Member, Site
 from harness.pruning import layerwise
 
+__all__ = [
+    "activation",
+    "by_unit",
+    "compensated",
+    "grouped",
+    "magnitude",
+    "output_activation",
+    "output_magnitude",
+    "output_member",
+    "per_unit",
+    "taylor",
+]
+
 DAMPING, TINY = 0.01, 1e-30  # of the mean squared input; and the damping where all inputs are zero
 THIN = 0.05  # the same, times inputs per token: with few tokens every input is nearly a sum of others
 EVERY = 2  # the products of inputs take every so many-th token

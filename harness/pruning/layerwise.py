@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from harness.errors import HarnessError
 from harness.models.architectures.lookup import architecture_for, task
 
+__all__ = ["Gradients", "Layer", "backward", "check_finite", "first_bad_layer", "forward", "layer_inputs", "watched"]
+
 Watch = Callable[[str, Tensor], None]
 
 

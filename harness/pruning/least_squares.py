@@ -19,6 +19,8 @@ from harness.models.architectures.lookup import architecture, architecture_for
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["TOKENS", "Underdetermined", "compensate"]
+
 Position = tuple[int, str]  # a layer's number and the kind of sub-layer
 FINE = 1e-4  # a ridge below which the rounding of fp32 sums would count, differently on every CPU
 TOKENS = 2048  # that go through a sub-layer at once

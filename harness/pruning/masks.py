@@ -13,6 +13,8 @@ from harness.errors import Unsupported
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["PATTERNS", "check_columns", "check_ratio", "group_mask", "sort_groups"]
+
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4)}  # name -> zeros (N) and group size (M)
 
 

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+__all__ = ["canonical"]
+
 KEY_VERSION = 1
 
 

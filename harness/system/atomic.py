@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+__all__ = ["replacing"]
+
 
 def write_bytes(path: Path, content: bytes, temporary: Path | None = None) -> None:
     """Write a file under a temporary name on the same file system, then rename it."""

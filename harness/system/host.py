@@ -16,6 +16,8 @@ from platformdirs import user_cache_dir
 from harness.errors import EnvironmentFault
 from harness.system import atomic, reading
 
+__all__ = ["OUR_PIDS"]
+
 OUR_PIDS = "HARNESS_OUR_PIDS"  # variable with this run's process ids, which gates must not count as foreign
 
 

@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 from harness.system.host import add_cache_notes, cpu_model, read_cache_notes
 
+__all__ = ["out_of_memory"]
+
 ISA = "ONEDNN_MAX_CPU_ISA"
 TAMED_ISA = "AVX512_CORE_BF16"
 BF16_PRODUCT = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); torch.nn.functional.linear(a, a) @ a"

@@ -18,6 +18,8 @@ from typing import Any
 
 from harness.errors import EnvironmentFault, HarnessError, describe, one_line
 
+__all__ = ["Unreadable", "must_be_regular", "parsing"]
+
 DOCUMENT = 64 * 2**20  # bytes of a JSON document, and of an unpacked side file
 SETTINGS = 256 * 2**10  # bytes of a YAML file
 NODES = 100_000  # of a YAML file, with its aliases expanded

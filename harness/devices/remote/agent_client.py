@@ -18,6 +18,8 @@ from harness.devices.remote.transport import ConnectionLost, RemoteProgram
 from harness.errors import EnvironmentFault, HarnessError, one_line
 from harness.system.reading import Unreadable, json_value
 
+__all__ = ["Agent"]
+
 FILE = Path(agent.__file__)
 RETRY = "the same command again continues"
 COMMAND_NOT_FOUND = 127  # exit code of a shell

@@ -11,6 +11,8 @@ from harness.devices.remote.device import HOT
 from harness.devices.remote.transport import Transport
 from harness.errors import EnvironmentFault
 
+__all__ = ["NNAPI_DEPRECATED", "check_program", "state", "with_libraries"]
+
 PROPERTIES = {
     "maker": "ro.product.manufacturer",
     "product": "ro.product.model",

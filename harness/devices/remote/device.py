@@ -21,6 +21,8 @@ from harness.devices.remote.folder import Folder
 from harness.errors import EnvironmentFault, HarnessError, Unsupported, UsageError
 from harness.models.saved.contents import file_sha256
 
+__all__ = ["HOT", "Handle", "Remote", "StepCheck", "fill_time", "mean_times", "require_open"]
+
 PROTOCOL = 2  # raise when a change of the commands or of the agent changes what a figure means
 HOT = 95.0  # degrees Celsius at which phones and boards reduce their clocks
 WARM = 60.0  # a measurement that starts above this says little about a device at rest

@@ -29,6 +29,8 @@ from harness.errors import EnvironmentFault, UsageError, one_line
 from harness.system import reading
 from harness.system.paths import plain_name
 
+__all__ = ["Target"]
+
 REQUIRED_FIELD = {"ssh": "host", "adb": "serial", "local": None}
 TRANSPORT_FIELDS = {  # fields that only one transport uses
     "ssh": {"host", "user", "port", "key", "options"},

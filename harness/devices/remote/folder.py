@@ -21,6 +21,8 @@ from harness.system import locks
 from harness.system.locks import alive
 from harness.system.process import last_line
 
+__all__ = ["Folder"]
+
 FOLDER_NAME = re.compile(r"harness-([\w.-]+)-(\d+)-[0-9a-f]{8}")
 ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")

@@ -11,6 +11,8 @@ from pathlib import Path
 from harness.devices.remote.shells import Posix, Python, Shell, split_exit_code
 from harness.devices.remote.transport import CommandResult, RemoteProgram, TransferFailed, run_client
 
+__all__ = ["Local"]
+
 
 class Local:
     machine = "this machine"

@@ -11,6 +11,8 @@ from harness.devices.remote.agent_client import Agent, AgentProcess
 from harness.devices.remote.device import MAX_PASSES, Handle, Remote, StepCheck, require_open
 from harness.errors import EnvironmentFault, HarnessError, Unsupported
 
+__all__ = ["OnnxRuntime", "check_no_fallback"]
+
 MAX_NAMED_NODES = 5  # in a message
 GRAPH_ERRORS = ("NotImplemented", "InvalidGraph", "QNN graph")  # in ONNX Runtime's message: the graph is at fault
 

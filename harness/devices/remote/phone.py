@@ -8,6 +8,8 @@ from harness.devices.remote import android
 from harness.devices.remote.device import Remote, StepCheck
 from harness.errors import EnvironmentFault
 
+__all__ = ["Phone"]
+
 
 class Phone(Remote):
     program = ""  # its name among the `tools` of the device file

@@ -17,6 +17,8 @@ from harness.devices.remote.shells import Shell
 from harness.errors import EnvironmentFault, HarnessError
 from harness.system.process import last_line
 
+__all__ = ["CommandResult", "TransferFailed", "Transport", "Unreachable"]
+
 PATIENCE_S = 2  # for a client to end by itself after its stdin was closed
 
 

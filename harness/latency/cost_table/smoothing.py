@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+__all__ = ["isotonic", "step_lengths"]
+
 
 def isotonic(values: np.ndarray) -> np.ndarray:
     """The non-decreasing sequence closest in least squares."""

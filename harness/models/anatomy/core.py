@@ -13,6 +13,8 @@ from typing import Any
 from harness.api import Shape
 from harness.errors import BadCut
 
+__all__ = ["Anatomy", "Member", "Op", "Site"]
+
 
 @dataclass(frozen=True)
 class Member:

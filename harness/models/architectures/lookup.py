@@ -12,6 +12,8 @@ from harness.models.anatomy.core import Anatomy
 from harness.models.tasks import text
 from harness.plugins import registry
 
+__all__ = ["anatomy_of", "architecture", "architecture_for", "architecture_of", "task", "task_for"]
+
 TASKS: dict[str, Task] = {"text": text.Text()}
 
 

@@ -16,6 +16,8 @@ from harness.errors import EnvironmentFault
 from harness.system.host import cache_dir
 from harness.system.process import last_line
 
+__all__ = ["interpreter", "is_ready"]
+
 READY = "ready"
 
 

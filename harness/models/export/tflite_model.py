@@ -13,6 +13,8 @@ from harness.models.export import isolated_env
 from harness.models.export.onnx_graph import check_workload, quiet_export
 from harness.system.process import last_line
 
+__all__ = ["NAME", "PACKAGES", "export"]
+
 FILE = "model.tflite"
 NAME = "litert-torch"
 PACKAGES = (

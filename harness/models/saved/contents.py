@@ -10,6 +10,8 @@ from harness.errors import EnvironmentFault
 from harness.models.architectures.lookup import check_config
 from harness.system import reading
 
+__all__ = ["file_sha256"]
+
 CONFIG = 4 * 2**20  # bytes of a config.json
 NOT_CONTENT = {"record.json", "README.md"}  # written later, about the model
 

@@ -13,6 +13,8 @@ from harness.models.anatomy.core import Anatomy, Op
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["next_token_loss"]
+
 PROBE_TOKENS = 48
 REMEDY = "give prefill:BxS or decode:BxC"
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+__all__ = ["Adapters"]
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

@@ -14,6 +14,8 @@ from harness.errors import HarnessError
 from harness.models.architectures.lookup import task_for
 from harness.pruning.layerwise import first_bad_layer
 
+__all__ = ["check_loss", "cosine", "model_loss", "optimiser", "random_batches", "seeded", "set_learning_rate"]
+
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:

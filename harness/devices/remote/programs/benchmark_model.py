@@ -10,6 +10,8 @@ from typing import Any
 
 from harness.devices.remote.programs.parsing import NUMBER, BadOutput, error_line, megabytes, ns
 
+__all__ = ["NO_REPORT", "fallback", "parse_output", "timing_command"]
+
 FAULTS = (r"ERROR", r"[Ff]ailed", r"[Ee]rror", r"[Aa]borted")
 COUNT = re.compile(r"\bcount=(\d{1,18})\b(.*)")
 FIGURE = re.compile(rf"\b(first|curr|min|max|avg|std|p5|median|p95)=({NUMBER})")

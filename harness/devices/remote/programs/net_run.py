@@ -7,6 +7,8 @@ from typing import Any
 
 from harness.devices.remote.programs.parsing import NUMBER, BadOutput, error_line, ns, number
 
+__all__ = ["LOG", "check_finished", "parse_output", "timing_command"]
+
 LOG = "qnn-profiling-data_0.log"
 DONE = "Finished Executing Graphs"
 FAULTS = (r"\[\s*ERROR\s*\]", r"[Ee]rror", r"[Ff]ailed", r"QNN_\w*ERR\w*")

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from harness.errors import HarnessError, one_line
 from harness.system.process import last_line
 
+__all__ = ["BadOutput"]
+
 NUMBER = r"[-+]?(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d+)?"
 MAX_NS = 2.0**63
 MAX_BYTES = 2.0**63

@@ -16,6 +16,8 @@ from harness.api import TimingPlan
 from harness.devices.remote.programs.parsing import NUMBER, BadOutput, error_line, ns, number
 from harness.errors import describe
 
+__all__ = ["parse_output", "samples", "timing_command"]
+
 FAULTS = (r"[Ff]ail", r"[Ee]rror", r"[Ee]xception", r"not supported")
 FIGURE = re.compile(rf"^\s*([A-Z][\w .-]*?)\s*:\s*({NUMBER})\s*(ms|us|ns|s|bytes|%)?\s*$", re.MULTILINE)
 

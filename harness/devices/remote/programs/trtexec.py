@@ -11,6 +11,8 @@ from harness.api import TimingPlan
 from harness.devices.remote.programs.parsing import NUMBER, BadOutput, error_line, nanoseconds, ns
 from harness.system.reading import json_value
 
+__all__ = ["BINARY", "build_command", "parse_output", "samples", "timing_command", "version"]
+
 BINARY = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
 FAULTS = (r"\[E\]", r"&&&& FAILED", r"[Ee]rror:")
 RUNNING = re.compile(r"&&&& RUNNING TensorRT\.trtexec (?:\[TensorRT v(\d{1,18})\])?")
