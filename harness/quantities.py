@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from harness.errors import UsageError, one_line
 
@@ -72,14 +71,3 @@ class Workload:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.batch}x{self.size}"
-
-
-def display_texts(details: Mapping[str, Any]) -> dict[str, str]:
-    """Names and values as tables show them: `binary_bytes` becomes `binary`, in MB."""
-    texts = {}
-    for name, value in details.items():
-        if name.endswith("_bytes") and isinstance(value, int | float):
-            texts[name.removesuffix("_bytes").replace("_", " ")] = f"{value / 1e6:,.1f} MB"
-        else:
-            texts[name.replace("_", " ")] = str(value)
-    return texts

@@ -34,14 +34,3 @@ def variance(values: Sequence[float]) -> float:
     """Sample variance. `statistics.variance` computes with fractions, which takes fifty times as long."""
     mean = statistics.fmean(values)
     return math.fsum([(value - mean) ** 2 for value in values]) / (len(values) - 1)
-
-
-def figure_with_error(value: float | None, stderr: float | None) -> str:
-    """A figure with its standard error, as text; empty if there is no figure."""
-    return "" if value is None else figure(value) + ("" if stderr is None else f" ± {figure(stderr, 2)}")
-
-
-def figure(value: float, digits: int = 4) -> str:
-    """A number with so many significant digits; thousands as 10,700 and not as 1.07e+04."""
-    rounded = float(f"{value:.{digits}g}")
-    return f"{rounded:,.0f}" if min(1000, 10**digits) <= abs(rounded) < 1e12 else f"{value:.{digits}g}"

@@ -20,6 +20,7 @@ ROOMS = (
     "system",
     "markup",
     "quantities",
+    "formatting",
     "api",
     "hookspecs",
     "builtin",

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import stats
 from harness.evaluation import score_stats
+from harness.formatting import figure
 from harness.leaderboard import significance
 
 TRIALS = 400
@@ -151,4 +151,4 @@ def test_nothing_to_tell_apart():
     ],
 )
 def test_large_figures_have_no_exponent(value, digits, words):
-    assert stats.figure(value, digits) == words
+    assert figure(value, digits) == words

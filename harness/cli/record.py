@@ -12,9 +12,9 @@ from rich.text import Text
 from harness.api import Workload
 from harness.cli.output import console
 from harness.errors import one_line
+from harness.formatting import display_texts
 from harness.latency import timing_stats
 from harness.models.saved.model_card import in_one_line
-from harness.quantities import display_texts
 from harness.records.command_line import command_of
 from harness.records.schema import Latency, Record, ScoreRecord, Sustained
 

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import tabulate
 
-from harness import stats
 from harness.evaluation import score_stats
+from harness.formatting import display_texts, figure, figure_with_error
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.ranking import MEAN, gap_between, is_accuracy, mean_accuracy, shared_accuracies
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Column, Group, Row, Setup, settings
 from harness.markup import Cell, Code, Figures, Link, Strong, link, markdown, markdown_line
-from harness.quantities import display_texts
 from harness.records.schema import Artefact, Latency, Record
-from harness.stats import figure
 
 Table = list[dict[str, Cell]]
 RESERVED_COLUMNS = (  # a score or a device's figure with such a name gets another label
@@ -134,7 +132,7 @@ def score_notes(board: Board) -> list[str]:
     for column, label in labels(board.columns).items():
         row = next(row for row in board.rows if column in row.scores)
         score = row.scores[column]
-        dense = f"; dense {stats.figure_with_error(score.dense, score.dense_stderr)}" if score.dense is not None else ""
+        dense = f"; dense {figure_with_error(score.dense, score.dense_stderr)}" if score.dense is not None else ""
         lines.append(f"{label}: {column.protocol}{dense}")
     return lines
 
@@ -190,9 +188,7 @@ def table(board: Board, group: Group, reported: Sequence[Reported], home: Path |
             line[label_of[column]] = value(row, column)
         if main:
             mean = mean_accuracy(row, main)
-            line[MEAN.name] = Figures(
-                f"{stats.figure_with_error(*mean)} {row.letters.get(MEAN, '')}".strip() if mean else ""
-            )
+            line[MEAN.name] = Figures(f"{figure_with_error(*mean)} {row.letters.get(MEAN, '')}".strip() if mean else "")
         line[best] = "" if row is group.rows[0] else gap_to_best(row, group)
         line["vs. paper"] = ", ".join(filter(None, (item.gap(row) for item in reported)))
         # Where the evidence is.
@@ -231,7 +227,7 @@ def value(row: Row, column: Column) -> Figures:
     if len(values) > 1:
         text = f"{figure(middle)} ({figure(min(values))} to {figure(max(values))})"
     else:
-        text = stats.figure_with_error(score.value, score.stderr)
+        text = figure_with_error(score.value, score.stderr)
     return Figures(f"{text} {row.letters.get(column, '')}".strip())
 
 

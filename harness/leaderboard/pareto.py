@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from harness.evaluation.score_stats import MOST
+from harness.formatting import figure
 from harness.leaderboard.ranking import MEAN, compare_rows, mean_accuracy, shared_accuracies
 from harness.leaderboard.rows import Board, Column, Row
 from harness.leaderboard.scatter import Bounds, Point, scatter
 from harness.records.schema import LARGEST
-from harness.stats import figure
 
 EDGE = 12  # times the best perplexity; rows beyond it are drawn above the plot
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from harness.formatting import figure
 from harness.markup import html, plain_line
-from harness.stats import figure
 
 Bounds = tuple[float, float]
 Corners = tuple[tuple[float, float], ...]

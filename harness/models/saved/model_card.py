@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from harness import stats
 from harness.api import ModelCard
+from harness.formatting import figure_with_error
 from harness.markup import Code, Link, markdown, yaml_text
 from harness.records.schema import Record
 
@@ -52,8 +52,8 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
     for name, score in record.scores.items():
         if not name.startswith("footprint"):
             cells = (
-                stats.figure_with_error(score.dense, score.dense_stderr),
-                stats.figure_with_error(score.value, score.stderr),
+                figure_with_error(score.dense, score.dense_stderr),
+                figure_with_error(score.value, score.stderr),
             )
             lines.append(f"| {markdown(name)} (n={score.n}) | {' | '.join(cells)} |")
     for name, score in record.scores.items():
