@@ -32,19 +32,21 @@ def within_budget(artefacts: Artefacts, notice: Callable[[str], None]) -> Outcom
     plan = workspace.plan
     spec = plan.spec.budget
     outcome: Outcome | None = None
+    finished = attempt  # the attempt that `outcome` comes from
     while True:
         try:
             artefact, search = artefacts.ensure(attempt)
         except OverBudget:
             if outcome is None:
                 raise
+            artefacts.attempt = finished  # its keys are those of the record
             return outcome  # no faster model can be had than the one that missed
         if spec.kind == "ratio":
             return Outcome(artefact, ratio_result(spec, artefact, search))
         workload = plan.workloads[0]
         measurement = Comparison(workspace, artefact).time(workload)
         budget = latency_result(spec, measurement.latency, search, attempt.probes)
-        outcome = Outcome(artefact, budget, {str(workload): measurement})
+        outcome, finished = Outcome(artefact, budget, {str(workload): measurement}), attempt
         if budget.unused >= 0 or measurement.unstable:
             return outcome
         attempt = replace(attempt, probes=budget.probes)

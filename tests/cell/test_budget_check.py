@@ -13,12 +13,13 @@ import harness
 from harness import plugins
 from harness.api import Cut, PrunerSpec, Samples
 from harness.cell import measuring, planning
+from harness.cell.artefact import Artefacts
 from harness.cell.lifecycle import Reporter
 from harness.cell.plan import Attempt
 from harness.cell.request import Request
 from harness.cli import cli
 from harness.devices.simulated import Null, Staircase
-from harness.errors import HarnessError
+from harness.errors import HarnessError, OverBudget
 from harness.latency import budget_search, timing
 from harness.pruning.allocate import uniform
 from harness.records.store import Store
@@ -214,6 +215,25 @@ def test_a_finished_model_that_missed_is_cut_anew(runs, one_process, monkeypatch
     assert record.budget.achieved <= 0.7
     assert any("cutting a little more" in text for text in seen)
     assert len([p for p in record.budget.probes if p.get("final")]) > 1
+
+
+def test_a_correction_that_is_out_of_reach_leaves_the_keys_of_the_model_that_was_made(runs, one_process, monkeypatch):
+    spec = dataclasses.replace(plugins.registry().get("device", "null"), name="drifting", target="t:Drifting")
+    register(monkeypatch, "device", spec, Drifting)
+    ensure, attempts = Artefacts.ensure, []
+
+    def only_once(self, attempt):
+        attempts.append(attempt)
+        if len(attempts) == 1:
+            return ensure(self, attempt)
+        self.attempt = attempt
+        raise OverBudget("no faster model")
+
+    monkeypatch.setattr(Artefacts, "ensure", only_once)
+    record = harness.run("random", latency="0.7x", **{**QUICK, "device": "drifting"})
+    assert len(attempts) == 2
+    assert record.status == "over_budget"
+    assert record.artefact.path == f"artefacts/{record.keys.artefact}"
 
 
 def with_budget(plan, **changes):
