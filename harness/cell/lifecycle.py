@@ -203,7 +203,7 @@ class Cell:
     def _run_guarded(self) -> Record | None:
         """Run the steps. What fails on the way becomes the record, unless the environment or the user is at fault."""
         try:
-            with interrupts.told_apart():
+            with interrupts.as_keyboard_interrupt():
                 if self.obstacle is not None:
                     raise self.obstacle
                 return self._run_steps()

@@ -43,7 +43,7 @@ class Scoring:
         records: dict[str, ScoreRecord] = {}
         for evaluation in self.plan.evaluations:
             try:
-                with interrupts.told_apart():
+                with interrupts.as_keyboard_interrupt():
                     dense = self._scores("dense", evaluation)
                     pruned = self._scores("pruned", evaluation)
                     note = texts.overlap_note(self.plan.spec.calibration, evaluation.spec.name)

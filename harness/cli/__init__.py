@@ -115,7 +115,7 @@ def run_command(arguments: list[str]) -> int:
     as_json = "--json" in arguments
 
     def command() -> int:
-        with process.stdout_for_answers() if as_json else nullcontext(), interrupts.told_apart():
+        with process.stdout_for_answers() if as_json else nullcontext(), interrupts.as_keyboard_interrupt():
             code = cli.main(args=arguments, prog_name="harness", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

@@ -33,7 +33,7 @@ class Interrupts:
         return isinstance(error, KeyboardInterrupt) and (self.seen or not self.watching)
 
     @contextmanager
-    def told_apart(self) -> Iterator[None]:
+    def as_keyboard_interrupt(self) -> Iterator[None]:
         """After a Ctrl-C, raise KeyboardInterrupt instead of the secondary error that it caused."""
         try:
             yield

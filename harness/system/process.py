@@ -48,7 +48,7 @@ def keep_freed() -> None:
 
     Activations are allocated and freed with every layer. By default glibc returns their memory at irregular moments and
     gets it back page by page. A pass then has between none and eighty thousand page faults, up to a tenth of its time.
-    `give_back` returns the memory between stages.
+    `return_freed_memory` returns the memory between stages.
     """
     if (libc := glibc()) is not None:
         libc.mallopt(MMAP_MAX, 0)
@@ -99,7 +99,7 @@ def bf16_kills_process() -> bool:
     return bool(results[key])
 
 
-_answers: list[TextIO] = []  # the original stdout, while `stdout_kept` redirects it
+_answers: list[TextIO] = []  # the original stdout, while `stdout_for_answers` redirects it
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def stdout_for_answers() -> Iterator[None]:
 
 
 def answer_stream() -> Any:
-    """The stream for a command's answer: stdout, also while `stdout_kept` redirects prints to stderr."""
+    """The stream for a command's answer: stdout, also while `stdout_for_answers` redirects prints to stderr."""
     return _answers[-1] if _answers else sys.stdout
 
 

@@ -163,10 +163,10 @@ def test_spans_close_when_a_layer_fails():
     layers = model.model.layers
     step = runner(model, Workload("prefill", 1, 4))
     broken = layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
-    with tracing.spans(layers, range(len(layers))), pytest.raises(ZeroDivisionError):
+    with tracing.spans(model, range(len(layers))), pytest.raises(ZeroDivisionError):
         step()
     broken.remove()
-    with tracing.spans(layers, range(len(layers))):
+    with tracing.spans(model, range(len(layers))):
         profile = tracing.profiled(step, "cpu", lambda *_: None)
     _, spans = tracing.costs_of(profile, "cpu")
     assert {calls for _, calls in spans.values()} == {1}, "none was left open"

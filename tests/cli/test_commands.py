@@ -408,10 +408,10 @@ def test_what_fails_after_an_interruption_was_interrupted():
     """A thread that was only starting when Ctrl-C came cannot be joined, says the one who tidies up."""
     from harness.system.interrupts import Interrupts
 
-    with pytest.raises(RuntimeError), Interrupts().told_apart():
+    with pytest.raises(RuntimeError), Interrupts().as_keyboard_interrupt():
         raise RuntimeError("its own")
     interrupted = Interrupts()
     with pytest.raises(KeyboardInterrupt):
         interrupted._note()
-    with pytest.raises(KeyboardInterrupt), interrupted.told_apart():
+    with pytest.raises(KeyboardInterrupt), interrupted.as_keyboard_interrupt():
         raise RuntimeError("cannot join thread before it is started")

@@ -268,7 +268,7 @@ def faults(monkeypatch, tmp_path, kind, spec, target):
 
 BROKEN = [
     (Mutates, "weights", "such a change is lost"),
-    (OnSelf, "cut", "AttributeError: 'OnSelf' object has no attribute 'noted' (test_conformance.py:"),
+    (OnSelf, "cut", "AttributeError: 'OnSelf' object has no attribute 'noted' (test_kit.py:"),
     (SavesByTorch, "tidy", "it wrote to ./scores.safetensors"),
     (WritesInShape, "tidy", "it wrote to ~/shapes.txt"),
     (PrintsByNumber, "quiet", "it printed to stdout: 'hello'"),
@@ -282,7 +282,7 @@ BROKEN = [
     (Prints, "quiet", "it printed to stdout: 'pruning layer 0 ...'"),
     (WritesHome, "tidy", "it wrote to ~/importance.txt"),
     (OutOfRange, "cut", "unit 4096 of layers.0.mlp"),
-    (AnotherModel, "cut", "which this model has not"),
+    (AnotherModel, "cut", "which this model does not have"),
     (Sneaky, "cut", "asks for calibration text"),
     (Connects, "offline", "it connected to"),
     (Shrinking, "monotone", "it removed"),
@@ -324,7 +324,7 @@ def test_a_fault_that_repeats_is_told_once(monkeypatch, capsys):
     register(monkeypatch, "pruner", PrunerSpec(name="broken", target="t:B", summary="s"), Crashes)
     [report] = kit.check("broken", "pruner")
     told = {result.check: result.detail for result in report.results if result.outcome == "failed"}
-    assert told["cut"].startswith("ValueError: first line (test_conformance.py:")
+    assert told["cut"].startswith("ValueError: first line (test_kit.py:")
     assert told["quiet"] == told["budget"] == "see cut"
 
 

@@ -206,7 +206,7 @@ def touched():
         del bytes_
     return faults() - before
 first, second = touched(), touched()
-process.give_back()
+process.return_freed_memory()
 print(first, second, touched())
 """
 

@@ -300,13 +300,14 @@ def config(folder: Path, path: Path) -> object:
 def plan(folder: Path, path: Path) -> object:
     """`harness run --model FOLDER --dry-run`."""
     from harness.cell import planning
+    from harness.cell.plan import Attempt
     from harness.cell.request import Request
 
     request = Request(
         pruner="magnitude", model=str(folder), ratio=0.3, device="null", evaluators=("footprint",), calibration="c4"
     )
     cell = planning.make_plan(request, fetch=False)
-    return cell.work_flops() if cell.obstacle is None else cell.cell
+    return cell.work_flops() if cell.obstacle is None else cell.cell_id(Attempt())
 
 
 def load(folder: Path, path: Path) -> object:

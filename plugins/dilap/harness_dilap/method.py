@@ -153,7 +153,7 @@ class Dilap:
                 shapes.append(shape)
 
         def held_out_loss(shape: Shape) -> float:
-            return stored_losses(lambda: search.loss.held_out(search.splits.held_out, final.gates.of_shape(shape)))
+            return stored_losses(lambda: search.loss.mean_loss(search.splits.held_out, final.gates.of_shape(shape)))
 
         with search.inner.result_weights(self.merge):
             losses = [held_out_loss(shape) for shape in shapes]
@@ -217,7 +217,7 @@ class Dilap:
         return {
             "target": target,
             "inner": self.inner,
-            "passes in": "bf16" if search.loss.half else str(search.loss.model.dtype).removeprefix("torch."),
+            "passes in": "bf16" if search.loss.uses_bf16 else str(search.loss.model.dtype).removeprefix("torch."),
             "windows": {"outer": len(splits.outer), "inner": len(splits.inner), "held out": len(splits.held_out)},
             "inner steps after each outer one": self.inner_steps if search.inner.trains else 0,
             "loss by step": thinned(search.state.log),

@@ -162,7 +162,9 @@ class Search:
         limit = plan.target**progress
         gates = state.gates.open()
         loss = self.inner.outer(
-            lambda: self.loss.checked(rows, gates, number), gates, lambda: self.loss.checked(inner[0], gates, number)
+            lambda: self.loss.finite_loss(rows, gates, number),
+            gates,
+            lambda: self.loss.finite_loss(inner[0], gates, number),
         )
         gradients = {site: gate.grad for site, gate in gates.items()}
         position_gradients = self._position_gradients(gradients, number)

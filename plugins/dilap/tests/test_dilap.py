@@ -136,7 +136,7 @@ def test_the_cut_is_the_shape_of_least_held_out_loss(tmp_path):
     for site, gate in gates.items():
         gate[list(cut.keep.get(site, range(len(gate))))] = 1
     losses = cut.details["held-out loss"]
-    assert dense.held_out([10, 11], gates) == pytest.approx(min(losses["candidates"] + losses["swaps"]), rel=1e-4)
+    assert dense.mean_loss([10, 11], gates) == pytest.approx(min(losses["candidates"] + losses["swaps"]), rel=1e-4)
 
 
 class Stop(Exception):
@@ -213,11 +213,11 @@ def test_a_search_killed_between_held_out_losses_reuses_the_stored_ones(tmp_path
             raise Stop
         return held_out(self, rows, gates)
 
-    monkeypatch.setattr(Distance, "held_out", stop_at_the_third)
+    monkeypatch.setattr(Distance, "mean_loss", stop_at_the_third)
     with pytest.raises(Stop):
         prune(method, line, 0.5, folder=broken)
     calls.clear()
-    monkeypatch.setattr(Distance, "held_out", lambda *arguments: calls.append(1) or held_out(*arguments))
+    monkeypatch.setattr(Distance, "mean_loss", lambda *arguments: calls.append(1) or held_out(*arguments))
     again, _ = prune(method, line, 0.5, folder=broken)
     assert again.keep == whole.keep
     assert again.details == whole.details
@@ -283,7 +283,7 @@ def test_useless_sub_layers_are_removed_first(tmp_path):
 
 def test_each_level_uses_its_own_windows_and_least_squares_is_solved_three_times(tmp_path, monkeypatch):
     windows, refreshes = {"outer": set(), "inner": set()}, []
-    call, refresh = Distance.checked, Compensated.refresh
+    call, refresh = Distance.finite_loss, Compensated.refresh
 
     def recorded(self, rows, gates, number):
         level = "outer" if any(gate.requires_grad for gate in gates.values()) else "inner"
@@ -291,7 +291,7 @@ def test_each_level_uses_its_own_windows_and_least_squares_is_solved_three_times
             windows[level].update(rows)
         return call(self, rows, gates, number)
 
-    monkeypatch.setattr(Distance, "checked", recorded)
+    monkeypatch.setattr(Distance, "finite_loss", recorded)
     monkeypatch.setattr(Compensated, "refresh", lambda *arguments: refreshes.append(1) or refresh(*arguments))
     prune(replace(QUICK, inner="lora"), line, 0.5, folder=tmp_path_of(tmp_path, "lora"))
     assert windows == {"outer": set(range(5)), "inner": set(range(5, 10))}

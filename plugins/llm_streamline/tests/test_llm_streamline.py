@@ -345,7 +345,7 @@ def test_too_few_windows_are_refused():
 def test_a_loss_that_is_not_finite_stops_training():
     _, anatomy = tiny_models.tiny(tiny_models.PLAIN)
     weight = torch.nn.Parameter(torch.zeros(1))
-    with pytest.raises(HarnessError, match="lost its way at step 0"):
+    with pytest.raises(HarnessError, match="diverged at step 0"):
         small().fit("mse", [weight], lambda rows: weight.sum() * math.nan, 3, 10, 2, tiny_models.context(anatomy))
 
 

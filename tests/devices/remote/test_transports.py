@@ -258,7 +258,7 @@ def test_a_full_disk_is_said_so_and_the_part_is_gone(server, tmp_path):
         folder.push(Path(__file__), "model.onnx")
     assert os.listdir(folder.path) == []
     folder.free = lambda: 1000
-    with pytest.raises(EnvironmentFault, match=r"has 0 MB free, test_remote.py takes 0 MB"):
+    with pytest.raises(EnvironmentFault, match=r"has 0 MB free, test_transports.py takes 0 MB"):
         folder.push(Path(__file__), "model.onnx")
     folder.close()
     client.close()
