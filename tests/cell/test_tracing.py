@@ -221,6 +221,6 @@ def test_the_profiler_is_silent():
 )
 def test_what_is_traced_in_another_way_than_it_was_timed_is_said(in_process, runtime, place, told):
     device = SimpleNamespace(in_process=in_process, name="it")
-    said = tracing.stand_in(SimpleNamespace(device=device, spec=SimpleNamespace(runtime=runtime), place=place))
+    said = tracing.stand_in(SimpleNamespace(device=device, spec=SimpleNamespace(runtime=runtime), torch_device=place))
     assert said.startswith(told)
     assert bool(said) == bool(told)

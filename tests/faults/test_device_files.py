@@ -165,7 +165,7 @@ def test_a_key_whose_path_has_blanks(tmp_path):
     try:
         (tmp_path / "my own keys").mkdir()
         key = (server.home / "user").rename(tmp_path / "my own keys" / "key")
-        client = Ssh(**server.to_dict() | {"key": str(key)})
+        client = Ssh(**server.words() | {"key": str(key)})
         assert client.run(["echo", "well"]).out.strip() == "well"
         client.close()
     finally:

@@ -146,7 +146,7 @@ def refused(home) -> str:
 @only_installed
 @pytest.mark.slow
 def test_a_budget_is_met_over_ssh(home, server):
-    home.is_at(transport="ssh", **server.to_dict())
+    home.is_at(transport="ssh", **server.words())
     code, record = home.run("--latency", "0.7x")
     assert (code, record["status"]) in ((0, "ok"), (1, "unstable"))
     assert record["budget"]["achieved"] < 0.75
@@ -158,7 +158,7 @@ def test_a_budget_is_met_over_ssh(home, server):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["match", "time"])
 def test_a_host_that_goes_in_the_middle_of_a_run_is_waited_for_by_the_next(home, server, stage):
-    home.is_at(transport="ssh", **server.to_dict())
+    home.is_at(transport="ssh", **server.words())
     going = once(lambda: home.is_at_work(stage), server.stop)
     done = command(*RUN, "--limit", "2", "--latency", "0.7x", **home.env)
     assert done.returncode == 3
