@@ -422,7 +422,7 @@ def board(request, tmp_path, monkeypatch):
     words = {"transport": transport, "folder": str(tmp_path / "there"), "python": sys.executable}
     words |= {"system": system} if system else {}
     if transport == "ssh":
-        words |= request.getfixturevalue("server").to_dict()
+        words |= request.getfixturevalue("server").words()
     monkeypatch.setenv("HARNESS_DEVICES", str(tmp_path))
     (tmp_path / "board.yaml").write_text(json.dumps(words))
     found = Board()
