@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from harness import plugins
-from harness.api import ArchitectureSpec, Cut, PrunerSpec, Shape
+from harness.api import ArchitectureSpec, Context, Cut, PrunerSpec, Shape
 from harness.errors import BadCut, Unsupported
 from harness.models import counting, surgery
 from harness.models.anatomy.core import Anatomy, Member, Op, Site
@@ -177,3 +177,21 @@ def test_names_of_the_api_before_work_and_warn(make, old, new):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert getattr(make(**{new: value}), new) == value
+
+
+def test_calibration_data_comes_in_the_task_s_own_form(tmp_path):
+    windows = torch.arange(24).reshape(3, 8)
+    ctx = Context(
+        anatomy=None,
+        tokenizer=None,
+        work_dir=tmp_path,
+        seed=lambda *_: 0,
+        calibration=lambda count, length: windows[:count, :length],
+        task=lookup.task("text"),
+    )
+    batches = ctx.batches(2, length=5)
+    assert [batch["input_ids"].tolist() for batch in batches] == [[[0, 1, 2, 3, 4]], [[8, 9, 10, 11, 12]]]
+    assert sum(map(ctx.task.count, batches)) == 10
+    ctx.calibration = None
+    with pytest.raises(ValueError, match="needs="):
+        ctx.batches(2, length=5)
