@@ -68,7 +68,7 @@ def renamed_fields(**new_names: str) -> Callable[[Class], Class]:
 
     def warn(cls: type, old: str) -> None:
         new = new_names[old]
-        warnings.warn(f"{cls.__name__}.{old} is now called {new}", DeprecationWarning, stacklevel=3)
+        warnings.warn(f"{cls.__name__}.{old} is now called {new}", FutureWarning, stacklevel=3)
 
     def decorate(cls: Class) -> Class:
         init: Callable[..., None] = vars(cls)["__init__"]
@@ -77,6 +77,8 @@ def renamed_fields(**new_names: str) -> Callable[[Class], Class]:
         def with_old_names(self: Any, *args: Any, **values: Any) -> None:
             for old, new in new_names.items():
                 if old in values:
+                    if new in values:
+                        raise TypeError(f"{cls.__name__} got both {new} and {old}, its old name")
                     warn(cls, old)
                     values[new] = values.pop(old)
             init(self, *args, **values)
@@ -86,7 +88,11 @@ def renamed_fields(**new_names: str) -> Callable[[Class], Class]:
                 warn(cls, old)
                 return getattr(self, new_names[old])
 
-            return property(read)
+            def write(self: Any, value: Any) -> None:
+                warn(cls, old)
+                setattr(self, new_names[old], value)
+
+            return property(read, write)
 
         setattr(cls, "__init__", with_old_names)  # noqa: B010
         for old in new_names:

@@ -26,6 +26,7 @@ def harness_register_pruners():
         ),
         PrunerSpec(
             name="random",
+            architectures=("decoder",),
             target="harness.pruning.baselines:Random",
             summary="removes random channels and KV groups, the same share in every layer",
         ),

@@ -223,9 +223,19 @@ def _register(registry: Registry, registrations: Iterable[tuple[str, Any]], orig
         if (kind, spec.name) in names:
             raise ValueError(f"it registers {kind} {spec.name!r} twice")
         names.add((kind, spec.name))
+        for other in registry.specs["architecture"].values() if kind == "architecture" else ():
+            if shared := set(other.model_types) & set(spec.model_types):
+                raise ValueError(f"model type {min(shared)!r} is already registered by architecture {other.name!r}")
     for kind, spec in registrations:
         registry.specs[kind][spec.name] = spec
         registry.origins[kind, spec.name] = origin
+
+
+def _with_old_default(spec: Any) -> Any:
+    """A method of API version 1 that names no families works on decoders, which were all there was."""
+    if isinstance(spec, PrunerSpec) and spec.architectures == ("*",):
+        return dataclasses.replace(spec, architectures=("decoder",))
+    return spec
 
 
 def check_fields(spec: Any) -> None:
@@ -273,6 +283,8 @@ def registry() -> Registry:
                 manager.register(plugin, name=point.name)
                 manager.check_pending()
                 registrations = _registrations(result, plugin)
+                if api_version == 1:
+                    registrations = [(kind, _with_old_default(spec)) for kind, spec in registrations]
             _register(result, registrations, origin)
         except (Exception, SystemExit) as error:
             if plugin is not None and manager.is_registered(plugin):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -235,7 +236,8 @@ class Plan:
             if tokens:
                 body = counting.flops(self.anatomy, {}, Workload("prefill", 1, tokens))
                 # A prefill computes the logits of its last position only, an evaluator those of all positions.
-                head = 2 * tokens * self.anatomy.config["hidden_size"] * self.anatomy.config["vocab_size"]
+                heads = (self.anatomy.tensors[op.weight] for op in self.anatomy.ops if op.positions == 1)
+                head = 2 * tokens * sum(map(math.prod, heads))
                 documents = evaluation.spec.documents
                 total += 2 * min(self.spec.limit or documents, documents) * (body + head)
         return total

@@ -73,7 +73,8 @@ def table(workload: str, traces: dict[str, Any], profile: dict[str, Any]) -> Tab
 
 def kinds_of(spans: Iterable[str]) -> list[str]:
     """The kinds of sub-layer that have spans, in the order of the layers: `layers.0.mlp` is of kind `mlp`."""
-    return list(dict.fromkeys(name.split(".")[2] for name in spans if name.count(".") == 2))
+    sublayers = [name.split(".") for name in spans if name.count(".") == 2]
+    return list(dict.fromkeys(kind for _, _, kind in sorted(sublayers, key=lambda parts: (int(parts[1]), parts[2]))))
 
 
 def total(rows: Any) -> dict[str, float]:

@@ -58,7 +58,7 @@ class PrunerChecks(PrunerBench):
             except Exception as error:
                 raise Fault(
                     f"{name}: {error_line(error)} ({plugin_line(error, self.spec)}); raise Unsupported, or leave it "
-                    "out of families"
+                    "out of `architectures`"
                 ) from error
             if trial.refusal is None and self.spec.budgets:
                 self._check_budget_met(trial, f"{name}: ")
@@ -238,8 +238,8 @@ class PrunerChecks(PrunerBench):
 
         model, anatomy, pruned = self.models()
         trial = self.first_cut()
-        if "hidden" in trial.cut.keep:
-            raise NotApplicable("a narrower residual stream has no equivalent with zeroed units")
+        if inexact := [name for name in trial.cut.keep if not anatomy.sites[name].exact]:
+            raise NotApplicable(f"{inexact[0]} is not exact: zeroed units of it are not the same as removed ones")
         ids = tiny_models.tokens(2, 12)
         zeroed, _ = tiny_models.tiny(trial.model)
         zeroed.load_state_dict(surgery.zeroed(model, anatomy, trial.cut), strict=False)

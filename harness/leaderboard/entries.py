@@ -35,7 +35,7 @@ OnBad = Callable[[BadRecord], None]
 
 
 class Entry:
-    """A record's file and the folder of its samples. `words` is the JSON as it was read; `record` is validated."""
+    """A record's file and the folder of its samples. `payload` is the JSON as it was read; `record` is validated."""
 
     def __init__(self, path: Path, side: Path) -> None:
         self.path, self.side = path, side

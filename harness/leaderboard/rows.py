@@ -131,7 +131,7 @@ class Row:
 
 @dataclass
 class Group:
-    """The rows at one budget with one kind of recovery, the best first once `ranking.stand` has sorted them."""
+    """The rows at one budget with one kind of recovery, the best first once `ranking.rank_group` has sorted them."""
 
     budget: str
     rows: list[Row]

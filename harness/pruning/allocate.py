@@ -44,7 +44,9 @@ def open_layers(anatomy: Anatomy, first: float, last: float) -> list[int]:
 
 def cap(anatomy: Anatomy, kinds: Iterable[str] = KINDS, layers: Iterable[int] | None = None, least: int = 0) -> float:
     """The largest share of the prunable parameters that these sites can lose."""
-    removable = sum(_removed(anatomy, s, s.units - min(least, s.units)) for s in _sites(anatomy, kinds, layers))
+    removable = sum(
+        _removed(anatomy, s, s.units - min(max(least, s.least), s.units)) for s in _sites(anatomy, kinds, layers)
+    )
     return removable / anatomy.params(prunable=True)
 
 
@@ -105,7 +107,7 @@ def uniform(
         most = max(s.units for s in group)
 
         def chosen(count: int, group: list[Site] = group, most: int = most) -> dict[str, int]:
-            return {s.name: math.ceil(count / most * s.units) for s in group}
+            return {s.name: min(math.ceil(count / most * s.units), s.units - s.least) for s in group}
 
         def enough(count: int, group: list[Site] = group, need: int = remaining - finer) -> bool:
             """Whether this kind loses all that the finer kinds cannot."""
@@ -162,7 +164,7 @@ def ranked(
         if remaining <= 0:
             break
         i = int(owner[at])
-        if count[i] <= least:
+        if count[i] <= max(least, sites[i].least):
             continue
         remaining -= anatomy.site_params(sites[i], count[i]) - anatomy.site_params(sites[i], count[i] - 1)
         count[i] -= 1

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from harness.errors import Unsupported
 from harness.models.anatomy.core import Anatomy, Member
 
 __all__ = ["gated"]
@@ -24,6 +25,8 @@ def gated(model: Any, anatomy: Anatomy, gates: Mapping[str, Tensor]) -> Iterator
         for name in gates:
             for member in anatomy.sites[name].readers:
                 reader = model.get_submodule(member.tensor.removesuffix(".weight"))
+                if not isinstance(reader, nn.Linear):
+                    raise Unsupported(f"{name} is read by a {type(reader).__name__}; gates work on linear layers only")
                 hooks.append(reader.register_forward_pre_hook(_multiply(gates, name, member)))
                 if getattr(reader, "bias", None) is not None:  # an empty site loses the bias too
                     hooks.append(reader.register_forward_hook(_without_bias_if_empty(gates, name)))

@@ -130,7 +130,11 @@ def compensated(model: Any, anatomy: Anatomy, batches: Iterable[Tensor]) -> dict
             damping = max(DAMPING, THIN * len(gram) / tokens)
             gram.diagonal().add_(damping * gram.diagonal().mean() + TINY)
             weight = model.get_parameter(member.tensor).detach().double()
-            scores[site] = uncompensated(weight, torch.cholesky_inverse(torch.linalg.cholesky(gram)), member.block)
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+            if member.at is not None:
+                rows = member.rows(range(len(member.at)))
+                weight, inverse = weight[:, rows], inverse[rows][:, rows]
+            scores[site] = uncompensated(weight, inverse, member.block)
     return scores
 
 

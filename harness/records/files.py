@@ -196,7 +196,7 @@ def json_text(payload: object) -> bytes:
 
 
 def is_json_text_of(content: bytes, payload: object) -> bool:
-    """Whether `content` equals `text_of(payload)`. Two faster comparisons, which are stricter together, come first."""
+    """Whether `content` equals `json_text(payload)`. Two faster tests come first."""
     from pydantic_core import to_json
 
     # json's C encoder, which cannot indent, proves the order of names and how numbers are written. pydantic's, which

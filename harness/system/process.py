@@ -104,7 +104,7 @@ _answers: list[TextIO] = []  # the original stdout, while `stdout_for_answers` r
 
 @contextmanager
 def stdout_for_answers() -> Iterator[None]:
-    """Send everything that the block prints, from Python or from C, to stderr. Only `answers()` writes to stdout."""
+    """Send what the block prints, from Python or from C, to stderr. Only `answer_stream()` writes to stdout."""
     if sys.stdout is None or _answers:  # closed, or redirected already
         yield
         return

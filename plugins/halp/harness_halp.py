@@ -52,6 +52,7 @@ def harness_register_pruners():
     return [
         PrunerSpec(
             name="halp",
+            architectures=("decoder",),
             summary="groups of units compete by importance for their latency, by HALP's augmented knapsack",
             differs=differs,
             parameters=parameters("augmented", 5, 30),
@@ -59,6 +60,7 @@ def harness_register_pruners():
         ),
         PrunerSpec(
             name="halp-mckp",
+            architectures=("decoder",),
             summary="HALP with an exact multiple-choice knapsack in place of its own",
             differs=(*differs, "uses the exact solver of harness"),
             parameters=parameters("mckp", 5, 30),
@@ -66,6 +68,7 @@ def harness_register_pruners():
         ),
         PrunerSpec(
             name="halp-oneshot",
+            architectures=("decoder",),
             summary="HALP in a single step, the whole budget at once",
             differs=(*differs, "one step"),
             parameters=parameters("augmented", 1, 1),

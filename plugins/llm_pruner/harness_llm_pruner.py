@@ -33,6 +33,7 @@ def harness_register_pruners():
     return [
         PrunerSpec(
             name="llm-pruner",
+            architectures=("decoder",),
             target="harness_llm_pruner:LlmPruner",
             summary="removes the coupled groups whose weights times gradients are smallest",
             paper="Ma et al. 2023, arXiv:2305.11627",

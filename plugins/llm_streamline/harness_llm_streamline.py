@@ -35,6 +35,7 @@ def harness_register_pruners():
     return [
         PrunerSpec(
             name="llm-streamline",
+            architectures=("decoder",),
             target="harness_llm_streamline:Streamline",
             summary="replaces the block of layers that changes its input least by one trained layer",
             paper="Chen et al. 2024, arXiv:2403.19135 (ICLR 2025)",

@@ -25,6 +25,7 @@ def harness_register_pruners():
     return [
         PrunerSpec(
             name="loraprune",
+            architectures=("decoder",),
             target="harness_loraprune:LoraPrune",
             summary="prunes step by step while low-rank adapters train, by their gradients",
             paper="Zhang et al. 2024, arXiv:2305.18403",

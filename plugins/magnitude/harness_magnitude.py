@@ -34,6 +34,7 @@ def harness_register_pruners():
     return [
         PrunerSpec(
             name="magnitude",
+            architectures=("decoder",),
             target="harness_magnitude:Magnitude",
             summary="removes the units, or zeroes the weights, of least magnitude",
             paper="Han et al. 2015, arXiv:1506.02626; structured forms as in LLM-Pruner (arXiv:2305.11627) and FLAP",

@@ -23,6 +23,7 @@ def harness_register_pruners():
     return [
         PrunerSpec(
             name="shortgpt",
+            architectures=("decoder",),
             target="harness_shortgpt:ShortGPT",
             summary="drops the decoder layers whose output is most like their input",
             paper="Men et al. 2024, arXiv:2403.03853",

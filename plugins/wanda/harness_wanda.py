@@ -26,6 +26,7 @@ def harness_register_pruners():
     return [
         PrunerSpec(
             name="wanda",
+            architectures=("decoder",),
             target="harness_wanda:Wanda",
             summary="zeroes the weights of least magnitude times input norm in each row, layer after layer",
             paper="Sun et al. 2023, arXiv:2306.11695",
@@ -49,6 +50,7 @@ def harness_register_pruners():
         ),
         PrunerSpec(
             name="wanda-sp",
+            architectures=("decoder",),
             target="harness_wanda:WandaSp",
             summary="removes the units whose outgoing weights score least by Wanda's measure, layer after layer",
             paper="the structured form of Wanda in the repository of FLAP (An et al. 2023, arXiv:2312.11983)",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -17,7 +20,9 @@ from harness.models.anatomy.core import Anatomy, Member, Op, Site
 from harness.models.architectures import lookup
 from harness.models.cut import check_cut
 from harness.pruning.gates import gated
-from harness.pruning.importance import magnitude, output_magnitude, output_member
+from harness.pruning.importance import by_unit, magnitude, output_magnitude, output_member
+
+from ..test_plugins import install
 
 INPUTS, HIDDEN, CLASSES = 4, 6, 3
 
@@ -170,13 +175,76 @@ def test_an_unknown_model_type_is_named_with_the_known_ones(mlp):
 )
 def test_names_of_the_api_before_work_and_warn(make, old, new):
     value = ("llama",) if old == "families" else "m:check" if old == "sound" else {"steps": 3}
-    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
+    with pytest.warns(FutureWarning, match=f"{old} is now called {new}"):
         made = make(**{old: value})
-    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
+    with pytest.warns(FutureWarning, match=f"{old} is now called {new}"):
         assert getattr(made, old) == getattr(made, new) == value
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert getattr(make(**{new: value}), new) == value
+    with pytest.raises(TypeError, match=f"got both {new} and {old}"):
+        make(**{old: value, new: value})
+
+
+def test_a_cut_can_be_changed_by_its_old_name_too():
+    cut = Cut()
+    with pytest.warns(FutureWarning, match="told is now called details"):
+        cut.told = {"steps": 3}
+    assert cut.details == {"steps": 3}
+
+
+OF_VERSION_1 = """
+from harness import PrunerSpec, hookimpl
+HARNESS_API = 1
+@hookimpl
+def harness_register_pruners():
+    return [PrunerSpec(name="older", target="harness_older:Older", summary="without families"),
+            PrunerSpec(name="named", target="harness_older:Older", summary="with them", families=("llama",))]
+"""
+
+
+def test_a_plugin_of_the_api_before_loads_warns_and_keeps_its_meaning(tmp_path):
+    install(tmp_path, "older", OF_VERSION_1)
+    script = (
+        "from harness.plugins import registry\n"
+        "specs = registry().specs['pruner']\n"
+        "print(specs['older'].architectures, specs['named'].architectures)"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout == "('decoder',) ('llama',)\n", done.stderr
+    assert "PrunerSpec.families is now called architectures" in done.stderr
+
+
+def test_two_architectures_cannot_share_a_model_type():
+    registry = plugins.Registry(plugins.registry().manager)
+    origin = plugins.Origin("a", "a", "1")
+    first = ArchitectureSpec(name="first", target="m:A", summary="", model_types=("x", "y"))
+    second = ArchitectureSpec(name="second", target="m:B", summary="", model_types=("y",))
+    plugins._register(registry, [("architecture", first)], origin)
+    with pytest.raises(ValueError, match="model type 'y' is already registered by architecture 'first'"):
+        plugins._register(registry, [("architecture", second)], origin)
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(Unsupported, match="there is no task 'sound'"):
+        lookup.task("sound")
+
+
+def test_an_embedding_does_not_read_the_stream_that_it_writes():
+    stream = lookup.anatomy_of(plugins.registry().specs["model"]["tiny"].config).sites["hidden"]
+    assert "model.embed_tokens.weight" in {member.tensor for member in stream.members}
+    assert "model.embed_tokens.weight" not in {member.tensor for member in stream.readers}
+    assert not stream.exact
+
+
+def test_scores_of_a_member_with_indices_of_its_own(mlp):
+    _, anatomy = mlp
+    (member,) = anatomy.sites["hidden"].readers
+    values = torch.arange(float(INPUTS + HIDDEN))
+    assert by_unit(values, member).flatten().tolist() == [4, 5, 6, 7, 8, 9]
 
 
 def test_calibration_data_comes_in_the_task_s_own_form(tmp_path):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness.api import Shape
+from harness.errors import HarnessError
 from harness.latency.cost_table.table import Fit, classes
 from harness.models.anatomy.core import Anatomy
 
@@ -46,7 +47,13 @@ def non_negative(features: np.ndarray, target: np.ndarray, prior: np.ndarray | N
     strength = ALMOST_NO_PENALTY if prior is None else PRIOR_PENALTY
     penalty = np.sqrt(strength) * np.linalg.norm(features, axis=0)
     goal = penalty * (0.0 if prior is None else prior)
-    weights, _ = nnls(np.vstack([features, np.diag(penalty)]), np.concatenate([target, goal]))
+    rows, goals = np.vstack([features, np.diag(penalty)]), np.concatenate([target, goal])
+    try:
+        weights, _ = nnls(rows, goals, maxiter=100 * features.shape[1])
+    except RuntimeError as error:
+        raise HarnessError(
+            f"no cost model fits the measured times: {error}", "measure again on a calmer machine (--again)"
+        ) from None
     return weights
 
 

@@ -37,7 +37,7 @@ class Visits:
 
     @staticmethod
     def read(payload: Any) -> Visits:
-        """The visits in a payload that `words` wrote; no visits if the payload is anything else."""
+        """The visits in a payload that `to_dict` wrote; no visits if the payload is anything else."""
         try:
             shapes = {
                 str(name): [(float(ns), float(position)) for ns, position in rows]

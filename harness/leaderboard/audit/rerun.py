@@ -119,7 +119,7 @@ def notes(old: Record, new: Record) -> Iterator[str]:
 
 
 def save_outcome(result: Rerun, trust: Trust, command: str) -> Record:
-    """Write the outcome into the record's file. Raises CannotBeMade if another process changed the file meanwhile."""
+    """Write the outcome into the record's file. Raises CannotRerun if another process changed the file meanwhile."""
     entry = result.entry
     with exclusive(entry.path.parent):
         if Entry(entry.path, entry.side).payload != entry.payload:

@@ -28,6 +28,7 @@ class Member:
     dim: int
     block: int = 1
     at: tuple[tuple[int, ...], ...] | None = None
+    reads: bool = True  # false where dimension 1 is not multiplied with the units, as in an embedding
 
     def __post_init__(self) -> None:
         if self.at is not None and any(len(indices) != self.block for indices in self.at):
@@ -61,7 +62,7 @@ class Site:
     @property
     def readers(self) -> tuple[Member, ...]:
         """The weights whose inputs are this site's units."""
-        return tuple(member for member in self.members if member.dim == 1)
+        return tuple(member for member in self.members if member.dim == 1 and member.reads)
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Anatomy:
     task: str = "text"
     cuts: Mapping[str, tuple[tuple[str, Member], ...]] = field(init=False, repr=False)
     owners: Mapping[str, str] = field(init=False, repr=False)
+    spans: Mapping[str, int | None] = field(init=False, repr=False)  # per weight of queries: how far back they look
     costs: Mapping[str, tuple[int, int]] = field(init=False, repr=False)  # per site: of a unit, of what no unit owns
 
     def __post_init__(self) -> None:
@@ -111,6 +113,8 @@ class Anatomy:
                 cuts.setdefault(member.tensor, []).append((site.name, member))
         object.__setattr__(self, "cuts", {name: tuple(members) for name, members in cuts.items()})
         object.__setattr__(self, "owners", {t: s.name for s in self.sites.values() for t in s.owned})
+        spans = {op.weight: op.window for op in self.ops if op.kind == "attention"}
+        object.__setattr__(self, "spans", spans)
         costs = {}
         for site in self.sites.values():
             unit = sum(
@@ -129,8 +133,8 @@ class Anatomy:
         return (site for site in self.sites.values() if site.layer is not None)
 
     def empty(self) -> dict[str, int]:
-        """The shape without any layer, at the full width of the residual stream."""
-        return {site.name: 0 for site in self.blocks()}
+        """The smallest shape at the full width of the residual stream: in a decoder, the one without any layer."""
+        return {site.name: site.least for site in self.blocks()}
 
     def full(self) -> dict[str, int]:
         return {name: site.units for name, site in self.sites.items()}
@@ -174,8 +178,7 @@ class Anatomy:
 
     def window(self, site: Site) -> int | None:
         """How far back the queries of a site look, None for all the way."""
-        tensors = {member.tensor for member in site.members}
-        return next((op.window for op in self.ops if op.kind == "attention" and op.weight in tensors), None)
+        return next((self.spans[m.tensor] for m in site.members if m.tensor in self.spans), None)
 
     def unit_params(self, site: Site) -> int:
         """Parameters that go with one unit while the others stay."""

@@ -102,7 +102,7 @@ def decoder(family: Family, config: Mapping[str, Any]) -> Anatomy:
     ops: list[Op] = []
     tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     sites: dict[str, Site] = {}
-    stream = [Member("model.embed_tokens.weight", 1)]
+    stream = [Member("model.embed_tokens.weight", 1, reads=False)]
 
     def has(bias: str | bool) -> bool:
         return bool(fields.get(bias, False)) if isinstance(bias, str) else bias
@@ -171,5 +171,5 @@ def decoder(family: Family, config: Mapping[str, Any]) -> Anatomy:
     # the head sees the last position only, as in serving
     ops.append(Op("model.embed_tokens.weight" if fields["tie_word_embeddings"] else "lm_head.weight", positions=1))
     if family.cuts_hidden:
-        sites["hidden"] = Site("hidden", "hidden", hidden, tuple(stream), least=1)
+        sites["hidden"] = Site("hidden", "hidden", hidden, tuple(stream), least=1, exact=False)
     return Anatomy(family.name, fields, tensors, sites, frozenset(head), tuple(ops), needs_bos=family.needs_bos)

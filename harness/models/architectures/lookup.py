@@ -75,6 +75,8 @@ def architecture_for(model: Any) -> Architecture:
 
 def task(name: str) -> Task:
     """The task of this name, as anatomies and architectures name it."""
+    if name not in TASKS:
+        raise Unsupported(f"there is no task {one_line(repr(name), 60)}", f"known: {', '.join(TASKS)}")
     return TASKS[name]
 
 

@@ -74,7 +74,7 @@ class Text:
 
     def check(self, workload: Workload) -> None:
         if workload.kind not in self.kinds:
-            raise Unsupported(f"a decoder has no {workload.kind} workload", REMEDY)
+            raise Unsupported(f"text has no {workload.kind} workload", REMEDY)
 
     def flops(self, anatomy: Anatomy, shape: Shape, workload: Workload) -> int:
         """The head sees the last position only, as in serving."""

@@ -16,6 +16,7 @@ def harness_register_pruners():
     return [
         PrunerSpec(
             name="compresso",
+            architectures=("decoder",),
             target="harness_compresso.method:Compresso",
             summary="learns which KV groups, channels and hidden dimensions go, training LoRA beside the masks",
             paper="Guo et al. 2023, Compresso, arXiv:2310.05015; repository microsoft/Moonlit",

@@ -10,6 +10,7 @@ def harness_register_pruners():
     return [
         PrunerSpec(
             name="dilap",
+            architectures=("decoder",),
             target="harness_dilap.method:Dilap",
             summary="learns by gradients what each sub-layer keeps, under the latency a device measured",
             kinds=("structured", "depth"),
