@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).parent.parent
 
-# Rooms from the bottom up. A file imports from its own room and from those above it in this list.
+# Rooms, the lowest first. A file imports from its own room and from rooms that come earlier in this list.
 ROOMS = (
     "errors",
     "stats",
@@ -51,9 +51,17 @@ ROOMS = (
     "cli",
     "__main__",
 )
+# Core files that may name parts of a decoder: its architecture, and the projections that get LoRA adapters.
+MAY_NAME_DECODER_PARTS = {
+    "models/architectures/decoder.py",
+    "models/architectures/decoder_families.py",
+    "models/architectures/modeling.py",
+    "models/architectures/modeling_pruned_llama.py",
+    "pruning/training/adapters.py",
+}
 # What a decoder is made of, in names of transformers.
 DECODER_PARTS = re.compile(
-    r"self_attn|[qkvo]_proj|(?:gate|up|down)_proj|model\.layers|input_layernorm|\.anatomy\.llama"
+    r"self_attn|[qkvo]_proj|(?:gate|up|down)_proj|model\.layers|input_layernorm|lm_head|embed_tokens"
 )
 
 

@@ -14,7 +14,18 @@ import tomllib
 
 import pytest
 
-from .house import ROOMS, ROOT, circle, core, file_imports, imports, room, room_imports
+from .house import (
+    MAY_NAME_DECODER_PARTS,
+    ROOMS,
+    ROOT,
+    circle,
+    core,
+    file_imports,
+    imports,
+    naming_decoder_parts,
+    room,
+    room_imports,
+)
 
 UNCLEAR = {"found", "told", "made", "asked", "alike", "gone", "said", "heard", "lasting"}
 CORE = list(core().values())
@@ -39,6 +50,10 @@ def test_imports_point_downwards(path):
 def test_imports_have_no_circles():
     assert circle(file_imports()) == []
     assert circle(room_imports(file_imports())) == []
+
+
+def test_parts_of_decoders_are_named_where_decoders_are_described():
+    assert set(naming_decoder_parts()) == MAY_NAME_DECODER_PARTS
 
 
 def test_the_rooms_are_those_that_are_there():

@@ -17,8 +17,8 @@ from harness.latency.prober import Measurement
 from harness.models.anatomy.core import Anatomy
 
 MARGIN = (0.006, 0.02)  # bounds of the margin below the limit, which is the relative noise; 0 without noise
-PROBES = 8  # measurements on a device
-EXACT_PROBES = 64  # measurements on a simulated device, which are exact and cost nothing
+PROBES = 8  # shapes that a search may try on a device, without calibration and repeats of noisy shapes
+EXACT_PROBES = 64  # more of them on a simulated device, whose measurements are exact and cost nothing
 FINEST = 1 / 4096  # settings closer than this are the same
 
 

@@ -1,4 +1,6 @@
-"""Gates: conditions that must hold during the visits, or a clock is not trusted. Each gate names the clocks it guards.
+"""Gates of a measurement: conditions that must hold during the visits, or a clock is not trusted.
+
+Each gate names the clocks it guards.
 
 A device reports the readings that it has, under these names. A gate whose readings are missing is left out.
 
@@ -6,7 +8,7 @@ A device reports the readings that it has, under these names. A gate whose readi
     busy_ns, steal_ns    time that all cores were busy; time that the hypervisor took
     pressure_us          time that some task waited for a core (Linux PSI, "some")
     cores, threads       how many cores there are; how many threads the model uses
-    throttle             the reasons for which the device lowered its clock
+    throttle             the reasons for which the device lowered its clock; heat is one of them
     other_processes      processes of others on the same accelerator
     fallback             nodes that did not run where the runtime was told to run them
 """

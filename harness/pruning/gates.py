@@ -1,4 +1,7 @@
-"""Gates on units: a model computes as if each unit were there by a share, with gradients to that share."""
+"""Gates on units: a model computes as if each unit were there by a share, with gradients to that share.
+
+The gates of a measurement are in `harness.latency.gates`.
+"""
 
 from __future__ import annotations
 

@@ -236,12 +236,14 @@ class ScoreRecord(Part):
 
 
 class Cost(Part):
-    prepare_s: float = 0
-    search_s: float = 0
-    profile_s: float = 0
+    """Wall seconds of the stages, and tokens that training used."""
+
+    prepare_s: float = Field(0, description="what does not depend on the budget; part of search_s")
+    search_s: float = Field(0, description="to decide on the cut, with all probes of a latency")
+    profile_s: float = Field(0, description="to measure the device's cost table")
     recover_s: float = 0
     evaluate_s: float = 0
-    train_tokens: int = 0
+    train_tokens: int = Field(0, description="by the method and the recovery, counted as often as they were used")
 
 
 class Git(Part):
