@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.errors import Unsupported
 from harness.models.anatomy.core import Anatomy, Member
@@ -28,7 +28,7 @@ def gated(model: Any, anatomy: Anatomy, gates: Mapping[str, Tensor]) -> Iterator
         for name in gates:
             for member in anatomy.sites[name].readers:
                 reader = model.get_submodule(member.tensor.removesuffix(".weight"))
-                if not isinstance(reader, nn.Linear):
+                if len(anatomy.tensors[member.tensor]) != 2:  # with an adapter it is linear, too
                     raise Unsupported(f"{name} is read by a {type(reader).__name__}; gates work on linear layers only")
                 hooks.append(reader.register_forward_pre_hook(_multiply(gates, name, member)))
                 if getattr(reader, "bias", None) is not None:  # an empty site loses the bias too
