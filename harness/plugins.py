@@ -265,14 +265,15 @@ def registry() -> Registry:
     manager.add_hookspecs(hookspecs)
     result = Registry(manager)
     first_by_name: dict[str, tuple[Origin, str]] = {}
+    fatal = supervisor.fatal_imports()
     for point, origin in _entry_points():
         first, value = first_by_name.setdefault(point.name, (origin, point.value))
         if first.distribution == origin.distribution and value == point.value and first is not origin:
             continue  # the same distribution is on the path twice
         plugin = None
         try:
-            if point.name in supervisor.fatal_imports:
-                raise HarnessError(supervisor.fatal_imports[point.name])
+            if point.name in fatal:
+                raise HarnessError(fatal[point.name])
             if first is not origin:
                 raise ValueError(f"the entry point {point.name!r} is already used by {first.distribution}")
             with supervisor.importing(point.name), process.stdout_for_answers(), plugin_code("it"):

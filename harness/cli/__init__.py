@@ -96,9 +96,9 @@ def main() -> None:
             sys.exit(fail(*INTERRUPTED[:2], 128 + signal_number))
         # A plug-in whose import killed the process is reported as broken, and the command starts again without it.
         plugin = ending.reports.get("importing")
-        if not plugin or plugin in supervisor.fatal_imports:
+        if not plugin or plugin in supervisor.fatal_imports():
             break
-        supervisor.fatal_imports[plugin] = f"while it was imported, {ending.reason}"
+        supervisor.add_fatal_import(plugin, f"while it was imported, {ending.reason}")
     if "cell" in ending.reports:
         from harness.cli.run import record_failure
 

@@ -35,7 +35,7 @@ def import_seconds() -> float:
     return float(text) if text.replace(".", "", 1).isdigit() else IMPORT_S
 
 
-fatal_imports: dict[str, str] = {}  # plug-ins whose import ended an earlier attempt of this command, and how
+FATAL_IMPORTS = "HARNESS_FATAL_IMPORTS"  # an environment variable, so that processes which this command starts see it
 _pipe: tuple[int, int] | None = None  # in the supervised process: its pid, and the descriptor that it reports to
 
 
@@ -54,6 +54,20 @@ def report(**reports: Any) -> None:
     if _pipe is not None and _pipe[0] == os.getpid():
         with contextlib.suppress(OSError):
             os.write(_pipe[1], (json.dumps(reports) + "\n").encode())
+
+
+def fatal_imports() -> dict[str, str]:
+    """Plug-ins whose import ended an earlier attempt of this command, and how it ended."""
+    with contextlib.suppress(ValueError):
+        reasons = json.loads(os.environ.get(FATAL_IMPORTS, "{}"))
+        if isinstance(reasons, dict):
+            return {str(plugin): str(reason) for plugin, reason in reasons.items()}
+    return {}
+
+
+def add_fatal_import(plugin: str, reason: str) -> None:
+    """Keep this process, and all that it starts, from importing the plug-in."""
+    os.environ[FATAL_IMPORTS] = json.dumps({**fatal_imports(), plugin: reason})
 
 
 @contextmanager

@@ -186,6 +186,17 @@ def test_a_harmful_import_is_one_line_of_the_list(hostile, place, deed):
     assert any(row["name"] == "magnitude" for row in rows)
 
 
+@pytest.mark.parametrize(
+    "deed", [pytest.param(deed, marks=() if deed == "exit-0" else pytest.mark.slow) for deed in IMPORTS]
+)
+def test_a_harmful_import_does_not_stop_a_run(hostile, runs, lost, deed):
+    """A run starts other processes, which load the plug-ins as well. None of them imports what ended the first one."""
+    done = hostile(f"import:{deed}", *CELL, "footprint", "--pruner", "random")
+    row = json.loads(done.stdout)
+    assert (done.returncode, row["status"]) == (0, "ok"), done.stderr
+    lost([row["id"]], Store(runs))
+
+
 @pytest.mark.parametrize("deed", ["print", "atexit"])
 def test_what_an_import_prints_is_not_in_the_answer(hostile, deed):
     done = hostile(f"import:{deed}", "list")
