@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -43,6 +44,7 @@ class Link:
 
 Piece = str | Link
 Cell = Piece | tuple[Piece, ...]
+Table = Sequence[Mapping[str, Cell]]  # rows by column; all have the columns of the first one
 
 _HREF = re.compile(r"[\w.~%-][\w.~%/-]*", re.ASCII)  # no scheme, no other host, no quotes
 _CODE = re.compile(r"(?=\S)[\w .,:=/+@'\"()\[\]~-]+(?<=\S)", re.ASCII)
@@ -78,6 +80,17 @@ def markdown_line(cell: Cell) -> str:
         return line
     index = start.end() if start[0].isdigit() else 0  # the backslash goes behind a number
     return f"{line[:index]}\\{line[index:]}"
+
+
+def markdown_table(table: Table) -> str:
+    """The table in GitHub's Markdown, the same bytes on every machine."""
+    import tabulate
+
+    # Without this, widths would depend on whether wcwidth is installed, and committed pages are compared byte by byte.
+    tabulate.WIDE_CHARS_MODE = False
+    lines = [[markdown(row[name]) for name in table[0]] for row in table]
+    headers = [markdown(name) for name in table[0]]
+    return tabulate.tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
 def html(cell: Cell) -> str:

@@ -11,11 +11,11 @@ from string import Template
 
 from harness.leaderboard import pareto, scatter
 from harness.leaderboard.entries import Entry
-from harness.leaderboard.markdown_page import LEGEND, Table, failed, reported_row, score_notes, setup_text, table
+from harness.leaderboard.markdown_page import LEGEND, failed, reported_row, score_notes, setup_text, table
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Group
 from harness.leaderboard.site import FEW, MARK, group_pages, rank_boards
-from harness.markup import Cell, html
+from harness.markup import Cell, Table, html
 from harness.system.parallel import parallel_map
 
 TEMPLATE = Path(__file__).with_name("sheet.html")

@@ -7,18 +7,15 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import tabulate
-
 from harness.evaluation import score_stats
 from harness.formatting import display_texts, figure, figure_with_error
 from harness.leaderboard.entries import Entry
 from harness.leaderboard.ranking import MEAN, gap_between, is_accuracy, mean_accuracy, shared_accuracies
 from harness.leaderboard.reported import Reported
 from harness.leaderboard.rows import Board, Column, Group, Row, Setup, settings
-from harness.markup import Cell, Code, Figures, Link, Strong, link, markdown, markdown_line
+from harness.markup import Cell, Code, Figures, Link, Strong, Table, link, markdown, markdown_line, markdown_table
 from harness.records.schema import Artefact, Latency, Record
 
-Table = list[dict[str, Cell]]
 RESERVED_COLUMNS = (  # a score or a device's figure with such a name gets another label
     "method",
     "settings",
@@ -299,18 +296,9 @@ def markdown_list(lines: Sequence[Cell]) -> str:
     return "\n".join(f"- {markdown_line(line)}" for line in lines)
 
 
-def markdown_table(table: Table) -> str:
-    """The table in GitHub's Markdown, the same bytes on every machine."""
-    # Without this, widths would depend on whether wcwidth is installed, and committed pages are compared byte by byte.
-    tabulate.WIDE_CHARS_MODE = False
-    lines = [[markdown(row[name]) for name in table[0]] for row in table]
-    headers = [markdown(name) for name in table[0]]
-    return tabulate.tabulate(lines, headers, tablefmt="github", disable_numparse=True)
-
-
 def index(pages: Mapping[str, Sequence[Board]], outside: Sequence[Entry], home: Path, reported: str = "") -> str:
     """The index page: a table of all pages, and the records that are on none. `reported` names the reported page."""
-    lines: Table = []
+    lines: list[dict[str, Cell]] = []
     for file, boards in pages.items():
         setup, rows = boards[0].setup, [row for board in boards for row in board.rows]
         lines.append(

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from harness import plugins
 from harness.leaderboard.entries import read
-from harness.leaderboard.markdown_page import Table, markdown_table, table
+from harness.leaderboard.markdown_page import table
 from harness.leaderboard.ranking import rank_group
 from harness.leaderboard.rows import Group, Row, boards
-from harness.markup import Code
+from harness.markup import Cell, Code, markdown_table
 
 LIST_MARK = "<!-- made by `harness list --markdown` -->"
 EXCERPT = ("smollm2-135m", "cpu", "prefill:1x512", "0.65x")  # model, device, workload and budget
@@ -27,7 +27,7 @@ KINDS = ("pruner", "device", "evaluator", "recovery", "model")
 def registry_table() -> str:
     """A table of every registered name by kind, with the distribution it comes from."""
     registry = plugins.registry()
-    rows: Table = []
+    rows: list[dict[str, Cell]] = []
     for kind in KINDS:
         for name, spec in sorted(registry.specs[kind].items()):
             origin = registry.origins[kind, name]

@@ -43,7 +43,7 @@ def apply(model: Any, anatomy: Anatomy, cut: CheckedCut) -> Any:
 
 def sliced(anatomy: Anatomy, cut: CheckedCut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the cut leaves of these tensors, without those of empty sites."""
-    removed = {site: sorted(set(range(anatomy.sites[site].units)) - set(units)) for site, units in cut.keep.items()}
+    removed = removed_units(anatomy, cut)
     kept_by_cut: dict[tuple, Tensor] = {}  # most tensors are cut like another one
     remaining = {}
     for name in anatomy.tensor_shapes(cut.shape):
@@ -64,6 +64,11 @@ def sliced(anatomy: Anatomy, cut: CheckedCut, tensors: Mapping[str, Tensor]) -> 
     return remaining
 
 
+def removed_units(anatomy: Anatomy, cut: CheckedCut) -> dict[str, list[int]]:
+    """The units that the cut removes, by site."""
+    return {site: sorted(set(range(anatomy.sites[site].units)) - set(units)) for site, units in cut.keep.items()}
+
+
 def _kept_indices(size: int, removed: list[list[int]]) -> Tensor:
     remains = torch.ones(size, dtype=torch.bool)
     for rows in removed:
@@ -80,12 +85,11 @@ def masked_elements(anatomy: Anatomy, cut: CheckedCut) -> int:
 def zeroed(model: Any, anatomy: Anatomy, cut: CheckedCut) -> dict[str, Tensor]:
     """The dense tensors with the removed units set to zero. The sliced model must compute the same."""
     state = {name: tensor.clone() for name, tensor in written(dense_state(model), cut).items()}
-    for name, units in cut.keep.items():
+    for name, units in removed_units(anatomy, cut).items():
         site = anatomy.sites[name]
-        removed = sorted(set(range(site.units)) - set(units))
         for member in site.members:
-            state[member.tensor].movedim(member.dim, 0)[member.rows(removed)] = 0
-        if not units:
+            state[member.tensor].movedim(member.dim, 0)[member.rows(units)] = 0
+        if not cut.keep[name]:
             for owned in site.owned:
                 state[owned].zero_()
     return state

@@ -19,8 +19,8 @@ from harness.cli.record import print_record
 from harness.errors import one_line
 from harness.leaderboard import entries, site
 from harness.leaderboard.html_page import render_page
-from harness.leaderboard.markdown_page import markdown_list, markdown_table
-from harness.markup import Code, Link, Strong, markdown, markdown_line, plain_line
+from harness.leaderboard.markdown_page import markdown_list
+from harness.markup import Code, Link, Strong, markdown, markdown_line, markdown_table, plain_line
 from harness.models.saved.model_card import card
 from harness.records.schema import Record
 from harness.system.paths import plain_name

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
 from harness.api import ModelCard
 from harness.formatting import figure_with_error
-from harness.markup import Code, Link, markdown, yaml_text
+from harness.markup import Cell, Code, Link, markdown, markdown_table, yaml_text
 from harness.records.schema import Record
 
 
 def in_one_line(text: str) -> str:
     """Text as one line: a sign for each line end, since a model may write only those, and no control codes."""
     return "".join(c if c.isprintable() else "�" for c in re.sub(r"\s*\n\s*", " ⏎ ", text))
-
-
-def side_by_side(texts: Sequence[Mapping[str, str]]) -> list[str]:
-    """A Markdown table of texts, one cell each."""
-    rows = [[markdown(in_one_line(text)) for text in row.values()] for row in texts]
-    columns = [markdown(name) for name in texts[0]]
-    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str] = ()) -> str:
@@ -43,22 +36,22 @@ def card(record: Record, source: ModelCard, uneven: bool, pictures: Iterable[str
         f"{artefact.ratio_blocks:.2%} of the prunable",
         f"parameters were removed: {artefact.params:,} of {artefact.params_dense:,} remain.",
         "",
-        "| | dense | pruned |",
-        "|---|---:|---:|",
     ]
+    rows: list[dict[str, Cell]] = []
     for workload, timing in record.latency.items():
-        label = markdown(f"{workload}, {timing.clock} time on {spec.device}, ms")
-        lines.append(f"| {label} | {timing.dense.median_ns / 1e6:.2f} | {timing.pruned.median_ns / 1e6:.2f} |")
+        dense, pruned = (f"{timing_side.median_ns / 1e6:.2f}" for timing_side in (timing.dense, timing.pruned))
+        rows.append({"": f"{workload}, {timing.clock} time on {spec.device}, ms", "dense": dense, "pruned": pruned})
     for name, score in record.scores.items():
         if not name.startswith("footprint"):
-            cells = (
-                figure_with_error(score.dense, score.dense_stderr),
-                figure_with_error(score.value, score.stderr),
-            )
-            lines.append(f"| {markdown(name)} (n={score.n}) | {' | '.join(cells)} |")
+            dense = figure_with_error(score.dense, score.dense_stderr)
+            pruned = figure_with_error(score.value, score.stderr)
+            rows.append({"": f"{name} (n={score.n})", "dense": dense, "pruned": pruned})
+    if rows:
+        lines.append(markdown_table(rows))
     for name, score in record.scores.items():
         if score.texts:
-            lines += ["", f"What both models wrote ({markdown(name)}):", "", *side_by_side(score.texts)]
+            texts = [{column: in_one_line(text) for column, text in pair.items()} for pair in score.texts]
+            lines += ["", f"What both models wrote ({markdown(name)}):", "", markdown_table(texts)]
     lines.append("")
     lines += [markdown(Link(Path(name).stem, f"notes/{quote(os.fsencode(name))}", picture=True)) for name in pictures]
     if uneven:
