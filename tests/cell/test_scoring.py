@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
@@ -181,7 +182,7 @@ def test_a_reader_is_shown_notes_and_texts(asked, tmp_path, capsys):
     assert "[red]three" in told
     assert "\x1b[2J" not in told
     assert told.count("by nought") == 1
-    card = (tmp_path / record.artefact.path / "README.md").read_text()
+    card = re.sub(" +", " ", (tmp_path / record.artefact.path / "README.md").read_text())
     assert "| prompt | dense | pruned |" in card
     assert r"| a\|b | one ⏎ two | \[red\]three�\[2J |" in card
 

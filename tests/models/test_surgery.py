@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from harness import Cut
 from harness.api import Workload
-from harness.errors import BadCut
+from harness.errors import BadCut, EnvironmentFault
 from harness.models import counting
 from harness.models.architectures import modeling
 from harness.models.cut import check_cut
@@ -23,7 +23,7 @@ from harness.models.saved import folders
 from harness.models.surgery import apply, dense_state, masked_elements, zeroed
 from harness.pruning.gates import gated
 
-from ..families import ALL, difference, logits, tiny
+from ..families import ALL, BASE, difference, logits, tiny
 
 
 @st.composite
@@ -237,3 +237,27 @@ def test_gates_at_zero_are_what_the_cut_leaves(family):
     with gated(model, anatomy, gates):
         found = logits(model)
     assert difference(found, logits(smaller)) < 1e-4
+
+
+@pytest.mark.parametrize("names", [{"11": {"intermediate_size": 4}}, {"03": {"intermediate_size": 4}}, {"00": {}}])
+def test_layers_have_numbers_of_one_width_or_of_their_own(names):
+    """transformers writes 00, 01, ... for the layers of an uneven model of ten layers or more."""
+    from harness.models.architectures.lookup import anatomy_of
+
+    config = {**BASE, "model_type": "llama", "num_hidden_layers": 12, "per_layer_config": names}
+    (number, own), *_ = names.items()
+    units = anatomy_of(config).sites[f"layers.{int(number)}.mlp"].units
+    assert units == own.get("intermediate_size", BASE["intermediate_size"])
+    with pytest.raises(EnvironmentFault, match="a name in per_layer_config is"):
+        anatomy_of({**config, "per_layer_config": {**names, "1": {}, "01": {}}})
+
+
+def test_an_uneven_model_of_many_layers_has_an_anatomy_again():
+    from harness.models.architectures.lookup import anatomy_of
+
+    _, model_class = modeling.classes("llama")
+    model = model_class(modeling.config({**BASE, "model_type": "llama", "num_hidden_layers": 12}))
+    anatomy = anatomy_of(modeling.config_dict(model))
+    smaller = apply(model, anatomy, check_cut(anatomy, Cut(keep={"layers.10.mlp": [0, 1], "layers.3.attention": []})))
+    again = anatomy_of(modeling.config_dict(smaller))
+    assert {name: tuple(t.shape) for name, t in dense_state(smaller).items()} == dict(again.tensors)

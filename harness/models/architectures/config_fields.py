@@ -96,11 +96,16 @@ def _layer_types(kinds: Any, layers: int) -> Iterator[Wrong]:
 
 
 def _layers(overrides: Mapping[Any, Any], layers: int) -> Iterator[Wrong]:
-    """What an uneven model's layers have of their own, by their numbers, which are text in a file."""
-    numbers = {str(number) for number in range(layers)}
+    """What an uneven model's layers have of their own, by their numbers, which are text in a file.
+
+    transformers writes numbers of one width: 00, 01, ... if there are ten layers or more.
+    """
+    widths = {len(str(number)) for number in range(layers)}
+    numbers = {f"{number:0{width}}" for number in range(layers) for width in widths}
+    names: dict[int, Any] = {}
     for number, own in overrides.items():
-        if str(number) not in numbers:
-            yield "a name in per_layer_config", number, f"the number of a layer, from 0 to {layers - 1:,}"
+        if str(number) not in numbers or names.setdefault(int(number), number) != number:
+            yield "a name in per_layer_config", number, f"the number of a layer, from 0 to {layers - 1:,}, once"
         label = f"per_layer_config.{number}"
         if not isinstance(own, Mapping):
             yield label, own, "an object"
